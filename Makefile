@@ -1,0 +1,75 @@
+# One word per task; `make help` lists them. Variables: PYTHON, VENV, EXTRAS, CONSTRAINTS, JOBS, THREADS, TESTS.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# The first interpreter that starts and is 3.11 or newer (a version manager's shim may exist and still not start).
+find_python = for p in python3.11 python3.12 python3.13 python3 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done; true
+PYTHON ?= $(shell $(find_python))
+VENV ?= .venv
+EXTRAS ?= dev,dicom
+# Exact torch and torchvision are pinned here, so that a wheel folder configured on the machine cannot pick others.
+# `make env CONSTRAINTS=` takes the newest releases that pyproject.toml allows.
+CONSTRAINTS ?= constraints.txt
+# Two workers of one thread each: two cores, no oversubscription.
+JOBS ?= 2
+THREADS ?= 1
+TESTS ?= tests
+
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+PYTEST = OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) $(PY) -m pytest -n $(JOBS) $(TESTS)
+
+.PHONY: help env demo test test-all lint format types bench docs build clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+env: $(STAMP) ## make the virtual environment and install the package, editable, with its tools
+
+$(STAMP): pyproject.toml $(wildcard $(CONSTRAINTS))
+	@if [ ! -x $(PY) ]; then \
+		if [ -z "$(PYTHON)" ]; then echo "make env: no Python >= 3.11 found; install one or say make env PYTHON=/path/to/python" >&2; exit 1; fi; \
+		$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make env: $(PYTHON) is not Python >= 3.11" >&2; exit 1; }; \
+		$(PYTHON) -m venv $(VENV); \
+	fi
+	$(PY) -m pip install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) torch torchvision -e ".[$(EXTRAS)]"
+	$(PY) -m pip check
+	@touch $@
+
+demo: env ## train and evaluate the nano model on made-up scans, on CPU
+	$(VENV)/bin/medsam-tune demo
+
+test: env ## the fast tier: no network, no GPU, minutes
+	$(PYTEST) -m "not slow"
+
+test-all: env ## every tier; real_data and gpu tests skip themselves with a reason
+	$(PYTEST)
+
+lint: env ## ruff: rules and format
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+format: env ## rewrite what ruff can
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+types: env ## mypy, strict, on the package
+	$(PY) -m mypy
+
+bench: env ## every benchmarks/bench_*.py
+	@scripts="$(sort $(wildcard benchmarks/bench_*.py))"; \
+	[ -n "$$scripts" ] || { echo "make bench: no benchmarks/bench_*.py" >&2; exit 1; }; \
+	for script in $$scripts; do echo "== $$script"; $(PY) $$script; done
+
+docs: env ## API pages from the docstrings, into build/docs
+	$(PY) -m pdoc --docformat google --output-directory build/docs medsam_tune
+
+build: env ## wheel, into dist
+	$(PY) -m pip wheel --no-deps --wheel-dir dist .
+
+clean: ## remove caches and build outputs; the environment stays
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache
+	find . -path './$(VENV)' -prune -o -path ./.git -prune -o -name __pycache__ -type d -print0 | xargs -0 -r rm -rf

@@ -1,0 +1,20 @@
+"""Fine-tune Segment Anything on your own scans with MONAI, and know how good it got."""
+
+__version__ = "0.1.0"
+
+from medsam_tune.data.checks import DataError
+from medsam_tune.inference import Segmenter
+from medsam_tune.methods import METHODS, apply_method
+from medsam_tune.methods.tuned import load_tuned, save_tuned
+from medsam_tune.sam.build import build_sam
+
+__all__ = [
+    "METHODS",
+    "DataError",
+    "Segmenter",
+    "__version__",
+    "apply_method",
+    "build_sam",
+    "load_tuned",
+    "save_tuned",
+]

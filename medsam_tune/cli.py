@@ -1,0 +1,270 @@
+"""`medsam-tune`: thin over the bundles. What runs is printed first, ready to be typed again."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from fire.parser import DefaultParseValue
+
+import medsam_tune
+from medsam_tune.data.checks import DataError
+from medsam_tune.data.datalist import find_cases, split_cases, write_datalist
+from medsam_tune.demo import IMAGE_SIZE, SETTINGS, run_demo
+from medsam_tune.methods import METHODS, apply_method
+from medsam_tune.sam.build import ARCHITECTURES, architecture, build_sam
+
+app = typer.Typer(
+    help=medsam_tune.__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
+_Datalist = Annotated[Path, typer.Option(help="Datalist JSON, from `medsam-tune split`.")]
+_Set = Annotated[
+    list[str] | None, typer.Option("--set", help="Any setting of the bundle, as key=value.")
+]
+_Checkpoint = Annotated[
+    Path | None, typer.Option(help="Weights of the base; vit_b, vit_l and vit_h need them.")
+]
+_ImageSize = Annotated[int | None, typer.Option(help="Side of the model's input, pixels.")]
+
+
+@app.command()
+def split(
+    folder: Annotated[Path, typer.Argument(help="MSD folder, or images/ and labels/ in one.")],
+    out: Annotated[Path, typer.Option(help="Where the datalist goes.")] = Path("datalist.json"),
+    fractions: Annotated[
+        tuple[float, float, float], typer.Option(help="Training, validation, test.")
+    ] = (0.7, 0.15, 0.15),
+    seed: Annotated[int, typer.Option(help="Of the shuffling.")] = 0,
+    modality: Annotated[str | None, typer.Option(help="CT or MR, if the folder does not say.")] = None,
+) -> None:
+    """Split cases by patient into training, validation and held-out test cases."""
+    if out.exists():
+        raise DataError(f"{out}: is there already; delete it or choose another --out.")
+    datalist = split_cases(find_cases(folder, modality=modality), fractions, seed)
+    write_datalist(datalist, out)
+    typer.echo(
+        f"{out}: {len(datalist.training)} training, {len(datalist.validation)} validation and "
+        f"{len(datalist.test)} test cases; labels: "
+        + ", ".join(f"{k} {v}" for k, v in datalist.labels.items())
+    )
+
+
+@app.command()
+def train(
+    method: Annotated[str, typer.Argument(help=f"One of {', '.join(METHODS)}.")],
+    datalist: _Datalist,
+    output: Annotated[Path, typer.Option(help="Folder of the run.")],
+    bundle: Annotated[str, typer.Option(help="Name of a bundle, or its folder.")] = "volume",
+    model: Annotated[str, typer.Option(help=f"One of {', '.join(ARCHITECTURES)}.")] = "nano",
+    image_size: _ImageSize = None,
+    checkpoint: _Checkpoint = None,
+    resume: Annotated[bool, typer.Option(help="Continue a run that was stopped.")] = False,
+    set_: _Set = None,
+) -> None:
+    """Tune a model; what is kept is chosen by the Dice on validation cases."""
+    if method not in METHODS:
+        raise ValueError(f"method {method!r} is unknown; known: {', '.join(METHODS)}.")
+    _refuse_random(model, checkpoint)
+    configs = ["train.yaml"] if method == "decoder" else ["train.yaml", f"method_{method}.yaml"]
+    overrides: dict[str, Any] = {"datalist": datalist, "output_dir": output, "model": model}
+    overrides |= _given(image_size=image_size, checkpoint=checkpoint)
+    if resume:
+        overrides["resume"] = True
+    run_bundle(bundle, configs, overrides | _settings(set_))
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path | None, typer.Option(help="Folder of a training run.")] = None,
+    zero_shot: Annotated[bool, typer.Option(help="The untouched base instead of a run.")] = False,
+    model: Annotated[str, typer.Option(help=f"One of {', '.join(ARCHITECTURES)}.")] = "nano",
+    datalist: Annotated[Path | None, typer.Option(help="With --zero-shot.")] = None,
+    output: Annotated[Path | None, typer.Option(help="With --zero-shot.")] = None,
+    image_size: _ImageSize = None,
+    checkpoint: _Checkpoint = None,
+    bundle: Annotated[str, typer.Option(help="Name of a bundle, or its folder.")] = "volume",
+    set_: _Set = None,
+) -> None:
+    """Dice and IoU on the held-out test cases: evaluation/metrics.csv and summary.json."""
+    if zero_shot:
+        if run is not None or datalist is None or output is None:
+            raise ValueError("--zero-shot needs --datalist and --output, and takes no --run.")
+        _refuse_random(model, checkpoint)
+        overrides = {"datalist": datalist, "run_dir": output, "model": model}
+        overrides |= _given(image_size=image_size, checkpoint=checkpoint)
+        run_bundle(bundle, ["evaluate.yaml", "zero_shot.yaml"], overrides | _settings(set_))
+    elif run is None:
+        raise ValueError("give --run, the folder of a training run, or --zero-shot.")
+    else:
+        overrides = {"run_dir": run} | _given(datalist=datalist, checkpoint=checkpoint)
+        run_bundle(bundle, ["evaluate.yaml"], overrides | _settings(set_))
+
+
+@app.command()
+def predict(
+    scan: Annotated[Path, typer.Argument(help="NIfTI file.")],
+    run: Annotated[Path, typer.Option(help="Folder of a training run.")],
+    prompts: Annotated[Path, typer.Option(help="Prompt file, JSON.")],
+    output: Annotated[Path, typer.Option(help="Mask, .nii.gz, in the scan's own grid.")],
+    checkpoint: _Checkpoint = None,
+    bundle: Annotated[str, typer.Option(help="Name of a bundle, or its folder.")] = "volume",
+    set_: _Set = None,
+) -> None:
+    """Segment a scan from its boxes."""
+    overrides = {"run_dir": run, "scan": scan, "prompts": prompts, "output": output}
+    overrides |= _given(checkpoint=checkpoint)
+    run_bundle(bundle, ["inference.yaml"], overrides | _settings(set_))
+
+
+@app.command()
+def info(
+    model: Annotated[str | None, typer.Option(help="Only this model.")] = None,
+    method: Annotated[str | None, typer.Option(help="Only this method; lists its tensors.")] = None,
+) -> None:
+    """What each method trains: parameters, and their share of the model."""
+    models = [architecture(model).name] if model else list(ARCHITECTURES)
+    typer.echo(f"{'model':<7} {'method':<8} {'trained':>12} {'of':>12} {'share':>8}")
+    for name in models:
+        for each in [method] if method else list(METHODS):
+            with torch.device("meta"):
+                tuned = apply_method(build_sam(name), each)
+            sizes = {k: p.numel() for k, p in tuned.named_parameters() if p.requires_grad}
+            trained, total = sum(sizes.values()), sum(p.numel() for p in tuned.parameters())
+            typer.echo(f"{name:<7} {each:<8} {trained:>12,} {total:>12,} {trained / total:>8.2%}")
+            if model and method:
+                for key, size in sizes.items():
+                    typer.echo(f"  {key} {size:,}")
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder of everything it writes.")] = Path("demo"),
+    method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "full",
+) -> None:
+    """Tune on synthetic CT phantoms: zero-shot beside tuned Dice on held-out ones, pictures."""
+    run = output / "run"
+    if run.exists():
+        raise DataError(f"{run}: a demo ran here already; delete it or choose another --output.")
+    settings = [f"{key}={value}" for key, value in SETTINGS.items()]
+    text = run_demo(
+        output,
+        train=lambda datalist, folder: train(
+            method, datalist, folder, image_size=IMAGE_SIZE, set_=settings
+        ),
+        evaluate=lambda folder: evaluate(run=folder),
+        zero_shot=lambda datalist, folder: evaluate(
+            zero_shot=True, datalist=datalist, output=folder, image_size=IMAGE_SIZE
+        ),
+    )
+    typer.echo(f"\n{text}")
+
+
+def bundle_folder(name: str) -> Path:
+    """The folder of a bundle: "volume" for the `sam_volume` that comes with the package, or a path.
+
+    Raises:
+        DataError: no such bundle, with those that are there.
+    """
+    package = Path(__file__).resolve().parent
+    shipped = package / "bundles" if (package / "bundles").is_dir() else package.parent / "bundles"
+    for folder in (shipped / f"sam_{name}", Path(name)):
+        if (folder / "configs").is_dir():
+            return folder
+    known = ", ".join(sorted(p.name.removeprefix("sam_") for p in shipped.glob("sam_*")))
+    raise DataError(f"bundle {name!r} is neither a folder with configs/ nor one of: {known}.")
+
+
+def run_bundle(bundle: str, configs: list[str], overrides: dict[str, Any]) -> None:
+    """Print and run `python -m monai.bundle run` with config files of a bundle, in this process.
+
+    Args:
+        bundle: see `bundle_folder`.
+        configs: names of files in its configs/, later ones laid over earlier ones.
+        overrides: top-level settings.
+    """
+    root = _shorter(bundle_folder(bundle))
+    files = [str(root / "configs" / name) for name in configs]
+    argv = ["run", "--config_file", files[0] if len(files) == 1 else str(files).replace(", ", ",")]
+    argv += ["--bundle_root", str(root)]
+    for key, value in overrides.items():
+        argv += [f"--{key}", _argument(value)]
+    typer.echo(f"$ python -m monai.bundle {shlex.join(argv)}", err=True)
+    sys.argv = ["monai.bundle", *argv]
+    runpy.run_module("monai.bundle", run_name="__main__", alter_sys=False)
+
+
+def _argument(value: Any) -> str:
+    """A value as fire reads it back: text that would become a number or a list is quoted."""
+    text = str(value)
+    if isinstance(value, (str, Path)) and DefaultParseValue(text) != text:
+        return repr(text)
+    return text
+
+
+def _shorter(path: Path) -> Path:
+    """A path relative to the working directory where that is shorter."""
+    relative = Path(os.path.relpath(path))
+    return relative if len(str(relative)) < len(str(path)) else path
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if value is not None}
+
+
+def _settings(pairs: list[str] | None) -> dict[str, Any]:
+    """`key=value` words; the bundle itself refuses keys that it does not have."""
+    settings: dict[str, Any] = {}
+    for pair in pairs or []:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise ValueError(f"--set {pair!r}: expected key=value.")
+        settings[key] = _Verbatim(value)
+    return settings
+
+
+class _Verbatim:
+    """A value that was typed for fire and is passed on as it is."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def _refuse_random(model: str, checkpoint: Path | None) -> None:
+    if architecture(model).name != "nano" and checkpoint is None:
+        raise ValueError(
+            f"{model} needs --checkpoint: its weights are not embedded. Without a file there is "
+            "the small embedded model, --model nano."
+        )
+
+
+def _user_error(error: BaseException) -> BaseException:
+    """The innermost cause: MONAI wraps what an object raises while a config is read."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def main() -> None:
+    """Entry point: an error that a user can mend is one line and exit code 1."""
+    try:
+        app()
+    except (DataError, ValueError, FileNotFoundError, FloatingPointError, RuntimeError) as error:
+        cause = _user_error(error)
+        known = (DataError, ValueError, FileNotFoundError, FloatingPointError)
+        if os.environ.get("MEDSAM_TUNE_TRACEBACK") or not isinstance(cause, known):
+            raise
+        typer.echo(f"medsam-tune: {cause}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What goes in: datalists, checks, intensity windows, frames, the slice store, phantoms."""

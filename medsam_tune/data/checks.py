@@ -1,0 +1,280 @@
+"""Refusals of scans and labels that would train or evaluate wrongly without a word.
+
+Each refusal is one small function. Messages name the case and its files by path, what was found,
+what was expected and what to do, and never text from a file's header.
+"""
+
+from __future__ import annotations
+
+import warnings
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import cast
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.data.image_reader import NibabelReader
+from monai.transforms import EnsureChannelFirst
+from nibabel.filebasedimages import ImageFileError
+from numpy.typing import NDArray
+from torch import Tensor
+
+POSITION_TOLERANCE = 1e-3
+"""Largest accepted difference of two affines' origins and spacings, millimetres."""
+
+DIRECTION_TOLERANCE = 1e-3
+"""Largest accepted difference of two affines' unit axis directions, dimensionless.
+
+NIfTI's qform stores a quaternion in float32, which is exact to about 3e-4 for the common 180
+degree rotations; a tighter tolerance would refuse sound files.
+"""
+
+_KEPT = ("affine", "original_affine", "original_channel_dim", "spatial_shape", "space")
+
+
+class DataError(ValueError):
+    """A fault in the user's data: which file, what was found, what was expected, what to do."""
+
+
+def load_image(case_id: str, path: Path) -> MetaTensor:
+    """Read one NIfTI file with MONAI's reader; every failure names the case and the file.
+
+    The header's texts, which may hold names, are left behind.
+
+    Args:
+        case_id: for messages.
+        path: .nii or .nii.gz file.
+
+    Returns:
+        (C, X, Y, Z) float32 in the file's own axis order, affine in nibabel's RAS+ millimetres.
+
+    Raises:
+        DataError: the file is missing, empty, truncated, or not NIfTI; its qform and sform differ.
+    """
+    if not path.is_file():
+        raise DataError(f"case {case_id}: no such file: {path}. Correct the path in the datalist.")
+    if path.stat().st_size == 0:
+        raise DataError(f"case {case_id}: the file has zero bytes ({path}). Copy it again.")
+    try:
+        _check_forms(case_id, path)
+        # What LoadImage does, which would set up every reader for each file and hide its reason.
+        reader = NibabelReader()
+        array, meta = reader.get_data(reader.read(path))
+        image = MetaTensor(
+            torch.from_numpy(np.array(array, dtype=np.float32)),
+            meta={key: meta[key] for key in _KEPT if key in meta},
+        )
+        return cast(MetaTensor, EnsureChannelFirst()(image))
+    except (EOFError, zlib.error) as error:
+        raise DataError(
+            f"case {case_id}: truncated or damaged gzip ({path}); {error}. Copy the file again."
+        ) from error
+    except (ImageFileError, OSError) as error:
+        raise DataError(
+            f"case {case_id}: cannot read {path}: {_first_line(error)}. Expected a whole "
+            "NIfTI file; copy or export it again."
+        ) from error
+
+
+def check_image(case_id: str, image: MetaTensor, path: Path) -> None:
+    """Refuse an image that is not one finite 3-D volume with a place in the world.
+
+    Args:
+        case_id: for messages.
+        image: (C, X, Y, Z), any dtype, as loaded, before orientation.
+        path: the file it came from.
+
+    Raises:
+        DataError: 4-D or several channels, an empty dimension, NaN or Inf, a bad affine.
+    """
+    _check_dimensions(case_id, image, path)
+    _check_finite(case_id, image, path)
+    _check_affine(case_id, image, path)
+
+
+def check_pair(
+    case_id: str,
+    image: MetaTensor,
+    label: MetaTensor,
+    labels: Iterable[int],
+    image_path: Path,
+    label_path: Path,
+) -> None:
+    """Refuse a label that does not lie on its image's grid or has values that are not labels.
+
+    Args:
+        case_id: for messages.
+        image: (1, X, Y, Z), checked by `check_image`.
+        label: (1, X, Y, Z) as loaded, before orientation.
+        labels: the expected ids; 0 (background) is always allowed.
+        image_path: the image's file.
+        label_path: the label's file.
+
+    Raises:
+        DataError: another shape or affine than the image's, values that are not integers or not
+            in `labels`.
+    """
+    _check_same_shape(case_id, image, label, image_path, label_path)
+    _check_finite(case_id, label, label_path)
+    _check_affine(case_id, label, label_path)
+    _check_same_affine(case_id, image, label, image_path, label_path)
+    _check_integers(case_id, label, label_path)
+    _check_values(case_id, label, labels, label_path)
+
+
+def label_values(label: Tensor) -> list[int]:
+    """The distinct values of an integer-valued tensor (..., Z), ascending; cheap on large scans."""
+    found: set[int] = set()
+    countable = label.min() >= 0 and label.max() < 65536
+    for part in label.split(1, dim=-1):
+        # Counting is ten times faster than the sort in unique().
+        values = part.flatten().int().bincount().nonzero() if countable else part.unique()
+        found.update(int(value) for value in values)
+    return sorted(found)
+
+
+def _check_dimensions(case_id: str, image: Tensor, path: Path) -> None:
+    if image.ndim != 4:
+        raise DataError(
+            f"case {case_id}: image has {image.ndim - 1} dimensions, shape {tuple(image.shape[1:])}"
+            f" ({path}); expected a 3-D volume."
+        )
+    if 0 in image.shape:
+        raise DataError(
+            f"case {case_id}: image of shape {tuple(image.shape[1:])} has an empty dimension "
+            f"({path}); expected at least one voxel along each axis. Export it again."
+        )
+    if image.shape[0] != 1:
+        raise DataError(
+            f"case {case_id}: image is 4-D, {image.shape[0]} volumes of {tuple(image.shape[1:])} "
+            f"({path}); expected one 3-D volume. Write the volume to use to a file of its own."
+        )
+
+
+def _check_finite(case_id: str, image: Tensor, path: Path) -> None:
+    finite = torch.isfinite(image.as_tensor() if isinstance(image, MetaTensor) else image)
+    if finite.all():
+        return
+    bad = (~finite).nonzero()
+    first = tuple(bad[0, 1:].tolist())
+    raise DataError(
+        f"case {case_id}: {len(bad)} NaN or infinite voxels, the first at {first} ({path}); "
+        "expected finite values. Replace them, e.g. by the value of air, and save the file."
+    )
+
+
+def _check_affine(case_id: str, image: MetaTensor, path: Path) -> None:
+    affine = np.asarray(image.affine, dtype=np.float64)
+    if np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-9:
+        return
+    raise DataError(
+        f"case {case_id}: the affine {_show(affine)} is singular or not finite ({path}); it must "
+        "place each voxel in the world. Export the scan again from its source."
+    )
+
+
+def _check_same_shape(
+    case_id: str, image: Tensor, label: Tensor, image_path: Path, label_path: Path
+) -> None:
+    found = _shape(label)
+    if found == _shape(image):
+        return
+    raise DataError(
+        f"case {case_id}: label shape {found} differs from image shape {_shape(image)} "
+        f"({label_path}, {image_path}); they must come from the same scan. "
+        "Re-export the label on the image's grid."
+    )
+
+
+def _check_same_affine(
+    case_id: str, image: MetaTensor, label: MetaTensor, image_path: Path, label_path: Path
+) -> None:
+    expected = np.asarray(image.affine, dtype=np.float64)
+    found = np.asarray(label.affine, dtype=np.float64)
+    if same_affine(found, expected):
+        return
+    raise DataError(
+        f"case {case_id}: label affine {_show(found)} differs from image affine {_show(expected)} "
+        f"({label_path}, {image_path}) by more than {POSITION_TOLERANCE} mm or "
+        f"{DIRECTION_TOLERANCE} in direction; they must lie on the same grid. "
+        "Re-export the label, or resample it onto the image's grid."
+    )
+
+
+def _check_integers(case_id: str, label: Tensor, path: Path) -> None:
+    values = label.as_tensor() if isinstance(label, MetaTensor) else label
+    fractions = values[values != values.round()]
+    if len(fractions) == 0:
+        return
+    raise DataError(
+        f"case {case_id}: label has values that are not integers: {_some(fractions.unique())} "
+        f"({path}); expected label ids. If it was resampled, use nearest-neighbour interpolation."
+    )
+
+
+def _check_values(case_id: str, label: Tensor, labels: Iterable[int], path: Path) -> None:
+    expected = sorted({0, *labels})
+    values = label.as_tensor() if isinstance(label, MetaTensor) else label
+    unexpected = [value for value in label_values(values) if value not in expected]
+    if unexpected:
+        raise DataError(
+            f"case {case_id}: label has the values {_some(unexpected)} ({path}); expected only "
+            f"{', '.join(map(str, expected))}. Add them to the datalist's labels or remove them."
+        )
+
+
+def _check_forms(case_id: str, path: Path) -> None:
+    """MONAI and nibabel choose differently between a qform and an sform that disagree."""
+    file = nib.loadsave.load(path)
+    if not isinstance(file, nib.Nifti1Image):
+        raise ImageFileError(f"it is {type(file).__name__}")
+    header = file.header
+    qform, sform = header.get_qform(coded=True)[0], header.get_sform(coded=True)[0]
+    if qform is None and sform is None:
+        warnings.warn(
+            f"case {case_id}: neither qform nor sform is set ({path}); the orientation is a guess.",
+            stacklevel=4,
+        )
+    elif qform is not None and sform is not None and not same_affine(qform, sform):
+        raise DataError(
+            f"case {case_id}: qform {_show(qform)} and sform {_show(sform)} differ ({path}); "
+            "which of them places the scan is not known. Remove the wrong one and save the file."
+        )
+
+
+def same_affine(first: NDArray[np.float64], second: NDArray[np.float64]) -> bool:
+    """Whether two (4, 4) affines agree within `POSITION_TOLERANCE` and `DIRECTION_TOLERANCE`."""
+    if not (np.isfinite(first).all() and np.isfinite(second).all()):
+        return False
+    spacings = [np.linalg.norm(affine[:3, :3], axis=0) for affine in (first, second)]
+    directions = [
+        affine[:3, :3] / np.maximum(spacing, 1e-12)
+        for affine, spacing in zip((first, second), spacings, strict=True)
+    ]
+    position = max(
+        np.abs(first[:3, 3] - second[:3, 3]).max(), np.abs(spacings[0] - spacings[1]).max()
+    )
+    direction = np.abs(directions[0] - directions[1]).max()
+    return bool(position <= POSITION_TOLERANCE and direction <= DIRECTION_TOLERANCE)
+
+
+def _shape(image: Tensor) -> tuple[int, ...]:
+    """(1, X, Y, Z) -> (X, Y, Z); several volumes keep their count at the end, as in the file."""
+    volumes, *shape = image.shape
+    return tuple(shape) if volumes == 1 else (*shape, volumes)
+
+
+def _show(affine: NDArray[np.float64]) -> str:
+    return str(np.round(affine[:3], 4).tolist())
+
+
+def _some(values: Iterable[float] | Tensor) -> str:
+    listed = [f"{float(value):g}" for value in values]
+    return ", ".join(listed[:10]) + (f", ... ({len(listed)} in all)" if len(listed) > 10 else "")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__

@@ -1,0 +1,413 @@
+"""Which scans there are, whose they are, and which subset each belongs to."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from medsam_tune.data.checks import DataError, load_image
+
+SUBSETS = ("training", "validation", "test")
+_SHOWN = 10  # files or cases that a message lists before it counts the rest
+_FOLDERS = (("imagesTr", "labelsTr"), ("images", "labels"))
+
+
+def case_id(path: Path) -> str:
+    """The file's name without .nii or .nii.gz."""
+    return re.sub(r"\.nii(\.gz)?$", "", path.name)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan.
+
+    Attributes:
+        image: .nii or .nii.gz file.
+        label: label map on the image's grid, or None.
+        patient: whose scan it is; two scans of one patient stay in one subset.
+    """
+
+    image: Path
+    label: Path | None
+    patient: str
+
+    @property
+    def id(self) -> str:
+        """The image's file name without its ending; it names the case everywhere."""
+        return case_id(self.image)
+
+
+@dataclass(frozen=True)
+class Datalist:
+    """Scans in three subsets, and what their labels mean.
+
+    Attributes:
+        name: of the data set.
+        modality: "CT" or "MR".
+        labels: label id -> name, without the background 0.
+        training: what is learned from.
+        validation: what checkpoints are chosen on.
+        test: held out; read by evaluation only.
+    """
+
+    name: str
+    modality: str
+    labels: Mapping[int, str]
+    training: tuple[Case, ...] = ()
+    validation: tuple[Case, ...] = ()
+    test: tuple[Case, ...] = ()
+
+    def subset(self, name: str) -> tuple[Case, ...]:
+        """The cases of one subset.
+
+        Args:
+            name: "training", "validation" or "test".
+
+        Raises:
+            DataError: an unknown or an empty subset.
+        """
+        sizes = {subset: len(getattr(self, subset)) for subset in SUBSETS}
+        there = ", ".join(f"{subset} ({size})" for subset, size in sizes.items() if size) or "none"
+        if name not in sizes:
+            raise DataError(f"{self.name}: no subset {name!r}; there are: {there}.")
+        if sizes[name] == 0:
+            raise DataError(f"{self.name}: subset {name!r} has no case; there are: {there}.")
+        cases: tuple[Case, ...] = getattr(self, name)
+        return cases
+
+
+def find_cases(folder: Path, *, modality: str | None = None) -> Datalist:
+    """All labelled cases of a folder, in `training`.
+
+    Args:
+        folder: Medical Segmentation Decathlon or nnU-Net raw layout (`dataset.json`), or
+            `images/` and `labels/` with files of the same names, optionally with a `labels.json`
+            such as `{"1": "spleen"}`; without it the label maps are read for their values.
+        modality: "CT" or "MR"; by default what dataset.json says.
+
+    Raises:
+        DataError: no such folder, another layout, files that are missing or have no partner, a
+            modality that is not known.
+
+    References:
+        Antonelli et al., "The Medical Segmentation Decathlon", Nature Communications 2022.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; expected one with dataset.json or images/.")
+    description = folder / "dataset.json"
+    content = _read_json(description) if description.is_file() else {}
+    entries = content.get("training")
+    if isinstance(entries, list):
+        cases = _cases(entries, folder, description)
+        _refuse_missing(cases, description)
+    else:
+        cases = _pair_folders(folder)
+    if not cases:
+        raise DataError(f"{folder}: no case in it; expected scans as .nii or .nii.gz.")
+    _refuse_same_names(cases, folder)
+    labels = _labels_of(folder, content, description)
+    return Datalist(
+        name=str(content.get("name", folder.resolve().name)),
+        modality=_modality(modality, content, folder),
+        labels=labels or _labels_in(cases, folder),
+        training=cases,
+    )
+
+
+def split_cases(
+    datalist: Datalist, fractions: tuple[float, float, float], seed: int = 0
+) -> Datalist:
+    """Divide all cases anew, so that no patient is in two subsets.
+
+    The result depends on the patients, the fractions and the seed, not on the order of the files.
+
+    Args:
+        datalist: its present subsets are put together first.
+        fractions: of the patients in training, validation and test; their sum is 1.
+        seed: of the shuffle.
+
+    Raises:
+        DataError: fractions that are negative or do not add up to 1, or fewer patients than
+            subsets to fill.
+    """
+    if min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise DataError(
+            f"fractions {fractions} of training, validation and test; expected three numbers "
+            "of 0 or more that add up to 1, e.g. 0.7 0.1 0.2."
+        )
+    cases = [case for subset in SUBSETS for case in getattr(datalist, subset)]
+    patients = sorted({case.patient for case in cases})
+    counts = _share(len(patients), fractions)
+    random.Random(seed).shuffle(patients)
+    subsets = []
+    for count in counts:
+        chosen, patients = set(patients[:count]), patients[count:]
+        members = (case for case in cases if case.patient in chosen)
+        subsets.append(tuple(sorted(members, key=lambda case: (case.patient, case.id))))
+    training, validation, test = subsets
+    return replace(datalist, training=training, validation=validation, test=test)
+
+
+def write_datalist(datalist: Datalist, path: Path) -> None:
+    """Write MONAI's (the Decathlon's) JSON; a file that is there is replaced in one step.
+
+    Args:
+        datalist: what to write.
+        path: .json file; files below its folder are written relative to it.
+    """
+    path = Path(path)
+    content = {
+        "name": datalist.name,
+        "modality": {"0": datalist.modality},
+        "labels": {"0": "background", **{str(k): v for k, v in sorted(datalist.labels.items())}},
+        **{
+            subset: [_entry(case, path.parent) for case in getattr(datalist, subset)]
+            for subset in SUBSETS
+        },
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        os.chmod(handle, 0o644)  # mkstemp's 0600 would keep the colleagues out
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(content, file, indent=1, ensure_ascii=False)
+        os.replace(beside, path)
+    except BaseException:
+        Path(beside).unlink(missing_ok=True)
+        raise
+
+
+def read_datalist(path: Path) -> Datalist:
+    """Read and check what `write_datalist` writes.
+
+    Args:
+        path: .json file.
+
+    Raises:
+        DataError: no such file, not JSON, missing keys, missing scans (all of them at once), one
+            patient or one file in two subsets.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(
+            f"{path}: no such datalist. Make one: medsam-tune split DIR --out {path.name}"
+        )
+    content = _read_json(path)
+    missing = [key for key in ("labels", "training") if key not in content]
+    if missing:
+        raise DataError(
+            f"{path}: the keys {', '.join(missing)} are missing; expected name, modality, labels, "
+            "training, validation, test. `medsam-tune split` writes them."
+        )
+    subsets = {key: _cases(content.get(key, []), path.parent, path) for key in SUBSETS}
+    cases = [case for members in subsets.values() for case in members]
+    _refuse_missing(cases, path)
+    _refuse_leaks(subsets, path)
+    _refuse_same_names(cases, path)
+    labels = _labels_of(path.parent, content, path)
+    if not labels:
+        raise DataError(f"{path}: labels names none but the background; expected at least one.")
+    return Datalist(
+        name=str(content.get("name", path.stem)),
+        modality=_modality(None, content, path),
+        labels=labels,
+        **subsets,
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: is not JSON ({error}). Correct it or make it again.") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: holds a JSON {type(content).__name__}; expected an object.")
+    return content
+
+
+def _entry(case: Case, folder: Path) -> dict[str, str]:
+    files = {"image": case.image, "label": case.label}
+    entry = {key: _relative(file, folder) for key, file in files.items() if file is not None}
+    return {**entry, "patient": case.patient}
+
+
+def _relative(file: Path, folder: Path) -> str:
+    file, folder = Path(os.path.abspath(file)), Path(os.path.abspath(folder))
+    return (file.relative_to(folder) if file.is_relative_to(folder) else file).as_posix()
+
+
+def _cases(entries: Any, folder: Path, source: Path) -> tuple[Case, ...]:
+    """The entries of one subset; a bare string, as in the Decathlon's `test`, has no label."""
+    if not isinstance(entries, list):
+        raise DataError(f"{source}: a subset is {type(entries).__name__}; expected a list.")
+    cases = []
+    for index, entry in enumerate(entries):
+        entry = {"image": entry} if isinstance(entry, str) else entry
+        if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
+            raise DataError(f"{source}: entry {index} has no image; expected {{'image', 'label'}}.")
+        image = Path(os.path.normpath(folder / entry["image"]))
+        label = entry.get("label")
+        cases.append(
+            Case(
+                image=image,
+                label=None if label is None else Path(os.path.normpath(folder / str(label))),
+                patient=str(entry.get("patient", case_id(image))),
+            )
+        )
+    return tuple(cases)
+
+
+def _pair_folders(folder: Path) -> tuple[Case, ...]:
+    """Images and labels of the same stem; nnU-Net's channel suffix goes if that finds a label."""
+    for images, labels in _FOLDERS:
+        if (folder / images).is_dir() and (folder / labels).is_dir():
+            break
+    else:
+        pairs = " or ".join(f"{images}/ and {labels}/" for images, labels in _FOLDERS)
+        raise DataError(f"{folder}: no known layout; expected a dataset.json, or {pairs}.")
+    by_stem = {case_id(file): file for file in _scans(folder / labels)}
+    cases, alone = [], []
+    for image in _scans(folder / images):
+        stem = case_id(image)
+        stem = stem if stem in by_stem else stem.removesuffix("_0000")
+        label = by_stem.pop(stem, None)
+        if label is None:
+            alone.append(image.name)
+        else:
+            cases.append(Case(image, label, stem))
+    if alone or by_stem:
+        raise DataError(
+            f"{folder}: images without a label: {_some(alone) or 'none'}; labels without an "
+            f"image: {_some(file.name for file in by_stem.values()) or 'none'}; expected one "
+            "label of the same name for each image. Add or remove files."
+        )
+    return tuple(cases)
+
+
+def _scans(folder: Path) -> Iterator[Path]:
+    for file in sorted(folder.iterdir()):
+        if file.name.endswith((".nii", ".nii.gz")) and not file.name.startswith("."):
+            yield file
+
+
+def _modality(given: str | None, content: Mapping[str, Any], source: Path) -> str:
+    if given is not None:
+        if given not in ("CT", "MR"):
+            raise DataError(f"modality is {given!r}; expected CT or MR.")
+        return given
+    said = content.get("modality", content.get("channel_names", {}))
+    text = " ".join(map(str, said.values() if isinstance(said, dict) else [said]))
+    for modality in ("CT", "MR"):
+        if re.search(rf"\b{modality}I?\b", text, re.IGNORECASE):
+            return modality
+    found = f"{text!r} is not" if text else "nothing says"
+    raise DataError(f"{source}: {found} CT or MR. Say it: --modality CT or --modality MR.")
+
+
+def _labels_of(folder: Path, content: Mapping[str, Any], source: Path) -> dict[int, str]:
+    """Label ids and names in either direction: {"1": "spleen"}, or nnU-Net's {"spleen": 1}."""
+    names = content.get("labels", {})
+    if not names and (folder / "labels.json").is_file():
+        source = folder / "labels.json"
+        names = _read_json(source)
+    if not isinstance(names, dict):
+        raise DataError(f'{source}: labels is not an object; expected e.g. {{"1": "spleen"}}.')
+    labels = {}
+    for key, value in names.items():
+        key, value = (str(value), key) if isinstance(value, int) else (key, value)
+        if not str(key).isdecimal() or not isinstance(value, str):
+            raise DataError(
+                f'{source}: label {key!r}: {value!r} is not an id and a name; expected e.g. "1": '
+                '"spleen".'
+            )
+        labels[int(key)] = value
+    labels.pop(0, None)
+    return dict(sorted(labels.items()))
+
+
+def _labels_in(cases: Iterable[Case], folder: Path) -> dict[int, str]:
+    """Names for the values that the label maps hold."""
+    found: set[float] = set()
+    for case in cases:
+        if case.label is not None:
+            found.update(load_image(case.id, case.label).as_tensor().unique().tolist())
+    if odd := sorted(value for value in found if value < 0 or value != int(value)):
+        raise DataError(
+            f"{folder}: label maps hold values that are no ids: {_some(map(str, odd))}; expected "
+            "0, 1, 2, ... Export the labels again."
+        )
+    labels = {int(value): f"label {int(value)}" for value in sorted(found) if value}
+    if not labels:
+        raise DataError(f"{folder}: all label maps are empty; expected values above 0.")
+    return labels
+
+
+def _share(patients: int, fractions: Sequence[float]) -> list[int]:
+    """Whole patients for each subset, by largest remainder, at least one where asked for any."""
+    wanted = sum(fraction > 0 for fraction in fractions)
+    if patients < wanted:
+        raise DataError(
+            f"{patients} patients cannot fill {wanted} subsets (fractions {tuple(fractions)}); "
+            "expected at least one patient for each. Set a fraction to 0, or add scans."
+        )
+    exact = [patients * fraction for fraction in fractions]
+    counts = [int(share + 1e-9) for share in exact]
+    order = sorted(range(len(counts)), key=lambda i: counts[i] - exact[i])
+    for i in order[: patients - sum(counts)]:
+        counts[i] += 1
+    for i, fraction in enumerate(fractions):
+        if fraction > 0 and counts[i] == 0:
+            counts[counts.index(max(counts))] -= 1
+            counts[i] = 1
+    return counts
+
+
+def _refuse_missing(cases: Iterable[Case], source: Path) -> None:
+    files = [file for case in cases for file in (case.image, case.label) if file is not None]
+    missing = [str(file) for file in files if not file.is_file()]
+    if missing:
+        raise DataError(
+            f"{source}: {len(missing)} of {len(files)} files are missing: {_some(missing)}. "
+            "Copy them there or remove their entries."
+        )
+
+
+def _refuse_leaks(subsets: Mapping[str, Sequence[Case]], source: Path) -> None:
+    patients: dict[str, str] = {}
+    files: dict[Path, str] = {}
+    for subset, cases in subsets.items():
+        for case in cases:
+            if (other := patients.setdefault(case.patient, subset)) != subset:
+                raise DataError(
+                    f"{source}: patient {case.patient} is in {other} and in {subset}; expected "
+                    "each patient in one subset. Make the split again: medsam-tune split"
+                )
+            if (other := files.setdefault(case.image.resolve(), subset)) != subset:
+                raise DataError(
+                    f"{source}: {case.image} is in {other} and in {subset}; expected each scan in "
+                    "one subset. Make the split again: medsam-tune split"
+                )
+
+
+def _refuse_same_names(cases: Iterable[Case], source: Path) -> None:
+    twice = [name for name, count in Counter(case.id for case in cases).items() if count > 1]
+    if twice:
+        raise DataError(
+            f"{source}: several images are named {_some(twice)}; expected each name once, "
+            "because results are named after the scan. Rename the files."
+        )
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = list(names)
+    rest = f", ... ({len(listed)} in all)" if len(listed) > _SHOWN else ""
+    return ", ".join(listed[:_SHOWN]) + rest

@@ -1,0 +1,156 @@
+"""From scanner values to the 8 bits that SAM's input has: one rule per modality.
+
+A rule is a callable (C, X, Y, Z) float -> uint8 of the same shape, with a `describe()` that goes
+into cache keys and run records, and from which `intensity_from` makes the same rule again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medsam_tune.data.checks import DataError
+
+
+class Intensity(Protocol):
+    """What a rule offers."""
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """(C, X, Y, Z) float in the scanner's unit -> uint8 of the same shape, 0..255."""
+
+    def describe(self) -> dict[str, object]:
+        """The rule as JSON: `name` and its parameters."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """A CT display window: its range becomes 0..255, values outside are clipped.
+
+    Attributes:
+        center: Hounsfield units.
+        width: Hounsfield units, positive.
+
+    Raises:
+        DataError: a width that is not positive.
+    """
+
+    center: float
+    width: float
+
+    def __post_init__(self) -> None:
+        if not self.width > 0:
+            raise DataError(f"window width is {self.width} HU; expected a positive number.")
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """(C, X, Y, Z) float HU -> uint8 of the same shape."""
+        return _to_bytes(image, self.center - self.width / 2, self.center + self.width / 2)
+
+    def describe(self) -> dict[str, object]:
+        """`{"name": "window", "center": HU, "width": HU}`."""
+        return {"name": "window", "center": float(self.center), "width": float(self.width)}
+
+
+@dataclass(frozen=True)
+class Percentiles:
+    """For MR, which has no unit: percentiles of the voxels above zero become 0 and 255.
+
+    Attributes:
+        lower: percentile that becomes 0.
+        upper: percentile that becomes 255.
+
+    Raises:
+        DataError: percentiles out of order or outside 0..100.
+
+    References:
+        Ma et al., "Segment anything in medical images", Nature Communications 2024 (0.5, 99.5).
+    """
+
+    lower: float = 0.5
+    upper: float = 99.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.lower < self.upper <= 100:
+            raise DataError(
+                f"percentiles are {self.lower} and {self.upper}; expected 0 <= lower < upper <= 100"
+            )
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """(C, X, Y, Z) float -> uint8 of the same shape; all zeros for a constant image."""
+        inside = image[image > 0].numpy()  # torch.quantile stops at 16 million values
+        if inside.size == 0:
+            return torch.zeros_like(image, dtype=torch.uint8)
+        low, high = np.percentile(inside, [self.lower, self.upper])
+        return _to_bytes(image, float(low), float(high))
+
+    def describe(self) -> dict[str, object]:
+        """`{"name": "percentiles", "lower": percent, "upper": percent}`."""
+        return {"name": "percentiles", "lower": float(self.lower), "upper": float(self.upper)}
+
+
+# Usual presets of radiology workstations; Radiopaedia, "Windowing (CT)", rID 45254, and for the
+# abdomen also MedSAM's soft-tissue window. `full` is the whole range of 12-bit CT.
+WINDOWS: Mapping[str, Window] = {
+    "abdomen": Window(40, 400),
+    "liver": Window(30, 150),
+    "lung": Window(-600, 1500),
+    "mediastinum": Window(50, 350),
+    "bone": Window(400, 1800),
+    "spine": Window(50, 250),
+    "brain": Window(40, 80),
+    "subdural": Window(75, 215),
+    "full": Window(1023.5, 4095),
+}
+
+_MODALITIES: Mapping[str, Callable[[], Intensity]] = {
+    "CT": lambda: WINDOWS["abdomen"],
+    "MR": Percentiles,
+}
+
+
+def for_modality(modality: str) -> Intensity:
+    """The usual rule of a modality.
+
+    Args:
+        modality: "CT" (abdomen window) or "MR" (percentiles).
+
+    Raises:
+        DataError: another modality.
+    """
+    if modality not in _MODALITIES:
+        raise DataError(
+            f"no intensity rule for modality {modality!r}; known: {', '.join(_MODALITIES)}."
+        )
+    return _MODALITIES[modality]()
+
+
+def intensity_from(description: Mapping[str, object]) -> Intensity:
+    """The rule that a `describe()` came from.
+
+    Args:
+        description: `name` and the rule's parameters.
+
+    Raises:
+        DataError: an unknown name, or parameters that do not belong to the rule.
+    """
+    kinds: Mapping[str, Callable[..., Intensity]] = {"window": Window, "percentiles": Percentiles}
+    name = str(description.get("name"))
+    if name not in kinds:
+        raise DataError(f"intensity rule {name!r} is not known; known: {', '.join(kinds)}.")
+    parameters = {key: value for key, value in description.items() if key != "name"}
+    try:
+        return kinds[name](**parameters)
+    except TypeError as error:
+        raise DataError(f"intensity rule {name!r} does not take {parameters}: {error}.") from error
+
+
+def _to_bytes(image: Tensor, low: float, high: float) -> Tensor:
+    if high <= low:
+        return torch.zeros_like(image, dtype=torch.uint8)
+    # One copy of the scan, then in place: a whole-body CT is half a gigabyte as float32.
+    scaled = image.clamp(low, high).sub_(low).mul_(255 / (high - low)).round_()
+    return scaled.to(torch.uint8)

@@ -1,0 +1,405 @@
+"""A scan in, a mask out: prompts on slices, each slice encoded once, the scan's own grid."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.data import MetaTensor
+from monai.inferers import Inferer
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medsam_tune.data.checks import DataError
+from medsam_tune.data.datalist import Case, case_id
+from medsam_tune.data.frames import ModelFrame, ScanGrid, slices_from_volume
+from medsam_tune.data.intensity import Intensity, intensity_from
+from medsam_tune.data.slices import load_case
+from medsam_tune.methods.tuned import load_tuned, read_header
+from medsam_tune.prompts import SlicePrompts, ellipses_in_boxes
+from medsam_tune.runs import read_record
+from medsam_tune.sam.model import PromptableSam
+
+
+class PromptedSliceInferer(Inferer):
+    """Segment a volume slice by slice from boxes; MONAI's `SliceInferer` cannot carry prompts.
+
+    A slice is encoded once, however many boxes stand on it; slices without a box are not touched.
+    Where masks overlap, the label with the higher logit wins.
+
+    Args:
+        slice_batch: slices encoded at once.
+        prompt_batch: boxes decoded at once.
+    """
+
+    def __init__(self, slice_batch: int = 8, prompt_batch: int = 64) -> None:
+        self.slice_batch = slice_batch
+        self.prompt_batch = prompt_batch
+
+    def __call__(
+        self, inputs: Tensor, network: Any, prompts: SlicePrompts, *_: Any, **__: Any
+    ) -> Tensor:
+        """Label slices for a volume.
+
+        Args:
+            inputs: (Z, C, H, W) uint8 slices, on any device.
+            network: a `PromptableSam`.
+            prompts: boxes in the slice frame.
+
+        Returns:
+            (Z, H, W) int16 label slices, 0 where no mask is, on the device of `inputs`.
+        """
+        device = network.pixel_mean.device
+        frame = ModelFrame((inputs.shape[-2], inputs.shape[-1]), network.image_size)
+        canvas = _Canvas(inputs)
+        for chunk in prompts.slices.unique().split(self.slice_batch):
+            slices = inputs[chunk.to(inputs.device)].to(device)
+            image = frame.image(slices.float() / 255)
+            embedding = network.encode(to_channels(image, network.base.in_channels))
+            here = torch.isin(prompts.slices, chunk).nonzero().flatten()
+            for part in here.split(self.prompt_batch):
+                where = torch.searchsorted(chunk, prompts.slices[part]).to(device)
+                boxes = frame.boxes(prompts.boxes[part]).to(device)
+                logits, _quality = network.decode(embedding[where], boxes[:, None])
+                canvas.paint(frame.logits(logits.float())[:, 0], prompts, part)
+        return canvas.labels
+
+
+class EllipseInferer(Inferer):
+    """The baseline: each box filled with its inscribed ellipse. Needs no network."""
+
+    def __call__(
+        self, inputs: Tensor, network: Any, prompts: SlicePrompts, *_: Any, **__: Any
+    ) -> Tensor:
+        """(Z, C, H, W) slices and prompts -> (Z, H, W) int16 label slices."""
+        canvas = _Canvas(inputs)
+        size = (inputs.shape[-2], inputs.shape[-1])
+        for part in torch.arange(len(prompts)).split(64):
+            canvas.paint(ellipses_in_boxes(prompts.boxes[part], size), prompts, part)
+        return canvas.labels
+
+
+class _Canvas:
+    """Label slices under the highest logit so far; 0 is the background's."""
+
+    def __init__(self, inputs: Tensor) -> None:
+        shape = (inputs.shape[0], *inputs.shape[-2:])
+        self.labels = torch.zeros(shape, dtype=torch.int16, device=inputs.device)
+        self._highest = torch.zeros(shape, device=inputs.device)
+
+    def paint(self, logits: Tensor, prompts: SlicePrompts, part: Tensor) -> None:
+        """Lay (M, H, W) logits of the prompts `part` over what is there."""
+        logits = logits.to(self.labels.device)
+        pairs = zip(prompts.slices[part].tolist(), prompts.labels[part].tolist(), strict=True)
+        for mask, (z, label) in zip(logits, pairs, strict=True):
+            wins = mask > self._highest[z]
+            self.labels[z][wins] = label
+            self._highest[z][wins] = mask[wins]
+
+
+def to_channels(image: Tensor, channels: int) -> Tensor:
+    """(N, C, ...) -> (N, channels, ...): one channel is repeated, anything else must fit."""
+    if image.shape[1] == channels:
+        return image
+    if image.shape[1] != 1:
+        raise ValueError(f"image has {image.shape[1]} channels, the model takes {channels}.")
+    return image.expand(-1, channels, *image.shape[2:])
+
+
+@dataclass(frozen=True)
+class PromptedScan:
+    """A scan ready for the inferer, and the way back to its own grid.
+
+    Attributes:
+        case: id of the scan.
+        image: (Z, C, H, W) uint8 slices.
+        prompts: boxes in the slice frame.
+        grid: where the file's voxels lie.
+    """
+
+    case: str
+    image: Tensor
+    prompts: SlicePrompts
+    grid: ScanGrid
+
+
+class LoadPromptedScan:
+    """Transform: paths of a scan and of its prompts -> `PromptedScan`.
+
+    Args:
+        intensity: what the model was tuned with.
+        labels: label id -> name that prompts may name.
+    """
+
+    def __init__(self, intensity: Intensity, labels: Mapping[int, str]) -> None:
+        self.intensity = intensity
+        self.labels = labels
+
+    def __call__(self, item: Mapping[str, Any]) -> PromptedScan:
+        """Read one scan.
+
+        Args:
+            item: `scan`, a NIfTI file; `prompts`, a prompt file or its content (`read_prompts`).
+
+        Raises:
+            DataError: a scan or prompts that are not usable.
+        """
+        path = Path(item["scan"])
+        image, _ = load_case(Case(path, None, ""), self.labels)
+        grid = grid_of(image)
+        return PromptedScan(
+            case=case_id(path),
+            image=slices_from_volume(self.intensity(image.as_tensor())),
+            prompts=read_prompts(item["prompts"], grid, self.labels),
+            grid=grid,
+        )
+
+
+def prepare_scan(
+    item: PromptedScan, device: torch.device, non_blocking: bool = False, **_: Any
+) -> tuple[Tensor, None, tuple[SlicePrompts], dict[str, Any]]:
+    """`prepare_batch` of an evaluator over `PromptedScan`s; volumes stay where they are loaded."""
+    return item.image, None, (item.prompts,), {}
+
+
+class WriteMask:
+    """Handler of an evaluator over `PromptedScan`s: writes the mask in the scan's own grid.
+
+    Args:
+        path: of the mask, .nii or .nii.gz.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = path
+
+    def attach(self, engine: Engine) -> None:
+        """Called by MONAI for each handler."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """After each scan."""
+        labels = engine.state.output["pred"]
+        write_mask(labels, engine.state.batch.grid, self.path)
+        engine.logger.info(f"{self.path}: {int((labels > 0).sum())} voxels in the mask")
+
+
+def grid_of(image: MetaTensor) -> ScanGrid:
+    """The grid of the file that an oriented (C, X, Y, Z) MetaTensor was loaded from."""
+    shape = [int(n) for n in np.asarray(image.meta["spatial_shape"])]
+    affine = np.asarray(image.meta["original_affine"], dtype=np.float64)
+    return ScanGrid(affine, (shape[0], shape[1], shape[2]))
+
+
+def read_prompts(
+    source: str | Path | Mapping[str, Any], grid: ScanGrid, labels: Mapping[int, str]
+) -> SlicePrompts:
+    """Prompts for the slices of one scan from a prompt file.
+
+    The file is JSON: `{"space": "voxel" | "world", "objects": [...]}`. An object has `label` and
+    either `box3d`, six bounds (voxel: i0, j0, k0, i1, j1, k1 of the file's own array; world: two
+    opposite corners in LPS millimetres), or, in voxels, `slices`: `{"57": {"box": [i0, j0, i1,
+    j1]}}` by index along the third axis of the file. Upper bounds are exclusive.
+
+    Args:
+        source: the file, or its parsed content.
+        grid: of the scan.
+        labels: label id -> name; a prompt for another label is refused.
+
+    Raises:
+        DataError: naming the object and what is wrong with it.
+    """
+    content, name = _prompt_content(source)
+    space = content.get("space", "voxel")
+    objects = content.get("objects")
+    if space not in ("voxel", "world"):
+        raise DataError(f"{name}: space is {space!r}; expected 'voxel' or 'world'.")
+    if not isinstance(objects, list) or not objects:
+        raise DataError(f"{name}: no objects; expected a list 'objects' with at least one box.")
+    found: list[tuple[int, int, list[float]]] = []
+    for index, item in enumerate(objects):
+        where = f"{name}: object {index}"
+        label = item.get("label") if isinstance(item, Mapping) else None
+        if label not in labels:
+            known = ", ".join(f"{k} ({v})" for k, v in labels.items())
+            raise DataError(f"{where}: label {label!r} is not there; known: {known}.")
+        for box in _boxes_of(item, space, grid, where):
+            found.extend((z, int(label), bounds) for z, bounds in _on_slices(box, grid, where))
+    found.sort(key=lambda entry: entry[:2])
+    return SlicePrompts(
+        slices=torch.tensor([z for z, _, _ in found]),
+        boxes=torch.tensor([bounds for _, _, bounds in found], dtype=torch.float32),
+        labels=torch.tensor([label for _, label, _ in found]),
+    )
+
+
+def _prompt_content(source: str | Path | Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+    if isinstance(source, Mapping):
+        return source, "prompts"
+    path = Path(source)
+    if not path.is_file():
+        raise DataError(f"{path}: no such prompt file; expected JSON with 'space' and 'objects'.")
+    try:
+        content = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: is not JSON ({error}).") from error
+    if not isinstance(content, Mapping):
+        raise DataError(f"{path}: expected an object with 'space' and 'objects'.")
+    return content, str(path)
+
+
+def _boxes_of(
+    item: Mapping[str, Any], space: str, grid: ScanGrid, where: str
+) -> list[NDArray[np.float64]]:
+    """The object's 3-D boxes in voxels of the file, each (6,) with upper bounds exclusive."""
+    if "box3d" in item:
+        box = _numbers(item["box3d"], 6, f"{where}: box3d")
+        return [grid.box_from_world(box) if space == "world" else box]
+    slices = item.get("slices")
+    if not isinstance(slices, Mapping) or not slices:
+        raise DataError(f"{where}: neither 'box3d' nor 'slices' in it.")
+    if space == "world" or grid.slice_axis != 2:
+        raise DataError(
+            f"{where}: 'slices' are indices along the third axis of the file, and the model works "
+            f"on axial slices, stacked along axis {grid.slice_axis + 1}"
+            f"{' in voxels' if space == 'world' else ''}; give a 'box3d' instead."
+        )
+    boxes = []
+    for key, content in slices.items():
+        if not isinstance(content, Mapping) or set(content) != {"box"}:
+            raise DataError(f"{where}: slice {key}: expected {{'box': [i0, j0, i1, j1]}}.")
+        if not str(key).isdigit():
+            raise DataError(f"{where}: slice {key!r} is no index; expected 0, 1, 2, ...")
+        i0, j0, i1, j1 = _numbers(content["box"], 4, f"{where}: slice {key}: box")
+        boxes.append(np.array([i0, j0, int(key), i1, j1, int(key) + 1]))
+    return boxes
+
+
+def _numbers(value: object, count: int, where: str) -> NDArray[np.float64]:
+    try:
+        array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        array = np.empty(0)
+    if array.shape != (count,) or not np.isfinite(array).all():
+        raise DataError(f"{where} is {value!r}; expected {count} finite numbers.")
+    return array
+
+
+def _on_slices(
+    box: NDArray[np.float64], grid: ScanGrid, where: str
+) -> list[tuple[int, list[float]]]:
+    """A 3-D box in voxels of the file -> (slice, XYXY) on every slice that it reaches."""
+    half = len(box) // 2
+    if (box[half:] <= box[:half]).any():
+        raise DataError(
+            f"{where}: box {box.tolist()} has no extent; upper bounds are exclusive and above "
+            "the lower ones."
+        )
+    inside = np.concatenate([box[:half].clip(min=0), np.minimum(box[half:], grid.shape)])
+    if (inside[half:] <= inside[:half]).any():
+        raise DataError(
+            f"{where}: box {box.round(1).tolist()} lies outside the scan of shape {grid.shape}. "
+            "Boxes are in voxels of the file's own array, or set space to 'world'."
+        )
+    x0, y0, z0, x1, y1, z1 = grid.box_to_slices(inside).tolist()
+    first = min(int(np.floor(z0 + 0.5)), grid.shape[grid.slice_axis] - 1)
+    last = int(np.ceil(z1 - 0.5))
+    return [(z, [x0, y0, x1, y1]) for z in range(first, max(last, first + 1))]
+
+
+def write_mask(labels: Tensor, grid: ScanGrid, path: str | Path) -> Path:
+    """Write label slices as NIfTI in the scan's own grid, whole or not at all.
+
+    Args:
+        labels: (Z, H, W) integer label slices.
+        grid: of the scan.
+        path: ends in .nii or .nii.gz.
+    """
+    path = Path(path)
+    if not path.name.endswith((".nii", ".nii.gz")):
+        raise DataError(f"{path}: expected a name that ends in .nii or .nii.gz.")
+    array = grid.to_file(labels)
+    dtype = np.uint8 if array.max(initial=0) < 256 else np.int16
+    image = nib.Nifti1Image(array.astype(dtype), grid.affine)
+    image.header.set_xyzt_units("mm")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    suffix = ".nii.gz" if path.name.endswith(".gz") else ".nii"
+    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=suffix)
+    os.close(handle)
+    try:
+        nib.save(image, beside)
+        os.replace(beside, path)
+    finally:
+        Path(beside).unlink(missing_ok=True)
+    return path
+
+
+class Segmenter:
+    """A tuned model with all it needs to segment a scan: the Python side of `predict`.
+
+    Args:
+        model: a tuned `PromptableSam`.
+        intensity: what it was tuned with.
+        labels: label id -> name.
+        device: where it runs; a GPU if there is one.
+        inferer: how volumes are cut up.
+
+    Example:
+        >>> segmenter = Segmenter.from_run("runs/liver")
+        >>> segmenter.predict("scan.nii.gz", {"objects": [{"label": 1, "box3d": [...]}]}, "m.nii.gz")
+    """
+
+    def __init__(
+        self,
+        model: PromptableSam,
+        intensity: Intensity,
+        labels: Mapping[int, str],
+        device: str | torch.device | None = None,
+        inferer: PromptedSliceInferer | None = None,
+    ) -> None:
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model = model.to(self.device).eval()
+        self.load = LoadPromptedScan(intensity, labels)
+        self.inferer = inferer or PromptedSliceInferer()
+
+    @classmethod
+    def from_run(
+        cls, run: str | Path, checkpoint: str | Path | None = None, **options: Any
+    ) -> Segmenter:
+        """The model of a training run's output folder.
+
+        Args:
+            run: folder written by `medsam-tune train`.
+            checkpoint: the base's checkpoint, if it moved since.
+            options: of the constructor.
+        """
+        record = read_record(run)
+        tuned = Path(run) / "tuned.safetensors"
+        model = load_tuned(tuned, checkpoint=checkpoint or record.checkpoint)
+        return cls(model, intensity_from(record.intensity), read_header(tuned).labels, **options)
+
+    def __call__(
+        self, scan: str | Path, prompts: str | Path | Mapping[str, Any]
+    ) -> NDArray[np.generic]:
+        """Label array (I, J, K) in the scan's own grid, 0 = background."""
+        item = self.load({"scan": scan, "prompts": prompts})
+        return item.grid.to_file(self._labels(item))
+
+    def predict(
+        self, scan: str | Path, prompts: str | Path | Mapping[str, Any], output: str | Path
+    ) -> Path:
+        """Segment a scan and write the mask as NIfTI in the scan's own grid."""
+        item = self.load({"scan": scan, "prompts": prompts})
+        return write_mask(self._labels(item), item.grid, output)
+
+    @torch.inference_mode()
+    def _labels(self, item: PromptedScan) -> Tensor:
+        return self.inferer(item.image, self.model, item.prompts)

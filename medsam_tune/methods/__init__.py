@@ -1,0 +1,57 @@
+"""What is trained: one file per method, found by name in `METHODS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from inspect import Parameter, signature
+
+from medsam_tune.methods.adapter import adapter
+from medsam_tune.methods.decoder import decoder
+from medsam_tune.methods.full import full
+from medsam_tune.methods.lora import lora
+from medsam_tune.methods.prompt import prompt
+from medsam_tune.sam.model import PromptableSam, Tuning
+
+METHODS: dict[str, Callable[..., None]] = {
+    "decoder": decoder,
+    "full": full,
+    "adapter": adapter,
+    "lora": lora,
+    "prompt": prompt,
+}
+
+
+def apply_method(sam: PromptableSam, method: str, **options: object) -> PromptableSam:
+    """Make a base model trainable by one method.
+
+    Args:
+        sam: a base from `build_sam`; it is changed in place.
+        method: a key of `METHODS`.
+        options: of the method, see the function of that name, e.g. `rank=8` for "lora".
+
+    Returns:
+        the same model, with `requires_grad` True on exactly what the method tunes. At step 0 its
+        masks are those of the base (of every method but "prompt", whose tokens join the user's).
+
+    Raises:
+        ValueError: unknown method or option, or a model that has a method already.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method {method!r} is unknown; known: {', '.join(METHODS)}.")
+    if sam.tuning is not None:
+        raise ValueError(
+            f"the model is tuned by {sam.tuning.method!r} already; build a fresh base first."
+        )
+    parameters = list(signature(METHODS[method]).parameters.values())[1:]
+    if not any(p.kind is Parameter.VAR_KEYWORD for p in parameters):
+        known = [p.name for p in parameters]
+        unknown = sorted(set(options) - set(known))
+        if unknown:
+            raise ValueError(
+                f"method {method!r} has no option {unknown[0]!r}; its options: "
+                f"{', '.join(known) or 'none'}."
+            )
+    sam.requires_grad_(False)
+    METHODS[method](sam, **options)
+    sam.tuning = Tuning(method, dict(options))
+    return sam

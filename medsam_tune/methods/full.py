@@ -1,0 +1,20 @@
+"""Tune everything but the prompt encoder."""
+
+from __future__ import annotations
+
+from medsam_tune.sam.model import PromptableSam
+
+
+def full(sam: PromptableSam, prompt_encoder: bool = False) -> None:
+    """Train the image encoder and the mask decoder.
+
+    Args:
+        sam: the base, all frozen.
+        prompt_encoder: train the prompt encoder as well.
+
+    References:
+        Ma et al., "Segment anything in medical images" (MedSAM), Nature Communications 2024.
+    """
+    sam.image_encoder.requires_grad_(True)
+    sam.mask_decoder.requires_grad_(True)
+    sam.prompt_encoder.requires_grad_(prompt_encoder)

@@ -1,0 +1,136 @@
+"""Box prompts: from masks, with jitter, and for the slices of a whole volume. Tensors only."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def boxes_from_masks(
+    masks: Tensor, *, jitter: float = 0.0, generator: torch.Generator | None = None
+) -> Tensor:
+    """Tight boxes around binary masks, optionally perturbed.
+
+    Args:
+        masks: (..., H, W) bool; an empty mask is an error, the caller decides what an empty slice
+            means.
+        jitter: standard deviation of each side's shift as a share of the box side, e.g. 0.05.
+        generator: source of randomness; the global one if None.
+
+    Returns:
+        (..., 4) float32 XYXY in pixels of the masks' frame, upper bounds exclusive, inside
+        [0, W] x [0, H], at least one pixel wide and high.
+
+    Raises:
+        ValueError: an empty mask, naming its index.
+    """
+    h, w = masks.shape[-2:]
+    rows, cols = masks.any(-1), masks.any(-2)  # (..., H), (..., W)
+    empty = ~rows.any(-1)
+    if empty.any():
+        raise ValueError(f"mask {tuple(empty.nonzero()[0].tolist())} is empty; it has no box.")
+    lower_x, upper_x = _bounds(cols)
+    lower_y, upper_y = _bounds(rows)
+    boxes = torch.stack([lower_x, lower_y, upper_x, upper_y], dim=-1).float()
+    return jitter_boxes(boxes, (h, w), jitter, generator) if jitter else boxes
+
+
+def jitter_boxes(
+    boxes: Tensor, size: tuple[int, int], jitter: float, generator: torch.Generator | None = None
+) -> Tensor:
+    """Move each side of each box by a normal share of the box's side, in or out.
+
+    Args:
+        boxes: (..., 4) float XYXY, upper bounds exclusive.
+        size: (H, W) of the frame, pixels.
+        jitter: standard deviation of the shift as a share of the box's width or height.
+        generator: source of randomness; the global one if None.
+
+    Returns:
+        (..., 4) float XYXY inside [0, W] x [0, H], at least one pixel wide and high.
+    """
+    h, w = size
+    extent = (boxes[..., 2:] - boxes[..., :2]).repeat_interleave(2, -1)[..., [0, 2, 1, 3]]
+    noise = torch.randn(boxes.shape, generator=generator, device=boxes.device)
+    moved = boxes + noise * jitter * extent
+    limit = torch.tensor([w, h], dtype=moved.dtype, device=boxes.device)
+    lower = torch.minimum(moved[..., :2].clamp(min=0), limit - 1)
+    upper = torch.minimum(torch.maximum(moved[..., 2:], lower + 1), limit)
+    return torch.cat([lower, upper], dim=-1)
+
+
+@dataclass(frozen=True)
+class SlicePrompts:
+    """M boxes on the slices of one volume, each for one label.
+
+    Attributes:
+        slices: (M,) int64 index of the slice, ascending.
+        boxes: (M, 4) float32 XYXY in the slice frame, upper bounds exclusive.
+        labels: (M,) int64 label id, the value that the mask gets.
+    """
+
+    slices: Tensor
+    boxes: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.slices)
+
+
+def prompts_from_labels(
+    truth: Tensor, labels: Iterable[int], *, jitter: float = 0.0, seed: int = 0, case: str = ""
+) -> SlicePrompts:
+    """One box per slice and label that is there: the prompts of evaluation.
+
+    Args:
+        truth: (Z, H, W) integer label slices.
+        labels: the ids to make boxes for.
+        jitter: standard deviation of each side's shift as a share of the box side.
+        seed: with `case`, fixes the jitter: every method and baseline sees the same boxes.
+        case: id of the case.
+
+    Returns:
+        the prompts, by slice and then by label; none if no label is there.
+    """
+    found = [
+        (int(z), label) for label in labels for z in (truth == label).flatten(1).any(1).nonzero()
+    ]
+    found.sort()
+    if not found:
+        return SlicePrompts(torch.empty(0).long(), torch.empty(0, 4), torch.empty(0).long())
+    masks = torch.stack([truth[z] == label for z, label in found])
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{case}".encode()))
+    slices, ids = torch.tensor(found).unbind(1)
+    return SlicePrompts(slices, boxes_from_masks(masks, jitter=jitter, generator=generator), ids)
+
+
+def ellipses_in_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """The ellipse inscribed in each box: what a box alone is worth, the baseline of every table.
+
+    Args:
+        boxes: (..., 4) float XYXY, upper bounds exclusive.
+        size: (H, W) of the frame, pixels.
+
+    Returns:
+        (..., H, W) float, positive inside the ellipse, comparable to logits.
+    """
+    h, w = size
+    centre = (boxes[..., :2] + boxes[..., 2:]) / 2
+    radius = ((boxes[..., 2:] - boxes[..., :2]) / 2).clamp(min=0.5)
+    x = torch.arange(w, device=boxes.device) + 0.5
+    y = torch.arange(h, device=boxes.device) + 0.5
+    dx = (x - centre[..., 0, None]) / radius[..., 0, None]  # (..., W)
+    dy = (y - centre[..., 1, None]) / radius[..., 1, None]  # (..., H)
+    return 1 - dx[..., None, :] ** 2 - dy[..., :, None] ** 2
+
+
+def _bounds(occupied: Tensor) -> tuple[Tensor, Tensor]:
+    """First occupied index and one past the last, along the last axis of (..., N) bool."""
+    n = occupied.shape[-1]
+    first = occupied.int().argmax(-1)
+    last = n - occupied.flip(-1).int().argmax(-1)
+    return first, last

@@ -1,0 +1,1 @@
+"""Segment Anything, differentiable and batched. Knows nothing of files of scans."""

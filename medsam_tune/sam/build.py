@@ -1,0 +1,294 @@
+"""Build a SAM by name, with or without a checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from segment_anything.modeling import (
+    ImageEncoderViT,
+    MaskDecoder,
+    PromptEncoder,
+    TwoWayTransformer,
+)
+from torch import Tensor, nn
+
+from medsam_tune.sam.encoder import Attention, replace_attention, split_qkv
+from medsam_tune.sam.model import BaseModel, PromptableSam
+
+PATCH = 16
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Sizes of a SAM.
+
+    Attributes:
+        name: the key in `ARCHITECTURES`.
+        width, depth, heads: of the image encoder.
+        global_blocks: indices of the blocks that attend globally; the others within windows.
+        window: side of the windows, tokens.
+        image_size: native side of the input, pixels.
+        decoder_width: channels D of the embedding, prompts and mask decoder.
+        decoder_mlp: hidden width of the decoder's MLPs.
+    """
+
+    name: str
+    width: int
+    depth: int
+    heads: int
+    global_blocks: tuple[int, ...]
+    window: int = 14
+    image_size: int = 1024
+    decoder_width: int = 256
+    decoder_mlp: int = 2048
+
+
+# vit_* as in segment_anything/build_sam.py; nano is this package's own small model.
+ARCHITECTURES: dict[str, Architecture] = {
+    a.name: a
+    for a in (
+        Architecture(
+            "nano", 192, 8, 6, tuple(range(8)), image_size=256, decoder_width=128, decoder_mlp=1024
+        ),
+        Architecture("vit_b", 768, 12, 12, (2, 5, 8, 11)),
+        Architecture("vit_l", 1024, 24, 16, (5, 11, 17, 23)),
+        Architecture("vit_h", 1280, 32, 16, (7, 15, 23, 31)),
+    )
+}
+
+
+def build_sam(
+    name: str | Architecture = "nano",
+    checkpoint: str | Path | None = None,
+    image_size: int | None = None,
+    in_channels: int = 3,
+    normalisation: str = "sam",
+) -> PromptableSam:
+    """A `PromptableSam`, ready for inference or for `apply_method`.
+
+    Args:
+        name: "nano", "vit_b", "vit_l" or "vit_h" (or an `Architecture` of your own).
+        checkpoint: an official SAM or MedSAM `.pth`, or a `.safetensors`; loaded strictly. Without
+            one the weights are random (nano: always the same ones).
+        image_size: side S of the input, a multiple of 16; positions are interpolated when it
+            differs from the native size.
+        in_channels: image channels; the first layer is inflated when it is not 3.
+        normalisation: "sam" for the official weights, "medsam" for MedSAM's.
+
+    Returns:
+        the model in evaluation mode, on the CPU, float32.
+
+    Raises:
+        ValueError: unknown name, wrong size, or a checkpoint that is unreadable, of another
+            model, or not finite.
+        FileNotFoundError: there is no such checkpoint.
+    """
+    arch = name if isinstance(name, Architecture) else architecture(name)
+    size = image_size or arch.image_size
+    if size % PATCH or size < 2 * PATCH:
+        raise ValueError(f"image_size {size} is no multiple of {PATCH} of at least {2 * PATCH}.")
+    if in_channels < 1:
+        raise ValueError(f"in_channels is {in_channels}; expected at least 1.")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        encoder, prompt_encoder, decoder = _parts(arch)
+        _initialise(encoder)
+    parts = nn.ModuleDict(
+        {"image_encoder": encoder, "prompt_encoder": prompt_encoder, "mask_decoder": decoder}
+    )
+    if checkpoint is not None:
+        parts.load_state_dict(read_checkpoint(checkpoint, arch))
+    elif arch.name != "nano" and not _is_meta(parts):
+        warnings.warn(f"{arch.name} without a checkpoint has random weights.", stacklevel=2)
+    _resize(encoder, prompt_encoder, size)
+    _inflate(encoder, in_channels)
+    sam = PromptableSam(encoder, prompt_encoder, decoder, in_channels, normalisation)
+    sam.base = BaseModel(arch.name, size, in_channels, normalisation, fingerprint(sam))
+    return sam.eval()
+
+
+def architecture(name: str) -> Architecture:
+    """The `Architecture` of a name; an unknown one is refused with the known ones."""
+    if name not in ARCHITECTURES:
+        raise ValueError(f"model {name!r} is unknown; known: {', '.join(ARCHITECTURES)}.")
+    return ARCHITECTURES[name]
+
+
+def fingerprint(module: nn.Module) -> str:
+    """sha256 over the names, shapes and float32 values of a module's state dict."""
+    if _is_meta(module):
+        return ""
+    digest = hashlib.sha256()
+    for key, value in sorted(module.state_dict().items()):
+        digest.update(f"{key}{tuple(value.shape)}".encode())
+        digest.update(value.detach().float().cpu().contiguous().numpy())
+    return digest.hexdigest()
+
+
+def read_checkpoint(path: str | Path, arch: Architecture) -> dict[str, Tensor]:
+    """A SAM state dict with split q, k, v, checked to be of `arch`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: one line that names the file and what is wrong with it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint; expected a .pth or .safetensors.")
+    state = split_qkv(_unwrap(_read_tensors(path), path))
+    found = _architecture_of(state)
+    if found != arch.name:
+        raise ValueError(
+            f"{path}: checkpoint is {found or 'no SAM known here'}, asked for {arch.name}. "
+            f"Name the model that it is, or give a checkpoint of {arch.name}."
+        )
+    with torch.device("meta"):
+        expected = nn.ModuleDict(
+            dict(
+                zip(
+                    ("image_encoder", "prompt_encoder", "mask_decoder"), _parts(arch), strict=True
+                )
+            )
+        ).state_dict()
+    missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    if missing or extra:
+        raise ValueError(
+            f"{path}: checkpoint does not fit {arch.name}: {len(missing)} tensors are missing "
+            f"{missing[:3]} and {len(extra)} are unknown {extra[:3]}."
+        )
+    odd = [k for k in expected if state[k].shape != expected[k].shape]
+    if odd:
+        raise ValueError(
+            f"{path}: {odd[0]} has shape {tuple(state[odd[0]].shape)}, {arch.name} needs "
+            f"{tuple(expected[odd[0]].shape)} ({len(odd)} such tensors)."
+        )
+    bad = [k for k, v in state.items() if not torch.isfinite(v).all()]
+    if bad:
+        raise ValueError(f"{path}: {len(bad)} tensors hold NaN or Inf, the first is {bad[0]}.")
+    return state
+
+
+def _read_tensors(path: Path) -> object:
+    size = path.stat().st_size
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path}: holds more than tensors ({str(error).splitlines()[0]}); such a file can run "
+            "code and is not loaded. Save a plain state dict, or safetensors."
+        ) from error
+    except (EOFError, OSError, RuntimeError, SafetensorError) as error:
+        raise ValueError(
+            f"{path}: {size} bytes, truncated or damaged ({str(error).splitlines()[0:1]}). "
+            "Download it again and compare its sha256."
+        ) from error
+
+
+def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
+    """The state dict itself, out of {"model": ...} and from under DataParallel's prefix."""
+    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
+        content = content["model"]
+    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise ValueError(f"{path}: no state dict (name -> tensor) in it.")
+    return {str(k).removeprefix("module."): v for k, v in content.items()}
+
+
+def _architecture_of(state: Mapping[str, Tensor]) -> str | None:
+    proj = state.get("image_encoder.patch_embed.proj.weight")
+    widths = {a.width: a.name for a in ARCHITECTURES.values()}
+    return None if proj is None else widths.get(proj.shape[0])
+
+
+def _parts(arch: Architecture) -> tuple[ImageEncoderViT, PromptEncoder, MaskDecoder]:
+    grid = arch.image_size // PATCH
+    encoder = ImageEncoderViT(
+        img_size=arch.image_size,
+        patch_size=PATCH,
+        embed_dim=arch.width,
+        depth=arch.depth,
+        num_heads=arch.heads,
+        out_chans=arch.decoder_width,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        use_rel_pos=True,
+        window_size=arch.window,
+        global_attn_indexes=arch.global_blocks,
+    )
+    replace_attention(encoder)
+    prompt_encoder = PromptEncoder(
+        embed_dim=arch.decoder_width,
+        image_embedding_size=(grid, grid),
+        input_image_size=(arch.image_size, arch.image_size),
+        mask_in_chans=16,
+    )
+    decoder = MaskDecoder(
+        transformer_dim=arch.decoder_width,
+        transformer=TwoWayTransformer(
+            depth=2, embedding_dim=arch.decoder_width, mlp_dim=arch.decoder_mlp, num_heads=8
+        ),
+    )
+    return encoder, prompt_encoder, decoder
+
+
+def _initialise(encoder: ImageEncoderViT) -> None:
+    """ViT's usual start; stock SAM has none of its own, as it always loads weights."""
+    nn.init.trunc_normal_(encoder.pos_embed, std=0.02)
+    for module in encoder.blocks.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            nn.init.zeros_(module.bias)
+
+
+@torch.no_grad()
+def _resize(encoder: ImageEncoderViT, prompt_encoder: PromptEncoder, size: int) -> None:
+    """Interpolate absolute and global relative positions to another input size."""
+    if size == encoder.img_size:
+        return
+    grid = size // PATCH
+    pos = encoder.pos_embed.permute(0, 3, 1, 2)
+    pos = F.interpolate(pos, size=(grid, grid), mode="bicubic", antialias=grid < pos.shape[-1])
+    encoder.pos_embed = nn.Parameter(pos.permute(0, 2, 3, 1).contiguous())
+    for block in encoder.blocks:
+        attention = block.attn
+        if block.window_size == 0 and isinstance(attention, Attention):
+            for name in ("rel_pos_h", "rel_pos_w"):
+                table = getattr(attention, name).T[None]  # (1, head width, 2 * grid - 1)
+                table = F.interpolate(table, size=2 * grid - 1, mode="linear")
+                setattr(attention, name, nn.Parameter(table[0].T.contiguous()))
+    encoder.img_size = size
+    prompt_encoder.input_image_size = (size, size)
+    prompt_encoder.image_embedding_size = (grid, grid)
+    prompt_encoder.mask_input_size = (4 * grid, 4 * grid)
+
+
+@torch.no_grad()
+def _inflate(encoder: ImageEncoderViT, in_channels: int) -> None:
+    """First layer for another number of channels, its output's scale kept.
+
+    RGB weights stay, further channels start as their mean; one or two channels start as the mean.
+    """
+    old = encoder.patch_embed.proj
+    if in_channels == old.in_channels:
+        return
+    mean = old.weight.mean(dim=1, keepdim=True)
+    kept = old.weight if in_channels > 3 else old.weight[:, :0]
+    weight = torch.cat([kept, mean.expand(-1, in_channels - kept.shape[1], -1, -1)], dim=1)
+    new = nn.Conv2d(in_channels, old.out_channels, PATCH, PATCH, device=old.weight.device)
+    new.weight.copy_(weight * (old.in_channels / in_channels))
+    new.bias.copy_(old.bias)
+    encoder.patch_embed.proj = new
+
+
+def _is_meta(module: nn.Module) -> bool:
+    return any(p.is_meta for p in module.parameters())

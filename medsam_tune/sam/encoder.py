@@ -1,0 +1,132 @@
+"""SAM's image-encoder attention on `scaled_dot_product_attention`, with q, k and v apart.
+
+Stock SAM computes q, k and v by one fused Linear and materialises an N x N matrix of relative
+positions. Here they are three Linears, so that a method can adapt q and v and leave k alone, and
+the product runs in PyTorch's attention kernels. The numbers are those of stock SAM.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from segment_anything.modeling import ImageEncoderViT
+from torch import Tensor, nn
+
+_FUSED = re.compile(r"^(image_encoder\.blocks\.\d+\.attn\.)qkv\.(weight|bias)$")
+_SPLIT = re.compile(r"^(image_encoder\.blocks\.\d+\.attn\.)q_proj\.(weight|bias)$")
+
+
+class Attention(nn.Module):
+    """Multi-head attention with decomposed relative positions, equal to stock SAM's.
+
+    Args:
+        width: number of channels C.
+        heads: number of attention heads; C is divisible by it.
+        grid: side of the token grid (or window) that the relative positions are made for.
+
+    References:
+        Li et al., "Exploring Plain Vision Transformer Backbones for Object Detection" (ViTDet),
+        and `segment_anything.modeling.image_encoder.Attention`.
+    """
+
+    def __init__(self, width: int, heads: int, grid: int) -> None:
+        super().__init__()
+        self.heads = heads
+        head_width = width // heads
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.proj = nn.Linear(width, width)
+        self.rel_pos_h = nn.Parameter(torch.zeros(2 * grid - 1, head_width))
+        self.rel_pos_w = nn.Parameter(torch.zeros(2 * grid - 1, head_width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend within a square grid of tokens.
+
+        Args:
+            x: (B, G, G, C) float tokens; G is the grid the positions were made for.
+
+        Returns:
+            (B, G, G, C) float tokens.
+        """
+        b, h, w, c = x.shape
+        q, k, v = (
+            f(x).view(b, h * w, self.heads, c // self.heads).transpose(1, 2)
+            for f in (self.q_proj, self.k_proj, self.v_proj)
+        )  # (B, heads, N, head width) each
+        grid_q = q.reshape(b, self.heads, h, w, -1)
+        row = torch.einsum("bnhwc,hkc->bnhwk", grid_q, _relative(self.rel_pos_h, h))
+        col = torch.einsum("bnhwc,wkc->bnhwk", grid_q, _relative(self.rel_pos_w, w))
+        attend = _attend_folded if x.is_cuda else _attend_biased
+        out = attend(q, k, v, row, col)
+        return self.proj(out.transpose(1, 2).reshape(b, h, w, c))  # type: ignore[no-any-return]
+
+
+def _relative(rel_pos: Tensor, size: int) -> Tensor:
+    """(2 * size - 1, head width) table -> (size, size, head width), one entry per query and key."""
+    steps = torch.arange(size, device=rel_pos.device)
+    return rel_pos[steps[:, None] - steps[None, :] + (size - 1)]
+
+
+def _attend_biased(q: Tensor, k: Tensor, v: Tensor, row: Tensor, col: Tensor) -> Tensor:
+    """Relative positions as an additive (B, heads, N, N) bias: fastest on a CPU."""
+    bias = (row.unsqueeze(-1) + col.unsqueeze(-2)).flatten(-2).flatten(2, 3)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
+
+def _attend_folded(q: Tensor, k: Tensor, v: Tensor, row: Tensor, col: Tensor) -> Tensor:
+    """Relative positions folded into q and k: memory linear in N, flash kernels on a GPU.
+
+    With one-hot row and column indicators appended to k, the product of (q * scale, row, col)
+    and (k, one-hot row, one-hot col) is the scaled product plus both relative terms.
+    """
+    h, w = row.shape[2:4]
+    eye_h = torch.eye(h, dtype=k.dtype, device=k.device).repeat_interleave(w, 0)  # (N, H)
+    eye_w = torch.eye(w, dtype=k.dtype, device=k.device).repeat(h, 1)  # (N, W)
+    where = torch.cat([eye_h, eye_w], -1).expand(*k.shape[:2], -1, -1)
+    scale = q.shape[-1] ** -0.5
+    q = torch.cat([q * scale, row.flatten(2, 3).to(q.dtype), col.flatten(2, 3).to(q.dtype)], -1)
+    return F.scaled_dot_product_attention(q, torch.cat([k, where], -1), v, scale=1.0)
+
+
+def replace_attention(encoder: ImageEncoderViT) -> None:
+    """Swap every stock attention of an image encoder for `Attention`, in place, freshly made."""
+    for block in encoder.blocks:
+        stock = block.attn
+        grid = (stock.rel_pos_h.shape[0] + 1) // 2
+        block.attn = Attention(stock.proj.in_features, stock.num_heads, grid).to(
+            stock.proj.weight.device
+        )
+
+
+def split_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A stock state dict with every fused `qkv` split into `q_proj`, `k_proj`, `v_proj`.
+
+    Args:
+        state: state dict of a SAM; one that is already split passes unchanged.
+    """
+    out: dict[str, Tensor] = {}
+    for key, value in state.items():
+        found = _FUSED.match(key)
+        if found is None:
+            out[key] = value
+            continue
+        for name, part in zip(("q_proj", "k_proj", "v_proj"), value.chunk(3), strict=True):
+            out[f"{found[1]}{name}.{found[2]}"] = part.clone()
+    return out
+
+
+def fuse_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `split_qkv`: a state dict that stock `segment_anything` loads strictly."""
+    out: dict[str, Tensor] = {}
+    for key, value in state.items():
+        found = _SPLIT.match(key)
+        if found is not None:
+            names = [f"{found[1]}{p}_proj.{found[2]}" for p in "qkv"]
+            out[f"{found[1]}qkv.{found[2]}"] = torch.cat([state[name] for name in names])
+        elif re.match(r"^image_encoder\.blocks\.\d+\.attn\.[kv]_proj\.", key) is None:
+            out[key] = value
+    return out

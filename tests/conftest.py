@@ -1,0 +1,55 @@
+"""Shared by all tests: a tiny SAM, and where the real scans are."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from medsam_tune.sam.build import ARCHITECTURES, Architecture, build_sam
+from medsam_tune.sam.model import PromptableSam
+
+# Windowed and global blocks, 2 x 2 windows with padding at 80 pixels, in well under a second.
+TINY = Architecture(
+    "tiny", 24, 3, 2, (1,), window=4, image_size=96, decoder_width=16, decoder_mlp=32
+)
+REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture
+def tiny_sam(monkeypatch: pytest.MonkeyPatch) -> Callable[..., PromptableSam]:
+    """Builds tiny SAMs, registered as "tiny" so that tuned files find their base."""
+    monkeypatch.setitem(ARCHITECTURES, "tiny", TINY)
+
+    def build(**options: object) -> PromptableSam:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that its weights are random
+            sam = build_sam("tiny", **options)  # type: ignore[arg-type]
+        generator = torch.Generator().manual_seed(1)
+        for name, parameter in sam.named_parameters():
+            if "rel_pos" in name:  # zero at the start: without values they would not be tested
+                parameter.data.normal_(std=0.5, generator=generator)
+        return sam
+
+    return build
+
+
+@pytest.fixture
+def hippocampus() -> Path:
+    """Folder of the real MR cases."""
+    folder = REAL_DATA / "hippocampus"
+    if not folder.is_dir():
+        pytest.skip(f"real scans are not here: {folder.name} beside the repository")
+    return folder
+
+
+def image_and_boxes(size: int = 96, images: int = 2, prompts: int = 3) -> tuple[torch.Tensor, ...]:
+    """A batch of images in [0, 1] and boxes (B, P, 4) in their frame."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(images, 3, size, size, generator=generator)
+    lower = torch.rand(images, prompts, 2, generator=generator) * size / 2
+    upper = lower + 8 + torch.rand(images, prompts, 2, generator=generator) * (size / 2 - 8)
+    return image, torch.cat([lower, upper], dim=-1)

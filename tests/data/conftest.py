@@ -1,0 +1,55 @@
+"""Small NIfTI scans on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from medsam_tune.data.datalist import Case
+
+SHAPE = (10, 12, 6)
+LABELS = {1: "liver", 2: "spleen"}
+
+
+def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray | None = None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    affine = np.diag([2.0, 3.0, 4.0, 1.0]) if affine is None else affine
+    nib.save(nib.Nifti1Image(array, affine), path)
+    return path
+
+
+def small_scan(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Image float32 and label uint8 with both labels, slices 0 and 5 empty."""
+    image = np.random.default_rng(seed).uniform(1, 200, SHAPE).astype(np.float32)
+    label = np.zeros(SHAPE, np.uint8)
+    label[1:5, 2:8, 1:5] = 1
+    label[6:9, 3:9, 2:4] = 2
+    return image, label
+
+
+@pytest.fixture
+def make_case(tmp_path: Path) -> Callable[..., Case]:
+    """Writes one case; `image` and `label` replace the small scan's arrays."""
+
+    def make(
+        name: str = "case_017",
+        image: np.ndarray | None = None,
+        label: np.ndarray | None = None,
+        affine: np.ndarray | None = None,
+        label_affine: np.ndarray | None = None,
+    ) -> Case:
+        usual_image, usual_label = small_scan()
+        image = usual_image if image is None else image
+        label = usual_label if label is None else label
+        label_affine = affine if label_affine is None else label_affine
+        return Case(
+            write_nifti(tmp_path / "imagesTr" / f"{name}.nii.gz", image, affine),
+            write_nifti(tmp_path / "labelsTr" / f"{name}.nii.gz", label, label_affine),
+            "patient_a",
+        )
+
+    return make

@@ -1,0 +1,355 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from monai.data import load_decathlon_datalist
+
+from medsam_tune.data.checks import DataError
+from medsam_tune.data.datalist import (
+    Case,
+    Datalist,
+    find_cases,
+    read_datalist,
+    split_cases,
+    write_datalist,
+)
+from tests.data.conftest import small_scan, write_nifti
+
+
+def plain_folder(
+    folder: Path, names: list[str], images="images", labels="labels", suffix=""
+) -> Path:
+    image, label = small_scan()
+    for name in names:
+        write_nifti(folder / images / f"{name}{suffix}.nii.gz", image)
+        write_nifti(folder / labels / f"{name}.nii.gz", label)
+    return folder
+
+
+def msd_folder(folder: Path, names: list[str], **description: object) -> Path:
+    plain_folder(folder, names, "imagesTr", "labelsTr")
+    content = {
+        "name": "Small",
+        "modality": {"0": "MRI"},
+        "labels": {"0": "background", "1": "liver", "2": "spleen"},
+        "training": [
+            {"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in names
+        ],
+        "test": ["./imagesTs/x.nii.gz"],
+        **description,
+    }
+    (folder / "dataset.json").write_text(json.dumps(content))
+    return folder
+
+
+def listed(patients: int, per_patient: int = 1) -> Datalist:
+    cases = tuple(
+        Case(Path(f"/x/p{p:02d}_{s}.nii.gz"), Path(f"/y/p{p:02d}_{s}.nii.gz"), f"p{p:02d}")
+        for p in range(patients)
+        for s in range(per_patient)
+    )
+    return Datalist("Small", "CT", {1: "liver"}, cases)
+
+
+def written(folder: Path, **change: object) -> Path:
+    """A datalist on disk with a changed key."""
+    data = find_cases(msd_folder(folder, ["a", "b", "c"]))
+    path = folder / "datalist.json"
+    write_datalist(split_cases(data, (0.34, 0.33, 0.33), 0), path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    return path
+
+
+# find_cases
+
+
+def test_msd_folder(tmp_path):
+    data = find_cases(msd_folder(tmp_path, ["a", "b"]))
+    assert (data.name, data.modality) == ("Small", "MR")
+    assert data.labels == {1: "liver", 2: "spleen"}
+    assert [case.id for case in data.training] == ["a", "b"]
+    assert data.training[0] == Case(
+        tmp_path / "imagesTr/a.nii.gz", tmp_path / "labelsTr/a.nii.gz", "a"
+    )
+    assert data.validation == data.test == ()
+
+
+def test_patient_key_of_a_case_is_kept(tmp_path):
+    folder = msd_folder(tmp_path, ["a"])
+    content = json.loads((folder / "dataset.json").read_text())
+    content["training"][0]["patient"] = "p7"
+    (folder / "dataset.json").write_text(json.dumps(content))
+    assert find_cases(folder).training[0].patient == "p7"
+
+
+def test_plain_folder_reads_its_label_values(tmp_path):
+    data = find_cases(plain_folder(tmp_path, ["a", "b"]), modality="CT")
+    assert data.labels == {1: "label 1", 2: "label 2"}
+    assert [case.id for case in data.training] == ["a", "b"]
+
+
+def test_plain_folder_with_names(tmp_path):
+    plain_folder(tmp_path, ["a"])
+    (tmp_path / "labels.json").write_text('{"1": "liver", "2": "spleen"}')
+    assert find_cases(tmp_path, modality="MR").labels == {1: "liver", 2: "spleen"}
+
+
+def test_nnunet_raw_folder(tmp_path):
+    plain_folder(tmp_path, ["a", "b"], "imagesTr", "labelsTr", suffix="_0000")
+    (tmp_path / "dataset.json").write_text(
+        json.dumps(
+            {
+                "channel_names": {"0": "CT"},
+                "labels": {"background": 0, "liver": 1, "spleen": 2},
+                "numTraining": 2,
+                "file_ending": ".nii.gz",
+            }
+        )
+    )
+    data = find_cases(tmp_path)
+    assert data.labels == {1: "liver", 2: "spleen"}
+    assert data.modality == "CT"
+    assert [(case.id, case.patient) for case in data.training] == [("a_0000", "a"), ("b_0000", "b")]
+
+
+def test_row_23_files_without_a_partner_are_listed_both_ways(tmp_path):
+    plain_folder(tmp_path, ["a", "b"])
+    (tmp_path / "images/a.nii.gz").unlink()
+    (tmp_path / "labels/b.nii.gz").unlink()
+    with pytest.raises(DataError) as caught:
+        find_cases(tmp_path, modality="CT")
+    assert "images without a label: b.nii.gz; labels without an image: a.nii.gz" in str(
+        caught.value
+    )
+
+
+def test_row_05_all_missing_files_at_once(tmp_path):
+    folder = msd_folder(tmp_path, ["a", "b", "c"])
+    (folder / "imagesTr/a.nii.gz").unlink()
+    (folder / "labelsTr/c.nii.gz").unlink()
+    with pytest.raises(DataError, match=r"2 of 6 files are missing: .*a\.nii\.gz, .*c\.nii\.gz"):
+        find_cases(folder)
+
+
+def test_missing_folder(tmp_path):
+    with pytest.raises(DataError, match=r"none: no such folder; expected one with dataset\.json"):
+        find_cases(tmp_path / "none")
+
+
+def test_unknown_layout(tmp_path):
+    with pytest.raises(DataError, match="no known layout; expected a dataset.json, or imagesTr/"):
+        find_cases(tmp_path)
+
+
+def test_empty_folders(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    with pytest.raises(DataError, match="no case in it"):
+        find_cases(tmp_path, modality="CT")
+
+
+def test_modality_must_be_said(tmp_path):
+    plain_folder(tmp_path, ["a"])
+    with pytest.raises(DataError, match="nothing says CT or MR. Say it: --modality CT"):
+        find_cases(tmp_path)
+    with pytest.raises(DataError, match="modality is 'PET'; expected CT or MR"):
+        find_cases(tmp_path, modality="PET")
+
+
+def test_unknown_modality_in_the_file(tmp_path):
+    folder = msd_folder(tmp_path, ["a"], modality={"0": "FLAIR"})
+    with pytest.raises(DataError, match="'FLAIR' is not CT or MR"):
+        find_cases(folder)
+    assert find_cases(folder, modality="MR").modality == "MR"
+
+
+def test_labels_must_be_ids_and_names(tmp_path):
+    folder = msd_folder(tmp_path, ["a"], labels={"liver": [1, 2]})
+    with pytest.raises(DataError, match=r"label 'liver': \[1, 2\] is not an id and a name"):
+        find_cases(folder)
+
+
+def test_label_maps_with_fractions(tmp_path):
+    plain_folder(tmp_path, ["a"])
+    label = small_scan()[1].astype(np.float32)
+    label[0, 0, 0] = 0.5
+    write_nifti(tmp_path / "labels/a.nii.gz", label)
+    with pytest.raises(DataError, match=r"label maps hold values that are no ids: 0\.5"):
+        find_cases(tmp_path, modality="CT")
+
+
+def test_same_names_in_two_folders(tmp_path):
+    for patient in ("p1", "p2"):
+        write_nifti(tmp_path / patient / "ct.nii.gz", small_scan()[0])
+    entries = [{"image": f"{p}/ct.nii.gz"} for p in ("p1", "p2")]
+    content = {"modality": {"0": "CT"}, "labels": {"1": "liver"}, "training": entries}
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match="several images are named ct; expected each name once"):
+        find_cases(tmp_path)
+
+
+# Datalist and split_cases
+
+
+def test_subset():
+    data = listed(3)
+    assert data.subset("training") == data.training
+    with pytest.raises(DataError, match=r"no subset 'train'; there are: training \(3\)"):
+        data.subset("train")
+    with pytest.raises(DataError, match=r"subset 'test' has no case; there are: training \(3\)"):
+        data.subset("test")
+
+
+def test_split_is_by_patient_and_complete():
+    data = split_cases(listed(10, per_patient=3), (0.6, 0.2, 0.2), 0)
+    patients = [
+        {case.patient for case in data.subset(s)} for s in ("training", "validation", "test")
+    ]
+    assert [len(p) for p in patients] == [6, 2, 2]
+    assert len(set.union(*patients)) == 10
+    assert len(data.training) == 18
+
+
+def test_split_depends_on_the_seed_and_not_on_the_order():
+    data = listed(20)
+    backwards = Datalist(data.name, data.modality, data.labels, data.training[::-1])
+    assert split_cases(data, (0.7, 0.1, 0.2), 1) == split_cases(backwards, (0.7, 0.1, 0.2), 1)
+    assert split_cases(data, (0.7, 0.1, 0.2), 1) != split_cases(data, (0.7, 0.1, 0.2), 2)
+
+
+def test_split_again_is_the_same():
+    once = split_cases(listed(9), (0.5, 0.25, 0.25), 3)
+    assert split_cases(once, (0.5, 0.25, 0.25), 3) == once
+
+
+def test_each_wanted_subset_gets_a_patient():
+    data = split_cases(listed(3), (0.8, 0.1, 0.1), 0)
+    assert [len(data.training), len(data.validation), len(data.test)] == [1, 1, 1]
+    assert split_cases(listed(2), (0.5, 0.0, 0.5), 0).validation == ()
+
+
+def test_row_44_fewer_patients_than_subsets():
+    with pytest.raises(DataError, match=r"2 patients cannot fill 3 subsets \(fractions"):
+        split_cases(listed(2, per_patient=5), (0.6, 0.2, 0.2), 0)
+
+
+@pytest.mark.parametrize("fractions", [(0.5, 0.5, 0.5), (1.2, -0.1, -0.1), (0, 0, 0)])
+def test_bad_fractions(fractions):
+    with pytest.raises(DataError, match="of 0 or more that add up to 1"):
+        split_cases(listed(5), fractions, 0)
+
+
+# write_datalist and read_datalist
+
+
+def test_round_trip(tmp_path):
+    data = split_cases(find_cases(msd_folder(tmp_path, ["a", "b", "c"])), (0.4, 0.3, 0.3), 0)
+    write_datalist(data, tmp_path / "datalist.json")
+    assert read_datalist(tmp_path / "datalist.json") == data
+    content = json.loads((tmp_path / "datalist.json").read_text())
+    assert content["labels"] == {"0": "background", "1": "liver", "2": "spleen"}
+    assert content["modality"] == {"0": "MR"}
+    assert content["test"][0]["image"].startswith("imagesTr/")
+    assert [file.name for file in tmp_path.glob(".*")] == []
+
+
+def test_scans_elsewhere_are_written_as_absolute_paths(tmp_path):
+    data = find_cases(msd_folder(tmp_path / "scans", ["a"]))
+    write_datalist(data, tmp_path / "lists" / "datalist.json")
+    assert read_datalist(tmp_path / "lists" / "datalist.json").training == data.training
+
+
+def test_monai_reads_it(tmp_path):
+    path = written(tmp_path)
+    (entry,) = load_decathlon_datalist(path, data_list_key="validation")
+    case = read_datalist(path).validation[0]
+    assert (Path(entry["image"]), Path(entry["label"])) == (case.image, case.label)
+    assert entry["patient"] == case.patient
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = written(tmp_path)
+    before = path.read_text()
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_datalist(listed(2), path)
+    assert path.read_text() == before
+    assert not list(tmp_path.glob(".datalist*"))
+
+
+def test_missing_datalist_says_how_to_make_one(tmp_path):
+    with pytest.raises(DataError, match=r"Make one: medsam-tune split DIR --out datalist\.json"):
+        read_datalist(tmp_path / "datalist.json")
+
+
+def test_not_json(tmp_path):
+    (tmp_path / "d.json").write_text("{")
+    with pytest.raises(DataError, match=r"d\.json: is not JSON"):
+        read_datalist(tmp_path / "d.json")
+    (tmp_path / "d.json").write_text("[]")
+    with pytest.raises(DataError, match=r"holds a JSON list; expected an object"):
+        read_datalist(tmp_path / "d.json")
+
+
+def test_missing_keys(tmp_path):
+    (tmp_path / "d.json").write_text("{}")
+    with pytest.raises(DataError, match="the keys labels, training are missing"):
+        read_datalist(tmp_path / "d.json")
+
+
+def test_entry_without_image(tmp_path):
+    with pytest.raises(DataError, match="entry 0 has no image"):
+        read_datalist(written(tmp_path, training=[{"label": "x"}]))
+    with pytest.raises(DataError, match="a subset is str; expected a list"):
+        read_datalist(written(tmp_path, training="x"))
+
+
+def test_only_background(tmp_path):
+    with pytest.raises(DataError, match="names none but the background"):
+        read_datalist(written(tmp_path, labels={"0": "background"}))
+
+
+def test_missing_scans_are_counted(tmp_path):
+    entries = [{"image": f"m{i}.nii.gz"} for i in range(12)]
+    with pytest.raises(DataError) as caught:
+        read_datalist(written(tmp_path, training=entries))
+    assert "12 of 16 files are missing: " in str(caught.value)
+    assert "m9.nii.gz, ... (12 in all)" in str(caught.value)
+
+
+def test_row_42_patient_in_two_subsets(tmp_path):
+    path = written(tmp_path)
+    content = json.loads(path.read_text())
+    content["test"][0]["patient"] = content["training"][0]["patient"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"patient \w is in training and in test"):
+        read_datalist(path)
+
+
+def test_row_42_file_in_two_subsets(tmp_path):
+    path = written(tmp_path)
+    content = json.loads(path.read_text())
+    content["test"] = [{**content["training"][0], "patient": "other"}]
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"\.nii\.gz is in training and in test"):
+        read_datalist(path)
+
+
+def test_row_42_link_to_a_file_in_another_subset(tmp_path):
+    path = written(tmp_path)
+    content = json.loads(path.read_text())
+    (tmp_path / "link.nii.gz").symlink_to(tmp_path / content["training"][0]["image"])
+    content["test"] = [{"image": "link.nii.gz"}]
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"link\.nii\.gz is in training and in test"):
+        read_datalist(path)
+
+
+@pytest.mark.real_data
+def test_hippocampus(hippocampus):
+    data = split_cases(find_cases(hippocampus), (0.7, 0.1, 0.2), 0)
+    assert (data.modality, data.labels) == ("MR", {1: "Anterior", 2: "Posterior"})
+    assert [len(data.training), len(data.validation), len(data.test)] == [126, 18, 36]

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from medsam_tune.data.checks import DataError
+from medsam_tune.data.intensity import (
+    WINDOWS,
+    Percentiles,
+    Window,
+    for_modality,
+    intensity_from,
+)
+
+
+def volume(*values: float) -> torch.Tensor:
+    return torch.tensor(values).reshape(1, 1, 1, -1)
+
+
+def test_window_known_values():
+    out = Window(40, 400)(volume(-1000, -160, 40, 240, 3000, -159.3))
+    assert out.dtype == torch.uint8
+    assert out.flatten().tolist() == [0, 0, 128, 255, 255, 0]
+
+
+def test_window_does_not_change_its_input():
+    image = volume(-1000, 40, 300)
+    Window(40, 400)(image)
+    assert image.flatten().tolist() == [-1000, 40, 300]
+
+
+@pytest.mark.parametrize("name", list(WINDOWS))
+def test_presets_reach_black_and_white(name):
+    window = WINDOWS[name]
+    low, high = window.center - window.width / 2, window.center + window.width / 2
+    assert window(volume(low, high)).flatten().tolist() == [0, 255]
+
+
+def test_full_range_keeps_12_bits():
+    low = WINDOWS["full"].center - WINDOWS["full"].width / 2
+    assert (low, low + WINDOWS["full"].width) == (-1024, 3071)
+
+
+def test_percentiles_follow_medsam():
+    image = torch.cat([torch.zeros(500), torch.arange(1.0, 1001)]).reshape(1, 10, 15, 10)
+    inside = image[image > 0].numpy()
+    low, high = np.percentile(inside, [0.5, 99.5])
+    expected = np.rint(np.clip((image.numpy() - low) / (high - low), 0, 1) * 255)
+    np.testing.assert_allclose(Percentiles()(image).numpy(), expected, atol=1)
+    assert (Percentiles()(image)[image == 0] == 0).all()
+
+
+def test_percentiles_do_not_depend_on_scale():
+    image = torch.rand(1, 8, 9, 10)
+    torch.testing.assert_close(Percentiles()(image), Percentiles()(image * 65536))
+
+
+@pytest.mark.parametrize("value", [0.0, -3.0, 7.0])
+def test_row_17_constant_image_is_black(value):
+    out = Percentiles()(torch.full((1, 3, 4, 5), value))
+    assert out.dtype == torch.uint8
+    assert not out.any()
+
+
+@pytest.mark.parametrize("rule", [Window(50, 350), Percentiles(), Percentiles(1, 99)])
+def test_description_round_trip(rule):
+    assert intensity_from(json.loads(json.dumps(rule.describe()))) == rule
+
+
+def test_for_modality():
+    assert for_modality("CT") == Window(40, 400)
+    assert for_modality("MR") == Percentiles(0.5, 99.5)
+
+
+def test_unknown_modality():
+    with pytest.raises(DataError, match="no intensity rule for modality 'PET'; known: CT, MR"):
+        for_modality("PET")
+
+
+@pytest.mark.parametrize("width", [0, -5, float("nan")])
+def test_bad_width(width):
+    with pytest.raises(DataError, match=r"window width is .* HU; expected a positive number"):
+        Window(40, width)
+
+
+@pytest.mark.parametrize("pair", [(5, 5), (-1, 99), (1, 101)])
+def test_bad_percentiles(pair):
+    with pytest.raises(DataError, match="expected 0 <= lower < upper <= 100"):
+        Percentiles(*pair)
+
+
+def test_unknown_description():
+    with pytest.raises(DataError, match="intensity rule 'gamma' is not known; known: window"):
+        intensity_from({"name": "gamma"})
+    with pytest.raises(DataError, match="'window' does not take"):
+        intensity_from({"name": "window", "level": 3})

@@ -1,0 +1,312 @@
+"""One matrix for every method: what trains, that nothing else moves, and that files come back."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from medsam_tune.methods import METHODS, apply_method
+from medsam_tune.methods.tuned import load_tuned, read_header, save_tuned
+from medsam_tune.sam.build import build_sam
+from medsam_tune.sam.model import PromptableSam
+from medsam_tune.training import MaskLoss
+from tests.conftest import image_and_boxes
+
+Build = Callable[..., PromptableSam]
+
+
+def _adapter_names(sam: PromptableSam) -> set[str]:
+    return {
+        f"image_encoder.blocks.{i}.adapter.{part}.{kind}"
+        for i in range(len(sam.image_encoder.blocks))
+        for part in ("down", "up")
+        for kind in ("weight", "bias")
+    }
+
+
+def _lora_names(sam: PromptableSam) -> set[str]:
+    layers = [f"image_encoder.blocks.{i}.attn" for i in range(len(sam.image_encoder.blocks))]
+    layers += ["mask_decoder.transformer.final_attn_token_to_image"]
+    layers += [
+        f"mask_decoder.transformer.layers.{i}.{attention}"
+        for i in range(2)
+        for attention in ("self_attn", "cross_attn_token_to_image", "cross_attn_image_to_token")
+    ]
+    return {
+        f"{layer}.{p}_proj.lora_{half}.default.weight"
+        for layer in layers
+        for p in "qv"
+        for half in "AB"
+    }
+
+
+def _starting_with(*prefixes: str) -> Callable[[PromptableSam], set[str]]:
+    return lambda sam: {k for k, _ in sam.named_parameters() if k.startswith(prefixes)}
+
+
+# method, options, exact names of what trains, whether step 0 equals the base
+MATRIX = [
+    pytest.param("decoder", {}, _starting_with("mask_decoder."), True, id="decoder"),
+    pytest.param("full", {}, _starting_with("image_encoder.", "mask_decoder."), True, id="full"),
+    pytest.param(
+        "full",
+        {"prompt_encoder": True},
+        _starting_with("image_encoder.", "mask_decoder.", "prompt_encoder."),
+        True,
+        id="full-prompt-encoder",
+    ),
+    pytest.param("adapter", {"bottleneck": 8}, _adapter_names, True, id="adapter"),
+    pytest.param(
+        "adapter",
+        {"bottleneck": 8, "mask_decoder": True},
+        lambda sam: _adapter_names(sam) | _starting_with("mask_decoder.")(sam),
+        True,
+        id="adapter-decoder",
+    ),
+    pytest.param("lora", {"rank": 4}, _lora_names, True, id="lora"),
+    pytest.param(
+        "lora",
+        {"rank": 4, "where": "encoder"},
+        lambda sam: {k for k in _lora_names(sam) if k.startswith("image_encoder.")},
+        True,
+        id="lora-encoder",
+    ),
+    pytest.param(
+        "lora",
+        {"rank": 4, "mask_decoder": True},
+        lambda sam: (
+            {k for k in _lora_names(sam) if k.startswith("image_encoder.")}
+            | _starting_with("mask_decoder.")(sam)
+        ),
+        True,
+        id="lora-decoder-trained",
+    ),
+    pytest.param("prompt", {"tokens": 5}, lambda _: {"prompt_encoder.tokens"}, False, id="prompt"),
+]
+matrix = pytest.mark.parametrize(("method", "options", "names", "starts_as_base"), MATRIX)
+
+
+def train(sam: PromptableSam, steps: int, lr: float = 1e-2) -> list[float]:
+    """A few steps on one batch; the loss of each."""
+    image, boxes = image_and_boxes()
+    target = torch.zeros(2, 3, 24, 24)
+    for b in range(2):
+        for p in range(3):
+            x0, y0, x1, y1 = (boxes[b, p] / 4).long().tolist()
+            target[b, p, y0:y1, x0:x1] = 1
+    loss_of = MaskLoss()
+    optimizer = torch.optim.AdamW([p for p in sam.parameters() if p.requires_grad], lr=lr)
+    losses = []
+    for _ in range(steps):
+        loss = loss_of(sam(image, boxes), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+@matrix
+def test_exactly_what_the_method_names_trains(
+    tiny_sam: Build,
+    method: str,
+    options: dict[str, object],
+    names: Callable[[PromptableSam], set[str]],
+    starts_as_base: bool,
+) -> None:
+    sam = apply_method(tiny_sam(), method, **options)
+    assert {k for k, p in sam.named_parameters() if p.requires_grad} == names(sam)
+
+
+@matrix
+def test_step_0_equals_base(
+    tiny_sam: Build,
+    method: str,
+    options: dict[str, object],
+    names: Callable[[PromptableSam], set[str]],
+    starts_as_base: bool,
+) -> None:
+    image, boxes = image_and_boxes()
+    base, tuned = tiny_sam(), apply_method(tiny_sam(), method, **options)
+    with torch.no_grad():
+        difference = (tuned(image, boxes) - base(image, boxes)).abs().max()
+        assert torch.equal(tuned.encode(image), base.encode(image))
+    # frozen and trainable decoder weights may take kernels that round differently
+    assert (float(difference) < 1e-6) is starts_as_base
+
+
+@matrix
+def test_trained_weights_move_and_frozen_ones_stay_bit_equal(
+    tiny_sam: Build,
+    method: str,
+    options: dict[str, object],
+    names: Callable[[PromptableSam], set[str]],
+    starts_as_base: bool,
+) -> None:
+    sam = apply_method(tiny_sam(), method, **options)
+    before = {k: v.clone() for k, v in sam.state_dict().items()}
+    train(sam, steps=3)
+    tuned = names(sam)
+    moved = {k for k, v in sam.state_dict().items() if not torch.equal(v, before[k])}
+    assert moved <= tuned
+    # only mask token 0 is asked for, so the other masks' weights and the quality head may rest
+    resting = {
+        k
+        for k in tuned - moved
+        if not any(part in k for part in ("hypernetworks", "iou", "mask_tokens", "embed"))
+        and "mask_downscaling" not in k
+    }
+    assert resting == set()
+
+
+@matrix
+def test_loss_falls(
+    tiny_sam: Build,
+    method: str,
+    options: dict[str, object],
+    names: Callable[[PromptableSam], set[str]],
+    starts_as_base: bool,
+) -> None:
+    sam = apply_method(tiny_sam(), method, **options)
+    # around a random frozen decoder there is little to gain, and it takes larger steps
+    decoder_trains = any(k.startswith("mask_decoder.iou") for k in names(sam))
+    torch.manual_seed(0)
+    losses = train(sam, steps=25, lr=1e-2 if decoder_trains else 5e-2)
+    assert losses[-1] < (0.8 if decoder_trains else 0.995) * losses[0]
+
+
+@matrix
+def test_file_comes_back_bit_equal(
+    tiny_sam: Build,
+    tmp_path: Path,
+    method: str,
+    options: dict[str, object],
+    names: Callable[[PromptableSam], set[str]],
+    starts_as_base: bool,
+) -> None:
+    sam = apply_method(tiny_sam(), method, **options)
+    train(sam, steps=2)
+    path = save_tuned(sam, tmp_path / "tuned.safetensors", {1: "liver"})
+    assert set(load_file(path)) == names(sam)
+    header = read_header(path)
+    assert (header.tuning.method, header.tuning.options) == (method, options)
+    assert header.labels == {1: "liver"}
+    image, boxes = image_and_boxes()
+    with torch.no_grad():
+        assert torch.equal(load_tuned(path, tiny_sam())(image, boxes), sam.eval()(image, boxes))
+
+
+# DESIGN: what each method trains, with its default options
+PARAMETERS = {
+    "vit_b": {
+        "decoder": 4_058_340,
+        "full": 93_729_252,
+        "adapter": 1_189_632,
+        "lora": 342_016,
+        "prompt": 2_560,
+    },
+    "vit_l": {
+        "decoder": 4_058_340,
+        "full": 312_336_612,
+        "adapter": 3_171_840,
+        "lora": 833_536,
+        "prompt": 2_560,
+    },
+    "vit_h": {
+        "decoder": 4_058_340,
+        "full": 641_084_388,
+        "adapter": 5_285_888,
+        "lora": 1_357_824,
+        "prompt": 2_560,
+    },
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameter_counts(name: str, method: str) -> None:
+    with torch.device("meta"):
+        sam = apply_method(build_sam(name), method)
+    assert sum(p.numel() for p in sam.parameters() if p.requires_grad) == PARAMETERS[name][method]
+
+
+def test_lora_scale_is_one_unless_alpha_is_given(tiny_sam: Build) -> None:
+    for options, scale in (({"rank": 4}, 1.0), ({"rank": 4, "alpha": 8}, 2.0)):
+        sam = apply_method(tiny_sam(), "lora", **options)
+        assert sam.image_encoder.blocks[0].attn.q_proj.scaling == {"default": scale}
+
+
+def test_peft_fields_reach_peft(tiny_sam: Build) -> None:
+    sam = apply_method(tiny_sam(), "lora", rank=4, use_dora=True)
+    assert any("lora_magnitude" in k for k, p in sam.named_parameters() if p.requires_grad)
+    with pytest.raises(TypeError, match="no_such_field"):
+        apply_method(tiny_sam(), "lora", no_such_field=1)
+
+
+def test_refuses_unknown_method_and_options(tiny_sam: Build) -> None:
+    with pytest.raises(ValueError, match="method 'loar' is unknown; known: decoder, full, adapter"):
+        apply_method(tiny_sam(), "loar")
+    with pytest.raises(ValueError, match="method 'adapter' has no option 'rank'; its options"):
+        apply_method(tiny_sam(), "adapter", rank=4)
+    with pytest.raises(ValueError, match="where is 'neck'; expected one of encoder, decoder, both"):
+        apply_method(tiny_sam(), "lora", where="neck")
+    with pytest.raises(ValueError, match="bottleneck is 0"):
+        apply_method(tiny_sam(), "adapter", bottleneck=0)
+    with pytest.raises(ValueError, match="tokens is 0"):
+        apply_method(tiny_sam(), "prompt", tokens=0)
+    with pytest.raises(ValueError, match="tuned by 'decoder' already"):
+        apply_method(apply_method(tiny_sam(), "decoder"), "lora")
+
+
+def test_another_base_is_refused(tiny_sam: Build, tmp_path: Path) -> None:
+    path = save_tuned(apply_method(tiny_sam(), "lora"), tmp_path / "t.safetensors")
+    other = tiny_sam()
+    with torch.no_grad():
+        other.mask_decoder.iou_token.weight += 1
+    other.base = other.base.__class__(**{**other.base.as_dict(), "sha256": "0" * 64})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"t\.safetensors: was tuned on tiny with sha256"):
+        load_tuned(path, other)
+    with pytest.raises(ValueError, match="with image_size 96, the base given is tiny with image_s"):
+        load_tuned(path, tiny_sam(image_size=128))
+    with pytest.raises(ValueError, match="was tuned on tiny with name tiny, the base given is nan"):
+        load_tuned(path, build_sam("nano", image_size=96))
+
+
+def test_damaged_and_foreign_files_are_named(tiny_sam: Build, tmp_path: Path) -> None:
+    path = save_tuned(apply_method(tiny_sam(), "prompt"), tmp_path / "t.safetensors")
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"cut\.safetensors: truncated or no safetensors file"):
+        load_tuned(cut)
+    foreign = tmp_path / "foreign.safetensors"
+    save_file({"x": torch.zeros(1)}, foreign)
+    with pytest.raises(ValueError, match=r"foreign\.safetensors: a safetensors file, but not wri"):
+        load_tuned(foreign)
+    with pytest.raises(FileNotFoundError, match=r"gone\.safetensors: no such tuned file"):
+        load_tuned(tmp_path / "gone.safetensors")
+
+
+def test_nan_is_not_saved_and_the_old_file_stays(tiny_sam: Build, tmp_path: Path) -> None:
+    sam = apply_method(tiny_sam(), "prompt")
+    path = save_tuned(sam, tmp_path / "t.safetensors")
+    before = path.read_bytes()
+    with torch.no_grad():
+        sam.prompt_encoder.tokens[0] = float("nan")
+    with pytest.raises(ValueError, match=r"hold NaN or Inf, the first is prompt_encoder\.tokens"):
+        save_tuned(sam, path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["t.safetensors"]
+    with pytest.raises(ValueError, match="has no tuning method"):
+        save_tuned(tiny_sam(), path)
+
+
+def test_lora_file_of_vit_b_is_small(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sam = apply_method(build_sam("vit_b", image_size=64), "lora", rank=4)
+    assert save_tuned(sam, tmp_path / "t.safetensors").stat().st_size < 2_000_000
