@@ -18,6 +18,8 @@ from medsam_tune.data.checks import DataError
 from medsam_tune.data.datalist import find_cases, split_cases, write_datalist
 from medsam_tune.demo import IMAGE_SIZE, SETTINGS, run_demo
 from medsam_tune.methods import METHODS, apply_method
+from medsam_tune.methods.tuned import export_sam, load_tuned
+from medsam_tune.runs import read_record
 from medsam_tune.sam.build import ARCHITECTURES, architecture, build_sam
 
 app = typer.Typer(
@@ -120,6 +122,17 @@ def predict(
     overrides = {"run_dir": run, "scan": scan, "prompts": prompts, "output": output}
     overrides |= _given(checkpoint=checkpoint)
     run_bundle(bundle, ["inference.yaml"], overrides | _settings(set_))
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Option(help="Folder of a training run.")],
+    output: Annotated[Path, typer.Option(help="Checkpoint, .safetensors.")],
+    checkpoint: _Checkpoint = None,
+) -> None:
+    """Write a run (decoder, full or lora) as a plain SAM checkpoint, the tuning merged in."""
+    model = load_tuned(run / "tuned.safetensors", checkpoint=checkpoint or read_record(run).checkpoint)
+    typer.echo(f"{export_sam(model, output)}: a plain {model.base.name}")
 
 
 @app.command()

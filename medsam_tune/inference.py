@@ -331,14 +331,10 @@ def write_mask(labels: Tensor, grid: ScanGrid, path: str | Path) -> Path:
     image = nib.Nifti1Image(array.astype(dtype), grid.affine)
     image.header.set_xyzt_units("mm")
     path.parent.mkdir(parents=True, exist_ok=True)
-    suffix = ".nii.gz" if path.name.endswith(".gz") else ".nii"
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=suffix)
-    os.close(handle)
-    try:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        beside = Path(folder) / path.name
         nib.save(image, beside)
         os.replace(beside, path)
-    finally:
-        Path(beside).unlink(missing_ok=True)
     return path
 
 

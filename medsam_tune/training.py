@@ -119,7 +119,7 @@ class StopAtBadLoss:
         Raises:
             FloatingPointError: naming the step and the cases in the batch.
         """
-        loss = float(engine.state.output["loss"])
+        loss = float(engine.state.output["loss"].detach())
         if not math.isfinite(loss):
             cases = ", ".join(sorted(set(engine.state.batch["case"])))
             raise FloatingPointError(

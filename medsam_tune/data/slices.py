@@ -141,7 +141,7 @@ class SliceStore:
 
         Args:
             cases: scans, with or without labels.
-            progress: show a bar on standard error.
+            progress: show a bar on standard error, if that is a terminal.
 
         Raises:
             DataError: a scan that is refused, see `load_case`; entries made before it stay.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import tempfile
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 import medsam_tune
 from medsam_tune.methods import apply_method
 from medsam_tune.sam.build import build_sam
+from medsam_tune.sam.encoder import fuse_qkv
 from medsam_tune.sam.model import BaseModel, PromptableSam, Tuning
 
 _KEY = "medsam_tune"
@@ -94,14 +97,7 @@ def save_tuned(
         "labels": {str(k): v for k, v in (labels or {}).items()},
         "version": medsam_tune.__version__,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    try:
-        save_file(tensors, beside, metadata={_KEY: json.dumps(header)})
-        os.replace(beside, path)
-    finally:
-        Path(beside).unlink(missing_ok=True)
+    _write_safetensors(tensors, path, {_KEY: json.dumps(header)})
     return path
 
 
@@ -162,6 +158,51 @@ def load_tuned(
     with safe_open(path, framework="pt") as file:
         load_tuned_tensors(model, {k: file.get_tensor(k) for k in file.keys()}, str(path))  # noqa: SIM118
     return model.eval()
+
+
+def export_sam(model: PromptableSam, path: str | Path) -> Path:
+    """Write a tuned model as a plain SAM checkpoint: stock layout, nothing of ours in it.
+
+    Args:
+        model: tuned by "decoder", "full" or "lora"; LoRA is merged in a copy.
+        path: of the checkpoint, .safetensors.
+
+    Returns:
+        the path; `build_sam(name, checkpoint=path)` loads it, and stock `segment_anything` its
+        tensors, where the size is the native one.
+
+    Raises:
+        ValueError: a method that adds layers which a plain SAM does not have, or a weight that is
+            not finite.
+    """
+    path = Path(path)
+    method = None if model.tuning is None else model.tuning.method
+    if method in ("adapter", "prompt"):
+        raise ValueError(
+            f"{method!r} adds parts that a plain SAM does not have and cannot be exported as one; "
+            "decoder, full and lora can. Use the tuned file with load_tuned."
+        )
+    merged = copy.deepcopy(model)
+    for name, module in list(merged.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            parent, _, child = name.rpartition(".")
+            setattr(merged.get_submodule(parent), child, module.get_base_layer())
+    tensors = {k: v.cpu().contiguous() for k, v in fuse_qkv(merged.state_dict()).items()}
+    _refuse_not_finite(tensors, str(path))
+    _write_safetensors(tensors, path, metadata=None)
+    return path
+
+
+def _write_safetensors(
+    tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None
+) -> None:
+    """Write beside and rename, with the permissions of any new file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        beside = Path(folder) / path.name
+        save_file(dict(tensors), beside, metadata=metadata)
+        os.replace(beside, path)
 
 
 def _refuse_other_base(wanted: BaseModel, found: BaseModel, path: str | Path) -> None:

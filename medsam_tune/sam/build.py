@@ -6,7 +6,7 @@ import hashlib
 import pickle
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -99,6 +99,10 @@ def build_sam(
         raise ValueError(f"image_size {size} is no multiple of {PATCH} of at least {2 * PATCH}.")
     if in_channels < 1:
         raise ValueError(f"in_channels is {in_channels}; expected at least 1.")
+    state = None
+    if checkpoint is not None:
+        state = read_checkpoint(checkpoint, arch)
+        arch = _at_size_of(state, arch)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         encoder, prompt_encoder, decoder = _parts(arch)
@@ -106,8 +110,8 @@ def build_sam(
     parts = nn.ModuleDict(
         {"image_encoder": encoder, "prompt_encoder": prompt_encoder, "mask_decoder": decoder}
     )
-    if checkpoint is not None:
-        parts.load_state_dict(read_checkpoint(checkpoint, arch))
+    if state is not None:
+        parts.load_state_dict(state)
     elif arch.name != "nano" and not _is_meta(parts):
         warnings.warn(f"{arch.name} without a checkpoint has random weights.", stacklevel=2)
     _resize(encoder, prompt_encoder, size)
@@ -136,7 +140,7 @@ def fingerprint(module: nn.Module) -> str:
 
 
 def read_checkpoint(path: str | Path, arch: Architecture) -> dict[str, Tensor]:
-    """A SAM state dict with split q, k, v, checked to be of `arch`.
+    """A SAM state dict with split q, k, v, checked to be of `arch` at any input size.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -152,6 +156,7 @@ def read_checkpoint(path: str | Path, arch: Architecture) -> dict[str, Tensor]:
             f"{path}: checkpoint is {found or 'no SAM known here'}, asked for {arch.name}. "
             f"Name the model that it is, or give a checkpoint of {arch.name}."
         )
+    arch = _at_size_of(state, arch)
     with torch.device("meta"):
         expected = nn.ModuleDict(
             dict(
@@ -209,6 +214,14 @@ def _architecture_of(state: Mapping[str, Tensor]) -> str | None:
     proj = state.get("image_encoder.patch_embed.proj.weight")
     widths = {a.width: a.name for a in ARCHITECTURES.values()}
     return None if proj is None else widths.get(proj.shape[0])
+
+
+def _at_size_of(state: Mapping[str, Tensor], arch: Architecture) -> Architecture:
+    """The architecture with the input size that a state dict's positions are for."""
+    positions = state.get("image_encoder.pos_embed")
+    if positions is None or positions.ndim != 4:
+        return arch  # the comparison of names and shapes says what is wrong
+    return replace(arch, image_size=positions.shape[1] * PATCH)
 
 
 def _parts(arch: Architecture) -> tuple[ImageEncoderViT, PromptEncoder, MaskDecoder]:

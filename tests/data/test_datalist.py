@@ -140,7 +140,7 @@ def test_missing_folder(tmp_path):
 
 
 def test_unknown_layout(tmp_path):
-    with pytest.raises(DataError, match="no known layout; expected a dataset.json, or imagesTr/"):
+    with pytest.raises(DataError, match=r"no known layout; expected a dataset\.json, or imagesTr/"):
         find_cases(tmp_path)
 
 
@@ -153,7 +153,7 @@ def test_empty_folders(tmp_path):
 
 def test_modality_must_be_said(tmp_path):
     plain_folder(tmp_path, ["a"])
-    with pytest.raises(DataError, match="nothing says CT or MR. Say it: --modality CT"):
+    with pytest.raises(DataError, match=r"nothing says CT or MR\. Say it: --modality CT"):
         find_cases(tmp_path)
     with pytest.raises(DataError, match="modality is 'PET'; expected CT or MR"):
         find_cases(tmp_path, modality="PET")
