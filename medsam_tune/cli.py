@@ -7,7 +7,7 @@ import runpy
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 import typer
@@ -23,7 +23,10 @@ from medsam_tune.runs import read_record
 from medsam_tune.sam.build import ARCHITECTURES, architecture, build_sam
 
 app = typer.Typer(
-    help=medsam_tune.__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+    help=medsam_tune.__doc__,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
 )
 _Datalist = Annotated[Path, typer.Option(help="Datalist JSON, from `medsam-tune split`.")]
 _Set = Annotated[
@@ -43,7 +46,9 @@ def split(
         tuple[float, float, float], typer.Option(help="Training, validation, test.")
     ] = (0.7, 0.15, 0.15),
     seed: Annotated[int, typer.Option(help="Of the shuffling.")] = 0,
-    modality: Annotated[str | None, typer.Option(help="CT or MR, if the folder does not say.")] = None,
+    modality: Annotated[
+        str | None, typer.Option(help="CT or MR, if the folder does not say.")
+    ] = None,
 ) -> None:
     """Split cases by patient into training, validation and held-out test cases."""
     if out.exists():
@@ -131,7 +136,9 @@ def export(
     checkpoint: _Checkpoint = None,
 ) -> None:
     """Write a run (decoder, full or lora) as a plain SAM checkpoint, the tuning merged in."""
-    model = load_tuned(run / "tuned.safetensors", checkpoint=checkpoint or read_record(run).checkpoint)
+    model = load_tuned(
+        run / "tuned.safetensors", checkpoint=checkpoint or read_record(run).checkpoint
+    )
     typer.echo(f"{export_sam(model, output)}: a plain {model.base.name}")
 
 
@@ -242,10 +249,12 @@ def _settings(pairs: list[str] | None) -> dict[str, Any]:
 
 
 class _Verbatim:
-    """A value that was typed for fire and is passed on as it is."""
+    """A value that was typed for fire; YAML's words for true, false and null are understood too."""
+
+    _WORDS: ClassVar = {"true": "True", "false": "False", "null": "$None", "None": "$None"}
 
     def __init__(self, text: str) -> None:
-        self.text = text
+        self.text = self._WORDS.get(text, text)
 
     def __str__(self) -> str:
         return self.text

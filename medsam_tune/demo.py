@@ -67,7 +67,8 @@ def draw_demo(folder: Path, tuned_run: Path, count: int = 2) -> list[Path]:
     }
     inferer = PromptedSliceInferer()
     pictures = []
-    for item in CaseDataset(cases, data.labels, jitter=JITTER):
+    dataset = CaseDataset(cases, data.labels, jitter=JITTER)
+    for item in (dataset[index] for index in range(len(dataset))):
         columns = {"annotator, with boxes": item["label"]}
         for title, model in models.items():
             columns[title] = inferer(item["image"], model, item["prompts"])

@@ -224,7 +224,8 @@ class CaseScores:
         engine.add_event_handler(Events.COMPLETED, self._finish)
 
     def _score(self, engine: Engine) -> None:
-        batch, prediction = engine.state.batch, engine.state.output["pred"]
+        state: Any = engine.state
+        batch, prediction = state.batch, state.output["pred"]
         ellipse = self._ellipse(batch["image"], None, batch["prompts"])
         truth = batch["label"].to(prediction.device)
         self.scores += score_case(
@@ -261,8 +262,6 @@ def format_summary(summary: Mapping[str, Any]) -> str:
             f"{entry['name']:<20} {entry['cases']:>5}  "
             f"{entry['dice']:.3f} ({low:.3f} to {high:.3f})   {entry['ellipse_dice']:>7.3f}"
         )
-    lines.append(
-        f"{'mean':<20} {'':>5}  {summary['mean_dice']:.3f}{'':<19} {summary['mean_ellipse_dice']:>7.3f}"
-    )
+    mean, ellipse = summary["mean_dice"], summary["mean_ellipse_dice"]
+    lines.append(f"{'mean':<20} {'':>5}  {mean:.3f}{'':<19} {ellipse:>7.3f}")
     return "\n".join(lines)
-

@@ -187,14 +187,15 @@ class WriteMask:
 
     def __call__(self, engine: Engine) -> None:
         """After each scan."""
-        labels = engine.state.output["pred"]
-        write_mask(labels, engine.state.batch.grid, self.path)
+        state: Any = engine.state
+        labels = state.output["pred"]
+        write_mask(labels, state.batch.grid, self.path)
         engine.logger.info(f"{self.path}: {int((labels > 0).sum())} voxels in the mask")
 
 
 def grid_of(image: MetaTensor) -> ScanGrid:
     """The grid of the file that an oriented (C, X, Y, Z) MetaTensor was loaded from."""
-    shape = [int(n) for n in np.asarray(image.meta["spatial_shape"])]
+    shape: list[int] = np.asarray(image.meta["spatial_shape"]).tolist()
     affine = np.asarray(image.meta["original_affine"], dtype=np.float64)
     return ScanGrid(affine, (shape[0], shape[1], shape[2]))
 
@@ -228,11 +229,11 @@ def read_prompts(
     for index, item in enumerate(objects):
         where = f"{name}: object {index}"
         label = item.get("label") if isinstance(item, Mapping) else None
-        if label not in labels:
+        if not isinstance(label, int) or label not in labels:
             known = ", ".join(f"{k} ({v})" for k, v in labels.items())
             raise DataError(f"{where}: label {label!r} is not there; known: {known}.")
         for box in _boxes_of(item, space, grid, where):
-            found.extend((z, int(label), bounds) for z, bounds in _on_slices(box, grid, where))
+            found.extend((z, label, bounds) for z, bounds in _on_slices(box, grid, where))
     found.sort(key=lambda entry: entry[:2])
     return SlicePrompts(
         slices=torch.tensor([z for z, _, _ in found]),
@@ -350,7 +351,7 @@ class Segmenter:
 
     Example:
         >>> segmenter = Segmenter.from_run("runs/liver")
-        >>> segmenter.predict("scan.nii.gz", {"objects": [{"label": 1, "box3d": [...]}]}, "m.nii.gz")
+        >>> segmenter.predict("scan.nii.gz", "boxes.json", "mask.nii.gz")
     """
 
     def __init__(

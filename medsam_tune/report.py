@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -93,10 +94,11 @@ class Overlays:
 
     def __call__(self, engine: Engine) -> None:
         """After each case."""
-        batch = engine.state.batch
-        if engine.state.iteration > self.count or not len(batch["prompts"]):
+        state: Any = engine.state
+        batch = state.batch
+        if state.iteration > self.count or not len(batch["prompts"]):
             return
-        columns = {"annotator, with boxes": batch["label"], "model": engine.state.output["pred"]}
+        columns = {"annotator, with boxes": batch["label"], "model": state.output["pred"]}
         draw_overlays(
             self.output_dir / f"{batch['case']}.png",
             batch["image"],

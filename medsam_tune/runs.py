@@ -87,7 +87,9 @@ def read_record(run: str | Path) -> RunRecord:
     """
     path = Path(run) / _RECORD
     if not path.is_file():
-        raise DataError(f"{run}: no training run in it (no {_RECORD}); `medsam-tune train` makes one.")
+        raise DataError(
+            f"{run}: no training run in it (no {_RECORD}); `medsam-tune train` makes one."
+        )
     try:
         return RunRecord(**json.loads(path.read_text()))
     except (json.JSONDecodeError, TypeError) as error:
@@ -139,4 +141,3 @@ def _literal(value: str) -> Any:
     if not text.startswith(("[", "(")):
         return text
     return [part.strip().strip("'\"") for part in text[1:-1].split(",")]
-

@@ -86,16 +86,13 @@ class EpochSeed:
         torch.manual_seed(self.seed * 100_003 + engine.state.epoch)
 
 
-class Progress(ProgressBar):  # type: ignore[misc]
+class Progress:
     """A progress bar with the running loss on a terminal, and one log line per epoch anywhere."""
-
-    def __init__(self) -> None:
-        super().__init__(persist=False, disable=None)
 
     def attach(self, engine: Engine) -> None:
         """Called by MONAI for each handler."""
         RunningAverage(output_transform=lambda output: output["loss"]).attach(engine, "loss")
-        super().attach(engine, ["loss"])
+        ProgressBar(persist=False, disable=None).attach(engine, ["loss"])
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._log)
 
     @staticmethod
@@ -119,11 +116,12 @@ class StopAtBadLoss:
         Raises:
             FloatingPointError: naming the step and the cases in the batch.
         """
-        loss = float(engine.state.output["loss"].detach())
+        state: Any = engine.state
+        loss = float(state.output["loss"].detach())
         if not math.isfinite(loss):
-            cases = ", ".join(sorted(set(engine.state.batch["case"])))
+            cases = ", ".join(sorted(set(state.batch["case"])))
             raise FloatingPointError(
-                f"loss is {loss} at step {engine.state.iteration} (cases {cases}); the checkpoints "
+                f"loss is {loss} at step {state.iteration} (cases {cases}); the checkpoints "
                 "before it are kept. Lower the learning rate (--lr)."
             )
 

@@ -156,7 +156,7 @@ def load_tuned(
     _refuse_other_base(header.base, base.base, path)
     model = apply_method(base, header.tuning.method, **header.tuning.options)
     with safe_open(path, framework="pt") as file:
-        load_tuned_tensors(model, {k: file.get_tensor(k) for k in file.keys()}, str(path))  # noqa: SIM118
+        load_tuned_tensors(model, {k: file.get_tensor(k) for k in file.keys()}, str(path))
     return model.eval()
 
 

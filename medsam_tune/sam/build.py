@@ -160,9 +160,7 @@ def read_checkpoint(path: str | Path, arch: Architecture) -> dict[str, Tensor]:
     with torch.device("meta"):
         expected = nn.ModuleDict(
             dict(
-                zip(
-                    ("image_encoder", "prompt_encoder", "mask_decoder"), _parts(arch), strict=True
-                )
+                zip(("image_encoder", "prompt_encoder", "mask_decoder"), _parts(arch), strict=True)
             )
         ).state_dict()
     missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
@@ -299,7 +297,7 @@ def _inflate(encoder: ImageEncoderViT, in_channels: int) -> None:
     weight = torch.cat([kept, mean.expand(-1, in_channels - kept.shape[1], -1, -1)], dim=1)
     new = nn.Conv2d(in_channels, old.out_channels, PATCH, PATCH, device=old.weight.device)
     new.weight.copy_(weight * (old.in_channels / in_channels))
-    new.bias.copy_(old.bias)
+    new.bias = old.bias
     encoder.patch_embed.proj = new
 
 
