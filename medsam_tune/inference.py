@@ -62,6 +62,8 @@ class PromptedSliceInferer(Inferer):
         frame = ModelFrame((inputs.shape[-2], inputs.shape[-1]), network.image_size)
         canvas = _Canvas(inputs)
         for chunk in prompts.slices.unique().split(self.slice_batch):
+            if not len(chunk):  # a volume without a box
+                break
             slices = inputs[chunk.to(inputs.device)].to(device)
             image = frame.image(slices.float() / 255)
             embedding = network.encode(to_channels(image, network.base.in_channels))
@@ -277,7 +279,7 @@ def _boxes_of(
     for key, content in slices.items():
         if not isinstance(content, Mapping) or set(content) != {"box"}:
             raise DataError(f"{where}: slice {key}: expected {{'box': [i0, j0, i1, j1]}}.")
-        if not str(key).isdigit():
+        if not str(key).isdecimal():
             raise DataError(f"{where}: slice {key!r} is no index; expected 0, 1, 2, ...")
         i0, j0, i1, j1 = _numbers(content["box"], 4, f"{where}: slice {key}: box")
         boxes.append(np.array([i0, j0, int(key), i1, j1, int(key) + 1]))
@@ -287,7 +289,7 @@ def _boxes_of(
 def _numbers(value: object, count: int, where: str) -> NDArray[np.float64]:
     try:
         array = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         array = np.empty(0)
     if array.shape != (count,) or not np.isfinite(array).all():
         raise DataError(f"{where} is {value!r}; expected {count} finite numbers.")
@@ -297,7 +299,7 @@ def _numbers(value: object, count: int, where: str) -> NDArray[np.float64]:
 def _on_slices(
     box: NDArray[np.float64], grid: ScanGrid, where: str
 ) -> list[tuple[int, list[float]]]:
-    """A 3-D box in voxels of the file -> (slice, XYXY) on every slice that it reaches."""
+    """A 3-D box in voxels of the file -> (slice, XYXY) on every slice whose centre it reaches."""
     half = len(box) // 2
     if (box[half:] <= box[:half]).any():
         raise DataError(
@@ -311,9 +313,11 @@ def _on_slices(
             "Boxes are in voxels of the file's own array, or set space to 'world'."
         )
     x0, y0, z0, x1, y1, z1 = grid.box_to_slices(inside).tolist()
-    first = min(int(np.floor(z0 + 0.5)), grid.shape[grid.slice_axis] - 1)
-    last = int(np.ceil(z1 - 0.5))
-    return [(z, [x0, y0, x1, y1]) for z in range(first, max(last, first + 1))]
+    first, last = int(np.ceil(z0 - 0.5)), int(np.ceil(z1 - 0.5))
+    if first == last:  # between two centres: the slice that the box's middle is in
+        first = int((z0 + z1) / 2)
+        last = first + 1
+    return [(z, [x0, y0, x1, y1]) for z in range(first, last)]
 
 
 def write_mask(labels: Tensor, grid: ScanGrid, path: str | Path) -> Path:

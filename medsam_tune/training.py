@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from ignite.engine import Engine, Events
-from ignite.handlers import Checkpoint, DiskSaver, ProgressBar
+from ignite.handlers import DiskSaver, ProgressBar
 from ignite.metrics import RunningAverage
 from monai.handlers import CheckpointLoader
 from monai.losses import DiceCELoss
@@ -192,7 +192,9 @@ class TunedState:
 class KeepLast:
     """Handler of a trainer: the run's record, and after each epoch a checkpoint to resume from.
 
-    MONAI's `CheckpointSaver` writes over the old file in place, ignite's `DiskSaver` renames.
+    ignite's `DiskSaver` writes beside and renames. It is called directly: MONAI's
+    `CheckpointSaver` writes in place, and ignite's `Checkpoint` removes a file of the same name
+    before it writes the new one.
 
     Args:
         record: written when training starts, so that a run that never did leaves none.
@@ -219,6 +221,9 @@ class KeepLast:
         if self.resume:
             CheckpointLoader(str(self.folder / "last.pt"), everything).attach(engine)
         saver = DiskSaver(str(self.folder), atomic=True, create_dir=True, require_empty=False)
-        keep = Checkpoint(everything, saver, filename_pattern="last.{ext}", n_saved=None)
+
+        def save() -> None:
+            saver({name: part.state_dict() for name, part in everything.items()}, "last.pt")
+
         engine.add_event_handler(Events.STARTED, lambda _: write_record(self.folder, self.record))
-        engine.add_event_handler(Events.EPOCH_COMPLETED, keep)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, save)

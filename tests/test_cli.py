@@ -1,0 +1,176 @@
+"""`medsam-tune`: what it prints and runs, and one clear line for each mistake."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from segment_anything.modeling import MaskDecoder
+
+from medsam_tune import cli
+from medsam_tune.data.datalist import find_cases, split_cases, write_datalist
+from medsam_tune.data.phantom import write_phantoms
+from medsam_tune.sam.build import build_sam
+from medsam_tune.sam.encoder import fuse_qkv
+
+SMALL = ["--image-size", "64", "--set", "epochs=1", "--set", "num_workers=0"]
+
+
+@pytest.fixture
+def tune(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs the command in this process: exit code, standard output, standard error."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["medsam-tune", *map(str, words)])
+        capfd.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as error:
+            code = int(error.code or 0)
+        return code, *capfd.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of four small phantoms with a datalist."""
+    folder = tmp_path_factory.mktemp("scans")
+    write_phantoms(folder, count=4, shape=(48, 40, 8), spacing=(7.2, 6.4, 15.0))
+    write_datalist(split_cases(find_cases(folder), (0.5, 0.25, 0.25)), folder / "d.json")
+    return folder
+
+
+Tune = Callable[..., tuple[int, str, str]]
+
+
+def test_the_whole_job(tune: Tune, phantoms: Path, tmp_path: Path) -> None:
+    run, boxes = tmp_path / "run", tmp_path / "boxes.json"
+    datalist = tmp_path / "list.json"
+    code, out, _ = tune("split", phantoms, "--out", datalist, "--fractions", 0.5, 0.25, 0.25)
+    assert code == 0
+    assert "2 training, 1 validation and 1 test cases; labels: 1 liver" in out
+    code, _, err = tune("train", "decoder", "--datalist", datalist, "--output", run, *SMALL)
+    assert code == 0, err
+    printed = next(line for line in err.splitlines() if line.startswith("$ "))
+    assert shlex.split(printed)[1:5] == ["python", "-m", "monai.bundle", "run"]
+    code, _, err = tune("evaluate", "--run", run)
+    assert code == 0, err
+    assert "Dice (95 % interval)" in err
+    case = json.loads(datalist.read_text())["test"][0]
+    boxes.write_text(json.dumps({"objects": [{"label": 2, "box3d": [5, 5, 1, 20, 20, 4]}]}))
+    scan, mask = datalist.parent / case["image"], tmp_path / "mask.nii.gz"
+    flags = ("--run", run, "--prompts", boxes, "--output", mask)
+    code, _, err = tune("predict", scan, *flags)
+    assert code == 0, err
+    assert set(np.unique(nib.load(mask).dataobj)) <= {0, 2}
+    boxes.write_text(json.dumps({"objects": [{"label": 9, "box3d": [5, 5, 1, 20, 20, 4]}]}))
+    mask.unlink()
+    code, _, err = tune("predict", scan, *flags)
+    assert code == 1
+    assert "object 0: label 9 is not there; known: 1 (liver), 2 (spleen)" in err
+    assert not mask.exists()
+    code, out, _ = tune("export", "--run", run, "--output", tmp_path / "plain.safetensors")
+    assert code == 0
+    stock = {k: v.shape for k, v in load_file(tmp_path / "plain.safetensors").items()}
+    assert stock == {k: v.shape for k, v in fuse_qkv(_nano().state_dict()).items()}
+
+
+def _nano() -> torch.nn.Module:
+    sam = build_sam("nano", image_size=64)
+    assert isinstance(sam.mask_decoder, MaskDecoder)
+    return sam
+
+
+def test_wrong_inputs_get_one_line(tune: Tune, phantoms: Path, tmp_path: Path) -> None:
+    datalist, run = phantoms / "d.json", tmp_path / "run"
+    train = ("--datalist", datalist, "--output", run)
+    nano = tmp_path / "nano.pth"
+    torch.save(fuse_qkv(build_sam("nano").state_dict()), nano)
+    nowhere = tmp_path / "none"
+    mistakes: list[tuple[tuple[object, ...], str]] = [
+        (("split", nowhere), f"{nowhere}: no such folder"),
+        (
+            ("train", "decoder", "--datalist", nowhere, "--output", run),
+            f"{nowhere}: no such datalist. Make one: medsam-tune split",
+        ),
+        (("train", "loar", *train), "method 'loar' is unknown; known: decoder, full, adapter"),
+        (
+            ("train", "lora", *train, "--model", "vit_b", "--checkpoint", nano),
+            f"{nano}: checkpoint is nano, asked for vit_b",
+        ),
+        (("train", "lora", *train, "--model", "vit_b"), "vit_b needs --checkpoint"),
+        (("train", "lora", *train, "--set", "epoch=3"), "--epoch is no setting of this config"),
+        (("train", "lora", *train, "--set", "epochs"), "--set 'epochs': expected key=value"),
+        (("train", "lora", *train, "--resume"), f"{run}: no run to resume in it"),
+        (("train", "lora", *train, "--bundle", "x"), "bundle 'x' is neither a folder with"),
+        (("evaluate", "--run", nowhere), f"{nowhere}: no training run in it"),
+        (("evaluate",), "give --run, the folder of a training run, or --zero-shot"),
+        (("evaluate", "--zero-shot"), "--zero-shot needs --datalist and --output"),
+        (("info", "--model", "vit_x"), "model 'vit_x' is unknown; known: nano, vit_b"),
+    ]
+    for words, message in mistakes:
+        code, _, err = tune(*words)
+        assert code == 1, words
+        last = err.strip().splitlines()[-1]
+        assert last.startswith("medsam-tune: "), err
+        assert message in last
+        assert not run.exists()
+
+
+@pytest.mark.parametrize("fault", ["shape", "affine"])
+def test_a_label_of_another_geometry_is_refused(tune: Tune, tmp_path: Path, fault: str) -> None:
+    scans = tmp_path / "scans"
+    write_phantoms(scans, count=3, shape=(48, 40, 8), spacing=(7.2, 6.4, 15.0))
+    path = scans / "labelsTr" / "phantom_001.nii.gz"
+    label = nib.load(path)
+    data, affine = np.asarray(label.dataobj), label.affine.copy()
+    if fault == "shape":
+        data = data[..., :-1]
+    else:
+        affine[0, 3] += 2
+    nib.save(nib.Nifti1Image(data, affine), path)
+    datalist = tmp_path / "d.json"
+    assert tune("split", scans, "--out", datalist, "--fractions", 0.34, 0.33, 0.33)[0] == 0
+    flags = ("--datalist", datalist, "--output", tmp_path / "run", *SMALL)
+    code, _, err = tune("train", "decoder", *flags, "--set", "epochs=1")
+    if code == 0:  # the faulty case is the held-out one
+        code, _, err = tune("evaluate", "--run", tmp_path / "run")
+    assert code == 1
+    assert f"case phantom_001: label {fault}" in err.strip().splitlines()[-1]
+
+
+def test_info_prints_the_table(tune: Tune) -> None:
+    code, out, _ = tune("info", "--model", "vit_b")
+    assert code == 0
+    rows = [line.split() for line in out.splitlines()[1:]]
+    assert ["vit_b", "lora", "342,016"] in [row[:3] for row in rows]
+    code, out, _ = tune("info", "--model", "nano", "--method", "prompt")
+    assert "prompt_encoder.tokens 1,280" in out
+
+
+def test_paths_that_look_like_numbers_stay_paths() -> None:
+    assert cli._argument(Path("2024")) == "'2024'"
+    assert cli._argument(Path("runs/a")) == "runs/a"
+    assert cli._argument(128) == "128"
+
+
+def test_settings_understand_yamls_words() -> None:
+    settings = cli._settings(["a=true", "b=null", "c=1e-3", "network_def::rank=4"])
+    assert {k: str(v) for k, v in settings.items()} == {
+        "a": "True",
+        "b": "$None",
+        "c": "1e-3",
+        "network_def::rank": "4",
+    }

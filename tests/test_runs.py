@@ -1,0 +1,81 @@
+"""Run folders and the overrides that a run was started with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from medsam_tune.data.checks import DataError
+from medsam_tune.runs import (
+    RunRecord,
+    read_record,
+    refuse_other_run,
+    refuse_unknown_overrides,
+    write_record,
+)
+
+RECORD = RunRecord("d.json", "d.slices", None, {"name": "percentiles"}, 0.05, 3)
+
+
+def test_record_comes_back(tmp_path: Path) -> None:
+    write_record(tmp_path / "run", RECORD)
+    assert read_record(tmp_path / "run") == RECORD
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.json"]
+
+
+def test_folders_without_or_with_a_run_are_told_apart(tmp_path: Path) -> None:
+    refuse_other_run(tmp_path)
+    with pytest.raises(DataError, match="no run to resume in it"):
+        refuse_other_run(tmp_path, resume=True)
+    with pytest.raises(DataError, match=r"no training run in it \(no run.json\)"):
+        read_record(tmp_path)
+    write_record(tmp_path, RECORD)
+    refuse_other_run(tmp_path, resume=True)
+    with pytest.raises(DataError, match="holds a run already; choose another output folder"):
+        refuse_other_run(tmp_path)
+    (tmp_path / "run.json").write_text('{"datalist": "d.json"}')
+    with pytest.raises(DataError, match=r"run.json: is damaged or of another version"):
+        read_record(tmp_path)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A config with three settings, one of them a group."""
+    path = tmp_path / "a.yaml"
+    path.write_text("epochs: 1\nlr: 0.1\ntrain: {trainer: {max_epochs: 3}}\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--epochs", "2"],
+        ["--lr=0.2", "--epochs", "2"],
+        ["--train::trainer::max_epochs", "9"],
+        ["--train#trainer#max_epochs", "9"],
+        [],
+    ],
+)
+def test_known_overrides_pass(config: Path, options: list[str]) -> None:
+    refuse_unknown_overrides(["run", "--config_file", str(config), *options])
+
+
+def test_keys_of_all_config_files_are_known(config: Path) -> None:
+    other = config.with_name("b.yaml")
+    other.write_text("rank: 4\n")
+    files = f"['{config}','{other}']"
+    refuse_unknown_overrides(["run", "--config_file", files, "--rank", "8", "--epochs=2"])
+    with pytest.raises(ValueError, match="--rank is no setting of this config"):
+        refuse_unknown_overrides(["run", "--config_file", str(config), "--rank", "8"])
+
+
+def test_unknown_overrides_are_named_with_the_nearest(config: Path) -> None:
+    with pytest.raises(ValueError, match="--epoch is no setting of this config; did you mean: ep"):
+        refuse_unknown_overrides(["run", "--config_file", str(config), "--epoch", "2"])
+    with pytest.raises(ValueError, match="did you mean: epochs, lr, train"):
+        refuse_unknown_overrides(["run", "--config_file", str(config), "--zzz=2"])
+
+
+def test_other_programs_are_let_alone() -> None:
+    refuse_unknown_overrides(["tests", "--maxfail", "2"])
