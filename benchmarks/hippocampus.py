@@ -48,11 +48,6 @@ RUNS = (
     Run("decoder-p", "decoder", "phantoms", ("epochs=4", "lr=1e-3")),
     Run("full-p", "full", "phantoms", ("epochs=4", "lr=5e-4")),
     Run("decoder", "decoder", "random", ("epochs=4", "lr=2e-3")),
-    Run("lora+d", "lora", "random", ("epochs=4", "lr=2e-3", "network_def::mask_decoder=True")),
-    Run(
-        "adapter+d", "adapter", "random", ("epochs=4", "lr=2e-3", "network_def::mask_decoder=True")
-    ),
-    Run("prompt+d", "prompt", "random", ("epochs=4", "lr=2e-3", "network_def::mask_decoder=True")),
 )
 
 

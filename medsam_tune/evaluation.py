@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -121,7 +122,7 @@ def summarise(scores: Sequence[Score]) -> dict[str, Any]:
         `cases` (counted) and `excluded` (both empty).
 
     Raises:
-        DataError: not one pair to count.
+        DataError: not one pair to count, for the model or for the ellipses of one of its labels.
     """
     per_label: dict[str, dict[str, Any]] = {}
     for label in sorted({s.label for s in scores}):
@@ -129,14 +130,18 @@ def summarise(scores: Sequence[Score]) -> dict[str, Any]:
         dice = [s.dice for s in rows if s.dice is not None]
         if not dice:
             continue
+        ellipse = [s.ellipse_dice for s in rows if s.ellipse_dice is not None]
+        if not ellipse:
+            raise DataError(
+                f"{rows[0].name}: predicted, but in no case's truth, so no box stands for it and "
+                "the ellipses have no Dice. Leave this label out."
+            )
         per_label[str(label)] = {
             "name": rows[0].name,
             "dice": float(np.mean(dice)),
             "dice_interval": bootstrap_interval(dice),
             "iou": float(np.mean([s.iou for s in rows if s.iou is not None])),
-            "ellipse_dice": float(
-                np.mean([s.ellipse_dice for s in rows if s.ellipse_dice is not None])
-            ),
+            "ellipse_dice": float(np.mean(ellipse)),
             "cases": len(dice),
             "excluded": len(rows) - len(dice),
         }
@@ -243,14 +248,15 @@ class CaseScores:
 def write_scores(folder: Path, scores: Sequence[Score], summary: Mapping[str, Any]) -> None:
     """Write `metrics.csv` and `summary.json`, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    csv_beside, json_beside = folder / ".metrics.csv.tmp", folder / ".summary.json.tmp"
-    with csv_beside.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [f.name for f in fields(Score)])
-        writer.writeheader()
-        writer.writerows(asdict(s) for s in scores)
-    json_beside.write_text(json.dumps(summary, indent=2) + "\n")
-    os.replace(csv_beside, folder / "metrics.csv")
-    os.replace(json_beside, folder / "summary.json")
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".scores.") as beside:
+        table, text = Path(beside) / "metrics.csv", Path(beside) / "summary.json"
+        with table.open("w", newline="") as file:
+            writer = csv.DictWriter(file, [f.name for f in fields(Score)])
+            writer.writeheader()
+            writer.writerows(asdict(s) for s in scores)
+        text.write_text(json.dumps(summary, indent=2) + "\n")
+        os.replace(table, folder / "metrics.csv")
+        os.replace(text, folder / "summary.json")
 
 
 def format_summary(summary: Mapping[str, Any]) -> str:

@@ -61,7 +61,8 @@ def draw_overlays(
             axis.set_xticks([])
             axis.set_yticks([])
             if row == 0:
-                score = "" if maps is truth else f"\nDice {_mean_dice(maps, truth, labels):.2f}"
+                dice = None if maps is truth else _mean_dice(maps, truth, labels)
+                score = "" if dice is None else f"\nDice {dice:.2f}"
                 axis.set_title(f"{title}{score}", fontsize=9)
             if column == 0:
                 axis.set_ylabel(f"slice {z}", fontsize=8)
@@ -133,7 +134,7 @@ def _draw_boxes(
         axis.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], "--", color=colour, linewidth=0.8)
 
 
-def _mean_dice(maps: Tensor, truth: Tensor, labels: Mapping[int, str]) -> float:
+def _mean_dice(maps: Tensor, truth: Tensor, labels: Mapping[int, str]) -> float | None:
     values = [overlap(maps.cpu() == label, truth.cpu() == label)[0] for label in labels]
     counted = [value for value in values if value is not None]
-    return float(np.mean(counted)) if counted else 0.0
+    return float(np.mean(counted)) if counted else None

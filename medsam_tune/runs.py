@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -71,8 +71,14 @@ def refuse_other_run(output_dir: str | Path, resume: bool = False) -> None:
 
 
 def write_record(output_dir: str | Path, record: RunRecord) -> None:
-    """Write a run's record into its folder, whole or not at all."""
+    """Write a run's record into its folder, whole or not at all; its paths become absolute."""
     folder = Path(output_dir)
+    places = {
+        name: os.path.abspath(path)
+        for name in ("datalist", "slices_dir", "checkpoint")
+        if (path := getattr(record, name)) is not None
+    }
+    record = replace(record, **places)
     folder.mkdir(parents=True, exist_ok=True)
     beside = folder / f".{_RECORD}.tmp"
     beside.write_text(json.dumps(asdict(record), indent=2) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,9 @@ RECORD = RunRecord("d.json", "d.slices", None, {"name": "percentiles"}, 0.05, 3)
 
 def test_record_comes_back(tmp_path: Path) -> None:
     write_record(tmp_path / "run", RECORD)
-    assert read_record(tmp_path / "run") == RECORD
+    absolute = replace(RECORD, datalist=str(Path("d.json").absolute()))
+    absolute = replace(absolute, slices_dir=str(Path("d.slices").absolute()))
+    assert read_record(tmp_path / "run") == absolute
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.json"]
 
 
