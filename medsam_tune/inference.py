@@ -231,7 +231,7 @@ def read_prompts(
     for index, item in enumerate(objects):
         where = f"{name}: object {index}"
         label = item.get("label") if isinstance(item, Mapping) else None
-        if not isinstance(label, int) or label not in labels:
+        if type(label) is not int or label not in labels:  # JSON's true would be 1
             known = ", ".join(f"{k} ({v})" for k, v in labels.items())
             raise DataError(f"{where}: label {label!r} is not there; known: {known}.")
         for box in _boxes_of(item, space, grid, where):
@@ -251,7 +251,7 @@ def _prompt_content(source: str | Path | Mapping[str, Any]) -> tuple[Mapping[str
     if not path.is_file():
         raise DataError(f"{path}: no such prompt file; expected JSON with 'space' and 'objects'.")
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: is not JSON ({error}).") from error
     if not isinstance(content, Mapping):
@@ -263,6 +263,8 @@ def _boxes_of(
     item: Mapping[str, Any], space: str, grid: ScanGrid, where: str
 ) -> list[NDArray[np.float64]]:
     """The object's 3-D boxes in voxels of the file, each (6,) with upper bounds exclusive."""
+    if "box3d" in item and "slices" in item:
+        raise DataError(f"{where}: has both 'box3d' and 'slices'; give one of them.")
     if "box3d" in item:
         box = _numbers(item["box3d"], 6, f"{where}: box3d")
         return [grid.box_from_world(box) if space == "world" else box]

@@ -298,6 +298,8 @@ REFUSED = [
     pytest.param(
         objects({"label": 1, "slices": {}}), "neither 'box3d' nor 'slices'", id="no-slices"
     ),
+    pytest.param(objects({"label": 1, "slices": {}, "box3d": GOOD}), "has both 'box3d'", id="both"),
+    pytest.param(objects({"label": True, "box3d": GOOD}), "label True is not there", id="true"),
     pytest.param(
         objects({"label": 1, "box3d": GOOD[:5]}),
         r"object 0: box3d is \[1, 2, 3, 5, 8\]; expected 6 finite numbers",
