@@ -34,7 +34,7 @@ class Run:
 
     name: str
     method: str
-    start: str  # "random" or "phantoms"
+    start: str  # "random", "phantoms", or the name of another run to go on from
     settings: tuple[str, ...]
 
 
@@ -42,6 +42,7 @@ class Run:
 # were read once, for the table.
 RUNS = (
     Run("full", "full", "random", ("epochs=12", "lr=1e-3")),
+    Run("full-again", "full", "full", ("epochs=12", "lr=5e-4")),
     Run("lora-p", "lora", "phantoms", ("epochs=4", "lr=4e-3")),
     Run("adapter-p", "adapter", "phantoms", ("epochs=4", "lr=2e-3")),
     Run("prompt-p", "prompt", "phantoms", ("epochs=4", "lr=2e-2")),
@@ -58,7 +59,6 @@ class Bench:
         self.scans = scans
         self.work = work
         self.datalist = work / "hippocampus.json"
-        self.base = work / "base.safetensors"
         work.mkdir(parents=True, exist_ok=True)
 
     def command(self, *words: object) -> None:
@@ -77,17 +77,25 @@ class Bench:
         if not self.datalist.exists():
             self.command("split", self.scans, "--out", self.datalist, "--seed", 0)
 
-    def make_base(self) -> None:
+    def base(self, start: str) -> Path | None:
+        """The checkpoint that a run starts from: another run, exported; None for random weights."""
+        if start == "random":
+            return None
+        path = self.work / ("base.safetensors" if start == "phantoms" else f"{start}.safetensors")
+        if not path.exists():
+            run = self.tune_on_phantoms() if start == "phantoms" else self.work / start
+            self.command("export", "--run", run, "--output", path)
+        return path
+
+    def tune_on_phantoms(self) -> Path:
         """A nano that has seen synthetic CT phantoms and no patient."""
-        if self.base.exists():
-            return
         datalist, run = self.work / "phantoms.json", self.work / "phantom-run"
         if not datalist.exists():
             write_phantoms(self.work / "phantoms", count=80, seed=100)
             fractions = ("--fractions", 0.9, 0.1, 0)
             self.command("split", self.work / "phantoms", "--out", datalist, *fractions)
         self.train("full", datalist, run, ("epochs=10", "lr=1e-3", "val_interval=5"), None)
-        self.command("export", "--run", run, "--output", self.base)
+        return run
 
     def train(
         self, method: str, datalist: Path, run: Path, settings: tuple[str, ...], base: Path | None
@@ -104,7 +112,8 @@ class Bench:
         """The untouched base on the test cases."""
         folder = self.work / f"zero-shot-{start}"
         if not (folder / "evaluation" / "summary.json").exists():
-            extra = ["--checkpoint", self.base] if start == "phantoms" else []
+            base = self.base(start)
+            extra = [] if base is None else ["--checkpoint", base]
             flags = ("--zero-shot", "--datalist", self.datalist, "--output", folder)
             self.command("evaluate", *flags, *SIZE, *extra)
         return folder
@@ -113,7 +122,7 @@ class Bench:
         """Train and evaluate one row."""
         folder = self.work / row.name
         if not (folder / "evaluation" / "summary.json").exists():
-            base = self.base if row.start == "phantoms" else None
+            base = self.base(row.start)
             self.train(row.method, self.datalist, folder, row.settings, base)
             self.command("evaluate", "--run", folder)
         return folder
@@ -134,8 +143,9 @@ def summary_of(folder: Path) -> dict[str, Any]:
 
 def trained_parameters(folder: Path) -> int:
     """How many numbers a run tuned."""
-    tuning = read_header(folder / "tuned.safetensors").tuning
-    model = apply_method(build_sam("nano"), tuning.method, **tuning.options)
+    header = read_header(folder / "tuned.safetensors")
+    base = build_sam(header.base.name, image_size=header.base.image_size)
+    model = apply_method(base, header.tuning.method, **header.tuning.options)
     return sum(tensor.numel() for tensor in tuned_tensors(model).values())
 
 
@@ -178,8 +188,6 @@ def main() -> None:
     rows = [row for row in RUNS if not arguments.only or row.name in arguments.only]
     bench.split()
     for row in rows:
-        if row.start == "phantoms":
-            bench.make_base()
         bench.run(row)
     parts = [HEAD]
     for start, title in TITLES.items():
@@ -200,6 +208,7 @@ Made by `python benchmarks/hippocampus.py FOLDER`; each row is `medsam-tune trai
 
 TITLES = {
     "random": "From random weights",
+    "full": "A second round of `full`, from the first one above (`--checkpoint`)",
     "phantoms": "From a nano that was tuned on 72 synthetic CT phantoms (`--checkpoint`)",
 }
 
