@@ -31,9 +31,9 @@ def draw_overlays(
     Args:
         path: of the PNG.
         image: (Z, C, H, W) uint8 slices; the first channel is shown.
-        columns: title -> (Z, H, W) integer label slices. The first is the truth: the slices where
-            it has most voxels, well apart, are shown, and the others' titles carry their Dice
-            over the whole volume, the mean of the labels.
+        columns: title -> (Z, H, W) integer label slices. The first is the truth: slices that it
+            labels, evenly apart, are shown, and the others' titles carry their Dice over the whole
+            volume, the mean of the labels.
         labels: label id -> name.
         prompts: boxes to draw in the first column.
         rows: number of slices.
@@ -110,12 +110,12 @@ class Overlays:
 
 
 def _slices_worth_showing(truth: Tensor, count: int) -> list[int]:
-    """Up to `count` slices: from each stretch of the labelled range the fullest."""
-    area = (truth > 0).flatten(1).sum(1)
-    there = area.nonzero().flatten()
+    """Up to `count` labelled slices, evenly apart: the middles of equal stretches."""
+    there = (truth > 0).flatten(1).any(1).nonzero().flatten()
     if not len(there):
         return [truth.shape[0] // 2]
-    return [int(part[area[part].argmax()]) for part in there.chunk(count)]
+    count = min(count, len(there))
+    return [int(there[(2 * i + 1) * len(there) // (2 * count)]) for i in range(count)]
 
 
 def _outline(axis: mpl.axes.Axes, mask: NDArray[np.bool_], colour: tuple[float, ...]) -> None:

@@ -16,7 +16,7 @@ from monai.handlers import CheckpointLoader
 from monai.losses import DiceCELoss
 from torch import Tensor, nn
 
-from medsam_tune.data.slices import SeededSampler
+from medsam_tune.data.samples import SeededSampler
 from medsam_tune.methods.tuned import load_tuned_tensors, save_tuned, tuned_tensors
 from medsam_tune.runs import RunRecord, write_record
 from medsam_tune.sam.model import PromptableSam

@@ -24,10 +24,10 @@ from medsam_tune.inference import (
     Segmenter,
     WriteMask,
     prepare_scan,
-    read_prompts,
     to_channels,
     write_mask,
 )
+from medsam_tune.prompt_files import read_prompts
 from medsam_tune.prompts import SlicePrompts, ellipses_in_boxes
 from medsam_tune.sam.model import PromptableSam
 from tests.data.conftest import write_nifti
@@ -385,7 +385,7 @@ def test_refused_prompt_files(tmp_path: Path) -> None:
     for content, message in (
         (b"{'space': ", "is not JSON"),
         (b"\xff\xfe\x00", "is not JSON"),
-        (b"[1, 2]", "expected an object with 'space' and 'objects'"),
+        (b"[1, 2]", "holds a JSON list; expected an object"),
         (b"{}", "no objects"),
     ):
         path.write_bytes(content)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from ignite.engine import Engine
 
-from medsam_tune.data.slices import SeededSampler
+from medsam_tune.data.samples import SeededSampler
 from medsam_tune.methods import apply_method
 from medsam_tune.methods.tuned import read_header, tuned_tensors
 from medsam_tune.runs import RunRecord

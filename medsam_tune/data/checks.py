@@ -6,11 +6,12 @@ what was expected and what to do, and never text from a file's header.
 
 from __future__ import annotations
 
+import json
 import warnings
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import nibabel as nib
 import numpy as np
@@ -37,6 +38,21 @@ _KEPT = ("affine", "original_affine", "original_channel_dim", "spatial_shape", "
 
 class DataError(ValueError):
     """A fault in the user's data: which file, what was found, what was expected, what to do."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        DataError: it is not JSON, or holds something else than an object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: is not JSON ({error}). Correct it or make it again.") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: holds a JSON {type(content).__name__}; expected an object.")
+    return content
 
 
 def load_image(case_id: str, path: Path) -> MetaTensor:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from medsam_tune.data.checks import DataError, load_image
+from medsam_tune.data.checks import DataError, load_image, read_json
 
 SUBSETS = ("training", "validation", "test")
 _SHOWN = 10  # files or cases that a message lists before it counts the rest
@@ -104,7 +104,7 @@ def find_cases(folder: Path, *, modality: str | None = None) -> Datalist:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; expected one with dataset.json or images/.")
     description = folder / "dataset.json"
-    content = _read_json(description) if description.is_file() else {}
+    content = read_json(description) if description.is_file() else {}
     entries = content.get("training")
     if isinstance(entries, list):
         cases = _cases(entries, folder, description)
@@ -201,7 +201,7 @@ def read_datalist(path: Path) -> Datalist:
         raise DataError(
             f"{path}: no such datalist. Make one: medsam-tune split DIR --out {path.name}"
         )
-    content = _read_json(path)
+    content = read_json(path)
     missing = [key for key in ("labels", "training") if key not in content]
     if missing:
         raise DataError(
@@ -222,16 +222,6 @@ def read_datalist(path: Path) -> Datalist:
         labels=labels,
         **subsets,
     )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: is not JSON ({error}). Correct it or make it again.") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: holds a JSON {type(content).__name__}; expected an object.")
-    return content
 
 
 def _entry(case: Case, folder: Path) -> dict[str, str]:
@@ -318,7 +308,7 @@ def _labels_of(folder: Path, content: Mapping[str, Any], source: Path) -> dict[i
     names = content.get("labels", {})
     if not names and (folder / "labels.json").is_file():
         source = folder / "labels.json"
-        names = _read_json(source)
+        names = read_json(source)
     if not isinstance(names, dict):
         raise DataError(f'{source}: labels is not an object; expected e.g. {{"1": "spleen"}}.')
     labels = {}

@@ -22,7 +22,8 @@ from torch.utils.data import DataLoader
 from medsam_tune.data.checks import DataError
 from medsam_tune.data.datalist import Case, find_cases
 from medsam_tune.data.intensity import Percentiles, Window
-from medsam_tune.data.slices import SeededSampler, SliceDataset, SliceStore, load_case
+from medsam_tune.data.samples import SeededSampler, SliceDataset
+from medsam_tune.data.slices import SliceStore, load_case
 from tests.data.conftest import LABELS, SHAPE, small_scan, write_nifti
 
 WINDOW = Window(100, 200)

@@ -1,0 +1,198 @@
+"""Slices become training samples: augmented, in the model frame, with box prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.data import get_track_meta, set_track_meta
+from monai.transforms import Randomizable
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from medsam_tune.data.checks import DataError
+from medsam_tune.data.frames import ModelFrame
+from medsam_tune.data.slices import PreparedCase
+from medsam_tune.prompts import boxes_from_masks
+
+Augment = Callable[[dict[str, Tensor]], Mapping[Any, Tensor]]
+
+
+class SliceDataset(Dataset[dict[str, Any]]):
+    """All slices with foreground as training samples with box prompts.
+
+    Indexed by `(index, seed)`, as `SeededSampler` gives it: the seed fixes everything random in
+    the sample, so that it does not depend on the number of workers. A plain index is its own seed.
+    A slice whose labels the augmentation moves out of sight is used as it is.
+
+    Args:
+        cases: with labels.
+        labels: ids to take objects from.
+        image_size: S, side of the model's input, pixels.
+        objects: P, objects per sample, drawn with replacement from the labels present.
+        jitter: standard deviation of each box side's shift as a share of the box's side.
+        augment: MONAI transform of `{"image": (C, H, W) float32 in [0, 1], "label": (1, H, W)
+            float32}`, in the slice frame; its randomness is set by `set_random_state`.
+
+    Raises:
+        DataError: no slice of any case has one of the labels.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[PreparedCase],
+        labels: Iterable[int],
+        image_size: int,
+        objects: int = 4,
+        jitter: float = 0.05,
+        augment: Augment | None = None,
+    ) -> None:
+        self.cases = list(cases)
+        self.labels = tuple(labels)
+        self.image_size = image_size
+        self.objects = objects
+        self.jitter = jitter
+        self.augment = augment
+        self.index = [
+            (case, k)
+            for case in range(len(self.cases))
+            for k, present in enumerate(self.cases[case].labels_in_slice)
+            if set(present) & set(self.labels)
+        ]
+        if not self.index:
+            raise DataError(
+                f"no slice of {len(self.cases)} cases has one of the labels "
+                f"{', '.join(map(str, self.labels))}; expected at least one slice with foreground."
+                " Check the label maps."
+            )
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        """One sample.
+
+        Args:
+            key: index of the slice, or (index, seed).
+
+        Returns:
+            `image` (C, S, S) float32 in [0, 1], one channel repeated to 3; `masks` (P, S, S) bool;
+            `boxes` (P, 4) float32 XYXY in the model frame; `labels` (P,) int64; `case` id; `slice`
+            index.
+        """
+        index, seed = key if isinstance(key, tuple) else (key, key)
+        number, k = self.index[index]
+        case = self.cases[number]
+        image = torch.from_numpy(case.image_slice(k)).float() / 255
+        label = torch.from_numpy(case.label_slice(k).astype(np.float32))[None]
+        found = None
+        if self.augment is not None:
+            augmented, moved = self._augmented(self.augment, image, label, seed)
+            found = self._masks(moved)
+            image = image if found is None else augmented
+        masks, ids = found or self._masks(label) or self._small_masks(label)
+        generator = torch.Generator().manual_seed(seed)
+        picks = torch.randint(len(ids), (self.objects,), generator=generator)
+        chosen = masks[picks]  # (P, S, S)
+        image = self._frame(image).image(image[None])[0]
+        return {
+            "image": image.expand(3, -1, -1) if image.shape[0] == 1 else image,
+            "masks": chosen,
+            "boxes": boxes_from_masks(chosen, jitter=self.jitter, generator=generator),
+            "labels": ids[picks],
+            "case": case.id,
+            "slice": k,
+        }
+
+    def _frame(self, image: Tensor) -> ModelFrame:
+        """Of (C, H, W); the augmentation may have cropped the slice."""
+        return ModelFrame((image.shape[-2], image.shape[-1]), self.image_size)
+
+    def _augmented(
+        self, augment: Augment, image: Tensor, label: Tensor, seed: int
+    ) -> tuple[Tensor, Tensor]:
+        if isinstance(augment, Randomizable):
+            augment.set_random_state(seed=seed)
+        with _plain_tensors():
+            result = augment({"image": image, "label": label})
+        return result["image"].clamp(0, 1), result["label"]
+
+    def _masks(self, label: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Masks (n, S, S) of the labels that the model frame shows, and their ids (n,)."""
+        ids = self._ids(label)
+        if len(ids) == 0:
+            return None
+        masks = self._frame(label).masks((label == ids[:, None, None])[None])[0]
+        seen = masks.flatten(1).any(1)
+        return (masks[seen], ids[seen]) if seen.any() else None
+
+    def _small_masks(self, label: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, but a pixel is inside if any of the slice's pixels in it is."""
+        ids = self._ids(label)
+        objects = (label == ids[:, None, None]).float()
+        height, width = self._frame(label).inner
+        masks = torch.zeros(len(ids), self.image_size, self.image_size, dtype=torch.bool)
+        masks[:, :height, :width] = F.adaptive_max_pool2d(objects, (height, width)) > 0
+        return masks, ids
+
+    def _ids(self, label: Tensor) -> Tensor:
+        """The wanted ids in (1, H, W), ascending int64."""
+        present = [int(value) for value in label.unique()]
+        return torch.tensor([value for value in present if value in self.labels]).long()
+
+
+@contextmanager
+def _plain_tensors() -> Iterator[None]:
+    """MONAI's transforms without MetaTensor, which costs more than they do on a slice."""
+    before = get_track_meta()
+    set_track_meta(False)
+    try:
+        yield
+    finally:
+        set_track_meta(before)
+
+
+class SeededSampler(Sampler[tuple[int, int]]):
+    """`(index, seed)` in an order that depends on the seed and the epoch only.
+
+    Epochs continue one endless sequence of shuffled passes, so each slice is drawn equally often
+    whatever the length of an epoch.
+
+    Args:
+        length: of the dataset.
+        seed: of order and samples.
+        num_samples: length of an epoch; by default one pass.
+    """
+
+    def __init__(self, length: int, seed: int = 0, num_samples: int | None = None) -> None:
+        self.size = length
+        self.seed = seed
+        self.num_samples = self.size if num_samples is None else num_samples
+        self.epoch = 0
+        if self.size < 1 or self.num_samples < 1:
+            raise DataError(
+                f"{self.num_samples} samples from {self.size} slices; expected at least one of each"
+            )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Fix the place in the sequence that the next iteration starts from."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        start = self.epoch * self.num_samples
+        stop = start + self.num_samples
+        seeds = np.random.default_rng([self.seed, 1, self.epoch]).integers(2**31, size=len(self))
+        place = 0
+        for number in range(start // self.size, -(-stop // self.size)):
+            order = np.random.default_rng([self.seed, 0, number]).permutation(self.size)
+            begin = number * self.size
+            for index in order[max(start - begin, 0) : stop - begin]:
+                yield int(index), int(seeds[place])
+                place += 1
