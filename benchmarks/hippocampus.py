@@ -43,12 +43,12 @@ class Run:
 RUNS = (
     Run("full", "full", "random", ("epochs=12", "lr=1e-3")),
     Run("full-again", "full", "full", ("epochs=12", "lr=5e-4")),
-    Run("lora-p", "lora", "phantoms", ("epochs=4", "lr=4e-3")),
-    Run("adapter-p", "adapter", "phantoms", ("epochs=4", "lr=2e-3")),
-    Run("prompt-p", "prompt", "phantoms", ("epochs=4", "lr=2e-2")),
-    Run("decoder-p", "decoder", "phantoms", ("epochs=4", "lr=1e-3")),
-    Run("full-p", "full", "phantoms", ("epochs=4", "lr=5e-4")),
-    Run("decoder", "decoder", "random", ("epochs=4", "lr=2e-3")),
+    Run("lora-p", "lora", "phantoms", ("epochs=2", "lr=4e-3")),
+    Run("adapter-p", "adapter", "phantoms", ("epochs=2", "lr=2e-3")),
+    Run("prompt-p", "prompt", "phantoms", ("epochs=2", "lr=2e-2")),
+    Run("decoder-p", "decoder", "phantoms", ("epochs=2", "lr=1e-3")),
+    Run("full-p", "full", "phantoms", ("epochs=2", "lr=5e-4")),
+    Run("decoder", "decoder", "random", ("epochs=2", "lr=2e-3")),
 )
 
 
