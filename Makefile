@@ -40,6 +40,7 @@ $(STAMP): pyproject.toml $(wildcard $(CONSTRAINTS))
 	@touch $@
 
 demo: env ## train and evaluate the nano model on made-up scans, on CPU
+	rm -rf demo
 	$(VENV)/bin/medsam-tune demo
 
 test: env ## the fast tier: no network, no GPU, minutes
