@@ -197,11 +197,12 @@ def export_sam(model: PromptableSam, path: str | Path) -> Path:
 def _write_safetensors(
     tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None
 ) -> None:
-    """Write beside and rename, with the permissions of any new file."""
+    """Write beside and rename, readable by others."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         beside = Path(folder) / path.name
         save_file(dict(tensors), beside, metadata=metadata)
+        beside.chmod(0o644)  # safetensors' 0600 would keep the colleagues out
         os.replace(beside, path)
 
 

@@ -193,6 +193,7 @@ def test_file_comes_back_bit_equal(
     train(sam, steps=2)
     path = save_tuned(sam, tmp_path / "tuned.safetensors", {1: "liver"})
     assert set(load_file(path)) == names(sam)
+    assert path.stat().st_mode & 0o044 == 0o044
     header = read_header(path)
     assert (header.tuning.method, header.tuning.options) == (method, options)
     assert header.labels == {1: "liver"}
