@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -49,46 +50,76 @@ def _starting_with(*prefixes: str) -> Callable[[PromptableSam], set[str]]:
     return lambda sam: {k for k, _ in sam.named_parameters() if k.startswith(prefixes)}
 
 
-# method, options, exact names of what trains, whether step 0 equals the base
+@dataclass(frozen=True)
+class Row:
+    """A method with options, the exact names of what trains, and whether step 0 equals the base."""
+
+    method: str
+    options: dict[str, object]
+    names: Callable[[PromptableSam], set[str]]
+    starts_as_base: bool
+
+
 MATRIX = [
-    pytest.param("decoder", {}, _starting_with("mask_decoder."), True, id="decoder"),
-    pytest.param("full", {}, _starting_with("image_encoder.", "mask_decoder."), True, id="full"),
+    pytest.param(Row("decoder", {}, _starting_with("mask_decoder."), True), id="decoder"),
     pytest.param(
-        "full",
-        {"prompt_encoder": True},
-        _starting_with("image_encoder.", "mask_decoder.", "prompt_encoder."),
-        True,
+        Row("full", {}, _starting_with("image_encoder.", "mask_decoder."), True), id="full"
+    ),
+    pytest.param(
+        Row(
+            "full",
+            {"prompt_encoder": True},
+            _starting_with("image_encoder.", "mask_decoder.", "prompt_encoder."),
+            True,
+        ),
         id="full-prompt-encoder",
     ),
-    pytest.param("adapter", {"bottleneck": 8}, _adapter_names, True, id="adapter"),
+    pytest.param(Row("adapter", {"bottleneck": 8}, _adapter_names, True), id="adapter"),
     pytest.param(
-        "adapter",
-        {"bottleneck": 8, "mask_decoder": True},
-        lambda sam: _adapter_names(sam) | _starting_with("mask_decoder.")(sam),
-        True,
+        Row(
+            "adapter",
+            {"bottleneck": 8, "mask_decoder": True},
+            lambda sam: _adapter_names(sam) | _starting_with("mask_decoder.")(sam),
+            True,
+        ),
         id="adapter-decoder",
     ),
-    pytest.param("lora", {"rank": 4}, _lora_names, True, id="lora"),
+    pytest.param(Row("lora", {"rank": 4}, _lora_names, True), id="lora"),
     pytest.param(
-        "lora",
-        {"rank": 4, "where": "encoder"},
-        lambda sam: {k for k in _lora_names(sam) if k.startswith("image_encoder.")},
-        True,
+        Row(
+            "lora",
+            {"rank": 4, "where": "encoder"},
+            lambda sam: {k for k in _lora_names(sam) if k.startswith("image_encoder.")},
+            True,
+        ),
         id="lora-encoder",
     ),
     pytest.param(
-        "lora",
-        {"rank": 4, "mask_decoder": True},
-        lambda sam: (
-            {k for k in _lora_names(sam) if k.startswith("image_encoder.")}
-            | _starting_with("mask_decoder.")(sam)
+        Row(
+            "lora",
+            {"rank": 4, "mask_decoder": True},
+            lambda sam: (
+                {k for k in _lora_names(sam) if k.startswith("image_encoder.")}
+                | _starting_with("mask_decoder.")(sam)
+            ),
+            True,
         ),
-        True,
         id="lora-decoder-trained",
     ),
-    pytest.param("prompt", {"tokens": 5}, lambda _: {"prompt_encoder.tokens"}, False, id="prompt"),
+    pytest.param(
+        Row("prompt", {"tokens": 5}, lambda _: {"prompt_encoder.tokens"}, False), id="prompt"
+    ),
+    pytest.param(
+        Row(
+            "prompt",
+            {"mask_decoder": True},
+            lambda sam: {"prompt_encoder.tokens"} | _starting_with("mask_decoder.")(sam),
+            False,
+        ),
+        id="prompt-decoder",
+    ),
 ]
-matrix = pytest.mark.parametrize(("method", "options", "names", "starts_as_base"), MATRIX)
+matrix = pytest.mark.parametrize("row", MATRIX)
 
 
 def train(sam: PromptableSam, steps: int, lr: float = 1e-2) -> list[float]:
@@ -112,46 +143,28 @@ def train(sam: PromptableSam, steps: int, lr: float = 1e-2) -> list[float]:
 
 
 @matrix
-def test_exactly_what_the_method_names_trains(
-    tiny_sam: Build,
-    method: str,
-    options: dict[str, object],
-    names: Callable[[PromptableSam], set[str]],
-    starts_as_base: bool,
-) -> None:
-    sam = apply_method(tiny_sam(), method, **options)
-    assert {k for k, p in sam.named_parameters() if p.requires_grad} == names(sam)
+def test_exactly_what_the_method_names_trains(tiny_sam: Build, row: Row) -> None:
+    sam = apply_method(tiny_sam(), row.method, **row.options)
+    assert {k for k, p in sam.named_parameters() if p.requires_grad} == row.names(sam)
 
 
 @matrix
-def test_step_0_equals_base(
-    tiny_sam: Build,
-    method: str,
-    options: dict[str, object],
-    names: Callable[[PromptableSam], set[str]],
-    starts_as_base: bool,
-) -> None:
+def test_step_0_equals_base(tiny_sam: Build, row: Row) -> None:
     image, boxes = image_and_boxes()
-    base, tuned = tiny_sam(), apply_method(tiny_sam(), method, **options)
+    base, tuned = tiny_sam(), apply_method(tiny_sam(), row.method, **row.options)
     with torch.no_grad():
         difference = (tuned(image, boxes) - base(image, boxes)).abs().max()
         assert torch.equal(tuned.encode(image), base.encode(image))
     # frozen and trainable decoder weights may take kernels that round differently
-    assert (float(difference) < 1e-6) is starts_as_base
+    assert (float(difference) < 1e-6) is row.starts_as_base
 
 
 @matrix
-def test_trained_weights_move_and_frozen_ones_stay_bit_equal(
-    tiny_sam: Build,
-    method: str,
-    options: dict[str, object],
-    names: Callable[[PromptableSam], set[str]],
-    starts_as_base: bool,
-) -> None:
-    sam = apply_method(tiny_sam(), method, **options)
+def test_trained_weights_move_and_frozen_ones_stay_bit_equal(tiny_sam: Build, row: Row) -> None:
+    sam = apply_method(tiny_sam(), row.method, **row.options)
     before = {k: v.clone() for k, v in sam.state_dict().items()}
     train(sam, steps=3)
-    tuned = names(sam)
+    tuned = row.names(sam)
     moved = {k for k, v in sam.state_dict().items() if not torch.equal(v, before[k])}
     assert moved <= tuned
     # only mask token 0 is asked for, so the other masks' weights and the quality head may rest
@@ -165,37 +178,24 @@ def test_trained_weights_move_and_frozen_ones_stay_bit_equal(
 
 
 @matrix
-def test_loss_falls(
-    tiny_sam: Build,
-    method: str,
-    options: dict[str, object],
-    names: Callable[[PromptableSam], set[str]],
-    starts_as_base: bool,
-) -> None:
-    sam = apply_method(tiny_sam(), method, **options)
+def test_loss_falls(tiny_sam: Build, row: Row) -> None:
+    sam = apply_method(tiny_sam(), row.method, **row.options)
     # around a random frozen decoder there is little to gain, and it takes larger steps
-    decoder_trains = any(k.startswith("mask_decoder.iou") for k in names(sam))
+    decoder_trains = any(k.startswith("mask_decoder.iou") for k in row.names(sam))
     torch.manual_seed(0)
     losses = train(sam, steps=25, lr=1e-2 if decoder_trains else 5e-2)
     assert losses[-1] < (0.8 if decoder_trains else 0.995) * losses[0]
 
 
 @matrix
-def test_file_comes_back_bit_equal(
-    tiny_sam: Build,
-    tmp_path: Path,
-    method: str,
-    options: dict[str, object],
-    names: Callable[[PromptableSam], set[str]],
-    starts_as_base: bool,
-) -> None:
-    sam = apply_method(tiny_sam(), method, **options)
+def test_file_comes_back_bit_equal(tiny_sam: Build, tmp_path: Path, row: Row) -> None:
+    sam = apply_method(tiny_sam(), row.method, **row.options)
     train(sam, steps=2)
     path = save_tuned(sam, tmp_path / "tuned.safetensors", {1: "liver"})
-    assert set(load_file(path)) == names(sam)
+    assert set(load_file(path)) == row.names(sam)
     assert path.stat().st_mode & 0o044 == 0o044
     header = read_header(path)
-    assert (header.tuning.method, header.tuning.options) == (method, options)
+    assert (header.tuning.method, header.tuning.options) == (row.method, row.options)
     assert header.labels == {1: "liver"}
     image, boxes = image_and_boxes()
     with torch.no_grad():
