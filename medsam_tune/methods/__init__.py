@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from inspect import Parameter, signature
 
@@ -19,6 +20,8 @@ METHODS: dict[str, Callable[..., None]] = {
     "lora": lora,
     "prompt": prompt,
 }
+# Methods that adapt a decoder that can segment already, unless told to train it too.
+_KEEPS_DECODER = ("adapter", "lora", "prompt")
 
 
 def apply_method(sam: PromptableSam, method: str, **options: object) -> PromptableSam:
@@ -32,6 +35,9 @@ def apply_method(sam: PromptableSam, method: str, **options: object) -> Promptab
     Returns:
         the same model, with `requires_grad` True on exactly what the method tunes. At step 0 its
         masks are those of the base (of every method but "prompt", whose tokens join the user's).
+
+    Warns:
+        UserWarning: "adapter", "lora" or "prompt" on random weights, the mask decoder not trained.
 
     Raises:
         ValueError: unknown method or option, or a model that has a method already.
@@ -51,6 +57,13 @@ def apply_method(sam: PromptableSam, method: str, **options: object) -> Promptab
                 f"method {method!r} has no option {unknown[0]!r}; its options: "
                 f"{', '.join(known) or 'none'}."
             )
+    if sam.random_weights and method in _KEEPS_DECODER and not options.get("mask_decoder"):
+        warnings.warn(
+            f"{sam.base.name} has random weights and {method!r} leaves its mask decoder as it is: "
+            "masks will stay empty. Give a checkpoint, or train the decoder beside it "
+            "(mask_decoder=True; --set network_def::mask_decoder=true).",
+            stacklevel=2,
+        )
     sam.requires_grad_(False)
     METHODS[method](sam, **options)
     sam.tuning = Tuning(method, dict(options))

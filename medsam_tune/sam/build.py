@@ -117,6 +117,7 @@ def build_sam(
     _resize(encoder, prompt_encoder, size)
     _inflate(encoder, in_channels)
     sam = PromptableSam(encoder, prompt_encoder, decoder, in_channels, normalisation)
+    sam.random_weights = checkpoint is None and not _is_meta(sam)
     sam.base = BaseModel(arch.name, size, in_channels, normalisation, fingerprint(sam))
     return sam.eval()
 

@@ -61,6 +61,7 @@ class PromptableSam(nn.Module):
 
     base: BaseModel
     tuning: Tuning | None = None
+    random_weights: bool = False
 
     def __init__(
         self,

@@ -264,6 +264,15 @@ def test_refuses_unknown_method_and_options(tiny_sam: Build) -> None:
         apply_method(apply_method(tiny_sam(), "decoder"), "lora")
 
 
+def test_random_decoder_that_stays_is_warned_of() -> None:
+    with pytest.warns(UserWarning, match="nano has random weights and 'lora' leaves its mask deco"):
+        apply_method(build_sam("nano"), "lora")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        apply_method(build_sam("nano"), "lora", mask_decoder=True)
+        apply_method(build_sam("nano"), "full")
+
+
 def test_another_base_is_refused(tiny_sam: Build, tmp_path: Path) -> None:
     path = save_tuned(apply_method(tiny_sam(), "lora"), tmp_path / "t.safetensors")
     other = tiny_sam()
