@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -25,6 +23,7 @@ from torch.utils.data import Dataset
 
 from medsam_tune.data.checks import DataError
 from medsam_tune.data.slices import PreparedCase
+from medsam_tune.files import written_whole
 from medsam_tune.inference import EllipseInferer
 from medsam_tune.prompts import SlicePrompts, prompts_from_labels
 
@@ -247,16 +246,15 @@ class CaseScores:
 
 def write_scores(folder: Path, scores: Sequence[Score], summary: Mapping[str, Any]) -> None:
     """Write `metrics.csv` and `summary.json`, each whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".scores.") as beside:
-        table, text = Path(beside) / "metrics.csv", Path(beside) / "summary.json"
+    with (
+        written_whole(folder / "metrics.csv") as table,
+        written_whole(folder / "summary.json") as text,
+    ):
         with table.open("w", newline="") as file:
             writer = csv.DictWriter(file, [f.name for f in fields(Score)])
             writer.writeheader()
             writer.writerows(asdict(s) for s in scores)
         text.write_text(json.dumps(summary, indent=2) + "\n")
-        os.replace(table, folder / "metrics.csv")
-        os.replace(text, folder / "summary.json")
 
 
 def format_summary(summary: Mapping[str, Any]) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ from medsam_tune.data.datalist import Case, case_id
 from medsam_tune.data.frames import ModelFrame, ScanGrid, slices_from_volume
 from medsam_tune.data.intensity import Intensity, intensity_from
 from medsam_tune.data.slices import load_case
+from medsam_tune.files import written_whole
 from medsam_tune.methods.tuned import load_tuned, read_header
 from medsam_tune.prompt_files import read_prompts
 from medsam_tune.prompts import SlicePrompts, ellipses_in_boxes
@@ -217,11 +216,8 @@ def write_mask(labels: Tensor, grid: ScanGrid, path: str | Path) -> Path:
     dtype = np.uint8 if array.max(initial=0) < 256 else np.int16
     image = nib.Nifti1Image(array.astype(dtype), grid.affine)
     image.header.set_xyzt_units("mm")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        beside = Path(folder) / path.name
+    with written_whole(path) as beside:
         nib.save(image, beside)
-        os.replace(beside, path)
     return path
 
 

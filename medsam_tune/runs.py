@@ -16,6 +16,7 @@ from monai.utils import ensure_tuple
 
 import medsam_tune
 from medsam_tune.data.checks import DataError
+from medsam_tune.files import written_whole
 
 _RECORD = "run.json"
 # What `python -m monai.bundle run` takes for itself; everything else overrides the config.
@@ -72,17 +73,14 @@ def refuse_other_run(output_dir: str | Path, resume: bool = False) -> None:
 
 def write_record(output_dir: str | Path, record: RunRecord) -> None:
     """Write a run's record into its folder, whole or not at all; its paths become absolute."""
-    folder = Path(output_dir)
     places = {
         name: os.path.abspath(path)
         for name in ("datalist", "slices_dir", "checkpoint")
         if (path := getattr(record, name)) is not None
     }
     record = replace(record, **places)
-    folder.mkdir(parents=True, exist_ok=True)
-    beside = folder / f".{_RECORD}.tmp"
-    beside.write_text(json.dumps(asdict(record), indent=2) + "\n")
-    os.replace(beside, folder / _RECORD)
+    with written_whole(Path(output_dir) / _RECORD) as file:
+        file.write_text(json.dumps(asdict(record), indent=2) + "\n")
 
 
 def read_record(run: str | Path) -> RunRecord:

@@ -6,7 +6,6 @@ import json
 import os
 import random
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from medsam_tune.data.checks import DataError, load_image, read_json
+from medsam_tune.files import written_whole
 
 SUBSETS = ("training", "validation", "test")
 _SHOWN = 10  # files or cases that a message lists before it counts the rest
@@ -174,16 +174,8 @@ def write_datalist(datalist: Datalist, path: Path) -> None:
             for subset in SUBSETS
         },
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        os.chmod(handle, 0o644)  # mkstemp's 0600 would keep the colleagues out
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1, ensure_ascii=False)
-        os.replace(beside, path)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
-        raise
+    with written_whole(path) as file:
+        file.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 def read_datalist(path: Path) -> Datalist:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import medsam_tune
+from medsam_tune.files import written_whole
 from medsam_tune.methods import apply_method
 from medsam_tune.sam.build import build_sam
 from medsam_tune.sam.encoder import fuse_qkv
@@ -198,12 +197,9 @@ def _write_safetensors(
     tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None
 ) -> None:
     """Write beside and rename, readable by others."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        beside = Path(folder) / path.name
+    with written_whole(path) as beside:
         save_file(dict(tensors), beside, metadata=metadata)
         beside.chmod(0o644)  # safetensors' 0600 would keep the colleagues out
-        os.replace(beside, path)
 
 
 def _refuse_other_base(wanted: BaseModel, found: BaseModel, path: str | Path) -> None:
