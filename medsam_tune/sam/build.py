@@ -15,14 +15,14 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from segment_anything.modeling import (
-    ImageEncoderViT,
     MaskDecoder,
     PromptEncoder,
     TwoWayTransformer,
 )
 from torch import Tensor, nn
 
-from medsam_tune.sam.encoder import Attention, replace_attention, split_qkv
+from medsam_tune.sam.decoder import replace_decoder_attention
+from medsam_tune.sam.encoder import Attention, ImageEncoder, split_qkv
 from medsam_tune.sam.model import BaseModel, PromptableSam
 
 PATCH = 16
@@ -223,9 +223,9 @@ def _at_size_of(state: Mapping[str, Tensor], arch: Architecture) -> Architecture
     return replace(arch, image_size=positions.shape[1] * PATCH)
 
 
-def _parts(arch: Architecture) -> tuple[ImageEncoderViT, PromptEncoder, MaskDecoder]:
+def _parts(arch: Architecture) -> tuple[ImageEncoder, PromptEncoder, MaskDecoder]:
     grid = arch.image_size // PATCH
-    encoder = ImageEncoderViT(
+    encoder = ImageEncoder(
         img_size=arch.image_size,
         patch_size=PATCH,
         embed_dim=arch.width,
@@ -237,7 +237,6 @@ def _parts(arch: Architecture) -> tuple[ImageEncoderViT, PromptEncoder, MaskDeco
         window_size=arch.window,
         global_attn_indexes=arch.global_blocks,
     )
-    replace_attention(encoder)
     prompt_encoder = PromptEncoder(
         embed_dim=arch.decoder_width,
         image_embedding_size=(grid, grid),
@@ -250,10 +249,11 @@ def _parts(arch: Architecture) -> tuple[ImageEncoderViT, PromptEncoder, MaskDeco
             depth=2, embedding_dim=arch.decoder_width, mlp_dim=arch.decoder_mlp, num_heads=8
         ),
     )
+    replace_decoder_attention(decoder)
     return encoder, prompt_encoder, decoder
 
 
-def _initialise(encoder: ImageEncoderViT) -> None:
+def _initialise(encoder: ImageEncoder) -> None:
     """ViT's usual start; stock SAM has none of its own, as it always loads weights."""
     nn.init.trunc_normal_(encoder.pos_embed, std=0.02)
     for module in encoder.blocks.modules():
@@ -263,7 +263,7 @@ def _initialise(encoder: ImageEncoderViT) -> None:
 
 
 @torch.no_grad()
-def _resize(encoder: ImageEncoderViT, prompt_encoder: PromptEncoder, size: int) -> None:
+def _resize(encoder: ImageEncoder, prompt_encoder: PromptEncoder, size: int) -> None:
     """Interpolate absolute and global relative positions to another input size."""
     if size == encoder.img_size:
         return
@@ -285,7 +285,7 @@ def _resize(encoder: ImageEncoderViT, prompt_encoder: PromptEncoder, size: int) 
 
 
 @torch.no_grad()
-def _inflate(encoder: ImageEncoderViT, in_channels: int) -> None:
+def _inflate(encoder: ImageEncoder, in_channels: int) -> None:
     """First layer for another number of channels, its output's scale kept.
 
     RGB weights stay, further channels start as their mean; one or two channels start as the mean.

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from segment_anything.modeling import ImageEncoderViT
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 _FUSED = re.compile(r"^(image_encoder\.blocks\.\d+\.attn\.)qkv\.(weight|bias)$")
 _SPLIT = re.compile(r"^(image_encoder\.blocks\.\d+\.attn\.)q_proj\.(weight|bias)$")
@@ -60,8 +62,7 @@ class Attention(nn.Module):
         grid_q = q.reshape(b, self.heads, h, w, -1)
         row = torch.einsum("bnhwc,hkc->bnhwk", grid_q, _relative(self.rel_pos_h, h))
         col = torch.einsum("bnhwc,wkc->bnhwk", grid_q, _relative(self.rel_pos_w, w))
-        attend = _attend_folded if x.is_cuda else _attend_biased
-        out = attend(q, k, v, row, col)
+        out = _attend(q, k, v, row, col)
         return self.proj(out.transpose(1, 2).reshape(b, h, w, c))  # type: ignore[no-any-return]
 
 
@@ -71,25 +72,76 @@ def _relative(rel_pos: Tensor, size: int) -> Tensor:
     return rel_pos[steps[:, None] - steps[None, :] + (size - 1)]
 
 
+def _attend(q: Tensor, k: Tensor, v: Tensor, row: Tensor, col: Tensor) -> Tensor:
+    """Scaled dot-product attention plus relative positions, by the variant that measures best.
+
+    `benchmarks/attention.py` measures them. On a CPU the bias wins where nothing is trained; where
+    gradients flow through, and on a GPU, folding does, since no N x N matrix is kept.
+
+    Args:
+        q: (B, heads, N, head width) float; k and v alike.
+        k: keys.
+        v: values.
+        row: (B, heads, H, W, H) float, what a query adds for each row of keys; N = H * W.
+        col: (B, heads, H, W, W) float, the same for each column.
+
+    Returns:
+        (B, heads, N, head width).
+    """
+    attend = _attend_folded if q.is_cuda or q.requires_grad else _attend_biased
+    return attend(q, k, v, row, col)
+
+
 def _attend_biased(q: Tensor, k: Tensor, v: Tensor, row: Tensor, col: Tensor) -> Tensor:
-    """Relative positions as an additive (B, heads, N, N) bias: fastest on a CPU."""
-    bias = (row.unsqueeze(-1) + col.unsqueeze(-2)).flatten(-2).flatten(2, 3)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    """Relative positions as an additive (B, N, N) bias, one head at a time: one is in memory."""
+    heads = []
+    for i in range(q.shape[1]):
+        bias = (row[:, i].unsqueeze(-1) + col[:, i].unsqueeze(-2)).flatten(-2).flatten(1, 2)
+        heads.append(F.scaled_dot_product_attention(q[:, i], k[:, i], v[:, i], attn_mask=bias))
+    return torch.stack(heads, dim=1)
 
 
 def _attend_folded(q: Tensor, k: Tensor, v: Tensor, row: Tensor, col: Tensor) -> Tensor:
-    """Relative positions folded into q and k: memory linear in N, flash kernels on a GPU.
+    """Relative positions folded into q and k: memory linear in N, in flash kernels.
 
     With one-hot row and column indicators appended to k, the product of (q * scale, row, col)
-    and (k, one-hot row, one-hot col) is the scaled product plus both relative terms.
+    and (k, one-hot row, one-hot col) is the scaled product plus both relative terms. v is padded
+    to the same width, as flash kernels want one width for all three.
     """
     h, w = row.shape[2:4]
+    width = q.shape[-1]
     eye_h = torch.eye(h, dtype=k.dtype, device=k.device).repeat_interleave(w, 0)  # (N, H)
     eye_w = torch.eye(w, dtype=k.dtype, device=k.device).repeat(h, 1)  # (N, W)
     where = torch.cat([eye_h, eye_w], -1).expand(*k.shape[:2], -1, -1)
-    scale = q.shape[-1] ** -0.5
-    q = torch.cat([q * scale, row.flatten(2, 3).to(q.dtype), col.flatten(2, 3).to(q.dtype)], -1)
-    return F.scaled_dot_product_attention(q, torch.cat([k, where], -1), v, scale=1.0)
+    scaled = q * width**-0.5
+    q = torch.cat([scaled, row.flatten(2, 3).to(q.dtype), col.flatten(2, 3).to(q.dtype)], -1)
+    k = torch.cat([k, where], -1)
+    out = F.scaled_dot_product_attention(q, k, F.pad(v, (0, h + w)), scale=1.0)
+    return out[..., :width]
+
+
+class ImageEncoder(ImageEncoderViT):
+    """Stock SAM's ViT with `Attention` in its blocks; arguments as there.
+
+    Attributes:
+        gradient_checkpointing: recompute each block in the backward pass instead of keeping what
+            is in it; the same gradients for a third more time and a fraction of the memory.
+    """
+
+    def __init__(self, **stock: Any) -> None:
+        super().__init__(**stock)
+        self.gradient_checkpointing = False
+        replace_attention(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, S, S) normalised image -> (B, D, S/16, S/16) embedding."""
+        x = self.patch_embed(x) + self.pos_embed
+        for block in self.blocks:
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return self.neck(x.permute(0, 3, 1, 2))  # type: ignore[no-any-return]
 
 
 def replace_attention(encoder: ImageEncoderViT) -> None:

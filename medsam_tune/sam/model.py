@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 import torch
+import torch.nn.functional as F
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder
 from torch import Tensor, nn
+
+from medsam_tune.sam.decoder import predict_masks
+from medsam_tune.sam.prompting import embed_prompts
 
 # SAM's training statistics, RGB in 0..255 (segment_anything/build_sam.py).
 _PIXEL_MEAN = (123.675, 116.28, 103.53)
@@ -45,6 +49,40 @@ class Tuning:
     options: dict[str, object]
 
 
+class LearnedTokens(nn.Module):
+    """Tokens that the mask decoder reads before the user's prompt, or instead of it.
+
+    Args:
+        width: channels D of a token.
+        tokens: learned tokens for each prompt, T.
+        classes: K sets of them, one for each class; 0 for one set that all prompts share.
+        start: (D,) float where all of them start, a little apart; zeros if None.
+    """
+
+    def __init__(
+        self, width: int, tokens: int, classes: int = 0, start: Tensor | None = None
+    ) -> None:
+        super().__init__()
+        self.classes = classes
+        noise = torch.randn(max(classes, 1), tokens, width) * 0.02
+        self.tokens = nn.Parameter(noise if start is None else noise.to(start) + start)
+        if classes:
+            self.present = nn.Parameter(self.tokens.new_zeros(classes, width + 1))
+
+    def forward(self, count: int) -> Tensor:
+        """(N, T, D) tokens for N prompts; with classes, prompt n is for class n modulo K."""
+        return self.tokens.repeat(count // len(self.tokens), 1, 1)
+
+    def presence(self, quality_token: Tensor) -> Tensor:
+        """What is added to the quality (N,) so that it tells whether class n modulo K is there.
+
+        Args:
+            quality_token: (N, D), from the mask decoder.
+        """
+        present = self.present.repeat(len(quality_token) // self.classes, 1)  # (N, D + 1)
+        return (quality_token * present[:, :-1]).sum(-1) + present[:, -1]
+
+
 class PromptableSam(nn.Module):
     """Segment Anything: image encoder, prompt encoder and mask decoder, composed.
 
@@ -62,6 +100,7 @@ class PromptableSam(nn.Module):
     base: BaseModel
     tuning: Tuning | None = None
     random_weights: bool = False
+    learned: LearnedTokens | None = None
 
     def __init__(
         self,
@@ -79,6 +118,11 @@ class PromptableSam(nn.Module):
         mean, std = _statistics(in_channels, normalisation)
         self.register_buffer("pixel_mean", mean, persistent=False)
         self.register_buffer("pixel_std", std, persistent=False)
+
+    @property
+    def classes(self) -> int:
+        """K of a model that needs no prompt and has a mask for each of K classes; else 0."""
+        return 0 if self.learned is None else self.learned.classes
 
     def encode(self, image: Tensor) -> Tensor:
         """Embed images.
@@ -115,38 +159,41 @@ class PromptableSam(nn.Module):
             embedding: (B, D, S/16, S/16) float, from `encode`.
             boxes: (B, P, 4) float XYXY, model frame, upper bounds exclusive.
             points: (B, P, N, 2) float XY, model frame.
-            point_labels: (B, P, N) 1 = inside, 0 = outside, -1 = padding.
+            point_labels: (B, P, N) 1 = inside, 0 = outside, -1 = not there: objects with fewer
+                points than others are filled up with these, to the same masks as without them.
+                2 and 3 are the corners of a box, for batches where only some objects have one.
             masks: (B, P, S/4, S/4) float logits of an earlier mask.
-            Without any prompt P is 1.
+            Without any prompt P is 1, or K with learned class tokens.
 
         Returns:
             logits: (B, P, S/4, S/4) float, > 0 inside, model frame at a quarter of S.
-            quality: (B, P) float, the decoder's own estimate of the IoU.
+            quality: (B, P) float, the decoder's own estimate of the IoU; with class tokens the
+                logit of the class being in the image at all.
 
         Raises:
             ValueError: prompts of different B or P, or points without labels.
         """
         prompts = self._prompt_count(embedding.shape[0], boxes, points, point_labels, masks)
-        flat = embedding.shape[0] * prompts
-        sparse, dense = self.prompt_encoder(
-            points=None
-            if points is None or point_labels is None
-            else (points.reshape(flat, -1, 2), point_labels.reshape(flat, -1)),
-            boxes=None if boxes is None else boxes.reshape(flat, 4),
-            masks=None if masks is None else masks.reshape(flat, 1, *masks.shape[-2:]),
+        count = embedding.shape[0] * prompts
+        sparse, dense, absent = embed_prompts(
+            self.prompt_encoder,
+            count,
+            *(None if p is None else p.flatten(0, 1) for p in (boxes, points, point_labels, masks)),
         )
-        logits, quality = _predict_masks(
+        if self.learned is not None:
+            learned = self.learned(count)
+            sparse = torch.cat([learned, sparse], dim=1)
+            absent = None if absent is None else F.pad(absent, (learned.shape[1], 0))
+        logits, quality, token = predict_masks(
             self.mask_decoder,
-            embedding.repeat_interleave(prompts, dim=0),
+            embedding.repeat_interleave(prompts, dim=0) + dense,
             self.prompt_encoder.get_dense_pe(),
-            sparse.expand(flat, -1, -1),
-            dense,
+            sparse,
+            absent,
         )
-        size = logits.shape[-2:]
-        return (
-            logits[:, 0].reshape(-1, prompts, *size),
-            quality[:, 0].reshape(-1, prompts),
-        )
+        if self.learned is not None and self.learned.classes:
+            quality = quality + self.learned.presence(token)
+        return logits.unflatten(0, (-1, prompts)), quality.unflatten(0, (-1, prompts))
 
     def forward(
         self,
@@ -165,8 +212,8 @@ class PromptableSam(nn.Module):
         logits, quality = self.decode(self.encode(image), boxes, points, point_labels, masks)
         return (logits, quality) if return_quality else logits
 
-    @staticmethod
     def _prompt_count(
+        self,
         images: int,
         boxes: Tensor | None,
         points: Tensor | None,
@@ -182,36 +229,13 @@ class PromptableSam(nn.Module):
                 f"prompts are for (B, P) = {shapes}, the embedding holds {images} images; "
                 "every prompt needs the images' B and the same P."
             )
-        return next(iter(shapes.values()))[1] if shapes else 1
-
-
-def _predict_masks(
-    decoder: MaskDecoder, src: Tensor, image_pe: Tensor, sparse: Tensor, dense: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Stock `MaskDecoder.predict_masks` for N (image, prompt) pairs.
-
-    The stock method repeats one image over its prompts, so a batch of images would need a loop.
-
-    Args:
-        decoder: the stock decoder (or one with adapted layers).
-        src: (N, D, h, w) image embedding of each pair.
-        image_pe: (1, D, h, w) positional encoding.
-        sparse: (N, T, D) prompt tokens.
-        dense: (N, D, h, w) prompt masks.
-
-    Returns:
-        masks (N, 4, 4h, 4w) logits and quality (N, 4); index 0 is the single-mask output.
-    """
-    n, d, h, w = src.shape
-    own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-    tokens = torch.cat([own.expand(n, -1, -1), sparse], dim=1)
-    hidden, src = decoder.transformer(src + dense, image_pe.expand(n, -1, -1, -1), tokens)
-    upscaled = decoder.output_upscaling(src.transpose(1, 2).reshape(n, d, h, w))
-    weights = torch.stack(
-        [mlp(hidden[:, 1 + i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1
-    )  # (N, 4, D/8)
-    masks = torch.einsum("nkd,ndhw->nkhw", weights, upscaled)
-    return masks, decoder.iou_prediction_head(hidden[:, 0])
+        prompts = next(iter(shapes.values()))[1] if shapes else self.classes or 1
+        if self.classes and prompts != self.classes:
+            raise ValueError(
+                f"{prompts} prompts per image for a model of {self.classes} classes; give it none, "
+                "or one for each class."
+            )
+        return prompts
 
 
 def _statistics(in_channels: int, normalisation: str) -> tuple[Tensor, Tensor]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
 import torch
 
 from medsam_tune.sam.model import PromptableSam
+from medsam_tune.sam.prompting import embed_prompts
 from tests.conftest import image_and_boxes
 
 Build = Callable[..., PromptableSam]
@@ -22,7 +24,10 @@ def stock_loop(sam: PromptableSam, image: torch.Tensor, **prompts: torch.Tensor)
         masks = []
         for p in range(count):
             one = {key: value[b, p][None] for key, value in prompts.items()}
-            points = (one["points"], one["point_labels"]) if "points" in one else None
+            points = None
+            if "points" in one:
+                there = one["point_labels"][0] >= 0
+                points = (one["points"][:, there], one["point_labels"][:, there])
             mask = one["masks"][None] if "masks" in one else None
             sparse, dense = sam.prompt_encoder(points, one.get("boxes"), mask)
             low, _ = sam.mask_decoder(
@@ -33,23 +38,57 @@ def stock_loop(sam: PromptableSam, image: torch.Tensor, **prompts: torch.Tensor)
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("kind", ["boxes", "points", "both", "masks", "nothing"])
-def test_batch_equals_loop_over_stock_decoder(tiny_sam: Build, kind: str) -> None:
+KINDS = [
+    kinds for n in range(4) for kinds in itertools.combinations(("boxes", "points", "masks"), n)
+]
+
+
+@pytest.mark.parametrize("kinds", KINDS, ids="-".join)
+def test_batch_equals_loop_over_stock_decoder(tiny_sam: Build, kinds: tuple[str, ...]) -> None:
     sam = tiny_sam()
     image, boxes = image_and_boxes()
     prompts: dict[str, torch.Tensor] = {}
-    if kind in ("boxes", "both"):
+    if "boxes" in kinds:
         prompts["boxes"] = boxes
-    if kind in ("points", "both"):
+    if "points" in kinds:  # objects with 4, 3, 2 and 1 points, padding first or last
         prompts["points"] = torch.rand(2, 3, 4, 2) * 96
-        prompts["point_labels"] = torch.tensor([1, 0, -1, 1]).expand(2, 3, 4)
-    if kind == "masks":
+        prompts["point_labels"] = torch.tensor(
+            [[[1, 0, 1, 1], [1, 0, 0, -1], [-1, 1, 0, -1]], [[-1, -1, -1, 1]] * 3]
+        )
+    if "masks" in kinds:
         prompts["masks"] = torch.randn(2, 3, 24, 24)  # (B, P, S/4, S/4)
     with torch.no_grad():
         found = sam(image, **prompts)
         expected = stock_loop(sam, image, **prompts)
-    assert found.shape == (2, 1 if kind == "nothing" else 3, 24, 24)
+    assert found.shape == (2, 3 if kinds else 1, 24, 24)
     assert float((found - expected).abs().max() / expected.abs().max()) < 1e-5
+
+
+def test_some_objects_of_a_batch_have_a_box_and_some_points(tiny_sam: Build) -> None:
+    sam = tiny_sam()
+    image, boxes = image_and_boxes(prompts=2)
+    point = torch.tensor([[[30.0, 40.0]]]).expand(2, 1, -1, -1)  # (B, 1, 1, 2)
+    corners = boxes[:, :1].unflatten(-1, (2, 2))  # (B, 1, 2, 2)
+    mixed = torch.cat([corners, torch.cat([point, point], 2)], 1)  # (B, 2, 2, 2)
+    labels = torch.tensor([[2, 3], [1, -1]]).expand(2, -1, -1)
+    with torch.no_grad():
+        found = sam(image, points=mixed, point_labels=labels)
+        by_box = sam(image, boxes[:, :1])
+        by_point = sam(image, points=point, point_labels=torch.ones(2, 1, 1))
+    expected = torch.cat([by_box, by_point], 1)
+    assert float((found - expected).abs().max() / expected.abs().max()) < 1e-5
+
+
+def test_points_keep_their_place_under_autocast(tiny_sam: Build) -> None:
+    sam = tiny_sam()
+    points = torch.rand(1, 3, 4, 2) * 96
+    labels = torch.ones(1, 3, 4)
+    exact, *_ = embed_prompts(sam.prompt_encoder, 3, points=points[0], point_labels=labels[0])
+    with torch.autocast("cpu", torch.bfloat16):
+        found, *_ = embed_prompts(sam.prompt_encoder, 3, points=points[0], point_labels=labels[0])
+        logits = sam(torch.rand(1, 3, 96, 96), points=points, point_labels=labels)
+    assert torch.equal(found, exact)
+    assert logits.isfinite().all()
 
 
 def test_quality_and_halves(tiny_sam: Build) -> None:

@@ -1,0 +1,127 @@
+"""SAM's mask decoder on N (image, prompt) pairs at once, with tokens that may be absent.
+
+Stock SAM repeats one image over its prompts, so a batch of images would need a loop, and gives
+every prompt of a batch the same number of tokens. Here the stock modules and weights are called
+in the stock order, their attention on `scaled_dot_product_attention`, and tokens that only fill
+up a batch are left out of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from segment_anything.modeling import MaskDecoder
+from segment_anything.modeling.transformer import Attention as StockAttention
+from torch import Tensor, nn
+
+
+class DecoderAttention(nn.Module):
+    """Stock SAM's decoder attention under the same names, in PyTorch's attention kernels.
+
+    Args:
+        width: channels D of queries, keys and values.
+        inner: channels that are attended in.
+        heads: number of attention heads; `inner` is divisible by it.
+    """
+
+    def __init__(self, width: int, inner: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q_proj = nn.Linear(width, inner)
+        self.k_proj = nn.Linear(width, inner)
+        self.v_proj = nn.Linear(width, inner)
+        self.out_proj = nn.Linear(inner, width)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None) -> Tensor:
+        """Attend from q to k.
+
+        Args:
+            q: (N, Q, D) float.
+            k: (N, T, D) float.
+            v: (N, T, D) float.
+            seen: (N, 1, 1, T) bool, False for keys that are not there.
+
+        Returns:
+            (N, Q, D) float.
+        """
+        heads = [
+            projection(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for projection, x in ((self.q_proj, q), (self.k_proj, k), (self.v_proj, v))
+        ]
+        out = F.scaled_dot_product_attention(*heads, attn_mask=seen)
+        return self.out_proj(out.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+def replace_decoder_attention(decoder: MaskDecoder) -> None:
+    """Swap every stock attention of a mask decoder for `DecoderAttention`, weights kept."""
+    for parent in list(decoder.modules()):
+        for name, stock in list(parent.named_children()):
+            if isinstance(stock, StockAttention):
+                width = stock.q_proj.in_features
+                with torch.device("meta"):  # the weights come from the stock one
+                    ours = DecoderAttention(width, stock.internal_dim, stock.num_heads)
+                ours.load_state_dict(stock.state_dict(), assign=True)
+                setattr(parent, name, ours)
+
+
+def predict_masks(
+    decoder: MaskDecoder,
+    image: Tensor,
+    image_pe: Tensor,
+    sparse: Tensor,
+    absent: Tensor | None = None,
+    mask: int = 0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Stock `MaskDecoder.predict_masks` for N (image, prompt) pairs and one of its masks.
+
+    Args:
+        decoder: a stock decoder with `DecoderAttention` (and perhaps adapted layers).
+        image: (N, D, h, w) image embedding of each pair, the dense prompt added.
+        image_pe: (1, D, h, w) positional encoding.
+        sparse: (N, T, D) prompt tokens.
+        absent: (N, T) bool, True for tokens that only fill up the batch; None if all are there.
+        mask: which of the decoder's masks; 0 is the single-mask output.
+
+    Returns:
+        logits (N, 4h, 4w), quality (N,), and the quality token (N, D) that it was read from.
+    """
+    n, d, h, w = image.shape
+    own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+    tokens = torch.cat([own.expand(n, -1, -1), sparse], dim=1)
+    seen = None
+    if absent is not None:
+        seen = F.pad(~absent, (len(own), 0), value=True)[:, None, None]  # (N, 1, 1, T)
+    hidden, image = _two_way(
+        decoder.transformer,
+        tokens,
+        image.flatten(2).transpose(1, 2),
+        image_pe.flatten(2).transpose(1, 2),
+        seen,
+    )
+    upscaled = decoder.output_upscaling(image.transpose(1, 2).reshape(n, d, h, w))
+    weights = decoder.output_hypernetworks_mlps[mask](hidden[:, 1 + mask])  # (N, D/8)
+    logits = torch.einsum("nd,ndhw->nhw", weights, upscaled)
+    return logits, decoder.iou_prediction_head(hidden[:, 0])[:, mask], hidden[:, 0]
+
+
+def _two_way(
+    transformer: Any, tokens: Tensor, image: Tensor, image_pe: Tensor, seen: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Stock `TwoWayTransformer`: tokens (N, T, D) and image (N, hw, D) attend to each other."""
+    queries = tokens
+    for layer in transformer.layers:
+        if layer.skip_first_layer_pe:
+            queries = layer.self_attn(queries, queries, queries, seen)
+        else:
+            placed = queries + tokens
+            queries = queries + layer.self_attn(placed, placed, queries, seen)
+        queries = layer.norm1(queries)
+        found = layer.cross_attn_token_to_image(queries + tokens, image + image_pe, image)
+        queries = layer.norm2(queries + found)
+        queries = layer.norm3(queries + layer.mlp(queries))
+        found = layer.cross_attn_image_to_token(image + image_pe, queries + tokens, queries, seen)
+        image = layer.norm4(image + found)
+    found = transformer.final_attn_token_to_image(queries + tokens, image + image_pe, image)
+    return transformer.norm_final_attn(queries + found), image

@@ -1,0 +1,60 @@
+"""SAM's prompt embeddings for N prompts of any mixture, each object with its own points."""
+
+from __future__ import annotations
+
+import torch
+from segment_anything.modeling import PromptEncoder
+from torch import Tensor
+
+# Labels of points, as in SAM's own ONNX model.
+PADDING, OUTSIDE, INSIDE, TOP_LEFT, BOTTOM_RIGHT = -1, 0, 1, 2, 3
+
+
+def embed_prompts(
+    encoder: PromptEncoder,
+    count: int,
+    boxes: Tensor | None = None,
+    points: Tensor | None = None,
+    point_labels: Tensor | None = None,
+    masks: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Stock `PromptEncoder.forward`, with points that only fill up the batch told apart.
+
+    In float32 even under autocast: bfloat16 would move a point by pixels.
+
+    Args:
+        encoder: the stock prompt encoder, whose weights are used.
+        count: N.
+        boxes: (N, 4) float XYXY in the model frame.
+        points: (N, K, 2) float XY in the model frame.
+        point_labels: (N, K) -1 padding, 0 outside, 1 inside, 2 and 3 a box's corners.
+        masks: (N, 4h, 4w) float logits.
+
+    Returns:
+        sparse (N, T, D), dense (N or 1, D, h, w), and absent (N, T) bool, True for tokens that
+        must not be attended to, or None if all are there.
+    """
+    tokens: list[Tensor] = []
+    absent: list[Tensor] = []
+    with torch.autocast(encoder.no_mask_embed.weight.device.type, enabled=False):
+        kinds = torch.cat([kind.weight for kind in encoder.point_embeddings])  # (4, D)
+        size = encoder.input_image_size
+        if points is not None and point_labels is not None:
+            places = encoder.pe_layer.forward_with_coords(points.float() + 0.5, size)
+            tokens.append(places + kinds[point_labels.clamp(min=0).long()])
+            absent.append(point_labels == PADDING)
+            if boxes is None:  # SAM was trained with this token wherever there is no box
+                tokens.append(encoder.not_a_point_embed.weight.expand(count, 1, -1))
+                absent.append((point_labels >= TOP_LEFT).any(1, keepdim=True))
+        if boxes is not None:
+            corners = boxes.float().reshape(count, 2, 2) + 0.5
+            places = encoder.pe_layer.forward_with_coords(corners, size)
+            tokens.append(places + kinds[TOP_LEFT:])
+            absent.append(torch.zeros(count, 2, dtype=torch.bool, device=boxes.device))
+        if masks is None:
+            dense = encoder.no_mask_embed.weight[..., None, None]
+            dense = dense.expand(-1, -1, *encoder.image_embedding_size)
+        else:
+            dense = encoder.mask_downscaling(masks[:, None].float())
+        sparse = torch.cat(tokens, 1) if tokens else kinds.new_zeros(count, 0, kinds.shape[1])
+    return sparse, dense, torch.cat(absent, 1) if points is not None else None
