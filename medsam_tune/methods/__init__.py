@@ -5,12 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from inspect import Parameter, signature
+from typing import Any
 
 from medsam_tune.methods.adapter import adapter
 from medsam_tune.methods.decoder import decoder
 from medsam_tune.methods.full import full
 from medsam_tune.methods.lora import lora
-from medsam_tune.methods.prompt import prompt
+from medsam_tune.methods.prompt import learned_tokens, prompt
 from medsam_tune.sam.model import PromptableSam, Tuning
 
 METHODS: dict[str, Callable[..., None]] = {
@@ -24,17 +25,27 @@ METHODS: dict[str, Callable[..., None]] = {
 _KEEPS_DECODER = ("adapter", "lora", "prompt")
 
 
-def apply_method(sam: PromptableSam, method: str, **options: object) -> PromptableSam:
+def apply_method(
+    sam: PromptableSam,
+    method: str,
+    *,
+    num_classes: int | None = None,
+    class_tokens: int = 10,
+    **options: Any,
+) -> PromptableSam:
     """Make a base model trainable by one method.
 
     Args:
         sam: a base from `build_sam`; it is changed in place.
         method: a key of `METHODS`.
+        num_classes: K, to segment K classes without any prompt: each has learned tokens of its
+            own, and a score for being in the image at all. None to segment what is prompted.
+        class_tokens: learned tokens of each class.
         options: of the method, see the function of that name, e.g. `rank=8` for "lora".
 
     Returns:
-        the same model, with `requires_grad` True on exactly what the method tunes. At step 0 its
-        masks are those of the base (of every method but "prompt", whose tokens join the user's).
+        the same model, with `requires_grad` True on exactly what the method tunes (and the class
+        tokens). At step 0 its masks are those of the base for the same tokens.
 
     Warns:
         UserWarning: "adapter", "lora" or "prompt" on random weights, the mask decoder not trained.
@@ -57,6 +68,11 @@ def apply_method(sam: PromptableSam, method: str, **options: object) -> Promptab
                 f"method {method!r} has no option {unknown[0]!r}; its options: "
                 f"{', '.join(known) or 'none'}."
             )
+    if num_classes is not None:
+        if num_classes < 1:
+            raise ValueError(f"num_classes is {num_classes}; expected at least 1.")
+        if "tokens" in options:
+            raise ValueError("with num_classes the tokens are the classes'; set class_tokens.")
     if sam.random_weights and method in _KEEPS_DECODER and not options.get("mask_decoder"):
         warnings.warn(
             f"{sam.base.name} has random weights and {method!r} leaves its mask decoder as it is: "
@@ -66,5 +82,8 @@ def apply_method(sam: PromptableSam, method: str, **options: object) -> Promptab
         )
     sam.requires_grad_(False)
     METHODS[method](sam, **options)
+    if num_classes is not None:
+        sam.learned = learned_tokens(sam, class_tokens, num_classes)
+        options = {**options, "num_classes": num_classes, "class_tokens": class_tokens}
     sam.tuning = Tuning(method, dict(options))
     return sam

@@ -1,69 +1,94 @@
-"""Tune a small bottleneck after every encoder block."""
+"""Tune small bottlenecks in the encoder's blocks."""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medsam_tune.methods.blocks import encoder_blocks
 from medsam_tune.sam.model import PromptableSam
 
+PLACEMENTS = ("block", "attention", "mlp")
 
-class Adapter(nn.Module):
-    """`x + up(gelu(down(x)))`, the identity at the start because `up` starts at zero.
+
+class Bottleneck(nn.Module):
+    """`up(gelu(down(x)))`, zero at the start because `up` is.
 
     Args:
         width: channels C of the tokens.
-        bottleneck: hidden channels.
+        hidden: channels in between.
     """
 
-    def __init__(self, width: int, bottleneck: int) -> None:
+    def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.down = nn.Linear(width, bottleneck)
-        self.up = nn.Linear(bottleneck, width)
+        self.down = nn.Linear(width, hidden)
+        self.up = nn.Linear(hidden, width)
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
-        return x + self.up(F.gelu(self.down(x)))  # type: ignore[no-any-return]
+        return self.up(F.gelu(self.down(x)))  # type: ignore[no-any-return]
 
 
-class AdaptedBlock(nn.Module):
-    """An encoder block followed by its adapter; stands in the block's place.
+class Adapted(nn.Module):
+    """A frozen part of the encoder with a bottleneck behind or beside it; stands in its place.
 
     Args:
-        block: the frozen block, (B, G, G, C) -> (B, G, G, C).
-        adapter: what follows it.
+        base: the part, (..., C) -> (..., C).
+        adapter: what is added to its output.
+        parallel: the adapter reads what the part reads, rather than what it gives.
     """
 
-    def __init__(self, block: nn.Module, adapter: Adapter) -> None:
+    def __init__(self, base: nn.Module, adapter: Bottleneck, parallel: bool) -> None:
         super().__init__()
-        self.block = block
+        self.base = base
         self.adapter = adapter
+        self.parallel = parallel
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, G, G, C) -> (B, G, G, C)."""
-        return self.adapter(self.block(x))  # type: ignore[no-any-return]
+        """(..., C) -> (..., C)."""
+        out = self.base(x)
+        return out + self.adapter(x if self.parallel else out)  # type: ignore[no-any-return]
 
 
-def adapter(sam: PromptableSam, bottleneck: int = 64, mask_decoder: bool = False) -> None:
-    """Train a bottleneck after each block of the image encoder.
+def adapter(
+    sam: PromptableSam,
+    bottleneck: int = 64,
+    placement: str = "block",
+    last_blocks: int | None = None,
+    mask_decoder: bool = False,
+) -> None:
+    """Train a bottleneck in each block of the image encoder.
 
     Args:
         sam: the base, all frozen.
         bottleneck: hidden channels of each adapter.
+        placement: "block" after the whole block, "attention" after its attention, "mlp" parallel
+            to its MLP.
+        last_blocks: only in so many blocks at the end, which keeps the others out of the backward
+            pass and its memory; all if None.
         mask_decoder: train the mask decoder as well.
 
     Raises:
-        ValueError: a bottleneck below 1.
+        ValueError: a bottleneck below 1, an unknown placement, or more blocks than there are.
 
     References:
-        Houlsby et al., "Parameter-Efficient Transfer Learning for NLP", ICML 2019.
+        "block": Houlsby et al., "Parameter-Efficient Transfer Learning for NLP", ICML 2019.
+        "attention": Wu et al., "Medical SAM Adapter", 2023.
+        "mlp": Chen et al., "AdaptFormer", NeurIPS 2022.
     """
     if bottleneck < 1:
         raise ValueError(f"bottleneck is {bottleneck}; expected at least 1.")
-    blocks = sam.image_encoder.blocks
-    for index, block in enumerate(blocks):
-        weight = block.mlp.lin1.weight
-        blocks[index] = AdaptedBlock(block, Adapter(weight.shape[1], bottleneck).to(weight.device))
+    if placement not in PLACEMENTS:
+        raise ValueError(f"placement is {placement!r}; expected one of {', '.join(PLACEMENTS)}.")
+    for name, block in encoder_blocks(sam, last_blocks).items():
+        weight = block.attn.proj.weight  # (C, inner)
+        added = Bottleneck(weight.shape[0], bottleneck).to(weight.device)
+        if placement == "block":
+            sam.set_submodule(name, Adapted(block, added, parallel=False))
+        elif placement == "attention":
+            block.attn = Adapted(block.attn, added, parallel=False)
+        else:
+            block.mlp = Adapted(block.mlp, added, parallel=True)
     sam.mask_decoder.requires_grad_(mask_decoder)

@@ -1,17 +1,16 @@
-"""Tune low-rank updates of the query and value projections, through peft."""
+"""Tune updates of the query and value projections, through peft."""
 
 from __future__ import annotations
 
-from peft import LoraConfig, inject_adapter_in_model
+from collections.abc import Mapping
+from typing import Any
 
+from peft import LoraConfig, PeftConfig, get_peft_config, inject_adapter_in_model
+
+from medsam_tune.methods.blocks import encoder_blocks
 from medsam_tune.sam.model import PromptableSam
 
-_QV = r"(q_proj|v_proj)"
-TARGETS = {
-    "encoder": rf"image_encoder\.blocks\.\d+\.attn\.{_QV}",
-    "decoder": rf"mask_decoder\.transformer\..*{_QV}",
-    "both": rf"(image_encoder\.blocks\.\d+\.attn|mask_decoder\.transformer\..*)\.{_QV}",
-}
+PLACES = ("encoder", "decoder", "both")
 
 
 def lora(
@@ -19,33 +18,67 @@ def lora(
     rank: int = 8,
     alpha: float | None = None,
     where: str = "both",
+    last_blocks: int | None = None,
     mask_decoder: bool = False,
-    **config: object,
+    config: PeftConfig | Mapping[str, Any] | None = None,
+    **fields: Any,
 ) -> None:
-    """Train LoRA on q and v of the attention layers.
+    """Train LoRA, or another of peft's methods, on q and v of the attention layers.
 
     Args:
         sam: the base, all frozen.
         rank: of every update; the update of a layer is `alpha / rank * B @ A`.
         alpha: defaults to `rank`, a scale of 1, which is what the learning rates here assume.
         where: "encoder", "decoder" or "both".
+        last_blocks: of the encoder, only so many blocks at the end; where LoRA sits drives memory,
+            its rank hardly does. All if None.
         mask_decoder: train the mask decoder's other weights as well; with it the LoRA goes into
             the encoder only, as the decoder's q and v are trained themselves.
-        config: any other field of `peft.LoraConfig`, e.g. `lora_dropout`, `use_dora`.
+        config: of another peft method, such as `peft.IA3Config` or `peft.LoHaConfig`, instead of
+            rank, alpha and fields; on q and v as well unless it names its `target_modules`.
+        fields: of `peft.LoraConfig`: `lora_dropout`, `use_dora`, `use_rslora`,
+            `init_lora_weights` and so on.
 
     Raises:
-        ValueError: unknown `where`, or a rank that peft refuses.
+        ValueError: unknown `where`, more blocks than there are, fields beside a config, or what
+            peft refuses.
         TypeError: a field that `peft.LoraConfig` does not have.
 
     References:
         Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022;
         Zhang and Liu, "Customized Segment Anything Model for Medical Image Segmentation" (SAMed).
     """
-    if where not in TARGETS:
-        raise ValueError(f"where is {where!r}; expected one of {', '.join(TARGETS)}.")
-    target = TARGETS["encoder" if mask_decoder else where]
-    scale_numerator = rank if alpha is None else alpha
-    settings = LoraConfig(r=rank, lora_alpha=scale_numerator, target_modules=target, **config)  # type: ignore[arg-type]
+    if where not in PLACES:
+        raise ValueError(f"where is {where!r}; expected one of {', '.join(PLACES)}.")
+    if config is None:
+        config = LoraConfig(r=rank, lora_alpha=rank if alpha is None else alpha, **fields)  # type: ignore[arg-type]
+    elif fields or alpha is not None or rank != 8:
+        raise ValueError("a config of peft has its own rank, alpha and fields; set them there.")
+    elif isinstance(config, Mapping):
+        config = get_peft_config(dict(config))
+    settings: Any = config
+    if settings.target_modules is None:
+        settings.target_modules = targets(sam, "encoder" if mask_decoder else where, last_blocks)
+    if getattr(settings, "feedforward_modules", ()) is None:  # of IA3: none of ours is one
+        settings.feedforward_modules = []
     inject_adapter_in_model(settings, sam)
     if mask_decoder:
         sam.mask_decoder.requires_grad_(True)
+
+
+def targets(sam: PromptableSam, where: str, last_blocks: int | None = None) -> list[str]:
+    """Names of the q and v projections of the encoder's blocks, the mask decoder, or both."""
+    layers = [] if where == "decoder" else list(encoder_blocks(sam, last_blocks))
+    if where == "decoder" and last_blocks is not None:
+        raise ValueError("last_blocks are the encoder's; where is 'decoder'.")
+    names = [f"{layer}.attn.{projection}" for layer in layers for projection in _QV]
+    if where != "encoder":
+        names += [
+            f"mask_decoder.{name}"
+            for name, _ in sam.mask_decoder.named_modules()
+            if name.endswith(_QV)
+        ]
+    return names
+
+
+_QV = ("q_proj", "v_proj")

@@ -46,11 +46,11 @@ class DecoderAttention(nn.Module):
         Returns:
             (N, Q, D) float.
         """
-        heads = [
+        q, k, v = (
             projection(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for projection, x in ((self.q_proj, q), (self.k_proj, k), (self.v_proj, v))
-        ]
-        out = F.scaled_dot_product_attention(*heads, attn_mask=seen)
+        )  # (N, heads, Q or T, head width)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
         return self.out_proj(out.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 

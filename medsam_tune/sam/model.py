@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +47,7 @@ class Tuning:
     """Which method was applied to a base, with the options it was applied with."""
 
     method: str
-    options: dict[str, object]
+    options: dict[str, Any]
 
 
 class LearnedTokens(nn.Module):
@@ -100,7 +101,6 @@ class PromptableSam(nn.Module):
     base: BaseModel
     tuning: Tuning | None = None
     random_weights: bool = False
-    learned: LearnedTokens | None = None
 
     def __init__(
         self,
@@ -114,6 +114,7 @@ class PromptableSam(nn.Module):
         self.image_encoder = image_encoder
         self.prompt_encoder = prompt_encoder
         self.mask_decoder = mask_decoder
+        self.learned: LearnedTokens | None = None  # set by a method
         self.image_size: int = image_encoder.img_size
         mean, std = _statistics(in_channels, normalisation)
         self.register_buffer("pixel_mean", mean, persistent=False)

@@ -106,14 +106,12 @@ MATRIX = [
         ),
         id="lora-decoder-trained",
     ),
-    pytest.param(
-        Row("prompt", {"tokens": 5}, lambda _: {"prompt_encoder.tokens"}, False), id="prompt"
-    ),
+    pytest.param(Row("prompt", {"tokens": 5}, lambda _: {"learned.tokens"}, False), id="prompt"),
     pytest.param(
         Row(
             "prompt",
             {"mask_decoder": True},
-            lambda sam: {"prompt_encoder.tokens"} | _starting_with("mask_decoder.")(sam),
+            lambda sam: {"learned.tokens"} | _starting_with("mask_decoder.")(sam),
             False,
         ),
         id="prompt-decoder",
@@ -306,8 +304,8 @@ def test_nan_is_not_saved_and_the_old_file_stays(tiny_sam: Build, tmp_path: Path
     path = save_tuned(sam, tmp_path / "t.safetensors")
     before = path.read_bytes()
     with torch.no_grad():
-        sam.prompt_encoder.tokens[0] = float("nan")
-    with pytest.raises(ValueError, match=r"hold NaN or Inf, the first is prompt_encoder\.tokens"):
+        sam.learned.tokens[0] = float("nan")
+    with pytest.raises(ValueError, match=r"hold NaN or Inf, the first is learned\.tokens"):
         save_tuned(sam, path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["t.safetensors"]

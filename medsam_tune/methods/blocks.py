@@ -1,0 +1,29 @@
+"""The attention blocks of any image encoder, by name: where adapters and LoRAs go."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from medsam_tune.sam.model import PromptableSam
+
+
+def encoder_blocks(sam: PromptableSam, last: int | None = None) -> dict[str, Any]:
+    """Blocks with an `attn` and an `mlp`, in their order, under their names in `sam`.
+
+    Args:
+        sam: a base.
+        last: only so many at the end; all if None.
+
+    Raises:
+        ValueError: fewer than one or more than there are.
+    """
+    blocks = {
+        f"image_encoder.{name}": module
+        for name, module in sam.image_encoder.named_modules()
+        if hasattr(module, "attn") and hasattr(module, "mlp")
+    }
+    if last is None:
+        return blocks
+    if not 1 <= last <= len(blocks):
+        raise ValueError(f"last_blocks is {last}; {sam.base.name} has 1 to {len(blocks)}.")
+    return dict(list(blocks.items())[-last:])
