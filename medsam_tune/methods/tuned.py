@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -96,8 +98,17 @@ def save_tuned(
         "labels": {str(k): v for k, v in (labels or {}).items()},
         "version": medsam_tune.__version__,
     }
-    _write_safetensors(tensors, path, {_KEY: json.dumps(header)})
+    _write_safetensors(tensors, path, {_KEY: json.dumps(header, default=_plain)})
     return path
+
+
+def _plain(value: object) -> object:
+    """What JSON has no word for among the options of a method."""
+    if isinstance(value, PeftConfig):
+        return value.to_dict()
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    raise TypeError(f"an option is a {type(value).__name__}, which a tuned file cannot hold.")
 
 
 def read_header(path: str | Path) -> TunedHeader:
@@ -127,7 +138,10 @@ def read_header(path: str | Path) -> TunedHeader:
 
 
 def load_tuned(
-    path: str | Path, base: PromptableSam | None = None, checkpoint: str | Path | None = None
+    path: str | Path,
+    base: PromptableSam | None = None,
+    checkpoint: str | Path | None = None,
+    apply: Callable[[str, Mapping[str, Any]], PromptableSam] | None = None,
 ) -> PromptableSam:
     """A tuned model from its file.
 
@@ -135,6 +149,7 @@ def load_tuned(
         path: a file from `save_tuned`.
         base: the base to tune, changed in place; built by name from the header if None.
         checkpoint: the base's checkpoint when it is built here.
+        apply: makes the tuned model from method and options; `apply_method` on the base if None.
 
     Returns:
         the tuned model in evaluation mode.
@@ -153,7 +168,10 @@ def load_tuned(
             header.base.normalisation,
         )
     _refuse_other_base(header.base, base.base, path)
-    model = apply_method(base, header.tuning.method, **header.tuning.options)
+    if apply is None:
+        model = apply_method(base, header.tuning.method, **header.tuning.options)
+    else:
+        model = apply(header.tuning.method, header.tuning.options)
     with safe_open(path, framework="pt") as file:
         load_tuned_tensors(model, {k: file.get_tensor(k) for k in file.keys()}, str(path))
     return model.eval()

@@ -1,0 +1,207 @@
+"""Several tuned sets on one frozen base: each domain's own, the base's weights once."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from peft.tuners.lora import LoraModel
+from torch import Tensor, nn
+
+from medsam_tune.methods import apply_method
+from medsam_tune.methods.tuned import load_tuned, load_tuned_tensors, tuned_tensors
+from medsam_tune.sam.model import PromptableSam
+
+# peft's other initialisations of LoRA change the weights that it stands on.
+_KEEPS_BASE = (True, False, "gaussian", "orthogonal")
+
+
+class Domains(nn.Module):
+    """Named adapters, LoRAs, token sets or decoders on one frozen base.
+
+    Every domain is a whole `PromptableSam` whose untuned weights are the base's own tensors, so
+    it costs what its method tunes and nothing more, is used wherever a model is (`domains["ct"]`),
+    and cannot change the base or another domain.
+
+    Args:
+        base: an untuned base; it is frozen.
+
+    Example:
+        >>> domains = Domains(build_sam("vit_b", "sam_vit_b_01ec64.pth"))
+        >>> domains.add("ct", "runs/ct/tuned.safetensors")
+        >>> domains.add("mr", "runs/mr/tuned.safetensors")
+        >>> domains(image, ["ct", "mr"], boxes)  # one batch, each image by its own domain
+    """
+
+    def __init__(self, base: PromptableSam) -> None:
+        super().__init__()
+        if base.tuning is not None:
+            raise ValueError(
+                f"the base is tuned by {base.tuning.method!r}; give an untuned one, and add the "
+                "tuned file as a domain."
+            )
+        self.base = base.requires_grad_(False)
+        self._models = nn.ModuleDict()
+
+    def __getitem__(self, name: str) -> PromptableSam:
+        """The model of a domain.
+
+        Raises:
+            ValueError: no such domain; names those that are there.
+        """
+        if name not in self._models:
+            raise ValueError(
+                f"domain {name!r} is not there; domains: {', '.join(self) or 'none'}. Add it first."
+            )
+        return self._models[name]  # type: ignore[return-value]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._models)
+
+    def __len__(self) -> int:
+        return len(self._models)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._models
+
+    def create(self, name: str, method: str, **options: Any) -> PromptableSam:
+        """A new domain, ready to be trained; arguments as of `apply_method`.
+
+        Raises:
+            ValueError: the name is taken, or a LoRA whose initialisation would change the base.
+        """
+        return self._keep(name, self._tuned(method, options))
+
+    def add(self, name: str, tuned: str | Path) -> PromptableSam:
+        """A domain from its tuned file.
+
+        Raises:
+            ValueError: the name is taken, or the file is damaged or of another base.
+            FileNotFoundError: there is no such file.
+        """
+        return self._keep(name, load_tuned(tuned, self.base, apply=self._tuned))
+
+    def remove(self, name: str) -> None:
+        """Forget a domain; the others and the base stay as they are."""
+        self._models.pop(name) if name in self else self[name]
+
+    def combine(
+        self, name: str, weights: Mapping[str, float], combination_type: Any = "cat", **options: Any
+    ) -> PromptableSam:
+        """A new domain that is a weighted sum of LoRA domains.
+
+        Args:
+            name: of the new domain.
+            weights: domain -> its weight.
+            combination_type: of peft's `add_weighted_adapter`; "cat" is the exact sum, of the
+                ranks' sum; "svd" and others keep the rank.
+            options: of `add_weighted_adapter`, e.g. `svd_rank`.
+
+        Raises:
+            ValueError: a domain that is not LoRA alone, or what peft refuses.
+        """
+        scratch = self._clone()
+        merged = "_combined"
+        for part in weights:
+            model = self[part]
+            config = getattr(model, "peft_config", {}).get("default")
+            tensors = tuned_tensors(model)
+            if type(config) is not LoraConfig or not all(".lora_" in key for key in tensors):
+                raise ValueError(
+                    f"domain {part!r} is not LoRA alone; only LoRAs without a trained decoder or "
+                    "tokens can be combined."
+                )
+            with warnings.catch_warnings():  # that there is more than one is what is wanted
+                warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+                tuner = LoraModel(scratch, config, part)
+            own = scratch.state_dict()  # shares memory with the parameters
+            for key, value in tensors.items():
+                own[key.replace(".default.", f".{part}.")].copy_(value)
+        tuner.add_weighted_adapter(
+            list(weights), list(weights.values()), merged, combination_type, **options
+        )
+        mixed = {
+            key.replace(f".{merged}.", ".default."): value
+            for key, value in scratch.state_dict().items()
+            if f".{merged}." in key
+        }
+        model = self._tuned("lora", {"config": tuner.peft_config[merged].to_dict()})
+        load_tuned_tensors(model, mixed, f"domain {name!r}")
+        return self._keep(name, model)
+
+    def forward(
+        self,
+        image: Tensor,
+        domain: str | Sequence[str],
+        boxes: Tensor | None = None,
+        points: Tensor | None = None,
+        point_labels: Tensor | None = None,
+        masks: Tensor | None = None,
+        return_quality: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Each image by the model of its domain; other arguments as of `PromptableSam.forward`.
+
+        Args:
+            image: (B, C, S, S) float in [0, 1], model frame.
+            domain: B names, or one for all.
+            boxes: (B, P, 4), as there.
+            points: (B, P, N, 2), as there.
+            point_labels: (B, P, N), as there.
+            masks: (B, P, S/4, S/4), as there.
+            return_quality: as there.
+
+        Raises:
+            ValueError: an unknown domain, or not one name for each image.
+        """
+        names = [domain] * len(image) if isinstance(domain, str) else list(domain)
+        if len(names) != len(image):
+            raise ValueError(f"{len(names)} domains for {len(image)} images; expected one each.")
+        models = {name: self[name] for name in dict.fromkeys(names)}
+        rows = [torch.tensor([i for i, n in enumerate(names) if n == name]) for name in models]
+        inputs = (image, boxes, points, point_labels, masks)
+        parts = [
+            model(*(None if x is None else x[here.to(x.device)] for x in inputs), True)
+            for model, here in zip(models.values(), rows, strict=True)
+        ]
+        back = torch.cat(rows).argsort().to(image.device)
+        logits, quality = (torch.cat(x)[back] for x in zip(*parts, strict=True))
+        return (logits, quality) if return_quality else logits
+
+    def _keep(self, name: str, model: PromptableSam) -> PromptableSam:
+        if name in self:
+            raise ValueError(f"domain {name!r} is there already; remove it first.")
+        self._models[name] = model
+        return model
+
+    def _clone(self) -> PromptableSam:
+        """The base's structure once more, around the same tensors."""
+        tensors = [*self.base.parameters(), *self.base.buffers()]
+        return copy.deepcopy(self.base, {id(tensor): tensor for tensor in tensors})
+
+    def _tuned(self, method: str, options: Mapping[str, Any]) -> PromptableSam:
+        """A clone with a method applied; what of the base it would train becomes its own."""
+        config = options.get("config") or options
+        start = (
+            config.get("init_lora_weights", True)
+            if isinstance(config, Mapping)
+            else (getattr(config, "init_lora_weights", True))
+        )
+        if start not in _KEEPS_BASE:
+            raise ValueError(
+                f"init_lora_weights={start!r} rewrites the base's weights, which the domains "
+                f"share; expected one of {_KEEPS_BASE}."
+            )
+        model = apply_method(self._clone(), method, **options)
+        shared = {id(p) for p in self.base.parameters()}
+        for key, parameter in list(model.named_parameters()):
+            if parameter.requires_grad and id(parameter) in shared:
+                parent, _, child = key.rpartition(".")
+                own = nn.Parameter(parameter.detach().clone())
+                model.get_submodule(parent).register_parameter(child, own)
+        self.base.requires_grad_(False)
+        return model.train(self.base.training)

@@ -1,0 +1,107 @@
+"""LoRA runs as peft's own adapter folders, for peft's own tools."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from peft import PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from medsam_tune.methods import apply_method
+from medsam_tune.methods.tuned import tuned_tensors
+from medsam_tune.sam.model import PromptableSam
+
+# Where a model lies inside of `peft.PeftModel`, whose names the files carry.
+_PREFIX = "base_model.model."
+
+
+def save_peft(model: PromptableSam, folder: str | Path) -> Path:
+    """Write the tuned part of a LoRA model as `adapter_config.json`, `adapter_model.safetensors`.
+
+    Args:
+        model: tuned by "lora" and nothing beside it.
+        folder: made whole or not at all.
+
+    Returns:
+        the folder; `load_peft` reads it, and `peft.PeftModel.from_pretrained(base, folder)`.
+
+    Raises:
+        ValueError: another method, or a decoder or tokens trained beside it.
+        FileExistsError: the folder is there already.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise FileExistsError(f"{folder}: is there already; delete it or choose another.")
+    config = getattr(model, "peft_config", {}).get("default")
+    state = {} if config is None else _state(model)
+    if config is None or len(state) != len(tuned_tensors(model)):
+        method = None if model.tuning is None else model.tuning.method
+        raise ValueError(
+            f"a peft folder holds peft's layers only; this model is tuned by {method!r}"
+            + (" with more trained beside them." if state else ".")
+            + " Use the tuned file."
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+        beside = Path(scratch) / folder.name
+        beside.mkdir()
+        tensors = {_PREFIX + key: value.cpu().contiguous() for key, value in state.items()}
+        save_file(tensors, beside / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+        (beside / SAFETENSORS_WEIGHTS_NAME).chmod(0o644)
+        targets = sorted(config.target_modules)  # a set, which JSON has no word for
+        settings = {**config.to_dict(), "inference_mode": True, "target_modules": targets}
+        (beside / CONFIG_NAME).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+        os.replace(beside, folder)
+    return folder
+
+
+def load_peft(folder: str | Path, base: PromptableSam) -> PromptableSam:
+    """A LoRA model from a peft adapter folder, whoever wrote it.
+
+    Args:
+        folder: with `adapter_config.json` and `adapter_model.safetensors`.
+        base: what it was tuned on, changed in place; a folder of peft does not say which.
+
+    Returns:
+        the tuned model in evaluation mode.
+
+    Raises:
+        FileNotFoundError: one of the two files is not there.
+        ValueError: damaged, or not of this model.
+    """
+    folder = Path(folder)
+    for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder}: no {name}; expected a folder that peft saved.")
+    file = folder / SAFETENSORS_WEIGHTS_NAME
+    try:
+        tensors = load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"{file}: truncated or no safetensors file ({error}).") from error
+    config = PeftConfig.from_pretrained(str(folder))
+    config.inference_mode = False
+    model = apply_method(base, "lora", config=config)
+    found = {key.removeprefix(_PREFIX): value for key, value in tensors.items()}
+    own = _state(model)
+    odd = sorted(own.keys() ^ found.keys())
+    odd += [key for key in own if key in found and own[key].shape != found[key].shape]
+    if odd:
+        raise ValueError(
+            f"{file}: {len(odd)} tensors do not fit {base.base.name}, e.g. {odd[0]}. Give the base "
+            "it was tuned on."
+        )
+    set_peft_model_state_dict(model, found, adapter_name="default")
+    return model.eval()
+
+
+def _state(model: PromptableSam) -> dict[str, Tensor]:
+    """What peft saves; embeddings of language models, which it asks the network for, left out."""
+    return get_peft_model_state_dict(  # type: ignore[no-any-return]
+        model, adapter_name="default", save_embedding_layers=False
+    )

@@ -1,0 +1,143 @@
+"""Domains share one frozen base, bit for bit, and do not touch each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from medsam_tune.methods import apply_method
+from medsam_tune.methods.domains import Domains
+from medsam_tune.methods.tuned import save_tuned
+from medsam_tune.sam.build import fingerprint
+from medsam_tune.sam.model import PromptableSam
+from tests.conftest import image_and_boxes
+from tests.methods.test_methods import train
+
+Build = Callable[..., PromptableSam]
+SETS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ct": ("lora", {"rank": 2}),
+    "mr": ("lora", {"rank": 4, "where": "encoder", "use_dora": True}),
+    "xray": ("adapter", {"bottleneck": 4}),
+    "tiles": ("prompt", {"tokens": 3}),
+    "pages": ("decoder", {}),
+}
+
+
+@pytest.fixture
+def domains(tiny_sam: Build) -> Domains:
+    """One trained domain for every kind of method."""
+    made = Domains(tiny_sam())
+    for name, (method, options) in SETS.items():
+        train(made.create(name, method, **options), steps=2)
+    return made.eval()
+
+
+def test_the_base_stays_bit_equal_and_is_shared(tiny_sam: Build, domains: Domains) -> None:
+    assert fingerprint(domains.base) == fingerprint(tiny_sam())
+    own = {p.data_ptr() for p in domains.base.parameters()}
+    for name in domains:
+        tuned = [p for p in domains[name].parameters() if p.requires_grad]
+        frozen = [p for p in domains[name].parameters() if not p.requires_grad]
+        assert tuned
+        assert {p.data_ptr() for p in frozen} <= own
+        assert own.isdisjoint(p.data_ptr() for p in tuned)
+
+
+def test_a_mixed_batch_equals_each_image_by_its_own_domain(domains: Domains) -> None:
+    image, boxes = image_and_boxes(images=6)
+    names = ["mr", "ct", "pages", "ct", "tiles", "xray"]
+    with torch.no_grad():
+        logits, quality = domains(image, names, boxes, return_quality=True)
+        alone = [
+            domains[name](image[i, None], boxes[i, None], return_quality=True)
+            for i, name in enumerate(names)
+        ]
+        plain = domains.base(image, boxes)
+    assert torch.allclose(logits, torch.cat([x for x, _ in alone]), atol=1e-5)
+    assert torch.allclose(quality, torch.cat([x for _, x in alone]), atol=1e-5)
+    assert all(not torch.allclose(a, b, atol=1e-4) for a, b in zip(logits, plain, strict=True))
+    with torch.no_grad():
+        assert torch.equal(domains(image, "ct", boxes), domains["ct"](image, boxes))
+
+
+def test_a_mixed_batch_trains_only_the_domains_in_it(domains: Domains) -> None:
+    image, boxes = image_and_boxes()
+    domains(image, ["ct", "mr"], boxes).square().mean().backward()
+    moved = {n for n in domains if any(p.grad is not None for p in domains[n].parameters())}
+    assert moved >= {"ct", "mr"}
+    assert all(p.grad is None for p in domains.base.parameters())
+
+
+def test_domains_come_from_files_and_go(domains: Domains, tiny_sam: Build, tmp_path: Path) -> None:
+    image, boxes = image_and_boxes()
+    again = Domains(tiny_sam())
+    for name in domains:
+        path = save_tuned(domains[name], tmp_path / f"{name}.safetensors")
+        again.add(name, path)
+        with torch.no_grad():
+            assert torch.equal(again[name](image, boxes), domains[name](image, boxes))
+    assert list(again) == list(SETS)
+    with torch.no_grad():
+        before = again["ct"](image, boxes)
+        again.remove("mr")
+        assert torch.equal(again["ct"](image, boxes), before)
+    assert "mr" not in again
+    again.add("mr", tmp_path / "mr.safetensors")
+    assert len(again) == len(SETS)
+
+
+def test_loras_combine_by_weight(tiny_sam: Build) -> None:
+    domains = Domains(tiny_sam())
+    for name, rank in (("a", 2), ("b", 3)):
+        train(domains.create(name, "lora", rank=rank), steps=3)
+    model = domains.combine("mix", {"a": 0.25, "b": 2.0})
+
+    def delta(name: str) -> torch.Tensor:
+        layer = domains[name].get_submodule("image_encoder.blocks.0.attn.q_proj")
+        return layer.get_delta_weight("default").detach()  # type: ignore[no-any-return,operator]
+
+    expected = 0.25 * delta("a") + 2.0 * delta("b")
+    assert float((delta("mix") - expected).abs().max()) < 1e-5
+    assert float(expected.abs().max()) > 1e-4
+    assert model.tuning is not None
+    same_rank = domains.combine("svd", {"a": 1.0, "b": 1.0}, "svd", svd_rank=5)
+    layer = same_rank.get_submodule("image_encoder.blocks.0.attn.q_proj")
+    assert layer.r == {"default": 5}
+
+
+def test_a_combined_domain_comes_back_from_its_file(tiny_sam: Build, tmp_path: Path) -> None:
+    domains = Domains(tiny_sam())
+    for name in "ab":
+        train(domains.create(name, "lora", rank=2), steps=2)
+    path = save_tuned(domains.combine("mix", {"a": 0.5, "b": 0.5}), tmp_path / "mix.safetensors")
+    image, boxes = image_and_boxes()
+    with torch.no_grad():
+        expected = domains["mix"](image, boxes)
+        assert torch.equal(domains.add("again", path)(image, boxes), expected)
+
+
+def test_refusals_name_what_is_there(domains: Domains, tiny_sam: Build, tmp_path: Path) -> None:
+    image, boxes = image_and_boxes()
+    with pytest.raises(ValueError, match="domain 'us' is not there; domains: ct, mr, xray, tiles"):
+        domains(image, ["ct", "us"], boxes)
+    with pytest.raises(ValueError, match="domain 'us' is not there"):
+        domains.remove("us")
+    with pytest.raises(ValueError, match="1 domains for 2 images"):
+        domains(image, ["ct"], boxes)
+    with pytest.raises(ValueError, match="domain 'ct' is there already"):
+        domains.create("ct", "prompt")
+    with pytest.raises(ValueError, match="domain 'xray' is not LoRA alone"):
+        domains.combine("mix", {"ct": 1.0, "xray": 1.0})
+    with pytest.raises(ValueError, match="init_lora_weights='pissa' rewrites the base's weights"):
+        domains.create("us", "lora", init_lora_weights="pissa")
+    with pytest.raises(ValueError, match="the base is tuned by 'lora'"):
+        Domains(apply_method(tiny_sam(), "lora"))
+    other = tiny_sam(image_size=128)
+    path = save_tuned(apply_method(other, "prompt"), tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=r"other\.safetensors: was tuned on tiny with image_size"):
+        domains.add("us", path)
+    assert list(domains) == list(SETS)

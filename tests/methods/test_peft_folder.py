@@ -1,0 +1,88 @@
+"""LoRA runs as peft's own folders: peft opens ours, we open peft's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+
+from medsam_tune.methods import apply_method
+from medsam_tune.methods.lora import targets
+from medsam_tune.methods.peft_folder import load_peft, save_peft
+from medsam_tune.sam.build import build_sam
+from medsam_tune.sam.model import PromptableSam
+from tests.conftest import image_and_boxes
+from tests.methods.test_methods import train
+
+Build = Callable[..., PromptableSam]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rank": 2},
+        {"rank": 2, "where": "encoder", "last_blocks": 1},
+        {"rank": 2, "use_dora": True, "use_rslora": True},
+        {"config": peft.LoHaConfig(r=2)},
+        {"config": peft.IA3Config()},
+    ],
+    ids=["lora", "last-block", "dora", "loha", "ia3"],
+)
+def test_peft_and_we_open_it(tiny_sam: Build, tmp_path: Path, options: dict[str, Any]) -> None:
+    sam = apply_method(tiny_sam(), "lora", **options)
+    train(sam, steps=3)
+    image, boxes = image_and_boxes()
+    folder = save_peft(sam, tmp_path / "out" / "adapter")
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    with torch.no_grad():
+        expected = sam.eval()(image, boxes)
+        assert float((tiny_sam()(image, boxes) - expected).abs().max()) > 1e-3
+        theirs = peft.PeftModel.from_pretrained(tiny_sam(), str(folder))
+        assert torch.allclose(theirs(image, boxes), expected, atol=1e-5)
+        assert torch.equal(load_peft(folder, tiny_sam())(image, boxes), expected)
+
+
+def test_we_open_what_peft_wrote(tiny_sam: Build, tmp_path: Path) -> None:
+    base = tiny_sam()
+    config = peft.LoraConfig(r=3, target_modules=targets(base, "both"), init_lora_weights=False)
+    theirs = peft.get_peft_model(base, config)
+    theirs.save_pretrained(str(tmp_path / "theirs"))
+    image, boxes = image_and_boxes()
+    with torch.no_grad():
+        found = load_peft(tmp_path / "theirs", tiny_sam())(image, boxes)
+        assert torch.allclose(found, theirs(image, boxes), atol=1e-5)
+
+
+def test_refusals(tiny_sam: Build, tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    with pytest.raises(ValueError, match="holds peft's layers only; this model is tuned by 'promp"):
+        save_peft(apply_method(tiny_sam(), "prompt"), folder)
+    with pytest.raises(
+        ValueError, match=r"tuned by 'lora' with more trained beside them\. Use the"
+    ):
+        save_peft(apply_method(tiny_sam(), "lora", mask_decoder=True), folder)
+    with pytest.raises(FileNotFoundError, match=r"adapter: no adapter_config\.json; expected"):
+        load_peft(folder, tiny_sam())
+    assert not folder.exists()
+    save_peft(apply_method(tiny_sam(), "lora", rank=2), folder)
+    with pytest.raises(FileExistsError, match="adapter: is there already"):
+        save_peft(apply_method(tiny_sam(), "lora", rank=2), folder)
+    with pytest.raises(ValueError, match=r"tensors do not fit nano, e\.g\. image_encoder"):
+        load_peft(folder, _trained_nano())
+    file = folder / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors: truncated or no safetens"):
+        load_peft(folder, tiny_sam())
+
+
+def _trained_nano() -> PromptableSam:
+    sam = build_sam("nano", image_size=64)
+    sam.random_weights = False
+    return sam
