@@ -71,6 +71,9 @@ def train(
     model: Annotated[str, typer.Option(help=f"One of {', '.join(ARCHITECTURES)}.")] = "nano",
     image_size: _ImageSize = None,
     checkpoint: _Checkpoint = None,
+    no_prompt: Annotated[
+        bool, typer.Option("--no-prompt", help="Segment every label without boxes.")
+    ] = False,
     resume: Annotated[bool, typer.Option(help="Continue a run that was stopped.")] = False,
     set_: _Set = None,
 ) -> None:
@@ -79,6 +82,7 @@ def train(
         raise ValueError(f"method {method!r} is unknown; known: {', '.join(METHODS)}.")
     _refuse_random(model, checkpoint)
     configs = ["train.yaml"] if method == "decoder" else ["train.yaml", f"method_{method}.yaml"]
+    configs += ["no_prompt.yaml"] if no_prompt else []
     overrides: dict[str, Any] = {"datalist": datalist, "output_dir": output, "model": model}
     overrides |= _given(image_size=image_size, checkpoint=checkpoint)
     if resume:
@@ -117,15 +121,17 @@ def evaluate(
 def predict(
     scan: Annotated[Path, typer.Argument(help="NIfTI file.")],
     run: Annotated[Path, typer.Option(help="Folder of a training run.")],
-    prompts: Annotated[Path, typer.Option(help="Prompt file, JSON.")],
     output: Annotated[Path, typer.Option(help="Mask, .nii.gz, in the scan's own grid.")],
+    prompts: Annotated[
+        Path | None, typer.Option(help="Prompt file, JSON; not for --no-prompt runs.")
+    ] = None,
     checkpoint: _Checkpoint = None,
     bundle: Annotated[str, typer.Option(help="Name of a bundle, or its folder.")] = "volume",
     set_: _Set = None,
 ) -> None:
-    """Segment a scan from its boxes."""
-    overrides = {"run_dir": run, "scan": scan, "prompts": prompts, "output": output}
-    overrides |= _given(checkpoint=checkpoint)
+    """Segment a scan from its boxes, or all labels without."""
+    overrides = {"run_dir": run, "scan": scan, "output": output}
+    overrides |= _given(prompts=prompts, checkpoint=checkpoint)
     run_bundle(bundle, ["inference.yaml"], overrides | _settings(set_))
 
 

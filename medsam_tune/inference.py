@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ class PromptedSliceInferer(Inferer):
         self.prompt_batch = prompt_batch
 
     def __call__(
-        self, inputs: Tensor, network: Any, prompts: SlicePrompts, *_: Any, **__: Any
+        self, inputs: Tensor, network: Any, prompts: SlicePrompts | None, *_: Any, **__: Any
     ) -> Tensor:
         """Label slices for a volume.
 
@@ -56,23 +56,84 @@ class PromptedSliceInferer(Inferer):
 
         Returns:
             (Z, H, W) int16 label slices, 0 where no mask is, on the device of `inputs`.
+
+        Raises:
+            DataError: no prompts.
         """
+        if prompts is None:
+            raise DataError(
+                "the model segments what is prompted; give it a prompt file (--prompts), or train "
+                "one that needs none (train --no-prompt)."
+            )
         device = network.pixel_mean.device
         frame = ModelFrame((inputs.shape[-2], inputs.shape[-1]), network.image_size)
         canvas = _Canvas(inputs)
         for chunk in prompts.slices.unique().split(self.slice_batch):
             if not len(chunk):  # a volume without a box
                 break
-            slices = inputs[chunk.to(inputs.device)].to(device)
-            image = frame.image(slices.float() / 255)
-            embedding = network.encode(to_channels(image, network.base.in_channels))
+            embedding = _encode(inputs[chunk.to(inputs.device)], network, frame)
             here = torch.isin(prompts.slices, chunk).nonzero().flatten()
             for part in here.split(self.prompt_batch):
                 where = torch.searchsorted(chunk, prompts.slices[part]).to(device)
                 boxes = frame.boxes(prompts.boxes[part]).to(device)
                 logits, _quality = network.decode(embedding[where], boxes[:, None])
-                canvas.paint(frame.logits(logits.float())[:, 0], prompts, part)
+                canvas.paint(
+                    frame.logits(logits.float())[:, 0], prompts.slices[part], prompts.labels[part]
+                )
         return canvas.labels
+
+
+class ClassSliceInferer(Inferer):
+    """Segment a volume slice by slice with a model that needs no prompt.
+
+    A class whose presence score is not above 0 leaves the slice empty. Where masks overlap, the
+    label with the higher logit wins.
+
+    Args:
+        labels: label id of each of the model's K classes.
+        slice_batch: slices encoded at once.
+    """
+
+    def __init__(self, labels: Iterable[int], slice_batch: int = 8) -> None:
+        self.labels = torch.tensor(list(labels))
+        self.slice_batch = slice_batch
+
+    def __call__(self, inputs: Tensor, network: Any, *_: Any, **__: Any) -> Tensor:
+        """(Z, C, H, W) uint8 slices -> (Z, H, W) int16 label slices; prompts are not looked at."""
+        frame = ModelFrame((inputs.shape[-2], inputs.shape[-1]), network.image_size)
+        canvas = _Canvas(inputs)
+        for chunk in torch.arange(len(inputs)).split(self.slice_batch):
+            embedding = _encode(inputs[chunk.to(inputs.device)], network, frame)
+            logits, presence = network.decode(embedding)
+            rows, classes = (presence > 0).nonzero().unbind(1)
+            if len(rows):
+                found = frame.logits(logits[rows, classes][:, None].float())[:, 0]
+                canvas.paint(found, chunk[rows.cpu()], self.labels[classes.cpu()])
+        return canvas.labels
+
+
+def volume_inferer(
+    network: PromptableSam, labels: Iterable[int], slice_batch: int = 8
+) -> PromptedSliceInferer | ClassSliceInferer:
+    """The inferer that a model is for: by its prompts, or by its classes.
+
+    Args:
+        network: of either kind.
+        labels: ids of what it was tuned for; the K-th class is the K-th in ascending order.
+        slice_batch: slices encoded at once.
+
+    Raises:
+        DataError: not as many labels as the model has classes.
+    """
+    if not network.classes:
+        return PromptedSliceInferer(slice_batch)
+    ids = sorted(labels)
+    if len(ids) != network.classes:
+        raise DataError(
+            f"the model has {network.classes} classes, the data {len(ids)} labels "
+            f"({', '.join(map(str, ids))}); they must be those it was tuned for."
+        )
+    return ClassSliceInferer(ids, slice_batch)
 
 
 class EllipseInferer(Inferer):
@@ -85,7 +146,8 @@ class EllipseInferer(Inferer):
         canvas = _Canvas(inputs)
         size = (inputs.shape[-2], inputs.shape[-1])
         for part in torch.arange(len(prompts)).split(64):
-            canvas.paint(ellipses_in_boxes(prompts.boxes[part], size), prompts, part)
+            ellipses = ellipses_in_boxes(prompts.boxes[part], size)
+            canvas.paint(ellipses, prompts.slices[part], prompts.labels[part])
         return canvas.labels
 
 
@@ -97,14 +159,19 @@ class _Canvas:
         self.labels = torch.zeros(shape, dtype=torch.int16, device=inputs.device)
         self._highest = torch.zeros(shape, device=inputs.device)
 
-    def paint(self, logits: Tensor, prompts: SlicePrompts, part: Tensor) -> None:
-        """Lay (M, H, W) logits of the prompts `part` over what is there."""
+    def paint(self, logits: Tensor, slices: Tensor, labels: Tensor) -> None:
+        """Lay (M, H, W) logits over what is there, each on its slice and for its label (M,)."""
         logits = logits.to(self.labels.device)
-        pairs = zip(prompts.slices[part].tolist(), prompts.labels[part].tolist(), strict=True)
-        for mask, (z, label) in zip(logits, pairs, strict=True):
+        for mask, z, label in zip(logits, slices.tolist(), labels.tolist(), strict=True):
             wins = mask > self._highest[z]
             self.labels[z][wins] = label
             self._highest[z][wins] = mask[wins]
+
+
+def _encode(slices: Tensor, network: Any, frame: ModelFrame) -> Tensor:
+    """(N, C, H, W) uint8 slices -> their embeddings, on the network's device."""
+    image = frame.image(slices.to(network.pixel_mean.device).float() / 255)
+    return network.encode(to_channels(image, network.base.in_channels))  # type: ignore[no-any-return]
 
 
 def to_channels(image: Tensor, channels: int) -> Tensor:
@@ -123,13 +190,13 @@ class PromptedScan:
     Attributes:
         case: id of the scan.
         image: (Z, C, H, W) uint8 slices.
-        prompts: boxes in the slice frame.
+        prompts: boxes in the slice frame; None for models that need none.
         grid: where the file's voxels lie.
     """
 
     case: str
     image: Tensor
-    prompts: SlicePrompts
+    prompts: SlicePrompts | None
     grid: ScanGrid
 
 
@@ -149,7 +216,8 @@ class LoadPromptedScan:
         """Read one scan.
 
         Args:
-            item: `scan`, a NIfTI file; `prompts`, a prompt file or its content (`read_prompts`).
+            item: `scan`, a NIfTI file; `prompts`, a prompt file, its content (`read_prompts`), or
+                None.
 
         Raises:
             DataError: a scan or prompts that are not usable.
@@ -157,17 +225,18 @@ class LoadPromptedScan:
         path = Path(item["scan"])
         image, _ = load_case(Case(path, None, ""), self.labels)
         grid = grid_of(image)
+        prompts = item["prompts"]
         return PromptedScan(
             case=case_id(path),
             image=slices_from_volume(self.intensity(image.as_tensor())),
-            prompts=read_prompts(item["prompts"], grid, self.labels),
+            prompts=None if prompts is None else read_prompts(prompts, grid, self.labels),
             grid=grid,
         )
 
 
 def prepare_scan(
     item: PromptedScan, device: torch.device, non_blocking: bool = False, **_: Any
-) -> tuple[Tensor, None, tuple[SlicePrompts], dict[str, Any]]:
+) -> tuple[Tensor, None, tuple[SlicePrompts | None], dict[str, Any]]:
     """`prepare_batch` of an evaluator over `PromptedScan`s; volumes stay where they are loaded."""
     return item.image, None, (item.prompts,), {}
 
@@ -242,12 +311,12 @@ class Segmenter:
         intensity: Intensity,
         labels: Mapping[int, str],
         device: str | torch.device | None = None,
-        inferer: PromptedSliceInferer | None = None,
+        inferer: Inferer | None = None,
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.to(self.device).eval()
         self.load = LoadPromptedScan(intensity, labels)
-        self.inferer = inferer or PromptedSliceInferer()
+        self.inferer = inferer or volume_inferer(model, labels)
 
     @classmethod
     def from_run(
@@ -266,19 +335,25 @@ class Segmenter:
         return cls(model, intensity_from(record.intensity), read_header(tuned).labels, **options)
 
     def __call__(
-        self, scan: str | Path, prompts: str | Path | Mapping[str, Any]
+        self, scan: str | Path, prompts: str | Path | Mapping[str, Any] | None = None
     ) -> NDArray[np.generic]:
         """Label array (I, J, K) in the scan's own grid, 0 = background."""
         item = self.load({"scan": scan, "prompts": prompts})
         return item.grid.to_file(self._labels(item))
 
     def predict(
-        self, scan: str | Path, prompts: str | Path | Mapping[str, Any], output: str | Path
+        self, scan: str | Path, prompts: str | Path | Mapping[str, Any] | None, output: str | Path
     ) -> Path:
-        """Segment a scan and write the mask as NIfTI in the scan's own grid."""
+        """Segment a scan and write the mask as NIfTI in the scan's own grid.
+
+        Args:
+            scan: NIfTI file.
+            prompts: prompt file, its content, or None for a model that needs none.
+            output: of the mask, .nii or .nii.gz.
+        """
         item = self.load({"scan": scan, "prompts": prompts})
         return write_mask(self._labels(item), item.grid, output)
 
     @torch.inference_mode()
     def _labels(self, item: PromptedScan) -> Tensor:
-        return self.inferer(item.image, self.model, item.prompts)
+        return self.inferer(item.image, self.model, item.prompts)  # type: ignore[no-any-return]

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from ignite.engine import Engine, Events
 from ignite.handlers import DiskSaver, ProgressBar
 from ignite.metrics import RunningAverage
 from monai.handlers import CheckpointLoader
-from monai.losses import DiceCELoss
 from torch import Tensor, nn
 
 from medsam_tune.data.samples import SeededSampler
@@ -24,42 +23,61 @@ from medsam_tune.sam.model import PromptableSam
 
 def prepare_batch(
     batch: Mapping[str, Any], device: torch.device, non_blocking: bool = False, **_: Any
-) -> tuple[Tensor, Tensor, tuple[Tensor], dict[str, Any]]:
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...], dict[str, Any]]:
     """A batch of `SliceDataset` -> what MONAI's `SupervisedTrainer` hands to network and loss.
 
     Args:
-        batch: `image` (B, C, S, S) float in [0, 1], `masks` (B, P, S, S) bool, `boxes` (B, P, 4).
+        batch: `image` (B, C, S, S) float in [0, 1], `masks` (B, P, S, S) bool, and `boxes`
+            (B, P, 4), unless P are the classes of a model that needs no prompt.
         device: of the network.
         non_blocking: copy from pinned memory without waiting.
 
     Returns:
-        image, target (B, P, S/4, S/4) float in [0, 1] (the share of each logit's 4 x 4 pixels
-        that is inside), (boxes,), {}.
+        image, masks (B, P, S, S) bool, and what else the network is called with: (boxes,), {}, or
+        (), {"return_quality": True}.
     """
-    image, masks, boxes = (
-        batch[key].to(device, non_blocking=non_blocking) for key in ("image", "masks", "boxes")
-    )
-    return image, F.avg_pool2d(masks.float(), 4), (boxes,), {}
+    image, masks = (batch[key].to(device, non_blocking=non_blocking) for key in ("image", "masks"))
+    if "boxes" in batch:
+        return image, masks, (batch["boxes"].to(device, non_blocking=non_blocking),), {}
+    return image, masks, (), {"return_quality": True}
 
 
-class MaskLoss(nn.Module):
-    """Dice and binary cross-entropy of each mask on its own, averaged; SAM's usual loss.
+def parameter_groups(
+    network: PromptableSam, lr: float, layer_decay: float = 1.0
+) -> list[dict[str, Any]]:
+    """What trains, for an optimizer, with a learning rate that falls towards the input.
 
-    Targets may be soft: at a quarter of the input's resolution a pixel is inside by a share, and
-    the logits learn where between pixels a border runs.
+    Args:
+        network: with a method applied.
+        lr: of everything behind the encoder's blocks.
+        layer_decay: what the rate is multiplied by from one block to the one before; 1 for one
+            rate everywhere.
+
+    Raises:
+        ValueError: a decay outside (0, 1].
 
     References:
-        Ma et al., "Segment anything in medical images", Nature Communications 2024.
+        Bao et al., "BEiT", ICLR 2022; ViTDet tunes vit_b with 0.7, vit_l with 0.8, vit_h with 0.9.
     """
+    if not 0 < layer_decay <= 1:
+        raise ValueError(f"layer_decay is {layer_decay}; expected more than 0 and at most 1.")
+    names = {key: _BLOCK.match(key) for key, _ in network.named_parameters()}
+    blocks = list(dict.fromkeys(found[0] for found in names.values() if found))
+    groups: dict[float, list[nn.Parameter]] = {}
+    for key, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            found = names[key]
+            depth = len(blocks) + 1
+            if found:
+                depth = blocks.index(found[0]) + 1
+            elif key.startswith(("image_encoder.patch_embed", "image_encoder.pos_embed")):
+                depth = 0
+            rate = lr * layer_decay ** (len(blocks) + 1 - depth)
+            groups.setdefault(rate, []).append(parameter)
+    return [{"params": members, "lr": rate} for rate, members in groups.items()]
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.loss = DiceCELoss(sigmoid=True)
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """(B, P, h, w) float logits and targets in [0, 1] -> scalar."""
-        flat = (-1, 1, *logits.shape[-2:])
-        return self.loss(logits.float().reshape(flat), target.reshape(flat))  # type: ignore[no-any-return]
+_BLOCK = re.compile(r"image_encoder\.(?:layers\.\d+\.)?blocks\.\d+\.")
 
 
 class EpochSeed:
@@ -124,6 +142,93 @@ class StopAtBadLoss:
                 f"loss is {loss} at step {state.iteration} (cases {cases}); the checkpoints "
                 "before it are kept. Lower the learning rate (--lr)."
             )
+
+
+class CheckFirstStep:
+    """Handler of a trainer: the first step changes what the method tunes and nothing else.
+
+    A layer that is trained in name only (not in the optimizer, cut off from the loss) or a frozen
+    one that moves would show up in the Dice long after; here it stops the run.
+
+    Args:
+        network: what is trained.
+        optimizer: of the trainer.
+    """
+
+    # Where one mask is asked for by boxes: the other masks, their quality, other kinds of prompts.
+    RESTING = re.compile(
+        r"mask_decoder\.(iou_prediction_head|output_hypernetworks_mlps\.[123])|prompt_encoder"
+    )
+
+    def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.network = network
+        self.optimizer = optimizer
+        self.rates: dict[int, float] = {}
+        self.before: dict[str, Tensor] | None = None
+
+    def attach(self, engine: Engine) -> None:
+        """Called by MONAI for each handler."""
+        engine.add_event_handler(Events.STARTED, lambda _: self._look())
+        engine.add_event_handler(Events.ITERATION_STARTED, self._note_rates)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def _look(self) -> None:
+        self.before = {key: _trace(value) for key, value in self._tensors()}
+
+    def _tensors(self) -> list[tuple[str, Tensor]]:
+        return [*self.network.named_parameters(), *self.network.named_buffers()]
+
+    def _note_rates(self, engine: Engine) -> None:
+        """Before the scheduler sets those of the next step."""
+        if self.before is not None:
+            groups = self.optimizer.param_groups
+            self.rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+
+    def __call__(self, engine: Engine) -> None:
+        """After the first step whose learning rate is not zero.
+
+        Raises:
+            ValueError: naming the tensors.
+        """
+        if self.before is None or not any(self.rates.values()):
+            return
+        before, self.before = self.before, None
+        cut, still, moved = [], [], []
+        for key, tensor in self._tensors():
+            changed = not torch.equal(_trace(tensor), before[key])
+            if not tensor.requires_grad:
+                moved += [key] * changed
+            elif tensor.grad is None or id(tensor) not in self.rates:
+                cut += [key] * (self.RESTING.match(key) is None)
+            elif not changed and _should_move(tensor.detach(), tensor.grad, self.rates[id(tensor)]):
+                still.append(key)
+        problems = [
+            f"{what}: {', '.join(keys[:3])}{' and more' if len(keys) > 3 else ''} ({len(keys)})"
+            for what, keys in (
+                ("cut off from the loss or the optimizer", cut),
+                ("did not change", still),
+                ("frozen, but changed", moved),
+            )
+            if keys
+        ]
+        if problems:
+            raise ValueError(
+                f"step {engine.state.iteration} did not train what the method tunes, exactly; "
+                f"{'; '.join(problems)}. Check network_def and optimizer in the configs."
+            )
+
+
+def _trace(tensor: Tensor) -> Tensor:
+    """A copy of what trains; of what is frozen two sums that tell whether it changed."""
+    value = tensor.detach()
+    if tensor.requires_grad:
+        return value.clone()
+    return torch.stack([value.double().sum(), value.double().square().sum()])
+
+
+def _should_move(value: Tensor, gradient: Tensor, rate: float) -> bool:
+    """Whether a step of Adam at this rate is more than float32 rounds away."""
+    return float(gradient.abs().max()) > 1e-7 and rate > 1e-6 * float(value.abs().max())
 
 
 class KeepBest:

@@ -23,7 +23,7 @@ Augment = Callable[[dict[str, Tensor]], Mapping[Any, Tensor]]
 
 
 class SliceDataset(Dataset[dict[str, Any]]):
-    """All slices with foreground as training samples with box prompts.
+    """Slices as training samples: some objects with their boxes, or every class without.
 
     Indexed by `(index, seed)`, as `SeededSampler` gives it: the seed fixes everything random in
     the sample, so that it does not depend on the number of workers. A plain index is its own seed.
@@ -33,7 +33,9 @@ class SliceDataset(Dataset[dict[str, Any]]):
         cases: with labels.
         labels: ids to take objects from.
         image_size: S, side of the model's input, pixels.
-        objects: P, objects per sample, drawn with replacement from the labels present.
+        objects: P, objects per sample, drawn with replacement from the labels present, on slices
+            that have any. None for models that need no prompt: the masks of all labels, present
+            or not, on all slices.
         jitter: standard deviation of each box side's shift as a share of the box's side.
         augment: MONAI transform of `{"image": (C, H, W) float32 in [0, 1], "label": (1, H, W)
             float32}`, in the slice frame; its randomness is set by `set_random_state`.
@@ -47,7 +49,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
         cases: Sequence[PreparedCase],
         labels: Iterable[int],
         image_size: int,
-        objects: int = 4,
+        objects: int | None = 4,
         jitter: float = 0.05,
         augment: Augment | None = None,
     ) -> None:
@@ -57,13 +59,13 @@ class SliceDataset(Dataset[dict[str, Any]]):
         self.objects = objects
         self.jitter = jitter
         self.augment = augment
-        self.index = [
-            (case, k)
+        slices = [
+            (case, k, bool(set(present) & set(self.labels)))
             for case in range(len(self.cases))
             for k, present in enumerate(self.cases[case].labels_in_slice)
-            if set(present) & set(self.labels)
         ]
-        if not self.index:
+        self.index = [(case, k) for case, k, seen in slices if seen or objects is None]
+        if not any(seen for _, _, seen in slices):
             raise DataError(
                 f"no slice of {len(self.cases)} cases has one of the labels "
                 f"{', '.join(map(str, self.labels))}; expected at least one slice with foreground."
@@ -81,32 +83,41 @@ class SliceDataset(Dataset[dict[str, Any]]):
 
         Returns:
             `image` (C, S, S) float32 in [0, 1], one channel repeated to 3; `masks` (P, S, S) bool;
-            `boxes` (P, 4) float32 XYXY in the model frame; `labels` (P,) int64; `case` id; `slice`
-            index.
+            `labels` (P,) int64; `case` id; `slice` index; and unless every class is asked for
+            `boxes` (P, 4) float32 XYXY in the model frame.
         """
         index, seed = key if isinstance(key, tuple) else (key, key)
         number, k = self.index[index]
         case = self.cases[number]
         image = torch.from_numpy(case.image_slice(k)).float() / 255
         label = torch.from_numpy(case.label_slice(k).astype(np.float32))[None]
-        found = None
-        if self.augment is not None:
+        if self.augment is None:
+            augmented, moved = image, label
+        else:
             augmented, moved = self._augmented(self.augment, image, label, seed)
+        sample: dict[str, Any] = {"case": case.id, "slice": k}
+        if self.objects is None:
+            image = augmented
+            sample["labels"] = torch.tensor(self.labels)
+            sample["masks"] = self._frame(moved).masks(self._each(moved, sample["labels"]))[0]
+        else:
             found = self._masks(moved)
             image = image if found is None else augmented
-        masks, ids = found or self._masks(label) or self._small_masks(label)
-        generator = torch.Generator().manual_seed(seed)
-        picks = torch.randint(len(ids), (self.objects,), generator=generator)
-        chosen = masks[picks]  # (P, S, S)
+            masks, ids = found or self._masks(label) or self._small_masks(label)
+            generator = torch.Generator().manual_seed(seed)
+            picks = torch.randint(len(ids), (self.objects,), generator=generator)
+            sample |= {"labels": ids[picks], "masks": masks[picks]}
+            sample["boxes"] = boxes_from_masks(
+                sample["masks"], jitter=self.jitter, generator=generator
+            )
         image = self._frame(image).image(image[None])[0]
-        return {
-            "image": image.expand(3, -1, -1) if image.shape[0] == 1 else image,
-            "masks": chosen,
-            "boxes": boxes_from_masks(chosen, jitter=self.jitter, generator=generator),
-            "labels": ids[picks],
-            "case": case.id,
-            "slice": k,
-        }
+        sample["image"] = image.expand(3, -1, -1) if image.shape[0] == 1 else image
+        return sample
+
+    @staticmethod
+    def _each(label: Tensor, ids: Tensor) -> Tensor:
+        """(1, H, W) label -> (1, n, H, W) bool, one mask for each id."""
+        return (label == ids[:, None, None])[None]
 
     def _frame(self, image: Tensor) -> ModelFrame:
         """Of (C, H, W); the augmentation may have cropped the slice."""
@@ -126,14 +137,14 @@ class SliceDataset(Dataset[dict[str, Any]]):
         ids = self._ids(label)
         if len(ids) == 0:
             return None
-        masks = self._frame(label).masks((label == ids[:, None, None])[None])[0]
+        masks = self._frame(label).masks(self._each(label, ids))[0]
         seen = masks.flatten(1).any(1)
         return (masks[seen], ids[seen]) if seen.any() else None
 
     def _small_masks(self, label: Tensor) -> tuple[Tensor, Tensor]:
         """The same, but a pixel is inside if any of the slice's pixels in it is."""
         ids = self._ids(label)
-        objects = (label == ids[:, None, None]).float()
+        objects = self._each(label, ids)[0].float()
         height, width = self._frame(label).inner
         masks = torch.zeros(len(ids), self.image_size, self.image_size, dtype=torch.bool)
         masks[:, :height, :width] = F.adaptive_max_pool2d(objects, (height, width)) > 0

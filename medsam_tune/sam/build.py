@@ -73,6 +73,7 @@ def build_sam(
     image_size: int | None = None,
     in_channels: int = 3,
     normalisation: str = "sam",
+    gradient_checkpointing: bool = False,
 ) -> PromptableSam:
     """A `PromptableSam`, ready for inference or for `apply_method`.
 
@@ -84,6 +85,7 @@ def build_sam(
             differs from the native size.
         in_channels: image channels; the first layer is inflated when it is not 3.
         normalisation: "sam" for the official weights, "medsam" for MedSAM's.
+        gradient_checkpointing: recompute the encoder's blocks in the backward pass, for memory.
 
     Returns:
         the model in evaluation mode, on the CPU, float32.
@@ -116,6 +118,7 @@ def build_sam(
         warnings.warn(f"{arch.name} without a checkpoint has random weights.", stacklevel=2)
     _resize(encoder, prompt_encoder, size)
     _inflate(encoder, in_channels)
+    encoder.gradient_checkpointing = gradient_checkpointing
     sam = PromptableSam(encoder, prompt_encoder, decoder, in_channels, normalisation)
     sam.random_weights = checkpoint is None and not _is_meta(sam)
     sam.base = BaseModel(arch.name, size, in_channels, normalisation, fingerprint(sam))

@@ -120,6 +120,14 @@ class PromptableSam(nn.Module):
         self.register_buffer("pixel_mean", mean, persistent=False)
         self.register_buffer("pixel_std", std, persistent=False)
 
+    def train(self, mode: bool = True) -> PromptableSam:
+        """As any module's; frozen batch normalisation keeps its statistics as well."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
+                module.eval()
+        return self
+
     @property
     def classes(self) -> int:
         """K of a model that needs no prompt and has a mask for each of K classes; else 0."""

@@ -1,0 +1,69 @@
+"""What training minimises."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from monai.losses import DiceCELoss
+from torch import Tensor, nn
+
+
+class MaskLoss(nn.Module):
+    """Dice and binary cross-entropy of each mask on its own, averaged; SAM's usual loss.
+
+    Targets are brought to the logits' resolution as the share of each logit's pixels that is
+    inside: so the logits learn where between pixels a border runs.
+
+    References:
+        Ma et al., "Segment anything in medical images", Nature Communications 2024.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loss = DiceCELoss(sigmoid=True)
+
+    def forward(self, logits: Tensor, masks: Tensor) -> Tensor:
+        """(B, P, h, w) float logits and (B, P, S, S) bool masks -> scalar."""
+        flat = (-1, 1, *logits.shape[-2:])
+        return self.loss(logits.float().reshape(flat), _shares(masks, logits).reshape(flat))  # type: ignore[no-any-return]
+
+
+class ClassLoss(nn.Module):
+    """For models that need no prompt: `MaskLoss` where a class is in the image, and whether it is.
+
+    A class that is not there adds cross-entropy only, as Dice says nothing of an empty mask; its
+    presence score learns to say so.
+
+    Args:
+        presence: weight of the cross-entropy of the presence score.
+    """
+
+    def __init__(self, presence: float = 0.1) -> None:
+        super().__init__()
+        self.presence = presence
+        self.mask_loss = MaskLoss()
+
+    def forward(self, output: tuple[Tensor, Tensor], masks: Tensor) -> Tensor:
+        """Logits (B, K, h, w) and presence (B, K) of a network, masks (B, K, S, S) bool -> scalar.
+
+        The scalar is a mean over all B * K.
+        """
+        logits, presence = (x.float().flatten(0, 1) for x in output)
+        masks = masks.flatten(0, 1)  # (B * K, S, S)
+        there = masks.flatten(1).any(1)
+        loss = F.binary_cross_entropy_with_logits(presence, there.float()) * self.presence
+        if there.any():
+            share = there.float().mean()
+            loss = loss + share * self.mask_loss(logits[there][None], masks[there][None])
+        if not there.all():
+            empty = F.binary_cross_entropy_with_logits(
+                logits[~there], torch.zeros_like(logits[~there])
+            )
+            loss = loss + (~there).float().mean() * empty
+        return loss
+
+
+def _shares(masks: Tensor, logits: Tensor) -> Tensor:
+    """(B, P, S, S) bool -> (B, P, h, w) float in [0, 1], at the logits' resolution."""
+    h, w = logits.shape[-2:]
+    return F.adaptive_avg_pool2d(masks.float(), (h, w))
