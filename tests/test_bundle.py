@@ -69,6 +69,24 @@ def test_train_in_the_bundles_folder(datalist: Path, tmp_path: Path, method: str
     assert "validation mean_dice" in done.stderr
 
 
+def test_no_prompt_from_training_to_a_mask(datalist: Path, tmp_path: Path) -> None:
+    configs = ["train.yaml", "method_lora.yaml", "no_prompt.yaml"]
+    options = ("--network_def::mask_decoder", True, "--layer_decay", 0.8)
+    options += ("--gradient_checkpointing", True)
+    run = tmp_path / "run"
+    done = bundle_run(configs, "--datalist", datalist, "--output_dir", run, *options, *SMALL)
+    assert done.returncode == 0, done.stderr
+    assert load_file(run / "tuned.safetensors")["learned.tokens"].shape == (5, 10, 128)
+    done = bundle_run(["evaluate.yaml"], "--run_dir", run)
+    assert done.returncode == 0, done.stderr
+    assert (run / "evaluation" / "metrics.csv").is_file()
+    scan = read_datalist(datalist).test[0].image
+    mask = tmp_path / "mask.nii.gz"
+    done = bundle_run(["inference.yaml"], "--run_dir", run, "--scan", scan, "--output", mask)
+    assert done.returncode == 0, done.stderr
+    assert nib.load(mask).shape == nib.load(scan).shape
+
+
 def test_overrides_reach_the_method(lora_run: Path) -> None:
     tensors = load_file(lora_run / "tuned.safetensors")
     assert all(4 in tensor.shape for tensor in tensors.values())

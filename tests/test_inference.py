@@ -18,6 +18,7 @@ from medsam_tune.data.checks import DataError
 from medsam_tune.data.frames import ModelFrame, ScanGrid
 from medsam_tune.data.intensity import Window
 from medsam_tune.inference import (
+    ClassSliceInferer,
     EllipseInferer,
     LoadPromptedScan,
     PromptedSliceInferer,
@@ -25,8 +26,10 @@ from medsam_tune.inference import (
     WriteMask,
     prepare_scan,
     to_channels,
+    volume_inferer,
     write_mask,
 )
+from medsam_tune.methods import apply_method
 from medsam_tune.prompt_files import read_prompts
 from medsam_tune.prompts import SlicePrompts, ellipses_in_boxes
 from medsam_tune.sam.model import PromptableSam
@@ -172,6 +175,61 @@ def test_no_prompts_for_a_real_model(tiny_sam: Build) -> None:
     none = SlicePrompts(torch.empty(0).long(), torch.empty(0, 4), torch.empty(0).long())
     with torch.no_grad():
         assert not PromptedSliceInferer()(noise(), tiny_sam(), none).any()
+
+
+class Bars:
+    """Stands for a model of three classes: each fills a quarter of the rows, some slices only."""
+
+    image_size = 64
+    classes = 3
+    pixel_mean = torch.zeros(1)
+    base = SimpleNamespace(in_channels=1)
+
+    def encode(self, image: torch.Tensor) -> torch.Tensor:
+        return image[:, :1, 0, 0]  # the value of the slice
+
+    def decode(self, embedding: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = torch.full((len(embedding), 3, 16, 16), -5.0)
+        for k in range(3):
+            logits[:, k, 4 * k : 4 * k + 5] = 5.0 + k  # overlaps the one before by a row
+        number = (embedding * 255).round()  # slices 0 .. 5
+        return logits, torch.cat([number - 1.5, 3.5 - number, torch.ones_like(number)], 1)
+
+
+def test_classes_fill_the_slices_where_they_are_present() -> None:
+    image = torch.arange(6, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 64, 64)
+    found = {}
+    for batch in (1, 4):
+        labels = ClassSliceInferer([2, 5, 7], slice_batch=batch)(image, Bars())
+        found[batch] = [set(labels[z].unique().tolist()) - {0} for z in range(6)]
+        assert labels.dtype == torch.int16
+        assert labels[2, 19].unique().tolist() == [5]  # the higher logit wins the shared row
+        assert labels[0, 8].unique().tolist() == [0]
+    assert found[1] == found[4] == [{5, 7}, {5, 7}, {2, 5, 7}, {2, 5, 7}, {2, 7}, {2, 7}]
+
+
+def test_a_model_of_classes_segments_without_prompts(tiny_sam: Build, tmp_path: Path) -> None:
+    sam = apply_method(tiny_sam(), "decoder", num_classes=2).eval()
+    with torch.no_grad():
+        sam.learned.present[:, -1] = torch.tensor([100.0, -100.0])  # one is there, one is not
+    file = scan(tmp_path, np.diag([2.0, 2.0, 3.0, 1.0]), (20, 24, 4))
+    segmenter = Segmenter(sam, Window(40, 400), {3: "liver", 9: "spleen"})
+    mask = segmenter(file)
+    assert mask.shape == (20, 24, 4)
+    assert set(np.unique(mask)) <= {0, 3}
+
+
+def test_volume_inferer_is_the_models(tiny_sam: Build) -> None:
+    prompted = volume_inferer(tiny_sam(), [1])
+    assert isinstance(prompted, PromptedSliceInferer)
+    with pytest.raises(DataError, match=r"segments what is prompted; give it a prompt file"):
+        prompted(volume(), tiny_sam(), None)
+    classes = apply_method(tiny_sam(), "decoder", num_classes=2)
+    inferer = volume_inferer(classes, {7: "b", 2: "a"})
+    assert isinstance(inferer, ClassSliceInferer)
+    assert inferer.labels.tolist() == [2, 7]
+    with pytest.raises(DataError, match=r"the model has 2 classes, the data 3 labels \(1, 2, 3\)"):
+        volume_inferer(classes, [1, 2, 3])
 
 
 def test_ellipse_inferer_fills_boxes_with_ellipses() -> None:

@@ -2,58 +2,126 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 
 from medsam_tune.data.samples import SeededSampler
-from medsam_tune.methods import apply_method
+from medsam_tune.methods import METHODS, apply_method
 from medsam_tune.methods.tuned import read_header, tuned_tensors
 from medsam_tune.runs import RunRecord
 from medsam_tune.sam.model import PromptableSam
 from medsam_tune.training import (
+    CheckFirstStep,
     EpochSeed,
     KeepBest,
     KeepLast,
-    MaskLoss,
     StopAtBadLoss,
     TunedState,
+    parameter_groups,
     prepare_batch,
 )
+from tests.conftest import image_and_boxes
 
 Build = Callable[..., PromptableSam]
 
 
-def test_targets_are_shares_of_each_logits_pixels() -> None:
-    masks = torch.zeros(2, 3, 8, 8, dtype=torch.bool)
-    masks[0, 1, :4, :2] = True
-    batch = {"image": torch.rand(2, 3, 8, 8), "masks": masks, "boxes": torch.rand(2, 3, 4)}
-    image, target, args, kwargs = prepare_batch(batch, torch.device("cpu"))
+def test_a_batch_with_boxes_and_one_without() -> None:
+    batch = {"image": torch.rand(2, 3, 8, 8), "masks": torch.ones(2, 3, 8, 8, dtype=torch.bool)}
+    image, masks, args, kwargs = prepare_batch(batch, torch.device("cpu"))
     assert image is batch["image"]
+    assert masks is batch["masks"]
+    assert (args, kwargs) == ((), {"return_quality": True})
+    batch["boxes"] = torch.rand(2, 3, 4)
+    *_, args, kwargs = prepare_batch(batch, torch.device("cpu"))
     assert args[0] is batch["boxes"]
     assert kwargs == {}
-    assert target.shape == (2, 3, 2, 2)
-    assert target[0, 1].tolist() == [[0.5, 0.0], [0.0, 0.0]]
-    assert float(target.sum()) == 0.5
 
 
-def test_loss_is_per_mask_and_lower_for_better_masks() -> None:
-    loss = MaskLoss()
-    target = torch.zeros(2, 3, 8, 8)
-    target[..., 2:6, 2:6] = 1
-    right = (target * 2 - 1) * 20
-    assert float(loss(right, target)) < 1e-3
-    assert float(loss(-right, target)) > 10
-    one_wrong = right.clone()
-    one_wrong[0, 0] *= -1
-    expected = (5 * float(loss(right, target)) + float(loss(-right, target))) / 6
-    assert math.isclose(float(loss(one_wrong, target)), expected, rel_tol=1e-5)
-    folded = loss(one_wrong.reshape(1, 6, 8, 8), target.reshape(1, 6, 8, 8))
-    assert torch.allclose(folded, loss(one_wrong, target))
+def test_one_rate_is_one_group(tiny_sam: Build) -> None:
+    sam = apply_method(tiny_sam(), "full")
+    (group,) = parameter_groups(sam, 0.1)
+    assert group["lr"] == 0.1
+    assert [id(p) for p in group["params"]] == [id(p) for p in sam.parameters() if p.requires_grad]
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "adapter"])
+def test_rates_fall_towards_the_input(tiny_sam: Build, method: str) -> None:
+    sam = apply_method(tiny_sam(), method)
+    names = {id(p): key for key, p in sam.named_parameters()}
+    rates = {
+        names[id(p)]: group["lr"]
+        for group in parameter_groups(sam, 1.0, layer_decay=0.5)
+        for p in group["params"]
+    }
+    assert rates.keys() == {k for k, p in sam.named_parameters() if p.requires_grad}
+    expected = {"blocks.0.": 0.125, "blocks.1.": 0.25, "blocks.2.": 0.5, "pos_embed": 0.0625}
+    for key, rate in rates.items():
+        wanted = next((value for part, value in expected.items() if part in key), None)
+        if key.startswith("image_encoder.patch_embed"):
+            wanted = 0.0625
+        assert rate == (wanted or 1.0), key
+    with pytest.raises(ValueError, match="layer_decay is 0; expected more than 0"):
+        parameter_groups(sam, 1.0, layer_decay=0)
+
+
+def first_step(
+    sam: PromptableSam, sabotage: Callable[[PromptableSam], None] | None = None, skip: str = "-"
+) -> Engine:
+    """Two steps, the first at a rate of zero as under warm-up, with the handler attached."""
+    trained = [p for k, p in sam.named_parameters() if p.requires_grad and skip not in k]
+    optimizer = torch.optim.AdamW(trained, lr=0.0)
+    image, boxes = image_and_boxes()
+
+    def step(engine: Engine, _: object) -> None:
+        optimizer.zero_grad()
+        sam(image, boxes).square().mean().backward()
+        optimizer.step()
+        if sabotage is not None and engine.state.iteration == 2:
+            sabotage(sam)
+
+    engine = Engine(step)
+    engine.add_event_handler(
+        Events.ITERATION_COMPLETED, lambda _: optimizer.param_groups[0].update(lr=1e-3)
+    )
+    CheckFirstStep(sam, optimizer).attach(engine)
+    engine.run([0, 1])
+    return engine
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_first_step_of_every_method_passes(tiny_sam: Build, method: str) -> None:
+    assert first_step(apply_method(tiny_sam(), method).train()).state.iteration == 2
+
+
+def test_first_step_that_is_not_the_methods_is_refused(tiny_sam: Build) -> None:
+    with pytest.raises(
+        ValueError, match=r"step 2 did not train .*cut off .*: .*blocks\.0.*lora_A.*\(2\)"
+    ):
+        first_step(apply_method(tiny_sam(), "lora"), skip="blocks.0.attn.q_proj")
+
+    def nudge(sam: PromptableSam) -> None:
+        with torch.no_grad():
+            sam.image_encoder.neck[0].weight += 1e-3
+
+    with pytest.raises(
+        ValueError, match=r"frozen, but changed: image_encoder\.neck\.0\.weight \(1\)"
+    ):
+        first_step(apply_method(tiny_sam(), "lora"), nudge)
+
+    kept = {}
+
+    def undo(sam: PromptableSam) -> None:
+        with torch.no_grad():
+            sam.learned.tokens.copy_(kept["tokens"])  # type: ignore[union-attr]
+
+    sam = apply_method(tiny_sam(), "prompt")
+    kept["tokens"] = sam.learned.tokens.detach().clone()  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match=r"did not change: learned\.tokens \(1\)"):
+        first_step(sam, undo)
 
 
 def test_bad_loss_stops_and_names_the_cases() -> None:

@@ -253,6 +253,23 @@ def test_sample(prepared):
     assert not sample["image"][:, :, 28:].any()  # 10 of 12 columns are the slice
 
 
+def test_every_class_on_every_slice(prepared):
+    data = SliceDataset(prepared, LABELS, image_size=24, objects=None)  # scale 2
+    assert len(data) == 12  # empty slices as well
+    for index in (0, 2):
+        sample = data[index]
+        assert "boxes" not in sample
+        assert sample["labels"].tolist() == [1, 2]
+        ids = torch.from_numpy(prepared[0].label_slice(index).astype(np.int64))
+        for mask, label in zip(sample["masks"], (1, 2), strict=True):
+            torch.testing.assert_close(mask[::2, ::2][:12, :10], ids == label)
+    assert not data[0]["masks"].any()
+    augmented = SliceDataset(
+        prepared, LABELS, 24, objects=None, augment=RandFlipd(["image", "label"], 1.0, 1)
+    )
+    torch.testing.assert_close(augmented[2]["masks"][..., :20], data[2]["masks"][..., :20].flip(-1))
+
+
 def test_masks_belong_to_their_labels_and_boxes(prepared):
     data = SliceDataset(prepared, LABELS, image_size=24, objects=8, jitter=0)  # scale 2
     sample = data[1]
