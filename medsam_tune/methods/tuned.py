@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,10 +169,12 @@ def load_tuned(
             header.base.normalisation,
         )
     _refuse_other_base(header.base, base.base, path)
-    if apply is None:
-        model = apply_method(base, header.tuning.method, **header.tuning.options)
-    else:
-        model = apply(header.tuning.method, header.tuning.options)
+    with warnings.catch_warnings():  # what stands in a tuned file is trained
+        warnings.filterwarnings("ignore", message=".* has random weights and ")
+        if apply is None:
+            model = apply_method(base, header.tuning.method, **header.tuning.options)
+        else:
+            model = apply(header.tuning.method, header.tuning.options)
     with safe_open(path, framework="pt") as file:
         load_tuned_tensors(model, {k: file.get_tensor(k) for k in file.keys()}, str(path))
     return model.eval()

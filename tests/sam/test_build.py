@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from segment_anything import sam_model_registry
+from segment_anything.modeling.image_encoder import get_rel_pos
 
 from medsam_tune.sam.build import build_sam, fingerprint
 from medsam_tune.sam.encoder import fuse_qkv
@@ -125,9 +126,11 @@ def test_missing_and_not_finite_tensors_are_named(stock_file: Path, tmp_path: Pa
         build_sam("tiny", checkpoint=tmp_path / "nan.pth")
 
 
-def test_other_image_size_interpolates_positions(tiny_sam: Build) -> None:
-    native, same, larger = tiny_sam(), tiny_sam(image_size=96), tiny_sam(image_size=128)
-    assert torch.equal(native.image_encoder.pos_embed, same.image_encoder.pos_embed)
+def test_other_image_size_interpolates_positions(tiny_sam: Build, stock_file: Path) -> None:
+    native, same, larger = (
+        build_sam("tiny", checkpoint=stock_file, image_size=size) for size in (None, 96, 128)
+    )
+    assert fingerprint(native) == fingerprint(same)
     reference = torch.nn.functional.interpolate(
         native.image_encoder.pos_embed.permute(0, 3, 1, 2), size=(8, 8), mode="bicubic"
     ).permute(0, 2, 3, 1)
@@ -135,18 +138,28 @@ def test_other_image_size_interpolates_positions(tiny_sam: Build) -> None:
     global_block, windowed = larger.image_encoder.blocks[1], larger.image_encoder.blocks[0]
     assert global_block.attn.rel_pos_h.shape[0] == 2 * 8 - 1
     assert windowed.attn.rel_pos_h.shape[0] == 2 * 4 - 1
+    old, new = native.image_encoder.blocks[1].attn, global_block.attn
+    for name in ("rel_pos_h", "rel_pos_w"):  # stock SAM's own rule for other sizes
+        reference = get_rel_pos(8, 8, getattr(old, name))  # (query, key, head width)
+        found = torch.stack([getattr(new, name)[q - torch.arange(8) + 7] for q in range(8)])
+        assert torch.allclose(found, reference, atol=1e-6)
     image, boxes = image_and_boxes(size=128)
     assert larger(image, boxes).shape == (2, 3, 32, 32)
 
 
-def test_more_channels_keep_the_scale(tiny_sam: Build) -> None:
+@pytest.mark.parametrize("channels", range(1, 9))
+def test_other_channels_keep_the_scale(tiny_sam: Build, channels: int) -> None:
     rgb = tiny_sam(normalisation="medsam")
-    grey = torch.rand(1, 1, 96, 96).expand(-1, 4, -1, -1)
-    expected = rgb.encode(grey[:, :3]).detach()
-    for channels in (1, 4):
-        other = tiny_sam(normalisation="medsam", in_channels=channels)
-        found = other.encode(grey[:, :channels]).detach()
-        assert float((found - expected).abs().max() / expected.abs().max()) < 1e-4
+    grey = torch.rand(1, 1, 96, 96).expand(-1, 8, -1, -1)
+    other = tiny_sam(normalisation="medsam", in_channels=channels)
+    with torch.no_grad():
+        expected, found = rgb.encode(grey[:, :3]), other.encode(grey[:, :channels])
+    assert float((found - expected).abs().max() / expected.abs().max()) < 1e-4
+    if channels > 3:  # a near-infrared band starts as the mean of the others
+        old, new = rgb.image_encoder.patch_embed.proj, other.image_encoder.patch_embed.proj
+        assert torch.allclose(new.weight[:, :3] * channels / 3, old.weight, atol=1e-6)
+        assert torch.allclose(new.weight[:, 3], new.weight[:, :3].mean(1), atol=1e-6)
+    assert other.base.in_channels == channels
 
 
 def test_refuses_unknown_settings() -> None:
