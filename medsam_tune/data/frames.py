@@ -137,7 +137,7 @@ class ModelFrame:
         return boxes / self._ratio(boxes)
 
     def logits(self, logits: Tensor) -> Tensor:
-        """(N, P, S/4, S/4) logits -> (N, P, H, W), bilinear, in the slice frame."""
+        """(N, P, h, w) logits of the model frame -> (N, P, H, W), bilinear, in the slice frame."""
         full = F.interpolate(logits, (self.image_size,) * 2, mode="bilinear", align_corners=False)
         h, w = self.inner
         shrinks = self.scale > 1

@@ -152,7 +152,7 @@ class Domains(nn.Module):
             boxes: (B, P, 4), as there.
             points: (B, P, N, 2), as there.
             point_labels: (B, P, N), as there.
-            masks: (B, P, S/4, S/4), as there.
+            masks: (B, P, 4G, 4G), as there.
             return_quality: as there.
 
         Raises:

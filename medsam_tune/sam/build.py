@@ -22,8 +22,9 @@ from segment_anything.modeling import (
 from torch import Tensor, nn
 
 from medsam_tune.sam.decoder import replace_decoder_attention
-from medsam_tune.sam.encoder import Attention, ImageEncoder, split_qkv
+from medsam_tune.sam.encoder import ImageEncoder, split_qkv
 from medsam_tune.sam.model import BaseModel, PromptableSam
+from medsam_tune.sam.tiny import TinyViT, split_tiny
 
 PATCH = 16
 
@@ -40,6 +41,8 @@ class Architecture:
         image_size: native side of the input, pixels.
         decoder_width: channels D of the embedding, prompts and mask decoder.
         decoder_mlp: hidden width of the decoder's MLPs.
+        encoder: "vit", SAM's own, or "tiny", TinyViT, whose sizes are fixed (`sam.tiny`).
+        stride: pixels of the input for each step of the embedding.
     """
 
     name: str
@@ -51,15 +54,20 @@ class Architecture:
     image_size: int = 1024
     decoder_width: int = 256
     decoder_mlp: int = 2048
+    encoder: str = "vit"
+    stride: int = PATCH
 
 
-# vit_* as in segment_anything/build_sam.py; nano is this package's own small model.
+# vit_b, vit_l and vit_h as in segment_anything/build_sam.py, vit_t as in MobileSAM, vit_t_lite as in
+# LiteMedSAM; nano is this package's own small model.
 ARCHITECTURES: dict[str, Architecture] = {
     a.name: a
     for a in (
         Architecture(
             "nano", 192, 8, 6, tuple(range(8)), image_size=256, decoder_width=128, decoder_mlp=1024
         ),
+        Architecture("vit_t", 320, 12, 10, (), encoder="tiny"),
+        Architecture("vit_t_lite", 320, 12, 10, (), image_size=256, encoder="tiny", stride=4),
         Architecture("vit_b", 768, 12, 12, (2, 5, 8, 11)),
         Architecture("vit_l", 1024, 24, 16, (5, 11, 17, 23)),
         Architecture("vit_h", 1280, 32, 16, (7, 15, 23, 31)),
@@ -78,13 +86,13 @@ def build_sam(
     """A `PromptableSam`, ready for inference or for `apply_method`.
 
     Args:
-        name: "nano", "vit_b", "vit_l" or "vit_h" (or an `Architecture` of your own).
-        checkpoint: an official SAM or MedSAM `.pth`, or a `.safetensors`; loaded strictly. Without
-            one the weights are random (nano: always the same ones).
+        name: a key of `ARCHITECTURES`, e.g. "nano" or "vit_b" (or an `Architecture` of your own).
+        checkpoint: of SAM, MedSAM, MobileSAM ("vit_t"), LiteMedSAM ("vit_t_lite") or exported
+            here; loaded strictly. Without one the weights are random (nano: always the same ones).
         image_size: side S of the input, a multiple of 16; positions are interpolated when it
             differs from the native size.
         in_channels: image channels; the first layer is inflated when it is not 3.
-        normalisation: "sam" for the official weights, "medsam" for MedSAM's.
+        normalisation: "sam" for SAM's and MobileSAM's weights, "medsam" for both MedSAMs'.
         gradient_checkpointing: recompute the encoder's blocks in the backward pass, for memory.
 
     Returns:
@@ -116,7 +124,7 @@ def build_sam(
         parts.load_state_dict(state)
     elif arch.name != "nano" and not _is_meta(parts):
         warnings.warn(f"{arch.name} without a checkpoint has random weights.", stacklevel=2)
-    _resize(encoder, prompt_encoder, size)
+    _resize(encoder, prompt_encoder, size, arch.stride)
     _inflate(encoder, in_channels)
     encoder.gradient_checkpointing = gradient_checkpointing
     sam = PromptableSam(encoder, prompt_encoder, decoder, in_channels, normalisation)
@@ -153,7 +161,7 @@ def read_checkpoint(path: str | Path, arch: Architecture) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint; expected a .pth or .safetensors.")
-    state = split_qkv(_unwrap(_read_tensors(path), path))
+    state = split_tiny(split_qkv(_unwrap(_read_tensors(path), path)))
     found = _architecture_of(state)
     if found != arch.name:
         raise ValueError(
@@ -213,9 +221,15 @@ def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
 
 
 def _architecture_of(state: Mapping[str, Tensor]) -> str | None:
-    proj = state.get("image_encoder.patch_embed.proj.weight")
-    widths = {a.width: a.name for a in ARCHITECTURES.values()}
-    return None if proj is None else widths.get(proj.shape[0])
+    """The name of the architecture that a state dict's first layer is of."""
+    vit = state.get("image_encoder.patch_embed.proj.weight")
+    if vit is not None:
+        widths = {a.width: a.name for a in ARCHITECTURES.values() if a.encoder == "vit"}
+        return widths.get(vit.shape[0])
+    tiny = state.get("image_encoder.patch_embed.seq.0.c.weight")
+    if tiny is not None:
+        return "vit_t" if tiny.shape[-1] == 3 else "vit_t_lite"
+    return None
 
 
 def _at_size_of(state: Mapping[str, Tensor], arch: Architecture) -> Architecture:
@@ -226,20 +240,24 @@ def _at_size_of(state: Mapping[str, Tensor], arch: Architecture) -> Architecture
     return replace(arch, image_size=positions.shape[1] * PATCH)
 
 
-def _parts(arch: Architecture) -> tuple[ImageEncoder, PromptEncoder, MaskDecoder]:
-    grid = arch.image_size // PATCH
-    encoder = ImageEncoder(
-        img_size=arch.image_size,
-        patch_size=PATCH,
-        embed_dim=arch.width,
-        depth=arch.depth,
-        num_heads=arch.heads,
-        out_chans=arch.decoder_width,
-        norm_layer=partial(nn.LayerNorm, eps=1e-6),
-        use_rel_pos=True,
-        window_size=arch.window,
-        global_attn_indexes=arch.global_blocks,
-    )
+def _parts(arch: Architecture) -> tuple[ImageEncoder | TinyViT, PromptEncoder, MaskDecoder]:
+    grid = arch.image_size // arch.stride
+    encoder: ImageEncoder | TinyViT
+    if arch.encoder == "tiny":
+        encoder = TinyViT(arch.image_size, arch.stride // 4, arch.decoder_width)
+    else:
+        encoder = ImageEncoder(
+            img_size=arch.image_size,
+            patch_size=PATCH,
+            embed_dim=arch.width,
+            depth=arch.depth,
+            num_heads=arch.heads,
+            out_chans=arch.decoder_width,
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),
+            use_rel_pos=True,
+            window_size=arch.window,
+            global_attn_indexes=arch.global_blocks,
+        )
     prompt_encoder = PromptEncoder(
         embed_dim=arch.decoder_width,
         image_embedding_size=(grid, grid),
@@ -256,31 +274,34 @@ def _parts(arch: Architecture) -> tuple[ImageEncoder, PromptEncoder, MaskDecoder
     return encoder, prompt_encoder, decoder
 
 
-def _initialise(encoder: ImageEncoder) -> None:
+def _initialise(encoder: ImageEncoder | TinyViT) -> None:
     """ViT's usual start; stock SAM has none of its own, as it always loads weights."""
-    nn.init.trunc_normal_(encoder.pos_embed, std=0.02)
-    for module in encoder.blocks.modules():
+    if isinstance(encoder, ImageEncoder):
+        nn.init.trunc_normal_(encoder.pos_embed, std=0.02)
+    for module in encoder.modules():
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02)
             nn.init.zeros_(module.bias)
 
 
 @torch.no_grad()
-def _resize(encoder: ImageEncoder, prompt_encoder: PromptEncoder, size: int) -> None:
+def _resize(
+    encoder: ImageEncoder | TinyViT, prompt_encoder: PromptEncoder, size: int, stride: int
+) -> None:
     """Interpolate absolute and global relative positions to another input size."""
     if size == encoder.img_size:
         return
-    grid = size // PATCH
-    pos = encoder.pos_embed.permute(0, 3, 1, 2)
-    pos = F.interpolate(pos, size=(grid, grid), mode="bicubic", antialias=grid < pos.shape[-1])
-    encoder.pos_embed = nn.Parameter(pos.permute(0, 2, 3, 1).contiguous())
-    for block in encoder.blocks:
-        attention = block.attn
-        if block.window_size == 0 and isinstance(attention, Attention):
-            for name in ("rel_pos_h", "rel_pos_w"):
-                table = getattr(attention, name).T[None]  # (1, head width, 2 * grid - 1)
-                table = F.interpolate(table, size=2 * grid - 1, mode="linear")
-                setattr(attention, name, nn.Parameter(table[0].T.contiguous()))
+    grid = size // stride
+    if isinstance(encoder, ImageEncoder):  # TinyViT has no positions but within windows
+        pos = encoder.pos_embed.permute(0, 3, 1, 2)
+        pos = F.interpolate(pos, size=(grid, grid), mode="bicubic", antialias=grid < pos.shape[-1])
+        encoder.pos_embed = nn.Parameter(pos.permute(0, 2, 3, 1).contiguous())
+        for block in encoder.blocks:
+            if block.window_size == 0:
+                for name in ("rel_pos_h", "rel_pos_w"):
+                    table = getattr(block.attn, name).T[None]  # (1, head width, 2 * grid - 1)
+                    table = F.interpolate(table, size=2 * grid - 1, mode="linear")
+                    setattr(block.attn, name, nn.Parameter(table[0].T.contiguous()))
     encoder.img_size = size
     prompt_encoder.input_image_size = (size, size)
     prompt_encoder.image_embedding_size = (grid, grid)
@@ -288,21 +309,21 @@ def _resize(encoder: ImageEncoder, prompt_encoder: PromptEncoder, size: int) -> 
 
 
 @torch.no_grad()
-def _inflate(encoder: ImageEncoder, in_channels: int) -> None:
+def _inflate(encoder: ImageEncoder | TinyViT, in_channels: int) -> None:
     """First layer for another number of channels, its output's scale kept.
 
     RGB weights stay, further channels start as their mean; one or two channels start as the mean.
     """
-    old = encoder.patch_embed.proj
-    if in_channels == old.in_channels:
+    vit = isinstance(encoder, ImageEncoder)
+    name = "patch_embed.proj" if vit else "patch_embed.seq.0.c"
+    old = encoder.get_submodule(name)
+    if not isinstance(old, nn.Conv2d) or in_channels == old.in_channels:
         return
     mean = old.weight.mean(dim=1, keepdim=True)
     kept = old.weight if in_channels > 3 else old.weight[:, :0]
     weight = torch.cat([kept, mean.expand(-1, in_channels - kept.shape[1], -1, -1)], dim=1)
-    new = nn.Conv2d(in_channels, old.out_channels, PATCH, PATCH, device=old.weight.device)
-    new.weight.copy_(weight * (old.in_channels / in_channels))
-    new.bias = old.bias
-    encoder.patch_embed.proj = new
+    old.weight = nn.Parameter(weight * (old.in_channels / in_channels))
+    old.in_channels = in_channels
 
 
 def _is_meta(module: nn.Module) -> bool:

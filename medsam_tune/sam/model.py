@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder
+from segment_anything.modeling import MaskDecoder, PromptEncoder
 from torch import Tensor, nn
 
 from medsam_tune.sam.decoder import predict_masks
+from medsam_tune.sam.encoder import ImageEncoder
 from medsam_tune.sam.prompting import embed_prompts
+from medsam_tune.sam.tiny import TinyViT
 
 # SAM's training statistics, RGB in 0..255 (segment_anything/build_sam.py).
 _PIXEL_MEAN = (123.675, 116.28, 103.53)
@@ -91,8 +93,8 @@ class PromptableSam(nn.Module):
     first) under their own names, so a state dict differs from a stock one by split `qkv` only.
 
     Args:
-        image_encoder: (B, C, S, S) -> (B, D, S/16, S/16).
-        prompt_encoder: prompts -> sparse (N, T, D) and dense (N, D, S/16, S/16) embeddings.
+        image_encoder: (B, C, S, S) -> (B, D, G, G); G is S/16, and S/4 in LiteMedSAM.
+        prompt_encoder: prompts -> sparse (N, T, D) and dense (N, D, G, G) embeddings.
         mask_decoder: the stock decoder; its layers are called on all prompts of a batch at once.
         in_channels: channels of the image; beyond RGB the mean of the RGB statistics is used.
         normalisation: "sam" or "medsam", see `BaseModel`.
@@ -104,7 +106,7 @@ class PromptableSam(nn.Module):
 
     def __init__(
         self,
-        image_encoder: ImageEncoderViT,
+        image_encoder: ImageEncoder | TinyViT,
         prompt_encoder: PromptEncoder,
         mask_decoder: MaskDecoder,
         in_channels: int = 3,
@@ -121,10 +123,13 @@ class PromptableSam(nn.Module):
         self.register_buffer("pixel_std", std, persistent=False)
 
     def train(self, mode: bool = True) -> PromptableSam:
-        """As any module's; frozen batch normalisation keeps its statistics as well."""
+        """As any module's, but batch normalisation (of TinyViT) keeps its statistics.
+
+        Batches are small here, and statistics are no parameters that a method could tune.
+        """
         super().train(mode)
         for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
+            if isinstance(module, nn.BatchNorm2d):
                 module.eval()
         return self
 
@@ -140,7 +145,7 @@ class PromptableSam(nn.Module):
             image: (B, C, S, S) float in [0, 1], model frame.
 
         Returns:
-            (B, D, S/16, S/16) float embedding; may be kept and given to `decode` many times.
+            (B, D, G, G) float embedding; may be kept and given to `decode` many times.
 
         Raises:
             ValueError: another shape, or an integer image.
@@ -165,17 +170,17 @@ class PromptableSam(nn.Module):
         """Masks for P prompts on each of B embedded images, in one pass of the decoder.
 
         Args:
-            embedding: (B, D, S/16, S/16) float, from `encode`.
+            embedding: (B, D, G, G) float, from `encode`.
             boxes: (B, P, 4) float XYXY, model frame, upper bounds exclusive.
             points: (B, P, N, 2) float XY, model frame.
             point_labels: (B, P, N) 1 = inside, 0 = outside, -1 = not there: objects with fewer
                 points than others are filled up with these, to the same masks as without them.
                 2 and 3 are the corners of a box, for batches where only some objects have one.
-            masks: (B, P, S/4, S/4) float logits of an earlier mask.
+            masks: (B, P, 4G, 4G) float logits of an earlier mask.
             Without any prompt P is 1, or K with learned class tokens.
 
         Returns:
-            logits: (B, P, S/4, S/4) float, > 0 inside, model frame at a quarter of S.
+            logits: (B, P, 4G, 4G) float, > 0 inside, model frame (4G is S/4, and S in LiteMedSAM).
             quality: (B, P) float, the decoder's own estimate of the IoU; with class tokens the
                 logit of the class being in the image at all.
 
@@ -216,7 +221,7 @@ class PromptableSam(nn.Module):
         """`decode(encode(image), ...)`; arguments as there.
 
         Returns:
-            logits (B, P, S/4, S/4), and with `return_quality` also quality (B, P).
+            logits (B, P, 4G, 4G), and with `return_quality` also quality (B, P).
         """
         logits, quality = self.decode(self.encode(image), boxes, points, point_labels, masks)
         return (logits, quality) if return_quality else logits

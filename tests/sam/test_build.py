@@ -163,7 +163,7 @@ def test_other_channels_keep_the_scale(tiny_sam: Build, channels: int) -> None:
 
 
 def test_refuses_unknown_settings() -> None:
-    with pytest.raises(ValueError, match="model 'vit_x' is unknown; known: nano, vit_b"):
+    with pytest.raises(ValueError, match="model 'vit_x' is unknown; known: nano, vit_t"):
         build_sam("vit_x")
     with pytest.raises(ValueError, match="image_size 100 is no multiple of 16"):
         build_sam("nano", image_size=100)
