@@ -5,7 +5,8 @@ __version__ = "0.1.0"
 from medsam_tune.data.checks import DataError
 from medsam_tune.inference import Segmenter
 from medsam_tune.methods import METHODS, apply_method
-from medsam_tune.methods.tuned import export_sam, load_tuned, save_tuned
+from medsam_tune.methods.export import export_sam
+from medsam_tune.methods.tuned import load_tuned, save_tuned
 from medsam_tune.sam.build import build_sam
 
 __all__ = [

@@ -18,7 +18,9 @@ from medsam_tune.data.checks import DataError
 from medsam_tune.data.datalist import find_cases, split_cases, write_datalist
 from medsam_tune.demo import IMAGE_SIZE, SETTINGS, run_demo
 from medsam_tune.methods import METHODS, apply_method
-from medsam_tune.methods.tuned import export_sam, load_tuned
+from medsam_tune.methods.export import export_onnx, export_sam, is_stock
+from medsam_tune.methods.peft_folder import save_peft
+from medsam_tune.methods.tuned import load_tuned, read_header
 from medsam_tune.runs import read_record
 from medsam_tune.sam.build import ARCHITECTURES, architecture, build_sam
 
@@ -28,6 +30,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+_FORMATS = ("sam", "onnx", "peft")
 _Datalist = Annotated[Path, typer.Option(help="Datalist JSON, from `medsam-tune split`.")]
 _Set = Annotated[
     list[str] | None, typer.Option("--set", help="Any setting of the bundle, as key=value.")
@@ -138,14 +141,34 @@ def predict(
 @app.command()
 def export(
     run: Annotated[Path, typer.Option(help="Folder of a training run.")],
-    output: Annotated[Path, typer.Option(help="Checkpoint, .safetensors.")],
+    output: Annotated[
+        Path, typer.Option(help="sam: .pth or .safetensors; onnx and peft: a new folder.")
+    ],
+    format_: Annotated[
+        str, typer.Option("--format", help=f"One of {', '.join(_FORMATS)}.")
+    ] = "sam",
     checkpoint: _Checkpoint = None,
 ) -> None:
-    """Write a run (decoder, full or lora) as a plain SAM checkpoint, the tuning merged in."""
-    model = load_tuned(
-        run / "tuned.safetensors", checkpoint=checkpoint or read_record(run).checkpoint
-    )
-    typer.echo(f"{export_sam(model, output)}: a plain {model.base.name}")
+    """Write a run as a plain SAM checkpoint, as ONNX, or as an adapter folder of peft."""
+    if format_ not in _FORMATS:
+        raise ValueError(f"format {format_!r} is unknown; known: {', '.join(_FORMATS)}.")
+    tuned = run / "tuned.safetensors"
+    model = load_tuned(tuned, checkpoint=checkpoint or read_record(run).checkpoint)
+    if format_ == "onnx":
+        export_onnx(model, output, read_header(tuned).labels)
+        typer.echo(f"{output}: encoder.onnx, decoder.onnx and model.json of a {model.base.name}")
+    elif format_ == "peft":
+        save_peft(model, output)
+        typer.echo(f"{output}: adapter_config.json and adapter_model.safetensors")
+    else:
+        export_sam(model, output)
+        base = model.base
+        typer.echo(f"{output}: a plain {base.name}, normalisation {base.normalisation!r}")
+        if not is_stock(model):
+            typer.echo(
+                f"segment_anything has no {base.name} of {base.image_size} pixels and "
+                f"{base.in_channels} channels; medsam_tune.build_sam opens it."
+            )
 
 
 @app.command()
@@ -155,14 +178,14 @@ def info(
 ) -> None:
     """What each method trains: parameters, and their share of the model."""
     models = [architecture(model).name] if model else list(ARCHITECTURES)
-    typer.echo(f"{'model':<7} {'method':<8} {'trained':>12} {'of':>12} {'share':>8}")
+    typer.echo(f"{'model':<10} {'method':<8} {'trained':>12} {'of':>12} {'share':>8}")
     for name in models:
         for each in [method] if method else list(METHODS):
             with torch.device("meta"):
                 tuned = apply_method(build_sam(name), each)
             sizes = {k: p.numel() for k, p in tuned.named_parameters() if p.requires_grad}
             trained, total = sum(sizes.values()), sum(p.numel() for p in tuned.parameters())
-            typer.echo(f"{name:<7} {each:<8} {trained:>12,} {total:>12,} {trained / total:>8.2%}")
+            typer.echo(f"{name:<10} {each:<8} {trained:>12,} {total:>12,} {trained / total:>8.2%}")
             if model and method:
                 for key, size in sizes.items():
                     typer.echo(f"  {key} {size:,}")
@@ -274,6 +297,9 @@ def _refuse_random(model: str, checkpoint: Path | None) -> None:
         )
 
 
+_USER_ERRORS = (DataError, ValueError, FileNotFoundError, FileExistsError, FloatingPointError)
+
+
 def _user_error(error: BaseException) -> BaseException:
     """The innermost cause: MONAI wraps what an object raises while a config is read."""
     while error.__cause__ is not None:
@@ -285,10 +311,9 @@ def main() -> None:
     """Entry point: an error that a user can mend is one line and exit code 1."""
     try:
         app()
-    except (DataError, ValueError, FileNotFoundError, FloatingPointError, RuntimeError) as error:
+    except (*_USER_ERRORS, RuntimeError) as error:
         cause = _user_error(error)
-        known = (DataError, ValueError, FileNotFoundError, FloatingPointError)
-        if os.environ.get("MEDSAM_TUNE_TRACEBACK") or not isinstance(cause, known):
+        if os.environ.get("MEDSAM_TUNE_TRACEBACK") or not isinstance(cause, _USER_ERRORS):
             raise
         typer.echo(f"medsam-tune: {cause}", err=True)
         sys.exit(1)

@@ -27,3 +27,21 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         beside = Path(folder) / path.name
         yield beside
         os.replace(beside, path)
+
+
+@contextmanager
+def folder_written_whole(folder: str | Path) -> Iterator[Path]:
+    """A folder beside `folder` to write into; renamed to it if all went well, else removed.
+
+    Raises:
+        FileExistsError: there is one already.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise FileExistsError(f"{folder}: is there already; delete it or choose another.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+        beside = Path(scratch) / folder.name
+        beside.mkdir()
+        yield beside
+        os.replace(beside, folder)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 
 from peft import PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
@@ -13,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from medsam_tune.files import folder_written_whole
 from medsam_tune.methods import apply_method
 from medsam_tune.methods.tuned import tuned_tensors
 from medsam_tune.sam.model import PromptableSam
@@ -35,9 +34,6 @@ def save_peft(model: PromptableSam, folder: str | Path) -> Path:
         ValueError: another method, or a decoder or tokens trained beside it.
         FileExistsError: the folder is there already.
     """
-    folder = Path(folder)
-    if folder.exists():
-        raise FileExistsError(f"{folder}: is there already; delete it or choose another.")
     config = getattr(model, "peft_config", {}).get("default")
     state = {} if config is None else _state(model)
     if config is None or len(state) != len(tuned_tensors(model)):
@@ -47,18 +43,14 @@ def save_peft(model: PromptableSam, folder: str | Path) -> Path:
             + (" with more trained beside them." if state else ".")
             + " Use the tuned file."
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
-        beside = Path(scratch) / folder.name
-        beside.mkdir()
+    with folder_written_whole(folder) as beside:
         tensors = {_PREFIX + key: value.cpu().contiguous() for key, value in state.items()}
         save_file(tensors, beside / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
         (beside / SAFETENSORS_WEIGHTS_NAME).chmod(0o644)
         targets = sorted(config.target_modules)  # a set, which JSON has no word for
         settings = {**config.to_dict(), "inference_mode": True, "target_modules": targets}
         (beside / CONFIG_NAME).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
-        os.replace(beside, folder)
-    return folder
+    return Path(folder)
 
 
 def load_peft(folder: str | Path, base: PromptableSam) -> PromptableSam:

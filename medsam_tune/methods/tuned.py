@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import warnings
 from collections.abc import Callable, Mapping
@@ -12,7 +11,6 @@ from typing import Any
 
 import torch
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -21,7 +19,6 @@ import medsam_tune
 from medsam_tune.files import written_whole
 from medsam_tune.methods import apply_method
 from medsam_tune.sam.build import build_sam
-from medsam_tune.sam.encoder import fuse_qkv
 from medsam_tune.sam.model import BaseModel, PromptableSam, Tuning
 
 _KEY = "medsam_tune"
@@ -65,7 +62,7 @@ def load_tuned_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: 
                 f"{source}: {key} has shape {tuple(value.shape)}, the model needs "
                 f"{tuple(own[key].shape)}."
             )
-    _refuse_not_finite(tensors, source)
+    refuse_not_finite(tensors, source)
     with torch.no_grad():
         for key, value in tensors.items():
             own[key].copy_(value)
@@ -91,7 +88,7 @@ def save_tuned(
     if model.tuning is None:
         raise ValueError("the model has no tuning method; call apply_method before save_tuned.")
     tensors = {k: v.cpu().contiguous() for k, v in tuned_tensors(model).items()}
-    _refuse_not_finite(tensors, str(path))
+    refuse_not_finite(tensors, str(path))
     header = {
         "base": model.base.as_dict(),
         "method": model.tuning.method,
@@ -99,7 +96,7 @@ def save_tuned(
         "labels": {str(k): v for k, v in (labels or {}).items()},
         "version": medsam_tune.__version__,
     }
-    _write_safetensors(tensors, path, {_KEY: json.dumps(header, default=_plain)})
+    write_safetensors(tensors, path, {_KEY: json.dumps(header, default=_plain)})
     return path
 
 
@@ -180,44 +177,10 @@ def load_tuned(
     return model.eval()
 
 
-def export_sam(model: PromptableSam, path: str | Path) -> Path:
-    """Write a tuned model as a plain SAM checkpoint: stock layout, nothing of ours in it.
-
-    Args:
-        model: tuned by "decoder", "full" or "lora"; LoRA is merged in a copy.
-        path: of the checkpoint, .safetensors.
-
-    Returns:
-        the path; `build_sam(name, checkpoint=path)` loads it, and stock `segment_anything` its
-        tensors, where the size is the native one.
-
-    Raises:
-        ValueError: a method that adds layers which a plain SAM does not have, or a weight that is
-            not finite.
-    """
-    path = Path(path)
-    method = None if model.tuning is None else model.tuning.method
-    if method in ("adapter", "prompt"):
-        raise ValueError(
-            f"{method!r} adds parts that a plain SAM does not have and cannot be exported as one; "
-            "decoder, full and lora can. Use the tuned file with load_tuned."
-        )
-    merged = copy.deepcopy(model)
-    for name, module in list(merged.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            module.merge()
-            parent, _, child = name.rpartition(".")
-            setattr(merged.get_submodule(parent), child, module.get_base_layer())
-    tensors = {k: v.cpu().contiguous() for k, v in fuse_qkv(merged.state_dict()).items()}
-    _refuse_not_finite(tensors, str(path))
-    _write_safetensors(tensors, path, metadata=None)
-    return path
-
-
-def _write_safetensors(
+def write_safetensors(
     tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None
 ) -> None:
-    """Write beside and rename, readable by others."""
+    """Write a safetensors file whole or not at all, readable by others."""
     with written_whole(path) as beside:
         save_file(dict(tensors), beside, metadata=metadata)
         beside.chmod(0o644)  # safetensors' 0600 would keep the colleagues out
@@ -236,7 +199,8 @@ def _refuse_other_base(wanted: BaseModel, found: BaseModel, path: str | Path) ->
         )
 
 
-def _refuse_not_finite(tensors: Mapping[str, Tensor], source: str) -> None:
+def refuse_not_finite(tensors: Mapping[str, Tensor], source: str) -> None:
+    """ValueError naming `source` and the first tensor with NaN or Inf, if there is one."""
     bad = [k for k, v in tensors.items() if not torch.isfinite(v).all()]
     if bad:
         raise ValueError(f"{source}: {len(bad)} tensors hold NaN or Inf, the first is {bad[0]}.")

@@ -58,7 +58,7 @@ class Architecture:
     stride: int = PATCH
 
 
-# vit_b, vit_l and vit_h as in segment_anything/build_sam.py, vit_t as in MobileSAM, vit_t_lite as in
+# vit_b, vit_l, vit_h as in segment_anything/build_sam.py, vit_t as in MobileSAM, vit_t_lite as in
 # LiteMedSAM; nano is this package's own small model.
 ARCHITECTURES: dict[str, Architecture] = {
     a.name: a
@@ -121,6 +121,13 @@ def build_sam(
         {"image_encoder": encoder, "prompt_encoder": prompt_encoder, "mask_decoder": decoder}
     )
     if state is not None:
+        stored = _channels_of(state)
+        if stored not in (3, in_channels):
+            raise ValueError(
+                f"{checkpoint}: is of a model for {stored} channels; in_channels is {in_channels}. "
+                f"Set in_channels to {stored}."
+            )
+        _inflate(encoder, stored)
         parts.load_state_dict(state)
     elif arch.name != "nano" and not _is_meta(parts):
         warnings.warn(f"{arch.name} without a checkpoint has random weights.", stacklevel=2)
@@ -170,11 +177,11 @@ def read_checkpoint(path: str | Path, arch: Architecture) -> dict[str, Tensor]:
         )
     arch = _at_size_of(state, arch)
     with torch.device("meta"):
-        expected = nn.ModuleDict(
-            dict(
-                zip(("image_encoder", "prompt_encoder", "mask_decoder"), _parts(arch), strict=True)
-            )
-        ).state_dict()
+        encoder, prompt_encoder, decoder = _parts(arch)
+        _inflate(encoder, _channels_of(state))
+    expected = nn.ModuleDict(
+        {"image_encoder": encoder, "prompt_encoder": prompt_encoder, "mask_decoder": decoder}
+    ).state_dict()
     missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if missing or extra:
         raise ValueError(
@@ -230,6 +237,12 @@ def _architecture_of(state: Mapping[str, Tensor]) -> str | None:
     if tiny is not None:
         return "vit_t" if tiny.shape[-1] == 3 else "vit_t_lite"
     return None
+
+
+def _channels_of(state: Mapping[str, Tensor]) -> int:
+    """Image channels of a state dict whose architecture is known."""
+    names = ("image_encoder.patch_embed.proj.weight", "image_encoder.patch_embed.seq.0.c.weight")
+    return next(state[name].shape[1] for name in names if name in state)
 
 
 def _at_size_of(state: Mapping[str, Tensor], arch: Architecture) -> Architecture:

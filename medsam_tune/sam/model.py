@@ -82,7 +82,7 @@ class LearnedTokens(nn.Module):
         Args:
             quality_token: (N, D), from the mask decoder.
         """
-        present = self.present.repeat(len(quality_token) // self.classes, 1)  # (N, D + 1)
+        present = self.present.repeat(quality_token.shape[0] // self.classes, 1)  # (N, D + 1)
         return (quality_token * present[:, :-1]).sum(-1) + present[:, -1]
 
 
@@ -237,13 +237,13 @@ class PromptableSam(nn.Module):
         if (points is None) != (point_labels is None):
             raise ValueError("points and point_labels come together; one of them is missing.")
         given = {"boxes": boxes, "points": points, "point_labels": point_labels, "masks": masks}
-        shapes = {name: tuple(p.shape[:2]) for name, p in given.items() if p is not None}
-        if any(shape[0] != images for shape in shapes.values()) or len(set(shapes.values())) > 1:
-            raise ValueError(
-                f"prompts are for (B, P) = {shapes}, the embedding holds {images} images; "
-                "every prompt needs the images' B and the same P."
-            )
+        shapes = {name: p.shape[:2] for name, p in given.items() if p is not None}
         prompts = next(iter(shapes.values()))[1] if shapes else self.classes or 1
+        if any(shape[0] != images or shape[1] != prompts for shape in shapes.values()):
+            raise ValueError(
+                f"prompts are for (B, P) = { {k: tuple(v) for k, v in shapes.items()} }, the "
+                f"embedding holds {images} images; every prompt needs the images' B and the same P."
+            )
         if self.classes and prompts != self.classes:
             raise ValueError(
                 f"{prompts} prompts per image for a model of {self.classes} classes; give it none, "

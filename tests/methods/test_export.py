@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file
+from segment_anything import SamPredictor
 from segment_anything.modeling import (
     ImageEncoderViT,
     MaskDecoder,
@@ -18,7 +22,7 @@ from segment_anything.modeling import (
 )
 
 from medsam_tune.methods import apply_method
-from medsam_tune.methods.tuned import export_sam
+from medsam_tune.methods.export import export_onnx, export_sam, is_stock
 from medsam_tune.sam.build import build_sam
 from medsam_tune.sam.model import PromptableSam
 from tests.conftest import TINY, image_and_boxes
@@ -57,39 +61,161 @@ def stock_sam() -> Sam:
     ).eval()
 
 
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
 @pytest.mark.parametrize(
     ("method", "options"),
-    [("decoder", {}), ("full", {}), ("lora", {"rank": 4}), ("lora", {"mask_decoder": True})],
+    [
+        ("decoder", {}),
+        ("full", {}),
+        ("lora", {"rank": 4}),
+        ("lora", {"rank": 4, "use_dora": True, "mask_decoder": True}),
+        ("lora", {"config": peft.LoHaConfig(r=2)}),
+        ("lora", {"config": peft.IA3Config()}),
+    ],
+    ids=["decoder", "full", "lora", "dora", "loha", "ia3"],
 )
-def test_stock_gives_the_same_masks(
-    tiny_sam: Build, tmp_path: Path, method: str, options: dict[str, object]
+def test_stock_predictor_gives_the_same_masks(
+    tiny_sam: Build, tmp_path: Path, method: str, options: dict[str, Any], suffix: str
 ) -> None:
     sam = apply_method(tiny_sam(), method, **options)
     train(sam, steps=3)
     image, boxes = image_and_boxes()
     with torch.no_grad():
         tuned = sam.eval()(image, boxes)
-    path = export_sam(sam, tmp_path / "plain.safetensors")
+        point = sam(image, points=boxes[:, :, None, :2], point_labels=torch.ones(2, 3, 1))
+    path = export_sam(sam, tmp_path / f"plain.{suffix}")
     stock = stock_sam()
-    stock.load_state_dict(load_file(path), strict=True)
-    batch = [
-        {"image": image[b] * 255, "boxes": boxes[b], "original_size": (96, 96)} for b in range(2)
-    ]
-    found = torch.stack([out["low_res_logits"][:, 0] for out in stock(batch, False)])
-    assert float((found - tuned).abs().max() / tuned.abs().max()) < 1e-4
+    state = load_file(path) if suffix == "safetensors" else torch.load(path, weights_only=True)
+    stock.load_state_dict(state, strict=True)
+    predictor = SamPredictor(stock)
+    for b in range(2):
+        predictor.set_torch_image(image[b : b + 1] * 255, (96, 96))
+        _, _, by_box = predictor.predict_torch(None, None, boxes[b], multimask_output=False)
+        assert relative_difference(by_box[:, 0], tuned[b]) < 1e-4
+        _, _, by_point = predictor.predict_torch(
+            boxes[b, :, None, :2], torch.ones(3, 1), multimask_output=False
+        )
+        assert relative_difference(by_point[:, 0], point[b]) < 1e-4
     again = build_sam("tiny", checkpoint=path)
     with torch.no_grad():
-        assert float((again(image, boxes) - tuned).abs().max() / tuned.abs().max()) < 1e-5
+        assert relative_difference(again(image, boxes), tuned) < 1e-5
         assert torch.equal(sam(image, boxes), tuned)  # exporting merges a copy
 
 
-@pytest.mark.parametrize("method", ["adapter", "prompt"])
+def relative_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "what"),
+    [
+        ("adapter", {}, "'adapter'"),
+        ("prompt", {}, "'prompt'"),
+        ("full", {"num_classes": 2}, "no-prompt mode"),
+    ],
+)
 def test_what_a_plain_sam_cannot_hold_is_refused(
-    tiny_sam: Build, tmp_path: Path, method: str
+    tiny_sam: Build, tmp_path: Path, method: str, options: dict[str, Any], what: str
 ) -> None:
-    with pytest.raises(ValueError, match=f"'{method}' adds parts that a plain SAM does not have"):
-        export_sam(apply_method(tiny_sam(), method), tmp_path / "plain.safetensors")
+    sam = apply_method(tiny_sam(), method, **options)
+    with pytest.raises(
+        ValueError, match=f"{what} adds parts that a plain SAM does not have .* --format onnx"
+    ):
+        export_sam(sam, tmp_path / "plain.safetensors")
+    with pytest.raises(ValueError, match=r"plain\.onnx: expected a name that ends in \.pth or"):
+        export_sam(sam, tmp_path / "plain.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_stock_is_said_of_stock_sizes_only() -> None:
+    with torch.device("meta"):
+        assert is_stock(build_sam("vit_b"))
+        assert is_stock(build_sam("vit_t"))
+        assert not is_stock(build_sam("vit_b", image_size=512))
+        assert not is_stock(build_sam("vit_b", in_channels=4))
+        assert not is_stock(build_sam("nano"))
+
+
+def test_more_channels_come_back(tiny_sam: Build, tmp_path: Path) -> None:
+    sam = apply_method(tiny_sam(in_channels=4), "full")
+    train_image = torch.rand(1, 4, 96, 96)
+    path = export_sam(sam, tmp_path / "nir.safetensors")
+    again = build_sam("tiny", checkpoint=path, in_channels=4)
+    with torch.no_grad():
+        assert torch.equal(again(train_image), sam(train_image))
+    with pytest.raises(ValueError, match=r"is of a model for 4 channels; in_channels is 3\. Set"):
+        build_sam("tiny", checkpoint=path)
+
+
+ONNX = {
+    "decoder": ("decoder", {}),
+    "full": ("full", {}),
+    "adapter": ("adapter", {"bottleneck": 4, "placement": "mlp"}),
+    "lora": ("lora", {"rank": 2}),
+    "dora": ("lora", {"rank": 2, "use_dora": True}),
+    "prompt": ("prompt", {"tokens": 3}),
+    "no-prompt": ("lora", {"rank": 2, "num_classes": 3}),
+}
+
+
+@pytest.mark.parametrize(("method", "options"), ONNX.values(), ids=ONNX)
+def test_onnxruntime_gives_the_same_logits(
+    tiny_sam: Build, tmp_path: Path, method: str, options: dict[str, Any]
+) -> None:
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    sam = apply_method(tiny_sam(normalisation="medsam"), method, **options)
+    train(sam, steps=2)
+    before = {k: v.clone() for k, v in sam.state_dict().items()}
+    folder = export_onnx(sam, tmp_path / "out" / "onnx", {1: "liver"})
+    assert all(torch.equal(v, before[k]) for k, v in sam.state_dict().items())
+    description = json.loads((folder / "model.json").read_text())
+    assert description["labels"] == {"1": "liver"}
+    assert (description["normalisation"], description["classes"]) == ("medsam", sam.classes)
+    encoder, decoder = (
+        runtime.InferenceSession(folder / f"{part}.onnx") for part in ("encoder", "decoder")
+    )
+    sam.eval()
+    for images, prompts, points in ((2, 3, 4), (1, 1, 1), (3, 2, 2)):
+        image, boxes = image_and_boxes(images=images, prompts=prompts)
+        (embedding,) = encoder.run(None, {"image": image.numpy()})
+        inputs = {"embedding": embedding}
+        given: dict[str, torch.Tensor] = {}
+        if not sam.classes:
+            place = torch.rand(images, prompts, points, 2) * 96
+            kind = torch.randint(-1, 2, (images, prompts, points))
+            kind[..., 0] = 1
+            if points > 2:  # some objects by a box and a point
+                place[:, 0, 1:3] = boxes[:, 0].unflatten(-1, (2, 2))
+                kind[:, 0, 1:3] = torch.tensor([2, 3])
+            given = {"points": place, "point_labels": kind}
+            inputs |= {key: value.numpy() for key, value in given.items()}
+        logits, quality = decoder.run(None, inputs)
+        with torch.no_grad():
+            expected = sam.encode(image)
+            wanted, score = sam.decode(expected, **given)
+        assert relative_difference(torch.tensor(embedding), expected) < 1e-3
+        assert relative_difference(torch.tensor(logits), wanted) < 1e-3
+        assert relative_difference(torch.tensor(quality), score) < 1e-3
+
+
+def test_onnx_folder_is_whole_or_not_there(
+    tiny_sam: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sam = apply_method(tiny_sam(), "prompt")
+    (tmp_path / "there").mkdir()
+    with pytest.raises(FileExistsError, match="there: is there already"):
+        export_onnx(sam, tmp_path / "there")
+
+    def fails(*_: object, **__: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch.onnx, "export", fails)
+    with pytest.raises(OSError, match="disk full"):
+        export_onnx(sam, tmp_path / "new")
+    assert [p.name for p in tmp_path.iterdir()] == ["there"]
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(ValueError, match=r"pip install medsam_tune\[onnx\]"):
+        export_onnx(sam, tmp_path / "new")
 
 
 def test_a_checkpoint_of_another_input_size_is_interpolated(

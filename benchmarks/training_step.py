@@ -1,0 +1,328 @@
+"""One encoder pass and one training step of every method, beside a stock segment-anything loop.
+
+    python benchmarks/training_step.py                       # vit_b at 256 and 1024
+    python benchmarks/training_step.py --models vit_b vit_h --image-sizes 1024 --batches 1 4 16
+
+Each row is measured in a process of its own, all in one run on one machine, from random weights
+(stock and ours have the same in the encoder rows). The stock loop is what tutorials write: one
+image at a time through `segment_anything`'s three parts, the losses summed. On a GPU both run under
+the same bfloat16 autocast.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from segment_anything.modeling import (
+    ImageEncoderViT,
+    MaskDecoder,
+    PromptEncoder,
+    Sam,
+    TwoWayTransformer,
+)
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from medsam_tune.files import written_whole
+from medsam_tune.losses import MaskLoss
+from medsam_tune.methods import METHODS, apply_method
+from medsam_tune.sam.build import architecture, build_sam
+from medsam_tune.sam.encoder import split_qkv
+
+RESULTS = Path(__file__).parent / "results"
+ENCODERS = ("stock encoder", "our encoder")
+LOOPS = ("stock loop, full", "stock loop, decoder")
+OURS = (*METHODS, "full, checkpointed")
+BOXES = 4
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one process measures."""
+
+    row: str
+    model: str
+    image_size: int
+    batch: int
+    device: str
+    repeats: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """What it found; seconds of each repeat, memory beyond what the model itself takes."""
+
+    trained: int
+    seconds: list[float]
+    mebibytes: float
+    flops: float
+    check: float
+
+
+def stock_sam(name: str, size: int) -> Sam:
+    """A stock SAM of any architecture and input size, positions not zero."""
+    arch = architecture(name)
+    grid = size // 16
+    encoder = ImageEncoderViT(
+        img_size=size,
+        embed_dim=arch.width,
+        depth=arch.depth,
+        num_heads=arch.heads,
+        out_chans=arch.decoder_width,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        use_rel_pos=True,
+        window_size=arch.window,
+        global_attn_indexes=arch.global_blocks,
+    )
+    for key, parameter in encoder.named_parameters():
+        if "pos" in key:
+            nn.init.normal_(parameter, std=0.1)
+    width = arch.decoder_width
+    return Sam(
+        encoder,
+        PromptEncoder(width, (grid, grid), (size, size), 16),
+        MaskDecoder(
+            transformer_dim=width,
+            transformer=TwoWayTransformer(2, width, 8, arch.decoder_mlp),
+        ),
+    )
+
+
+def stock_step(sam: Sam, image: Tensor, boxes: Tensor, masks: Tensor) -> Tensor:
+    """The loop of the tutorials."""
+    loss = image.new_zeros(())
+    trains = any(p.requires_grad for p in sam.image_encoder.parameters())
+    for b in range(len(image)):
+        with torch.set_grad_enabled(trains):
+            embedding = sam.image_encoder(image[b : b + 1])
+        sparse, dense = sam.prompt_encoder(points=None, boxes=boxes[b], masks=None)
+        logits, _ = sam.mask_decoder(
+            embedding, sam.prompt_encoder.get_dense_pe(), sparse, dense, multimask_output=False
+        )
+        loss = loss + MaskLoss()(logits[:, 0][None], masks[b][None])
+    return loss / len(image)
+
+
+def prepared(job: Job) -> tuple[nn.Module, Callable[[], Tensor], float]:
+    """The model, a function that makes the loss (or the embedding), and a check of numbers."""
+    torch.manual_seed(0)
+    image = torch.rand(job.batch, 3, job.image_size, job.image_size, device=job.device)
+    lower = torch.rand(job.batch, BOXES, 2, device=job.device) * job.image_size / 2
+    boxes = torch.cat([lower, lower + job.image_size / 4], -1)
+    axis = torch.arange(job.image_size, device=job.device) + 0.5
+    inside = (axis > boxes[..., None][..., :2, :]) & (axis < boxes[..., None][..., 2:, :])
+    masks = inside[..., 1, :, None] & inside[..., 0, None, :]  # (B, P, S, S)
+    if job.row.startswith("stock") or job.row in ENCODERS:
+        stock = stock_sam(job.model, job.image_size).to(job.device)
+        if job.row.startswith("stock loop"):
+            stock.prompt_encoder.requires_grad_(False)
+            stock.image_encoder.requires_grad_(job.row.endswith("full"))
+            return stock, lambda: stock_step(stock, image, boxes, masks), 0.0
+        if job.row == "stock encoder":
+            return stock, lambda: stock.image_encoder(image), 0.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the weights are random
+        sam = build_sam(job.model, image_size=job.image_size).to(job.device)
+        if job.row == "our encoder":
+            state = {f"image_encoder.{k}": v for k, v in stock.image_encoder.state_dict().items()}
+            sam.load_state_dict(split_qkv(state), strict=False)
+            with torch.no_grad():
+                expected = stock.image_encoder(image)
+                difference = (sam.image_encoder(image) - expected).norm() / expected.norm()
+            return sam, lambda: sam.image_encoder(image), float(difference)
+        apply_method(sam.train(), job.row.partition(",")[0])
+    sam.image_encoder.gradient_checkpointing = job.row.endswith("checkpointed")
+    return sam, lambda: MaskLoss()(sam(image, boxes), masks), 0.0
+
+
+class Memory:
+    """Peak beyond the start, MiB: of the process on a CPU, of the allocator on a GPU."""
+
+    def __init__(self, device: str) -> None:
+        self.cuda = device == "cuda"
+        self.peak = 0.0
+
+    def _resident(self) -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """Note the peak while something runs."""
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
+            start = torch.cuda.memory_allocated()
+            yield
+            torch.cuda.synchronize()
+            self.peak = max(self.peak, (torch.cuda.max_memory_allocated() - start) / 2**20)
+            return
+        start, done = self._resident(), threading.Event()
+
+        def sample() -> None:
+            while not done.wait(0.005):
+                self.peak = max(self.peak, self._resident() - start)
+
+        thread = threading.Thread(target=sample)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+
+def measure(job: Job) -> Result:
+    """Warm up once (with memory watched, as caches are empty), then time the repeats."""
+    model, run, check = prepared(job)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    encoder_only = job.row in ENCODERS
+    optimizer = None if encoder_only else torch.optim.AdamW(trained, lr=1e-5)
+
+    def once() -> None:
+        amp = torch.autocast("cuda", torch.bfloat16, enabled=job.device == "cuda")
+        with torch.set_grad_enabled(not encoder_only), amp:
+            loss = run()
+        if optimizer is not None:
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        if job.device == "cuda":
+            torch.cuda.synchronize()
+
+    memory = Memory(job.device)
+    with memory.watch():
+        once()
+    counter = FlopCounterMode(display=False)
+    if job.device == "cuda":
+        with counter:
+            once()
+    seconds = []
+    for _ in range(job.repeats):
+        start = time.perf_counter()
+        once()
+        seconds.append(time.perf_counter() - start)
+    count = 0 if encoder_only else sum(p.numel() for p in trained)
+    return Result(count, seconds, memory.peak, float(counter.get_total_flops()), check)
+
+
+def in_own_process(job: Job) -> Result | None:
+    """None if the process ended otherwise, as it does when memory runs out."""
+    print(f"{job.model} {job.image_size} batch {job.batch}: {job.row}", file=sys.stderr, flush=True)
+    command = [sys.executable, __file__, "--job", json.dumps(asdict(job))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(done.stderr[-500:], file=sys.stderr)
+        return None
+    return Result(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def matrix_peak() -> float:
+    """FLOP/s of a large bfloat16 product on this GPU."""
+    a = torch.rand(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    for _ in range(3):
+        a @ a
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(20):
+        a @ a
+    torch.cuda.synchronize()
+    return 20 * 2 * 8192**3 / (time.perf_counter() - start)
+
+
+def machine(device: str) -> str:
+    """Where this was measured."""
+    if device == "cuda":
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}, bfloat16 autocast"
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((x.partition(": ")[2] for x in lines if x.startswith("model name")), "")
+    return f"{torch.get_num_threads()} threads of {model or platform.machine()}, float32, " + (
+        f"torch {torch.__version__}"
+    )
+
+
+def as_row(job: Job, result: Result | None, base: Result | None, peak: float | None) -> str:
+    """A line of the table; ratios are to the stock row of the same kind."""
+    if result is None:
+        return f"| {job.row} | | out of memory | | | | |" + (" |" if peak else "")
+    middle = statistics.median(result.seconds)
+    spread = f"{min(result.seconds):.3g} to {max(result.seconds):.3g}"
+    ratios = " | "
+    if base is not None:
+        faster = statistics.median(base.seconds) / middle
+        ratios = f"{faster:.2f} x | {result.mebibytes / base.mebibytes:.2f} x"
+    trained = f"{result.trained:,}" if result.trained else ""
+    line = (
+        f"| {job.row} | {trained} | {middle:.3g} ({spread}) | {job.batch / middle:.3g} | "
+        f"{result.mebibytes:,.0f} | {ratios} |"
+    )
+    return line + (f" {result.flops / middle / peak:.0%} |" if peak else "")
+
+
+def main() -> None:
+    """Measure, and write the table after each row, so that what is done is kept."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", nargs="+", default=["vit_b"])
+    parser.add_argument("--image-sizes", nargs="+", type=int, default=[256, 1024])
+    parser.add_argument("--batches", nargs="+", type=int, default=[1])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rows", nargs="+", default=[*ENCODERS, *LOOPS, *OURS])
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.job:
+        print(json.dumps(asdict(measure(Job(**json.loads(options.job))))))
+        return
+    output = options.output or RESULTS / f"training_step_{options.device}.md"
+    peak = matrix_peak() if options.device == "cuda" else None
+    command = " ".join(["python benchmarks/training_step.py", *sys.argv[1:]])
+    lines = [f"# One training step\n\n`{command}` on {machine(options.device)}.\n"]
+    lines.append(
+        f"{BOXES} boxes for each image. Seconds are the median of {options.repeats} after one to "
+        "warm up, with their range; memory is the peak of the first beyond model and data, "
+        "gradients and AdamW's state included. Ratios are to stock segment-anything: encoder to "
+        "encoder, `decoder` to the loop that trains the decoder, the others to the full loop.\n"
+    )
+    if peak:
+        lines.append(f"Measured matrix peak: {peak / 1e12:.0f} TFLOP/s.\n")
+    for model in options.models:
+        for size in options.image_sizes:
+            for batch in options.batches:
+                lines.append(f"\n## {model} at {size}, batch {batch}\n")
+                lines.append(
+                    "| | trained | seconds | images/s | MiB | faster | memory |"
+                    + (" of peak |" if peak else "")
+                )
+                lines.append("|---|---|---|---|---|---|---|" + ("---|" if peak else ""))
+                found: dict[str, Result | None] = {}
+                for row in options.rows:
+                    job = Job(row, model, size, batch, options.device, options.repeats)
+                    found[row] = in_own_process(job)
+                    base = "stock loop, decoder" if row == "decoder" else "stock loop, full"
+                    base = "stock encoder" if row in ENCODERS else base
+                    stock = None if row.startswith("stock") else found.get(base)
+                    lines.append(as_row(job, found[row], stock, peak))
+                    with written_whole(output) as beside:
+                        beside.write_text("\n".join([*lines, ""]))
+                ours = found.get("our encoder")
+                if ours is not None:
+                    lines.append(f"\nEmbeddings differ by {ours.check:.1e} (relative).")
+                    with written_whole(output) as beside:
+                        beside.write_text("\n".join([*lines, ""]))
+
+
+if __name__ == "__main__":
+    main()

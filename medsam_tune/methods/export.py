@@ -1,0 +1,169 @@
+"""Tuned models for where this package is not: plain SAM checkpoints and ONNX."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from medsam_tune.files import folder_written_whole, written_whole
+from medsam_tune.methods.tuned import refuse_not_finite, write_safetensors
+from medsam_tune.sam.build import architecture
+from medsam_tune.sam.encoder import fuse_qkv
+from medsam_tune.sam.model import PromptableSam
+from medsam_tune.sam.tiny import TinyViT, fuse_tiny
+
+# Of ONNX: the oldest with LayerNormalization, so that older runtimes take the files too.
+OPSET = 17
+
+
+def export_sam(model: PromptableSam, path: str | Path) -> Path:
+    """Write a tuned model as a plain SAM checkpoint: stock layout, nothing of ours in it.
+
+    Args:
+        model: tuned by "decoder", "full" or "lora"; LoRA is merged in a copy.
+        path: of the checkpoint, .pth (what `sam_model_registry` opens) or .safetensors.
+
+    Returns:
+        the path; `build_sam(name, checkpoint=path)` loads it, and `segment_anything` does if
+        `is_stock(model)`.
+
+    Raises:
+        ValueError: a method that adds layers which a plain SAM does not have, another suffix, or
+            a weight that is not finite.
+    """
+    path = Path(path)
+    if path.suffix not in (".pth", ".safetensors"):
+        raise ValueError(f"{path}: expected a name that ends in .pth or .safetensors.")
+    method = None if model.tuning is None else model.tuning.method
+    if method in ("adapter", "prompt") or model.classes:
+        what = "no-prompt mode" if model.classes else repr(method)
+        raise ValueError(
+            f"{what} adds parts that a plain SAM does not have and cannot be exported as one; "
+            "decoder, full and lora with prompts can. Use --format onnx, or the tuned file with "
+            "load_tuned."
+        )
+    state = _merged(model).state_dict()
+    fuse = fuse_tiny if isinstance(model.image_encoder, TinyViT) else fuse_qkv
+    tensors = {k: v.cpu().contiguous() for k, v in fuse(state).items()}
+    refuse_not_finite(tensors, str(path))
+    if path.suffix == ".safetensors":
+        write_safetensors(tensors, path, metadata=None)
+    else:
+        with written_whole(path) as beside:
+            torch.save(tensors, beside)
+    return path
+
+
+def is_stock(model: PromptableSam) -> bool:
+    """Whether segment_anything (or MobileSAM, for "vit_t") has a model of this name and size."""
+    base = model.base
+    named = base.name in ("vit_t", "vit_b", "vit_l", "vit_h")
+    return named and base.in_channels == 3 and base.image_size == architecture(base.name).image_size
+
+
+def export_onnx(
+    model: PromptableSam, folder: str | Path, labels: Mapping[int, str] | None = None
+) -> Path:
+    """Write a model as `encoder.onnx`, `decoder.onnx` and `model.json`; any method.
+
+    The encoder maps `image` (B, C, S, S) float32 in [0, 1], model frame, to `embedding`;
+    normalisation is inside. The decoder maps `embedding` and, unless the model needs no prompt,
+    `points` (B, P, N, 2) float32 XY and `point_labels` (B, P, N) int64 (-1 not there, 0 outside, 1
+    inside, 2 and 3 the corners of a box) to `logits` (B, P, 4G, 4G) and `quality` (B, P). B, P and
+    N are free.
+
+    Args:
+        model: tuned or not; it stays as it is.
+        folder: made whole or not at all.
+        labels: label id -> name, for `model.json`.
+
+    Returns:
+        the folder.
+
+    Raises:
+        ValueError: the package onnx is not there, or a weight is not finite.
+        FileExistsError: the folder is there already.
+    """
+    if importlib.util.find_spec("onnx") is None:
+        raise ValueError("export to ONNX needs the package onnx: pip install medsam_tune[onnx].")
+    plain = _merged(model).cpu().eval().requires_grad_(False)
+    refuse_not_finite(plain.state_dict(), str(folder))
+    size, channels = plain.image_size, plain.base.in_channels
+    image = torch.rand(1, channels, size, size)
+    description = {
+        **plain.base.as_dict(),
+        "method": None if plain.tuning is None else plain.tuning.method,
+        "classes": plain.classes,
+        "labels": {str(k): v for k, v in (labels or {}).items()},
+    }
+    with torch.no_grad(), folder_written_whole(folder) as beside:
+        embedding = plain.encode(image)
+        _onnx(_Encoder(plain), {"image": image}, {"embedding": "B"}, beside / "encoder.onnx")
+        inputs = {"embedding": embedding}
+        if not plain.classes:
+            inputs["points"] = torch.rand(1, 2, 3, 2) * size
+            inputs["point_labels"] = torch.tensor([[[2, 3, 1], [1, 0, -1]]])
+        outputs = {"logits": "BP", "quality": "BP"}
+        _onnx(_Decoder(plain), inputs, outputs, beside / "decoder.onnx")
+        (beside / "model.json").write_text(json.dumps(description, indent=2) + "\n")
+    return Path(folder)
+
+
+class _Encoder(nn.Module):
+    def __init__(self, model: PromptableSam) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.model.encode(image)
+
+
+class _Decoder(nn.Module):
+    def __init__(self, model: PromptableSam) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, embedding: Tensor, points: Tensor | None = None, point_labels: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return self.model.decode(embedding, points=points, point_labels=point_labels)
+
+
+_AXES = {"image": "B", "embedding": "B", "points": "BPN", "point_labels": "BPN"}
+
+
+def _onnx(
+    module: nn.Module, inputs: dict[str, Tensor], outputs: dict[str, str], path: Path
+) -> None:
+    """Trace and write; PyTorch's newer exporter takes minutes over these graphs, not seconds."""
+    free = {**{name: _AXES[name] for name in inputs}, **outputs}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of checks on sizes, which are constants of the graph
+        torch.onnx.export(
+            module,
+            tuple(inputs.values()),
+            str(path),
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_axes={name: dict(enumerate(axes)) for name, axes in free.items()},
+            opset_version=OPSET,
+            dynamo=False,
+        )
+
+
+def _merged(model: PromptableSam) -> PromptableSam:
+    """A copy in which what peft added is part of the layers it was added to."""
+    merged = copy.deepcopy(model)
+    for name, module in list(merged.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            merged.set_submodule(name, module.get_base_layer())
+    return merged
