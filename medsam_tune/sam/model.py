@@ -74,7 +74,7 @@ class LearnedTokens(nn.Module):
 
     def forward(self, count: int) -> Tensor:
         """(N, T, D) tokens for N prompts; with classes, prompt n is for class n modulo K."""
-        return self.tokens.repeat(count // len(self.tokens), 1, 1)
+        return self.tokens.expand(count // len(self.tokens), -1, -1, -1).flatten(0, 1)
 
     def presence(self, quality_token: Tensor) -> Tensor:
         """What is added to the quality (N,) so that it tells whether class n modulo K is there.
@@ -82,8 +82,9 @@ class LearnedTokens(nn.Module):
         Args:
             quality_token: (N, D), from the mask decoder.
         """
-        present = self.present.repeat(quality_token.shape[0] // self.classes, 1)  # (N, D + 1)
-        return (quality_token * present[:, :-1]).sum(-1) + present[:, -1]
+        token = quality_token.unflatten(0, (-1, self.classes))  # (B, K, D)
+        score = (token * self.present[:, :-1]).sum(-1) + self.present[:, -1]
+        return score.flatten()  # type: ignore[no-any-return]
 
 
 class PromptableSam(nn.Module):
