@@ -14,6 +14,7 @@ import typer
 from fire.parser import DefaultParseValue
 
 import medsam_tune
+from medsam_tune import weights
 from medsam_tune.data.checks import DataError
 from medsam_tune.data.datalist import find_cases, split_cases, write_datalist
 from medsam_tune.demo import IMAGE_SIZE, SETTINGS, run_demo
@@ -172,6 +173,20 @@ def export(
 
 
 @app.command()
+def download(
+    model: Annotated[str, typer.Argument(help="vit_t, vit_b, vit_l or vit_h.")],
+    output: Annotated[Path, typer.Option(help="Folder for the file.")] = Path("checkpoints"),
+    bundle: Annotated[str, typer.Option(help="Name of a bundle, or its folder.")] = "volume",
+) -> None:
+    """Fetch a published checkpoint and check its sha256. Nothing is ever fetched unasked."""
+    path = weights.download(model, bundle_folder(bundle), output)
+    typer.echo(f"{path}: sha256 as published. For example:")
+    typer.echo(
+        f"medsam-tune train lora --model {model} --checkpoint {path} --datalist D --output O"
+    )
+
+
+@app.command()
 def info(
     model: Annotated[str | None, typer.Option(help="Only this model.")] = None,
     method: Annotated[str | None, typer.Option(help="Only this method; lists its tensors.")] = None,
@@ -292,8 +307,9 @@ class _Verbatim:
 def _refuse_random(model: str, checkpoint: Path | None) -> None:
     if architecture(model).name != "nano" and checkpoint is None:
         raise ValueError(
-            f"{model} needs --checkpoint: its weights are not embedded. Without a file there is "
-            "the small embedded model, --model nano."
+            f"{model} needs --checkpoint: its weights are not embedded (`medsam-tune download "
+            f"{model}` fetches published ones). Without a file there is the small embedded model, "
+            "--model nano."
         )
 
 

@@ -118,7 +118,7 @@ def test_wrong_inputs_get_one_line(tune: Tune, phantoms: Path, tmp_path: Path) -
         (("evaluate", "--run", nowhere), f"{nowhere}: no training run in it"),
         (("evaluate",), "give --run, the folder of a training run, or --zero-shot"),
         (("evaluate", "--zero-shot"), "--zero-shot needs --datalist and --output"),
-        (("info", "--model", "vit_x"), "model 'vit_x' is unknown; known: nano, vit_b"),
+        (("info", "--model", "vit_x"), "model 'vit_x' is unknown; known: nano, vit_t"),
     ]
     for words, message in mistakes:
         code, _, err = tune(*words)

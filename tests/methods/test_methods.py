@@ -298,7 +298,7 @@ def test_random_decoder_that_stays_is_warned_of(tmp_path: Path) -> None:
         load_tuned(path)  # said when it was trained; not again
 
 
-def test_another_base_is_refused(tiny_sam: Build, tmp_path: Path) -> None:
+def test_row_58_another_base_is_refused(tiny_sam: Build, tmp_path: Path) -> None:
     path = save_tuned(apply_method(tiny_sam(), "lora"), tmp_path / "t.safetensors")
     other = tiny_sam()
     with torch.no_grad():
@@ -326,7 +326,7 @@ def test_damaged_and_foreign_files_are_named(tiny_sam: Build, tmp_path: Path) ->
         load_tuned(tmp_path / "gone.safetensors")
 
 
-def test_nan_is_not_saved_and_the_old_file_stays(tiny_sam: Build, tmp_path: Path) -> None:
+def test_row_59_nan_is_not_saved_and_the_old_file_stays(tiny_sam: Build, tmp_path: Path) -> None:
     sam = apply_method(tiny_sam(), "prompt")
     path = save_tuned(sam, tmp_path / "t.safetensors")
     before = path.read_bytes()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Callable
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
 import torch
+from packaging.requirements import Requirement
 from safetensors.torch import save_file
 from segment_anything import sam_model_registry
 from segment_anything.modeling.image_encoder import get_rel_pos
@@ -76,22 +79,28 @@ def test_checkpoints_load(tiny_sam: Build, stock_file: Path, tmp_path: Path, lay
     assert torch.equal(found(image, boxes), expected(image, boxes))
 
 
-def test_wrong_model_is_named(stock_file: Path) -> None:
+def test_row_57_wrong_model_is_named(stock_file: Path) -> None:
     with pytest.raises(ValueError, match=r"tiny\.pth: checkpoint is tiny, asked for vit_b"):
         build_sam("vit_b", checkpoint=stock_file)
 
 
-def test_unusable_files_are_named(stock_file: Path, tmp_path: Path) -> None:
+def test_rows_55_56_unusable_files_are_named(stock_file: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"gone\.pth: no such checkpoint"):
         build_sam("tiny", checkpoint=tmp_path / "gone.pth")
     cut = tmp_path / "cut.pth"
     cut.write_bytes(stock_file.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"cut\.pth: 1000 bytes, truncated or damaged"):
         build_sam("tiny", checkpoint=cut)
-    empty = tmp_path / "empty.safetensors"
-    empty.touch()
-    with pytest.raises(ValueError, match=r"empty\.safetensors: 0 bytes, truncated or damaged"):
-        build_sam("tiny", checkpoint=empty)
+    for suffix in ("pth", "safetensors"):
+        empty = tmp_path / f"empty.{suffix}"
+        empty.touch()
+        with pytest.raises(ValueError, match=rf"empty\.{suffix}: 0 bytes, truncated or damaged"):
+            build_sam("tiny", checkpoint=empty)
+    save_file(torch.load(stock_file, weights_only=True), tmp_path / "cut.safetensors")
+    half = (tmp_path / "cut.safetensors").read_bytes()[:5000]
+    (tmp_path / "cut.safetensors").write_bytes(half)
+    with pytest.raises(ValueError, match=r"cut\.safetensors: 5000 bytes, truncated or damaged"):
+        build_sam("tiny", checkpoint=tmp_path / "cut.safetensors")
     other = tmp_path / "list.pth"
     torch.save([1, 2], other)
     with pytest.raises(ValueError, match=r"list\.pth: no state dict"):
@@ -103,7 +112,7 @@ class _Code:
         return print, ("a checkpoint ran code",)
 
 
-def test_code_in_a_checkpoint_is_not_run(
+def test_row_53_code_in_a_checkpoint_is_not_run(
     tmp_path: Path, tiny_sam: Build, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "code.pth"
@@ -113,7 +122,13 @@ def test_code_in_a_checkpoint_is_not_run(
     assert "ran code" not in capsys.readouterr().out
 
 
-def test_missing_and_not_finite_tensors_are_named(stock_file: Path, tmp_path: Path) -> None:
+def test_row_54_torch_is_new_enough_to_load_safely() -> None:
+    (torch_needed,) = [r for r in requires("medsam_tune") or [] if re.match(r"torch\W", r)]
+    assert Requirement(torch_needed).specifier.contains("2.10")
+    assert not Requirement(torch_needed).specifier.contains("2.9.1")
+
+
+def test_row_59_missing_and_not_finite_tensors_are_named(stock_file: Path, tmp_path: Path) -> None:
     state = torch.load(stock_file, weights_only=True)
     lost = dict(state)
     del lost["mask_decoder.iou_token.weight"]
