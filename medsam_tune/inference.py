@@ -130,8 +130,8 @@ def volume_inferer(
     ids = sorted(labels)
     if len(ids) != network.classes:
         raise DataError(
-            f"the model has {network.classes} classes, the data {len(ids)} labels "
-            f"({', '.join(map(str, ids))}); they must be those it was tuned for."
+            f"the model has {network.classes} classes, but {len(ids)} labels are given "
+            f"({', '.join(map(str, ids))}); expected those it was tuned for."
         )
     return ClassSliceInferer(ids, slice_batch)
 

@@ -18,6 +18,9 @@ from segment_anything.modeling import MaskDecoder
 from medsam_tune import cli
 from medsam_tune.data.datalist import find_cases, split_cases, write_datalist
 from medsam_tune.data.phantom import write_phantoms
+from medsam_tune.methods import apply_method
+from medsam_tune.methods.tuned import save_tuned
+from medsam_tune.runs import RunRecord, write_record
 from medsam_tune.sam.build import build_sam
 from medsam_tune.sam.encoder import fuse_qkv
 
@@ -81,10 +84,49 @@ def test_the_whole_job(tune: Tune, phantoms: Path, tmp_path: Path) -> None:
     assert code == 1
     assert "object 0: label 9 is not there; known: 1 (liver), 2 (spleen)" in err
     assert not mask.exists()
+    code, _, err = tune("predict", scan, "--run", run, "--output", mask)
+    assert code == 1
+    assert "the model segments what is prompted; give it a prompt file (--prompts)" in err
     code, out, _ = tune("export", "--run", run, "--output", tmp_path / "plain.safetensors")
     assert code == 0
+    assert "segment_anything has no nano of 64 pixels and 3 channels" in out
     stock = {k: v.shape for k, v in load_file(tmp_path / "plain.safetensors").items()}
     assert stock == {k: v.shape for k, v in fuse_qkv(_nano().state_dict()).items()}
+
+
+def test_export_formats(tune: Tune, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    sam = build_sam("nano", image_size=64)
+    sam.random_weights = False
+    save_tuned(apply_method(sam, "lora", rank=2), run / "tuned.safetensors", {1: "liver"})
+    record = RunRecord("d.json", "d.slices", None, {"name": "percentiles"}, 0.0, 0)
+    write_record(run, record)
+    code, _, err = tune("export", "--run", run, "--format", "peft", "--output", tmp_path / "p")
+    assert code == 0, err
+    assert (tmp_path / "p" / "adapter_config.json").is_file()
+    code, _, err = tune("export", "--run", run, "--format", "onnx", "--output", tmp_path / "o")
+    assert code == 0, err
+    assert json.loads((tmp_path / "o" / "model.json").read_text())["labels"] == {"1": "liver"}
+    for words, message in (
+        (("--format", "onnx", "--output", tmp_path / "o"), "o: is there already; delete it"),
+        (
+            ("--format", "tf", "--output", tmp_path / "t"),
+            "format 'tf' is unknown; known: sam, onnx",
+        ),
+        (("--output", tmp_path / "plain.bin"), "expected a name that ends in .pth or .safetensors"),
+    ):
+        code, _, err = tune("export", "--run", run, *words)
+        assert code == 1
+        assert message in err
+
+
+def test_no_prompt_is_an_overlay(tune: Tune, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[list[str], dict[str, object]]] = []
+    monkeypatch.setattr(cli, "run_bundle", lambda _, *rest: seen.append(rest))
+    tune("train", "lora", "--no-prompt", "--datalist", "d.json", "--output", "o")
+    tune("predict", "scan.nii.gz", "--run", "o", "--output", "mask.nii.gz")
+    assert seen[0][0] == ["train.yaml", "method_lora.yaml", "no_prompt.yaml"]
+    assert "prompts" not in seen[1][1]
 
 
 def _nano() -> torch.nn.Module:

@@ -228,7 +228,9 @@ def test_volume_inferer_is_the_models(tiny_sam: Build) -> None:
     inferer = volume_inferer(classes, {7: "b", 2: "a"})
     assert isinstance(inferer, ClassSliceInferer)
     assert inferer.labels.tolist() == [2, 7]
-    with pytest.raises(DataError, match=r"the model has 2 classes, the data 3 labels \(1, 2, 3\)"):
+    with pytest.raises(
+        DataError, match=r"the model has 2 classes, but 3 labels are given \(1, 2, 3\)"
+    ):
         volume_inferer(classes, [1, 2, 3])
 
 

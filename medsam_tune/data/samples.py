@@ -34,8 +34,8 @@ class SliceDataset(Dataset[dict[str, Any]]):
         labels: ids to take objects from.
         image_size: S, side of the model's input, pixels.
         objects: P, objects per sample, drawn with replacement from the labels present, on slices
-            that have any. None for models that need no prompt: the masks of all labels, present
-            or not, on all slices.
+            that have any. None for models that need no prompt: the masks of all labels, by
+            ascending id, present or not, on all slices.
         jitter: standard deviation of each box side's shift as a share of the box's side.
         augment: MONAI transform of `{"image": (C, H, W) float32 in [0, 1], "label": (1, H, W)
             float32}`, in the slice frame; its randomness is set by `set_random_state`.
@@ -54,7 +54,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
         augment: Augment | None = None,
     ) -> None:
         self.cases = list(cases)
-        self.labels = tuple(labels)
+        self.labels = tuple(sorted(labels))
         self.image_size = image_size
         self.objects = objects
         self.jitter = jitter

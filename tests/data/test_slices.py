@@ -264,6 +264,8 @@ def test_every_class_on_every_slice(prepared):
         for mask, label in zip(sample["masks"], (1, 2), strict=True):
             torch.testing.assert_close(mask[::2, ::2][:12, :10], ids == label)
     assert not data[0]["masks"].any()
+    turned = SliceDataset(prepared, {2: "spleen", 1: "liver"}, image_size=24, objects=None)
+    torch.testing.assert_close(turned[2]["masks"], data[2]["masks"])  # as the inferer orders them
     augmented = SliceDataset(
         prepared, LABELS, 24, objects=None, augment=RandFlipd(["image", "label"], 1.0, 1)
     )
