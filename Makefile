@@ -60,10 +60,9 @@ format: env ## rewrite what ruff can
 types: env ## mypy, strict, on the package
 	$(PY) -m mypy
 
-bench: env ## every benchmarks/bench_*.py
-	@scripts="$(sort $(wildcard benchmarks/bench_*.py))"; \
-	[ -n "$$scripts" ] || { echo "make bench: no benchmarks/bench_*.py" >&2; exit 1; }; \
-	for script in $$scripts; do echo "== $$script"; $(PY) $$script; done
+bench: env ## timings beside stock segment-anything: attention, and one training step of every method
+	$(PY) benchmarks/attention.py
+	$(PY) benchmarks/training_step.py
 
 docs: env ## API pages from the docstrings, into build/docs
 	$(PY) -m pdoc --docformat google --output-directory build/docs medsam_tune

@@ -75,8 +75,9 @@ def _relative(rel_pos: Tensor, size: int) -> Tensor:
 def _attend(q: Tensor, k: Tensor, v: Tensor, row: Tensor, col: Tensor) -> Tensor:
     """Scaled dot-product attention plus relative positions, by the variant that measures best.
 
-    `benchmarks/attention.py` measures them. On a CPU the bias wins where nothing is trained; where
-    gradients flow through, and on a GPU, folding does, since no N x N matrix is kept.
+    `benchmarks/attention.py` measures them. On a CPU the bias wins where nothing is trained, and
+    folding where gradients flow through, since no N x N matrix is kept. A GPU folds always: there
+    it is what flash kernels take (not measured yet).
 
     Args:
         q: (B, heads, N, head width) float; k and v alike.
