@@ -164,7 +164,11 @@ def export(
     else:
         export_sam(model, output)
         base = model.base
-        typer.echo(f"{output}: a plain {base.name}, normalisation {base.normalisation!r}")
+        typer.echo(f"{output}: a plain {base.name}")
+        if base.normalisation == "medsam":
+            typer.echo(
+                "it takes images in [0, 1], as MedSAM's own code does; SamPredictor does not"
+            )
         if not is_stock(model):
             typer.echo(
                 f"segment_anything has no {base.name} of {base.image_size} pixels and "

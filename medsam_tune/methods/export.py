@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from medsam_tune.files import folder_written_whole, written_whole
@@ -105,7 +106,8 @@ def export_onnx(
         "labels": {str(k): v for k, v in (labels or {}).items()},
     }
     with torch.no_grad(), folder_written_whole(folder) as beside:
-        embedding = plain.encode(image)
+        prompts = plain.prompt_encoder
+        embedding = torch.rand(1, prompts.embed_dim, *prompts.image_embedding_size)
         _onnx(_Encoder(plain), {"image": image}, {"embedding": "B"}, beside / "encoder.onnx")
         inputs = {"embedding": embedding}
         if not plain.classes:
@@ -166,4 +168,6 @@ def _merged(model: PromptableSam) -> PromptableSam:
         if isinstance(module, BaseTunerLayer):
             module.merge()
             merged.set_submodule(name, module.get_base_layer())
+        elif isinstance(module, ModulesToSaveWrapper):
+            merged.set_submodule(name, module.modules_to_save[module.active_adapters[0]])
     return merged

@@ -126,7 +126,7 @@ class TinyAttention(nn.Module):
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         bias = self.attention_biases[:, self.offsets].to(q.dtype)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.expand(len(q), -1, -1, -1))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None])
         return self.proj(out.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 

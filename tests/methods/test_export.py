@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -196,6 +197,34 @@ def test_onnxruntime_gives_the_same_logits(
         assert relative_difference(torch.tensor(embedding), expected) < 1e-3
         assert relative_difference(torch.tensor(logits), wanted) < 1e-3
         assert relative_difference(torch.tensor(quality), score) < 1e-3
+
+
+def test_onnx_of_tiny_vit_takes_any_batch(tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that its weights are random
+        sam = build_sam("vit_t", image_size=64)
+    encoder = runtime.InferenceSession(export_onnx(sam, tmp_path / "onnx") / "encoder.onnx")
+    for images in (1, 3):
+        image = torch.rand(images, 3, 64, 64)
+        (embedding,) = encoder.run(None, {"image": image.numpy()})
+        with torch.no_grad():
+            assert relative_difference(torch.tensor(embedding), sam.encode(image)) < 1e-3
+
+
+def test_layers_that_peft_saves_whole_are_exported(tiny_sam: Build, tmp_path: Path) -> None:
+    sam = apply_method(tiny_sam(), "lora", rank=2, modules_to_save=["iou_prediction_head"])
+    with torch.no_grad():
+        for parameter in sam.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+    path = export_sam(sam, tmp_path / "plain.pth")
+    image, boxes = image_and_boxes()
+    with torch.no_grad():
+        wanted = sam.eval()(image, boxes, return_quality=True)
+        found = build_sam("tiny", checkpoint=path)(image, boxes, return_quality=True)
+    for a, b in zip(found, wanted, strict=True):
+        assert relative_difference(a, b) < 1e-5
 
 
 def test_onnx_folder_is_whole_or_not_there(
