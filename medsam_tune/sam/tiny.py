@@ -2,8 +2,8 @@
 
 A few million parameters of convolutions and windowed attention instead of SAM's ViT: for a clinic
 without a GPU. Names and numbers are those of the two projects' checkpoints, but for the split of
-`qkv`. (timm's TinyViT halves the resolution before its last stage and keeps it here in neither
-project, so its layers do not fit.)
+`qkv`. (timm's TinyViT has the same layers under other names and no neck, and halves the
+resolution before its last stage, which these two do not: its weights are no checkpoint of them.)
 
 References:
     Wu et al., "TinyViT: Fast Pretraining Distillation for Small Vision Transformers", ECCV 2022.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from tests.methods.test_methods import train
 
 # From the two projects' own code, built without weights: the image encoder's tensors.
 COUNTS = {"vit_t": 302, "vit_t_lite": 298}  # MobileSAM has four more of an unused classifier
+PARAMETERS = {"vit_t": 5_743_892, "vit_t_lite": 5_726_740}  # without that classifier
 SHAPES = {
     "layers.0.blocks.1.conv2.c.weight": (256, 1, 3, 3),
     "layers.0.downsample.conv2.bn.running_var": (128,),
@@ -29,12 +31,25 @@ SHAPES = {
     "layers.2.blocks.5.attn.norm.weight": (160,),
     "layers.2.blocks.5.local_conv.bn.num_batches_tracked": (),
     "layers.2.downsample.conv2.c.weight": (320, 1, 3, 3),
+    "layers.3.blocks.0.attn.attention_biases": (10, 49),
     "layers.3.blocks.1.attn.proj.weight": (320, 320),
     "layers.3.blocks.1.mlp.fc1.weight": (1280, 320),
     "neck.0.weight": (256, 320, 1, 1),
     "neck.3.bias": (256,),
 }
 FIRST = {"vit_t": (32, 3, 3, 3), "vit_t_lite": (32, 3, 1, 1)}
+# Eight values, evenly spread, of the embedding that the two projects' own code makes of `drawn`
+# weights and image: name -> (side of the image, values).
+EMBEDDINGS = {
+    "vit_t": (
+        96,
+        [1.146861, 0.206876, -0.158902, -0.264547, 1.177727, 0.057924, 0.33601, -2.702633],
+    ),
+    "vit_t_lite": (
+        32,
+        [1.709474, 0.442368, 0.571047, -0.619285, 1.45841, -0.65856, -0.574193, -2.575007],
+    ),
+}
 both = pytest.mark.parametrize("name", COUNTS)
 
 
@@ -53,6 +68,40 @@ def tiny(name: str, image_size: int) -> PromptableSam:
     return sam
 
 
+def drawn(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights for the names and shapes of a published encoder, without its classifier.
+
+    From NumPy's `RandomState`, whose numbers never change between releases.
+    """
+    draw = np.random.RandomState(0)
+    out = {}
+    for key, shape in sorted((k, v.shape) for k, v in state.items() if "head" not in k):
+        value = torch.from_numpy(np.asarray(draw.uniform(-1, 1, shape))).float()
+        if key.endswith("num_batches_tracked"):
+            value = torch.zeros((), dtype=torch.long)
+        elif "running_var" in key or (len(shape) == 1 and key.endswith("weight")):
+            value = 1 + value / 2
+        elif len(shape) > 1 and "attention_biases" not in key:
+            value = value * (6 / shape[1:].numel()) ** 0.5
+        out[key] = value
+    return out
+
+
+@both
+def test_embedding_is_that_of_the_projects_own_code(name: str) -> None:
+    size, expected = EMBEDDINGS[name]
+    encoder = TinyViT(size, reduction=4 if name == "vit_t" else 1).eval()
+    own = {f"image_encoder.{k}": v for k, v in encoder.state_dict().items()}
+    published = split_tiny(drawn(fuse_tiny(own)))
+    encoder.load_state_dict({k.removeprefix("image_encoder."): v for k, v in published.items()})
+    image = torch.from_numpy(np.random.RandomState(1).uniform(-2, 2, (1, 3, size, size))).float()
+    with torch.no_grad():
+        embedding = encoder(image).flatten()
+    # The order of float32 sums moves values of this size by 5e-6, GELU's tanh form by 4e-5.
+    found = embedding[:: len(embedding) // 8].tolist()
+    assert found == pytest.approx(expected, rel=0, abs=2e-5)
+
+
 @both
 def test_published_checkpoints_have_these_tensors(name: str) -> None:
     with torch.device("meta"):
@@ -67,6 +116,9 @@ def test_published_checkpoints_have_these_tensors(name: str) -> None:
     assert encoder["patch_embed.seq.0.c.weight"] == FIRST[name]
     assert {k: encoder[k] for k in SHAPES} == SHAPES
     assert ("head.weight" in encoder) is (name == "vit_t")
+    with torch.device("meta"):
+        parameters = build_sam(name).image_encoder.parameters()
+    assert sum(p.numel() for p in parameters) == PARAMETERS[name]
 
 
 @both
@@ -104,6 +156,15 @@ def test_qkv_of_a_head_stand_together_in_published_layers() -> None:
         found = F.linear(x, split[f"{prefix}{p}_proj.weight"], split[f"{prefix}{p}_proj.bias"])
         assert torch.allclose(found.view(5, heads, -1), per_head[:, :, i], atol=1e-6)
     assert split_tiny(split).keys() == split.keys()
+
+
+def test_split_and_fuse_are_inverse() -> None:
+    with torch.device("meta"):
+        shapes = fuse_tiny(build_sam("vit_t_lite").state_dict())
+    published = {k: v for k, v in drawn(shapes).items() if k.startswith("image_encoder.")}
+    again = fuse_tiny(split_tiny(published))
+    assert again.keys() == published.keys()
+    assert all(torch.equal(again[k], v) for k, v in published.items())
 
 
 def test_attention_equals_its_formula() -> None:
