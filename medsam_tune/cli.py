@@ -178,15 +178,18 @@ def export(
 
 @app.command()
 def download(
-    model: Annotated[str, typer.Argument(help="vit_t, vit_b, vit_l or vit_h.")],
+    name: Annotated[str, typer.Argument(help="vit_t, vit_b, vit_l, vit_h or medsam.")],
     output: Annotated[Path, typer.Option(help="Folder for the file.")] = Path("checkpoints"),
     bundle: Annotated[str, typer.Option(help="Name of a bundle, or its folder.")] = "volume",
 ) -> None:
-    """Fetch a published checkpoint and check its sha256. Nothing is ever fetched unasked."""
-    path = weights.download(model, bundle_folder(bundle), output)
-    typer.echo(f"{path}: sha256 as published. For example:")
+    """Fetch a published checkpoint and check its hash. Nothing is ever fetched unasked."""
+    entry = weights.choose(name, bundle_folder(bundle))
+    path, kept = weights.download(entry, output)
+    typer.echo(f"{path}: {'was there' if kept else 'fetched'}, its {entry.hash_type} as published.")
+    recipe = "lora" if bundle == "volume" else f"lora --bundle {shlex.quote(bundle)}"
     typer.echo(
-        f"medsam-tune train lora --model {model} --checkpoint {path} --datalist D --output O"
+        f"medsam-tune train {recipe} {entry.options} --checkpoint {shlex.quote(str(path))} "
+        "--datalist datalist.json --output runs/lora"
     )
 
 
@@ -321,8 +324,8 @@ _USER_ERRORS = (DataError, ValueError, FileNotFoundError, FileExistsError, Float
 
 
 def _user_error(error: BaseException) -> BaseException:
-    """The innermost cause: MONAI wraps what an object raises while a config is read."""
-    while error.__cause__ is not None:
+    """What a user can mend in a chain of causes: MONAI wraps what comes from a config's objects."""
+    while error.__cause__ is not None and not isinstance(error, _USER_ERRORS):
         error = error.__cause__
     return error
 
