@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from monai.losses import DiceCELoss
+from monai.losses import DiceLoss
 from torch import Tensor, nn
 
 
@@ -18,14 +18,29 @@ class MaskLoss(nn.Module):
         Ma et al., "Segment anything in medical images", Nature Communications 2024.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.loss = DiceCELoss(sigmoid=True)
-
     def forward(self, logits: Tensor, masks: Tensor) -> Tensor:
         """(B, P, h, w) float logits and (B, P, S, S) bool masks -> scalar."""
-        flat = (-1, 1, *logits.shape[-2:])
-        return self.loss(logits.float().reshape(flat), _shares(masks, logits).reshape(flat))  # type: ignore[no-any-return]
+        return mask_losses(logits, shares(masks, logits)).mean()
+
+
+def mask_losses(logits: Tensor, target: Tensor) -> Tensor:
+    """Dice and cross-entropy, each with weight 1, of each mask.
+
+    Args:
+        logits: (..., h, w) float.
+        target: (..., h, w) float in [0, 1].
+
+    Returns:
+        (...) float.
+    """
+    logits, target = logits.float(), target.expand_as(logits)
+    flat = (-1, 1, *logits.shape[-2:])
+    dice = _DICE(logits.reshape(flat), target.reshape(flat)).reshape(logits.shape[:-2])
+    entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean((-1, -2))
+    return dice + entropy  # type: ignore[no-any-return]
+
+
+_DICE = DiceLoss(sigmoid=True, reduction="none")
 
 
 class ClassLoss(nn.Module):
@@ -63,7 +78,7 @@ class ClassLoss(nn.Module):
         return loss
 
 
-def _shares(masks: Tensor, logits: Tensor) -> Tensor:
-    """(B, P, S, S) bool -> (B, P, h, w) float in [0, 1], at the logits' resolution."""
+def shares(masks: Tensor, logits: Tensor) -> Tensor:
+    """(B, P, S, S) bool -> (B, P, h, w) float: how much of each logit's pixels is inside."""
     h, w = logits.shape[-2:]
     return F.adaptive_avg_pool2d(masks.float(), (h, w))

@@ -40,14 +40,18 @@ def boxes_from_masks(
 
 
 def jitter_boxes(
-    boxes: Tensor, size: tuple[int, int], jitter: float, generator: torch.Generator | None = None
+    boxes: Tensor,
+    size: tuple[int, int],
+    jitter: float | Tensor,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """Move each side of each box by a normal share of the box's side, in or out.
 
     Args:
         boxes: (..., 4) float XYXY, upper bounds exclusive.
         size: (H, W) of the frame, pixels.
-        jitter: standard deviation of the shift as a share of the box's width or height.
+        jitter: standard deviation of the shift as a share of the box's width or height; one for
+            all, or (..., 1) float for each.
         generator: source of randomness; the global one if None.
 
     Returns:
@@ -61,6 +65,34 @@ def jitter_boxes(
     lower = torch.minimum(moved[..., :2].clamp(min=0), limit - 1)
     upper = torch.minimum(torch.maximum(moved[..., 2:], lower + 1), limit)
     return torch.cat([lower, upper], dim=-1)
+
+
+def points_in_masks(
+    masks: Tensor, count: int = 1, *, generator: torch.Generator | None = None
+) -> Tensor:
+    """Points drawn evenly from the pixels of binary masks, with replacement.
+
+    Args:
+        masks: (..., H, W) bool, or float weights of pixels; none of them empty.
+        count: N points in each.
+        generator: source of randomness; the global one if None.
+
+    Returns:
+        (..., N, 2) float32 XY, the middles of pixels, in the masks' frame.
+
+    Raises:
+        ValueError: an empty mask, naming its index.
+    """
+    weights = masks.flatten(-2).float()
+    empty = ~(weights > 0).any(-1)
+    if empty.any():
+        raise ValueError(
+            f"mask {tuple(empty.nonzero()[0].tolist())} is empty; no point lies in it."
+        )
+    flat = torch.multinomial(weights.flatten(0, -2), count, replacement=True, generator=generator)
+    w = masks.shape[-1]
+    points = torch.stack([flat % w, flat // w], -1) + 0.5
+    return points.view(*masks.shape[:-2], count, 2)
 
 
 @dataclass(frozen=True)

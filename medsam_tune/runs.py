@@ -61,7 +61,7 @@ def refuse_other_run(output_dir: str | Path, resume: bool = False) -> None:
     Raises:
         DataError: the folder holds a run and `resume` is not set, or the reverse.
     """
-    there = (Path(output_dir) / _RECORD).is_file()
+    there = any((Path(output_dir) / name).is_file() for name in (_RECORD, "last.pt"))
     if there and not resume:
         raise DataError(
             f"{output_dir}: holds a run already; choose another output folder, delete it, or "

@@ -302,7 +302,8 @@ class KeepLast:
     before it writes the new one.
 
     Args:
-        record: written when training starts, so that a run that never did leaves none.
+        record: written when training starts, so that a run that never did leaves none; None if
+            nothing is to be evaluated by it.
         to_save: name -> object with `state_dict`; the trainer itself is added as `trainer`.
         folder: where `run.json` and `last.pt` go.
         resume: load the checkpoint that lies there before the first epoch.
@@ -310,7 +311,7 @@ class KeepLast:
 
     def __init__(
         self,
-        record: RunRecord,
+        record: RunRecord | None,
         to_save: Mapping[str, Any],
         folder: str | Path,
         resume: bool = False,
@@ -330,5 +331,7 @@ class KeepLast:
         def save() -> None:
             saver({name: part.state_dict() for name, part in everything.items()}, "last.pt")
 
-        engine.add_event_handler(Events.STARTED, lambda _: write_record(self.folder, self.record))
+        if self.record is not None:
+            record = self.record
+            engine.add_event_handler(Events.STARTED, lambda _: write_record(self.folder, record))
         engine.add_event_handler(Events.EPOCH_COMPLETED, save)

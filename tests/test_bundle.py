@@ -11,12 +11,14 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from monai.bundle import verify_metadata, verify_net_in_out
 from safetensors.torch import load_file
 
 from medsam_tune.data.datalist import find_cases, read_datalist, split_cases, write_datalist
 from medsam_tune.data.phantom import write_phantoms
 from medsam_tune.methods import METHODS
+from medsam_tune.sam.build import build_sam
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "sam_volume"
 SMALL = ("--image_size", "64", "--epochs", "1", "--num_workers", "0", "--warmup_steps", "2")
@@ -85,6 +87,31 @@ def test_no_prompt_from_training_to_a_mask(datalist: Path, tmp_path: Path) -> No
     done = bundle_run(["inference.yaml"], "--run_dir", run, "--scan", scan, "--output", mask)
     assert done.returncode == 0, done.stderr
     assert nib.load(mask).shape == nib.load(scan).shape
+
+
+def test_pretraining_in_pieces(tmp_path: Path) -> None:
+    """Resumed after its first epoch it ends where it ends in one go, and its weights load."""
+    small = ("--image_size", 64, "--steps", 3, "--batch_size", 2, "--objects", 2, "--exam", 1)
+    folders = tmp_path / "whole", tmp_path / "pieces"
+    for folder, *more in (
+        (folders[0], "--epochs", 2),
+        (folders[1], "--epochs", 1, "--lr_scheduler::t_total", 6),
+        (folders[1], "--epochs", 2, "--resume", True),
+    ):
+        done = bundle_run(["pretrain.yaml"], "--output_dir", folder, *small, *more)
+        assert done.returncode == 0, done.stderr
+        assert "dice_box" in done.stderr
+    whole, pieces = (load_file(folder / "weights.safetensors") for folder in folders)
+    for key, value in whole.items():
+        assert torch.equal(value, pieces[key]), key
+    sam = build_sam("nano", folders[0] / "weights.safetensors", image_size=64)
+    assert not torch.equal(
+        sam.mask_decoder.iou_token.weight,
+        build_sam("nano", "random", image_size=64).mask_decoder.iou_token.weight,
+    )
+    done = bundle_run(["pretrain.yaml"], "--output_dir", folders[0], *small)
+    assert done.returncode != 0
+    assert "holds a run already" in done.stderr
 
 
 def test_overrides_reach_the_method(lora_run: Path) -> None:

@@ -25,12 +25,13 @@ from medsam_tune.sam.tiny import TinyViT, fuse_tiny
 OPSET = 17
 
 
-def export_sam(model: PromptableSam, path: str | Path) -> Path:
+def export_sam(model: PromptableSam, path: str | Path, half: bool = False) -> Path:
     """Write a tuned model as a plain SAM checkpoint: stock layout, nothing of ours in it.
 
     Args:
         model: tuned by "decoder", "full" or "lora"; LoRA is merged in a copy.
         path: of the checkpoint, .pth (what `sam_model_registry` opens) or .safetensors.
+        half: store float16, half the size; whoever loads it computes in float32 as before.
 
     Returns:
         the path; `build_sam(name, checkpoint=path)` loads it, and `segment_anything` does if
@@ -53,7 +54,8 @@ def export_sam(model: PromptableSam, path: str | Path) -> Path:
         )
     state = _merged(model).state_dict()
     fuse = fuse_tiny if isinstance(model.image_encoder, TinyViT) else fuse_qkv
-    tensors = {k: v.cpu().contiguous() for k, v in fuse(state).items()}
+    dtype = torch.float16 if half else torch.float32
+    tensors = {k: v.to("cpu", dtype).contiguous() for k, v in fuse(state).items()}
     refuse_not_finite(tensors, str(path))
     if path.suffix == ".safetensors":
         write_safetensors(tensors, path, metadata=None)

@@ -88,7 +88,8 @@ def build_sam(
     Args:
         name: a key of `ARCHITECTURES`, e.g. "nano" or "vit_b" (or an `Architecture` of your own).
         checkpoint: of SAM, MedSAM, MobileSAM ("vit_t"), LiteMedSAM ("vit_t_lite") or exported
-            here; loaded strictly. Without one the weights are random (nano: always the same ones).
+            here; loaded strictly. Without one, or with "random", the weights are random,
+            from a fixed seed.
         image_size: side S of the input, a multiple of 16; positions are interpolated when it
             differs from the native size.
         in_channels: image channels; the first layer is inflated when it is not 3.
@@ -110,7 +111,8 @@ def build_sam(
     if in_channels < 1:
         raise ValueError(f"in_channels is {in_channels}; expected at least 1.")
     state = None
-    if checkpoint is not None:
+    random = checkpoint == "random"
+    if checkpoint is not None and not random:
         state = read_checkpoint(checkpoint, arch)
         arch = _at_size_of(state, arch)
     with torch.random.fork_rng(devices=[]):
@@ -129,13 +131,13 @@ def build_sam(
             )
         _inflate(encoder, stored)
         parts.load_state_dict(state)
-    elif arch.name != "nano" and not _is_meta(parts):
+    elif not random and arch.name != "nano" and not _is_meta(parts):
         warnings.warn(f"{arch.name} without a checkpoint has random weights.", stacklevel=2)
     _resize(encoder, prompt_encoder, size, arch.stride)
     _inflate(encoder, in_channels)
     encoder.gradient_checkpointing = gradient_checkpointing
     sam = PromptableSam(encoder, prompt_encoder, decoder, in_channels, normalisation)
-    sam.random_weights = checkpoint is None and not _is_meta(sam)
+    sam.random_weights = state is None and not _is_meta(sam)
     sam.base = BaseModel(arch.name, size, in_channels, normalisation, fingerprint(sam))
     return sam.eval()
 
@@ -229,10 +231,10 @@ def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
 
 def _architecture_of(state: Mapping[str, Tensor]) -> str | None:
     """The name of the architecture that a state dict's first layer is of."""
-    vit = state.get("image_encoder.patch_embed.proj.weight")
+    vit = state.get("image_encoder.pos_embed")
     if vit is not None:
         widths = {a.width: a.name for a in ARCHITECTURES.values() if a.encoder == "vit"}
-        return widths.get(vit.shape[0])
+        return widths.get(vit.shape[-1])
     tiny = state.get("image_encoder.patch_embed.seq.0.c.weight")
     if tiny is not None:
         return "vit_t" if tiny.shape[-1] == 3 else "vit_t_lite"
@@ -250,7 +252,7 @@ def _at_size_of(state: Mapping[str, Tensor], arch: Architecture) -> Architecture
     positions = state.get("image_encoder.pos_embed")
     if positions is None or positions.ndim != 4:
         return arch  # the comparison of names and shapes says what is wrong
-    return replace(arch, image_size=positions.shape[1] * PATCH)
+    return replace(arch, image_size=positions.shape[1] * arch.stride)
 
 
 def _parts(arch: Architecture) -> tuple[ImageEncoder | TinyViT, PromptEncoder, MaskDecoder]:
@@ -261,7 +263,7 @@ def _parts(arch: Architecture) -> tuple[ImageEncoder | TinyViT, PromptEncoder, M
     else:
         encoder = ImageEncoder(
             img_size=arch.image_size,
-            patch_size=PATCH,
+            patch_size=arch.stride,
             embed_dim=arch.width,
             depth=arch.depth,
             num_heads=arch.heads,

@@ -72,9 +72,9 @@ def predict_masks(
     image_pe: Tensor,
     sparse: Tensor,
     absent: Tensor | None = None,
-    mask: int = 0,
+    which: slice = slice(0, 1),
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Stock `MaskDecoder.predict_masks` for N (image, prompt) pairs and one of its masks.
+    """Stock `MaskDecoder.predict_masks` for N (image, prompt) pairs and M of its four masks.
 
     Args:
         decoder: a stock decoder with `DecoderAttention` (and perhaps adapted layers).
@@ -82,10 +82,10 @@ def predict_masks(
         image_pe: (1, D, h, w) positional encoding.
         sparse: (N, T, D) prompt tokens.
         absent: (N, T) bool, True for tokens that only fill up the batch; None if all are there.
-        mask: which of the decoder's masks; 0 is the single-mask output.
+        which: of the decoder's masks; the first is the single-mask output.
 
     Returns:
-        logits (N, 4h, 4w), quality (N,), and the quality token (N, D) that it was read from.
+        logits (N, M, 4h, 4w), quality (N, M), and the quality token (N, D) that it was read from.
     """
     n, d, h, w = image.shape
     own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
@@ -101,9 +101,11 @@ def predict_masks(
         seen,
     )
     upscaled = decoder.output_upscaling(image.transpose(1, 2).reshape(n, d, h, w))
-    weights = decoder.output_hypernetworks_mlps[mask](hidden[:, 1 + mask])  # (N, D/8)
-    logits = torch.einsum("nd,ndhw->nhw", weights, upscaled)
-    return logits, decoder.iou_prediction_head(hidden[:, 0])[:, mask], hidden[:, 0]
+    heads = list(decoder.output_hypernetworks_mlps)[which]
+    own_tokens = hidden[:, 1 : len(own)][:, which].unbind(1)
+    weights = torch.stack([head(x) for head, x in zip(heads, own_tokens, strict=True)], 1)
+    logits = torch.einsum("nmd,ndhw->nmhw", weights, upscaled)
+    return logits, decoder.iou_prediction_head(hidden[:, 0])[:, which], hidden[:, 0]
 
 
 def _two_way(

@@ -188,6 +188,37 @@ class PromptableSam(nn.Module):
         Raises:
             ValueError: prompts of different B or P, or points without labels.
         """
+        given = (boxes, points, point_labels, masks)
+        logits, quality = self.decode_masks(embedding, *given, which=slice(0, 1))
+        return logits.squeeze(2), quality.squeeze(2)
+
+    def decode_masks(
+        self,
+        embedding: Tensor,
+        boxes: Tensor | None = None,
+        points: Tensor | None = None,
+        point_labels: Tensor | None = None,
+        masks: Tensor | None = None,
+        which: slice = slice(1, 4),
+    ) -> tuple[Tensor, Tensor]:
+        """Several masks for each prompt, for a point that may mean a part or the whole.
+
+        Args:
+            embedding: as for `decode`.
+            boxes: as there.
+            points: as there.
+            point_labels: as there.
+            masks: as there.
+            which: of the decoder's four masks: the first is `decode`'s, the other three are what
+                SAM calls the multi-mask output.
+
+        Returns:
+            logits: (B, P, M, 4G, 4G) float.
+            quality: (B, P, M) float; the mask with the highest is the one to take.
+
+        Raises:
+            ValueError: as `decode`.
+        """
         prompts = self._prompt_count(embedding.shape[0], boxes, points, point_labels, masks)
         count = embedding.shape[0] * prompts
         sparse, dense, absent = embed_prompts(
@@ -205,9 +236,10 @@ class PromptableSam(nn.Module):
             self.prompt_encoder.get_dense_pe(),
             sparse,
             absent,
+            which,
         )
         if self.learned is not None and self.learned.classes:
-            quality = quality + self.learned.presence(token)
+            quality = quality + self.learned.presence(token)[:, None]
         return logits.unflatten(0, (-1, prompts)), quality.unflatten(0, (-1, prompts))
 
     def forward(
