@@ -19,6 +19,7 @@ from medsam_tune.scenes.fields import smooth_field
 
 # Kinds of scenes and how often each is drawn.
 KINDS = {"body": 0.5, "crop": 0.2, "cells": 0.1, "aerial": 0.12, "page": 0.08}
+_BODY, _CROP, _CELLS, _AERIAL, _PAGE = range(5)
 LAYERS = 16
 CELLS = 6  # of a lattice of cells, those that can be asked for
 _LATTICE = 12  # most cells along a side
@@ -34,7 +35,6 @@ class Layers:
         kind: (B,) int64 index into `KINDS`.
         anchor: (B, K + 1) int64 the layer that one was placed in or beside.
         parent: (B, K + 1) int64 the layer that one is a part of; 0 for none.
-        inside: (B, K + 1) bool, placed in its anchor rather than beside it.
         active: (B, K + 1) bool.
         x, y, a, b, angle: (B, K + 1) float centre, half axes and turn.
         square: (B, K + 1) float 0 for an ellipse, 1 for a rectangle.
@@ -46,7 +46,6 @@ class Layers:
     kind: Tensor
     anchor: Tensor
     parent: Tensor
-    inside: Tensor
     active: Tensor
     x: Tensor
     y: Tensor
@@ -72,103 +71,119 @@ class Layers:
 
 def plan_layers(draw: Draw, count: int) -> Layers:
     """Choose the shapes of `count` scenes."""
-    b, k = count, LAYERS + 1
     edges = torch.tensor(list(KINDS.values())).cumsum(0)[:-1].to(draw.device)
-    kind = torch.bucketize(draw.uniform(b), edges)
-    made = (kind == 3) | (kind == 4)  # man-made
-    page = kind == 4
-    man, sheet = made[:, None], page[:, None]
-    aspect = draw.log_uniform(b, k, low=1, high=3)
-    tube = draw.chance(b, k, p=0.18) & ~sheet
-    clones = draw.chance(b, p=0.25)[:, None]  # many of one size
-    one_size = draw.log_uniform(b, 1, low=0.05, high=0.25)
+    kind = torch.bucketize(draw.uniform(count), edges)
+    tube = draw.chance(count, LAYERS + 1, p=0.18) & (kind != _PAGE)[:, None]
+    layers = _outlines(draw, kind, tube)
+    clones = draw.chance(count, p=0.25)  # objects of one size
+    one_size = draw.log_uniform(count, low=0.05, high=0.25)
+    one_size = torch.where(clones, one_size, torch.nan)
+    for i in range(1, LAYERS + 1):
+        _place(draw, layers, i, tube[:, i], one_size)
+        if i == 1:
+            _make_trunk(draw, layers)
+    return layers
+
+
+def _outlines(draw: Draw, kind: Tensor, tube: Tensor) -> Layers:
+    """Everything but where the layers are and how large."""
+    b, k = tube.shape
+    page = (kind == _PAGE)[:, None]
+    made = (kind == _AERIAL)[:, None] | page
     turn = draw.uniform(b, k, high=math.pi)
     quarter = draw.uniform(b, 1, high=math.pi) + draw.integer(b, k, high=2) * (math.pi / 2)
-    turn = torch.where(man, quarter + 0.02 * draw.normal(b, k), turn)
-    turn = torch.where(sheet, 0.0, turn)
+    turn = torch.where(made, quarter + 0.02 * draw.normal(b, k), turn)
     square = draw.uniform(b, k) ** 2 * 0.8
-    square = torch.where(man, 1 - 0.1 * draw.uniform(b, k), square)
     texture = draw.integer(b, k, high=len(_ROUGH))
-    rough = draw.log_uniform(b, k, low=0.02, high=0.35) * ~man
+    rough = draw.log_uniform(b, k, low=0.02, high=0.35) * ~made
     rough = rough * torch.tensor(list(_ROUGH.values()), device=draw.device)[texture]
-    ring = torch.where(
-        draw.chance(b, k, p=0.1) & ~sheet, draw.log_uniform(b, k, low=0.1, high=0.5), _OFF
-    )
-    bitten = draw.chance(b, k, p=0.25) & ~sheet
+    hollow = draw.chance(b, k, p=0.1) & ~page & ~tube
+    bitten = draw.chance(b, k, p=0.25) & ~page & ~tube
     place = draw.uniform(b, k, 2, low=-1.1, high=1.1)
-    bite = torch.stack(
-        [
-            *torch.where(bitten[..., None], place, _OFF).unbind(-1),
-            draw.uniform(b, k, low=0.3, high=0.9),
-        ],
-        -1,
-    )
-    layers = Layers(
+    nothing, zeros = torch.zeros(b, k, dtype=torch.long, device=draw.device), tube.float() * 0
+    return Layers(
         kind=kind,
-        anchor=torch.zeros(b, k, dtype=torch.long, device=draw.device),
-        parent=torch.zeros(b, k, dtype=torch.long, device=draw.device),
-        inside=torch.ones(b, k, dtype=torch.bool, device=draw.device),
+        anchor=nothing,
+        parent=nothing.clone(),
         active=torch.arange(k, device=draw.device) <= draw.uniform(b, 1, low=6, high=k + 2),
-        x=torch.zeros(b, k, device=draw.device),
-        y=torch.zeros(b, k, device=draw.device),
-        a=torch.ones(b, k, device=draw.device),
-        b=torch.ones(b, k, device=draw.device),
-        angle=turn,
-        square=square,
-        bend=draw.normal(b, k) * 0.35 * draw.chance(b, k, p=0.4) * ~sheet,
-        rough=rough,
-        ring=ring,
-        bite=bite,
+        x=zeros,
+        y=zeros.clone(),
+        a=zeros + 1,
+        b=zeros + 1,
+        angle=torch.where(page, 0.0, turn),
+        square=torch.where(made, 1 - 0.1 * draw.uniform(b, k), square),
+        bend=draw.normal(b, k) * 0.35 * draw.chance(b, k, p=0.4) * ~page,
+        rough=torch.where(tube, 0.5 * rough, rough),
+        ring=torch.where(hollow, draw.log_uniform(b, k, low=0.1, high=0.5), _OFF),
+        bite=torch.cat(
+            [
+                torch.where(bitten[..., None], place, _OFF),
+                draw.uniform(b, k, 1, low=0.3, high=0.9),
+            ],
+            -1,
+        ),
         texture=texture,
     )
+
+
+def _place(draw: Draw, layers: Layers, i: int, tube: Tensor, one_size: Tensor) -> None:
+    """Put layer i in or beside an earlier one, its anchor; 0 is the whole image.
+
+    Args:
+        draw: source of randomness.
+        layers: filled up to i - 1, changed in place.
+        i: which layer.
+        tube: (B,) bool, long and thin.
+        one_size: (B,) float that all objects of a scene have, NaN for sizes of their own.
+    """
+    b = len(tube)
     rows = torch.arange(b, device=draw.device)
-    for i in range(1, k):
-        j = (draw.uniform(b) ** 1.3 * i).long()  # an earlier layer, the large ones more often
-        j = torch.where(made, 0, j)
-        inside = draw.chance(b, p=0.65) | (j == 0)
-        other = (layers.a[rows, j] * layers.b[rows, j]).sqrt()
-        size = other * draw.log_uniform(b, low=0.1, high=0.65)
-        size = torch.where(inside, size, other * draw.log_uniform(b, low=0.4, high=1.4))
-        size = torch.where(j == 0, draw.log_uniform(b, low=0.06, high=0.7), size)
-        size = torch.where(
-            clones[:, 0], one_size[:, 0] * draw.log_uniform(b, low=0.8, high=1.25), size
-        )
-        size = size.clamp(0.035, 1.0)
-        direction = draw.uniform(b, high=2 * math.pi)
-        away = torch.where(inside, 0.55 * other * draw.uniform(b).sqrt(), other + 0.8 * size)
-        x = layers.x[rows, j] + away * direction.cos()
-        y = layers.y[rows, j] + away * direction.sin()
-        free = j == 0
-        x = torch.where(free, draw.uniform(b, low=-0.95, high=0.95), x)
-        y = torch.where(free, draw.uniform(b, low=-0.95, high=0.95), y)
-        stretch = aspect[:, i].sqrt()
-        a, c = size * stretch, size / stretch
-        thin = torch.minimum(draw.log_uniform(b, low=0.02, high=0.12), size * 0.5)
-        a = torch.where(tube[:, i], (size * 3).clamp(max=2.5), a)
-        a = torch.where(tube[:, i] & made, 2.5, a)
-        c = torch.where(tube[:, i], thin, c)
-        a = torch.where(page, draw.log_uniform(b, low=0.1, high=0.9), a)
-        c = torch.where(page, draw.log_uniform(b, low=0.025, high=0.5), c)
-        if i == 1:
-            trunk = kind == 0
-            x, y = (torch.where(trunk, 0.1 * draw.normal(b), v) for v in (x, y))
-            a = torch.where(trunk, draw.uniform(b, low=0.6, high=1.0), a)
-            c = torch.where(trunk, draw.uniform(b, low=0.5, high=0.9), c)
-            layers.angle[:, 1] *= ~trunk
-            layers.rough[:, 1] = torch.where(trunk, 0.3 * rough[:, 1], rough[:, 1])
-            for value, off in ((layers.ring, _OFF), (layers.bite, _OFF), (layers.bend, 0.0)):
-                value[:, 1] = torch.where(
-                    trunk.view(-1, *(1,) * (value.ndim - 2)), off, value[:, 1]
-                )
-        layers.x[:, i], layers.y[:, i], layers.a[:, i], layers.b[:, i] = x, y, a, c
-        layers.anchor[:, i] = j
-        layers.inside[:, i] = inside
-        layers.parent[:, i] = torch.where(inside, j, layers.parent[rows, j])
-    # A tube is wide in no place, so its border is roughened less and it is not hollow.
-    layers.rough[tube] *= 0.5
-    layers.ring[tube] = _OFF
-    layers.bite[tube] = _OFF
-    return layers
+    page = layers.kind == _PAGE
+    made = page | (layers.kind == _AERIAL)
+    anchor = (draw.uniform(b) ** 1.3 * i).long()  # an earlier one, the first more often
+    anchor = torch.where(made, 0, anchor)
+    free = anchor == 0
+    inside = draw.chance(b, p=0.65) | free
+    reach = (layers.a[rows, anchor] * layers.b[rows, anchor]).sqrt()
+    part = reach * draw.log_uniform(b, low=0.1, high=0.65)
+    neighbour = reach * draw.log_uniform(b, low=0.4, high=1.4)
+    size = torch.where(inside, part, neighbour)
+    size = torch.where(free, draw.log_uniform(b, low=0.06, high=0.7), size)
+    alike = one_size * draw.log_uniform(b, low=0.8, high=1.25)
+    size = torch.where(alike.isnan(), size, alike).clamp(0.035, 1.0)
+    direction = draw.uniform(b, high=2 * math.pi)
+    away = torch.where(inside, 0.55 * reach * draw.uniform(b).sqrt(), reach + 0.8 * size)
+    for name, step in (("x", direction.cos()), ("y", direction.sin())):
+        place = getattr(layers, name)
+        near = place[rows, anchor] + away * step
+        place[:, i] = torch.where(free, draw.uniform(b, low=-0.95, high=0.95), near)
+    stretch = draw.log_uniform(b, low=1, high=3).sqrt()
+    thin = torch.minimum(draw.log_uniform(b, low=0.02, high=0.12), size * 0.5)
+    length = torch.where(made, 2.5, (size * 3).clamp(max=2.5))
+    block = draw.log_uniform(b, low=0.1, high=0.9), draw.log_uniform(b, low=0.025, high=0.5)
+    layers.a[:, i] = torch.where(page, block[0], torch.where(tube, length, size * stretch))
+    layers.b[:, i] = torch.where(page, block[1], torch.where(tube, thin, size / stretch))
+    layers.anchor[:, i] = anchor
+    layers.parent[:, i] = torch.where(inside, anchor, layers.parent[rows, anchor])
+
+
+def _make_trunk(draw: Draw, layers: Layers) -> None:
+    """The first layer of a body: large, upright, whole."""
+    trunk = layers.kind == _BODY
+    b = len(trunk)
+    for name, value in (
+        ("x", 0.1 * draw.normal(b)),
+        ("y", 0.1 * draw.normal(b)),
+        ("a", draw.uniform(b, low=0.6, high=1.0)),
+        ("b", draw.uniform(b, low=0.5, high=0.9)),
+        ("angle", 0.0),
+        ("rough", 0.3 * layers.rough[:, 1]),
+        ("ring", _OFF),
+        ("bend", 0.0),
+    ):
+        of_layer = getattr(layers, name)
+        of_layer[:, 1] = torch.where(trunk, value, of_layer[:, 1])
+    layers.bite[:, 1] = torch.where(trunk[:, None], _OFF, layers.bite[:, 1])
 
 
 def paint(draw: Draw, layers: Layers, size: int) -> tuple[Tensor, Tensor]:
@@ -211,7 +226,7 @@ def paint(draw: Draw, layers: Layers, size: int) -> tuple[Tensor, Tensor]:
         f = torch.where(one["active"], f, -1.0)
         inside[:, i] = f
         ids = torch.where(f > 0, i, ids)
-    cells = layers.is_kind("cells").nonzero()[:, 0]
+    cells = (layers.kind == _CELLS).nonzero()[:, 0]
     if len(cells):
         ids[cells] = _paint_cells(draw, ids[cells], x[cells], y[cells], k)
     return ids, inside
