@@ -24,7 +24,7 @@ from training_step import machine
 
 from medsam_tune.files import written_whole
 from medsam_tune.methods import apply_method
-from medsam_tune.pretraining import InteractiveLoss, Scenes, SimulatedUser, prepare_scenes
+from medsam_tune.pretraining import InteractiveLoss, MuonAdamW, Scenes, SimulatedUser, prepare_scenes
 from medsam_tune.sam.build import build_sam
 from medsam_tune.scenes import draw_scenes
 
@@ -51,7 +51,7 @@ def training(size: int, batch: int) -> Callable[[int], None]:
     """A step of pre-training on scenes that are drawn beforehand."""
     sam = build_sam("nano", "random", image_size=size)
     network = apply_method(sam, "full", prompt_encoder=True).to(DEVICE).train()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
+    optimizer = MuonAdamW(network, lr=1e-4)
     image, truth, args, _ = prepare_scenes(
         Scenes(1, batch, size, OBJECTS, DEVICE)[(0, 0)], torch.device(DEVICE)
     )

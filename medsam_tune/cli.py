@@ -37,7 +37,8 @@ _Set = Annotated[
     list[str] | None, typer.Option("--set", help="Any setting of the bundle, as key=value.")
 ]
 _Checkpoint = Annotated[
-    Path | None, typer.Option(help="Weights of the base; vit_b, vit_l and vit_h need them.")
+    Path | None,
+    typer.Option(help="Weights of the base, or 'random'; every model but nano needs them."),
 ]
 _ImageSize = Annotated[int | None, typer.Option(help="Side of the model's input, pixels.")]
 

@@ -285,6 +285,55 @@ def _dice_of(number: int, output: Mapping[str, Any]) -> float:
     return float((2 * both / sizes).mean())
 
 
+class MuonAdamW(torch.optim.Optimizer):
+    """Muon for the matrices of the transformers, AdamW for all else, as one optimizer.
+
+    Both take the same learning rate: Muon's steps are scaled to the size of AdamW's.
+
+    Args:
+        model: all of it is trained.
+        lr: learning rate.
+        weight_decay: decoupled.
+
+    References:
+        Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024; Liu et al.,
+        "Muon is scalable for LLM training", 2025 (the scale).
+    """
+
+    def __init__(self, model: PromptableSam, lr: float, weight_decay: float = 0.05) -> None:
+        hidden = (model.image_encoder.blocks, model.mask_decoder.transformer)
+        matrices = [
+            layer.weight
+            for part in hidden
+            for layer in part.modules()
+            if isinstance(layer, nn.Linear)
+        ]
+        known = {id(matrix) for matrix in matrices}
+        others = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
+        self.parts = (
+            torch.optim.Muon(
+                matrices, lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+            ),
+            torch.optim.AdamW(others, lr, betas=(0.9, 0.98), weight_decay=weight_decay),
+        )
+        super().__init__([group for part in self.parts for group in part.param_groups], {})
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One step of both; there is no closure."""
+        for part in self.parts:
+            part.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of both."""
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Of both."""
+        for part, of_part in zip(self.parts, state["parts"], strict=True):
+            part.load_state_dict(of_part)
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+
 class KeepWeights:
     """Handler of a trainer: after each epoch a model as a plain SAM checkpoint in float16.
 

@@ -17,6 +17,7 @@ from monai.utils import ensure_tuple
 import medsam_tune
 from medsam_tune.data.checks import DataError
 from medsam_tune.files import written_whole
+from medsam_tune.sam.build import RANDOM
 
 _RECORD = "run.json"
 # What `python -m monai.bundle run` takes for itself; everything else overrides the config.
@@ -39,7 +40,7 @@ class RunRecord:
     Attributes:
         datalist: path of the datalist it was trained on.
         slices_dir: folder of the slice store.
-        checkpoint: of the base, or None for the embedded model.
+        checkpoint: of the base, "random", or None for the embedded model.
         intensity: description of the intensity rule, see `data.intensity`.
         jitter: of the boxes in validation, a share of the box side.
         seed: of everything random.
@@ -76,7 +77,7 @@ def write_record(output_dir: str | Path, record: RunRecord) -> None:
     places = {
         name: os.path.abspath(path)
         for name in ("datalist", "slices_dir", "checkpoint")
-        if (path := getattr(record, name)) is not None
+        if (path := getattr(record, name)) not in (None, RANDOM)
     }
     record = replace(record, **places)
     with written_whole(Path(output_dir) / _RECORD) as file:

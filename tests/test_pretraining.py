@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from medsam_tune.pretraining import (
     Answers,
     Examiner,
     InteractiveLoss,
+    MuonAdamW,
     Scenes,
     SimulatedUser,
     _correction,
@@ -173,3 +175,43 @@ def test_half_precision_weights_are_half_the_size(tiny_sam: Build, tmp_path: Pat
     box = torch.tensor([[[10.0, 10, 60, 60]]])
     with torch.no_grad():
         assert torch.allclose(again(image, box), sam(image, box), atol=0.05)
+
+
+def test_the_optimizer_moves_everything_once_and_comes_back(tiny_sam: Build) -> None:
+    """Muon has the transformers' matrices, AdamW the rest; a scheduler reaches both."""
+
+    def made() -> tuple[PromptableSam, MuonAdamW, torch.optim.lr_scheduler.LRScheduler]:
+        model = apply_method(tiny_sam(), "full", prompt_encoder=True)
+        optimizer = MuonAdamW(model, lr=1e-3)
+        return model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+
+    def steps(count: int) -> None:
+        for seed in range(count):
+            generator = torch.Generator().manual_seed(seed)
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.grad = torch.randn(parameter.shape, generator=generator)
+            optimizer.step()
+            scheduler.step()
+
+    model, optimizer, scheduler = made()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    held = [p for part in optimizer.parts for group in part.param_groups for p in group["params"]]
+    assert sorted(map(id, held)) == sorted(map(id, trained))
+    assert {p.ndim for p in optimizer.parts[0].param_groups[0]["params"]} == {2}
+    before = [p.detach().clone() for p in trained]
+    steps(2)
+    assert all(not torch.equal(p, old) for p, old in zip(trained, before, strict=True))
+    assert [group["lr"] for part in optimizer.parts for group in part.param_groups] == [2.5e-4] * 2
+    weights, state = model.state_dict(), (optimizer.state_dict(), scheduler.state_dict())
+    weights, state = copy.deepcopy((weights, state))
+    steps(2)
+    expected = [p.detach().clone() for p in trained]
+
+    model, optimizer, scheduler = made()
+    model.load_state_dict(weights)
+    optimizer.load_state_dict(state[0])
+    scheduler.load_state_dict(state[1])
+    trained = [p for p in model.parameters() if p.requires_grad]
+    steps(2)
+    assert all(torch.equal(p, old) for p, old in zip(trained, expected, strict=True))

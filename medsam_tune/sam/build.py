@@ -41,6 +41,7 @@ class Architecture:
         image_size: native side of the input, pixels.
         decoder_width: channels D of the embedding, prompts and mask decoder.
         decoder_mlp: hidden width of the decoder's MLPs.
+        decoder_heads: of the decoder's attention.
         encoder: "vit", SAM's own, or "tiny", TinyViT, whose sizes are fixed (`sam.tiny`).
         stride: pixels of the input for each step of the embedding.
     """
@@ -54,6 +55,7 @@ class Architecture:
     image_size: int = 1024
     decoder_width: int = 256
     decoder_mlp: int = 2048
+    decoder_heads: int = 8
     encoder: str = "vit"
     stride: int = PATCH
 
@@ -64,7 +66,17 @@ ARCHITECTURES: dict[str, Architecture] = {
     a.name: a
     for a in (
         Architecture(
-            "nano", 192, 8, 6, tuple(range(8)), image_size=256, decoder_width=128, decoder_mlp=1024
+            "nano",
+            width=160,
+            depth=6,
+            heads=5,
+            global_blocks=(1, 3, 5),
+            window=8,
+            image_size=256,
+            decoder_width=96,
+            decoder_mlp=768,
+            decoder_heads=4,
+            stride=8,
         ),
         Architecture("vit_t", 320, 12, 10, (), encoder="tiny"),
         Architecture("vit_t_lite", 320, 12, 10, (), image_size=256, encoder="tiny", stride=4),
@@ -73,6 +85,12 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture("vit_h", 1280, 32, 16, (7, 15, 23, 31)),
     )
 }
+
+
+# What `checkpoint` says for weights from a fixed seed instead of a file's.
+RANDOM = "random"
+# nano's own weights, pre-trained on synthetic scenes; weights/README.md is their model card.
+EMBEDDED = Path(__file__).parent / "weights" / "nano.safetensors"
 
 
 def build_sam(
@@ -88,8 +106,8 @@ def build_sam(
     Args:
         name: a key of `ARCHITECTURES`, e.g. "nano" or "vit_b" (or an `Architecture` of your own).
         checkpoint: of SAM, MedSAM, MobileSAM ("vit_t"), LiteMedSAM ("vit_t_lite") or exported
-            here; loaded strictly. Without one, or with "random", the weights are random,
-            from a fixed seed.
+            here; loaded strictly. Without one, "nano" has its embedded weights, every other
+            model random ones from a fixed seed; "random" asks for those.
         image_size: side S of the input, a multiple of 16; positions are interpolated when it
             differs from the native size.
         in_channels: image channels; the first layer is inflated when it is not 3.
@@ -111,14 +129,16 @@ def build_sam(
     if in_channels < 1:
         raise ValueError(f"in_channels is {in_channels}; expected at least 1.")
     state = None
-    random = checkpoint == "random"
+    random = str(checkpoint) == RANDOM
+    if checkpoint is None and arch == ARCHITECTURES["nano"]:
+        checkpoint = EMBEDDED
     if checkpoint is not None and not random:
         state = read_checkpoint(checkpoint, arch)
         arch = _at_size_of(state, arch)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         encoder, prompt_encoder, decoder = _parts(arch)
-        _initialise(encoder)
+        _initialise(encoder, prompt_encoder)
     parts = nn.ModuleDict(
         {"image_encoder": encoder, "prompt_encoder": prompt_encoder, "mask_decoder": decoder}
     )
@@ -131,7 +151,7 @@ def build_sam(
             )
         _inflate(encoder, stored)
         parts.load_state_dict(state)
-    elif not random and arch.name != "nano" and not _is_meta(parts):
+    elif not random and not _is_meta(parts):
         warnings.warn(f"{arch.name} without a checkpoint has random weights.", stacklevel=2)
     _resize(encoder, prompt_encoder, size, arch.stride)
     _inflate(encoder, in_channels)
@@ -282,21 +302,31 @@ def _parts(arch: Architecture) -> tuple[ImageEncoder | TinyViT, PromptEncoder, M
     decoder = MaskDecoder(
         transformer_dim=arch.decoder_width,
         transformer=TwoWayTransformer(
-            depth=2, embedding_dim=arch.decoder_width, mlp_dim=arch.decoder_mlp, num_heads=8
+            depth=2,
+            embedding_dim=arch.decoder_width,
+            mlp_dim=arch.decoder_mlp,
+            num_heads=arch.decoder_heads,
         ),
     )
     replace_decoder_attention(decoder)
     return encoder, prompt_encoder, decoder
 
 
-def _initialise(encoder: ImageEncoder | TinyViT) -> None:
-    """ViT's usual start; stock SAM has none of its own, as it always loads weights."""
+@torch.no_grad()
+def _initialise(encoder: ImageEncoder | TinyViT, prompt_encoder: PromptEncoder) -> None:
+    """ViT's usual start; stock SAM has none of its own, as it always loads weights.
+
+    Positions of prompts get frequencies from half to four times stock's, so that the corners of
+    small boxes are told apart from the first step on.
+    """
     if isinstance(encoder, ImageEncoder):
         nn.init.trunc_normal_(encoder.pos_embed, std=0.02)
     for module in encoder.modules():
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02)
             nn.init.zeros_(module.bias)
+    frequencies = prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
+    frequencies.mul_(torch.logspace(-1, 2, frequencies.shape[1], base=2))
 
 
 @torch.no_grad()

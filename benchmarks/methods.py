@@ -1,0 +1,173 @@
+"""Every method from the embedded weights and from random ones, on real MR and on synthetic CT.
+
+    python benchmarks/methods.py HIPPOCAMPUS --work WORK
+
+HIPPOCAMPUS is that task's folder of the Medical Segmentation Decathlon (dataset.json, imagesTr,
+labelsTr). Each step is a `medsam-tune` command; what is finished in WORK is not run again, so a
+benchmark that was stopped goes on. The tables go to benchmarks/results/methods.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from training_step import machine
+
+from medsam_tune.cli import app
+from medsam_tune.data.datalist import find_cases, split_cases, write_datalist
+from medsam_tune.demo import prepare_demo
+from medsam_tune.methods import apply_method
+from medsam_tune.methods.tuned import read_header, tuned_tensors
+from medsam_tune.sam.build import RANDOM, build_sam
+
+RESULTS = Path(__file__).parent / "results" / "methods.md"
+SIZE = ("--image-size", "128")
+STARTS = {"embedded weights": (), "random weights": ("--checkpoint", RANDOM)}
+# Learning rates were set by the loss on training cases, before there were embedded weights.
+METHODS = {
+    "decoder": ("lr=1e-3",),
+    "full": ("lr=1e-3",),
+    "adapter": ("lr=2e-3",),
+    "lora": ("lr=4e-3",),
+    "prompt": ("lr=2e-2",),
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A data set: its datalist, the title of its table, and how long each method trains."""
+
+    name: str
+    title: str
+    datalist: Path
+    settings: tuple[str, ...]
+
+
+def hippocampus(scans: Path, work: Path) -> Task:
+    """The 27 test patients that nano.md has, and few training patients."""
+    datalist = work / "hippocampus.json"
+    if not datalist.exists():
+        data = split_cases(find_cases(scans), (0.7, 0.15, 0.15), seed=0)
+        few = replace(data, training=data.training[:32], validation=data.validation[:4])
+        write_datalist(few, datalist)
+    title = "Hippocampus: brain MR, 32 training, 4 validation and 27 test patients, one epoch"
+    return Task("hippocampus", title, datalist, ("epochs=1", "warmup_steps=20"))
+
+
+def phantoms(work: Path) -> Task:
+    """The demo's phantoms."""
+    title = "Synthetic CT: 10 training, 2 validation and 4 test phantoms, ten epochs"
+    settings = ("epochs=10", "val_interval=10", "warmup_steps=20")
+    return Task("phantoms", title, prepare_demo(work / "phantoms"), settings)
+
+
+class Bench:
+    """The steps, each done once."""
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+
+    def command(self, *words: object) -> float:
+        """Run a `medsam-tune` command in this process; the minutes that it took."""
+        argv = [str(word) for word in words]
+        print("$ medsam-tune", shlex.join(argv), flush=True)
+        start = time.monotonic()
+        app(argv, standalone_mode=False)
+        return (time.monotonic() - start) / 60
+
+    def zero_shot(self, task: Task, start: str) -> dict[str, Any]:
+        """The summary of the untouched model on the test cases."""
+        folder = self.work / f"{task.name}-{start.split()[0]}"
+        if not _summary(folder).exists():
+            words = ("--zero-shot", "--datalist", task.datalist, "--output", folder)
+            self.command("evaluate", *words, *SIZE, *STARTS[start])
+        return dict(json.loads(_summary(folder).read_text()), minutes=0.0, trains=0)
+
+    def tuned(self, task: Task, start: str, method: str) -> dict[str, Any]:
+        """The summary of a method on the test cases."""
+        folder = self.work / f"{task.name}-{start.split()[0]}-{method}"
+        if not _summary(folder).exists():
+            settings = [w for s in (*task.settings, *METHODS[method]) for w in ("--set", s)]
+            words = ("--datalist", task.datalist, "--output", folder, *SIZE, *STARTS[start])
+            resume = ["--resume"] if (folder / "run.json").exists() else []
+            minutes = self.command("train", method, *words, *settings, *resume)
+            (folder / "minutes").write_text(f"{minutes:.2f}")
+            self.command("evaluate", "--run", folder)
+        minutes = float((folder / "minutes").read_text())
+        summary = json.loads(_summary(folder).read_text())
+        return dict(summary, minutes=minutes, trains=trained_parameters(folder))
+
+
+def _summary(folder: Path) -> Path:
+    return folder / "evaluation" / "summary.json"
+
+
+def trained_parameters(folder: Path) -> int:
+    """How many numbers a run tuned."""
+    header = read_header(folder / "tuned.safetensors")
+    base = build_sam(header.base.name, RANDOM, header.base.image_size)
+    model = apply_method(base, header.tuning.method, **header.tuning.options)
+    return sum(tensor.numel() for tensor in tuned_tensors(model).values())
+
+
+def row(name: str, summary: dict[str, Any]) -> list[str]:
+    """The cells of a summary."""
+    cells = [name, f"{summary['trains']:,}", f"{summary['minutes']:.1f}"]
+    for entry in summary["labels"].values():
+        low, high = entry["dice_interval"] or (float("nan"),) * 2
+        cells.append(f"{entry['dice']:.3f} ({low:.3f} to {high:.3f})")
+    return [*cells, f"{summary['mean_dice']:.3f}"]
+
+
+def table(bench: Bench, task: Task) -> str:
+    """Every method from both starts, under the ellipse."""
+    first = bench.zero_shot(task, next(iter(STARTS)))
+    names = [entry["name"] for entry in first["labels"].values()]
+    ellipse = [f"{entry['ellipse_dice']:.3f}" for entry in first["labels"].values()]
+    lines = [["", "trains", "minutes", *names, "mean"], ["---"] * (len(names) + 4)]
+    lines.append(["ellipse in the box", "", "", *ellipse, f"{first['mean_ellipse_dice']:.3f}"])
+    for start in STARTS:
+        lines.append(row(f"{start}, untouched", bench.zero_shot(task, start)))
+    for method in METHODS:
+        for start in STARTS:
+            lines.append(row(f"`{method}` from {start}", bench.tuned(task, start, method)))
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def main() -> None:
+    """Both tasks, then the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("scans", type=Path)
+    parser.add_argument("--work", type=Path, default=Path("methods-work"))
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    bench = Bench(arguments.work)
+    parts = [HEAD.format(machine=machine("cpu"))]
+    for task in (hippocampus(arguments.scans, arguments.work), phantoms(arguments.work)):
+        settings = [f"{m}: {' '.join(s)}" for m, s in METHODS.items()]
+        parts += [f"## {task.title}", table(bench, task)]
+        parts.append(f"Settings: `{' '.join(task.settings)}`; `{'; '.join(settings)}`.")
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text("\n\n".join(parts) + "\n")
+    print(RESULTS.read_text())
+
+
+HEAD = """# Every method, from the embedded weights and from random ones
+
+nano at 128 x 128, boxes with 5 % jitter; Dice on whole test volumes, mean over the cases with its
+95 % bootstrap interval. Both starts of a method take the same steps of the same model, so the same
+time but for the noise of the machine ({machine}).
+
+Made by `python benchmarks/methods.py HIPPOCAMPUS`; each row is `medsam-tune train METHOD --datalist
+... --output RUN --image-size 128 [--checkpoint random] --set ...` and `medsam-tune evaluate --run
+RUN`. adapter, lora and prompt leave the mask decoder as it is: from random weights they have
+nothing that makes masks, which `--set network_def::mask_decoder=true` would mend."""
+
+if __name__ == "__main__":
+    main()
