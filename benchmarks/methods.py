@@ -21,7 +21,7 @@ from training_step import machine
 
 from medsam_tune.cli import app
 from medsam_tune.data.datalist import find_cases, split_cases, write_datalist
-from medsam_tune.demo import prepare_demo
+from medsam_tune.demo import LEARNING_RATES, prepare_demo
 from medsam_tune.methods import apply_method
 from medsam_tune.methods.tuned import read_header, tuned_tensors
 from medsam_tune.sam.build import RANDOM, build_sam
@@ -29,14 +29,6 @@ from medsam_tune.sam.build import RANDOM, build_sam
 RESULTS = Path(__file__).parent / "results" / "methods.md"
 SIZE = ("--image-size", "128")
 STARTS = {"embedded weights": (), "random weights": ("--checkpoint", RANDOM)}
-# Learning rates were set by the loss on training cases, before there were embedded weights.
-METHODS = {
-    "decoder": ("lr=1e-3",),
-    "full": ("lr=1e-3",),
-    "adapter": ("lr=2e-3",),
-    "lora": ("lr=4e-3",),
-    "prompt": ("lr=2e-2",),
-}
 
 
 @dataclass(frozen=True)
@@ -93,7 +85,9 @@ class Bench:
         """The summary of a method on the test cases."""
         folder = self.work / f"{task.name}-{start.split()[0]}-{method}"
         if not _summary(folder).exists():
-            settings = [w for s in (*task.settings, *METHODS[method]) for w in ("--set", s)]
+            settings = [
+                w for s in (*task.settings, f"lr={LEARNING_RATES[method]}") for w in ("--set", s)
+            ]
             words = ("--datalist", task.datalist, "--output", folder, *SIZE, *STARTS[start])
             resume = ["--resume"] if (folder / "run.json").exists() else []
             minutes = self.command("train", method, *words, *settings, *resume)
@@ -134,7 +128,7 @@ def table(bench: Bench, task: Task) -> str:
     lines.append(["ellipse in the box", "", "", *ellipse, f"{first['mean_ellipse_dice']:.3f}"])
     for start in STARTS:
         lines.append(row(f"{start}, untouched", bench.zero_shot(task, start)))
-    for method in METHODS:
+    for method in LEARNING_RATES:
         for start in STARTS:
             lines.append(row(f"`{method}` from {start}", bench.tuned(task, start, method)))
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -150,9 +144,9 @@ def main() -> None:
     bench = Bench(arguments.work)
     parts = [HEAD.format(machine=machine("cpu"))]
     for task in (hippocampus(arguments.scans, arguments.work), phantoms(arguments.work)):
-        settings = [f"{m}: {' '.join(s)}" for m, s in METHODS.items()]
         parts += [f"## {task.title}", table(bench, task)]
-        parts.append(f"Settings: `{' '.join(task.settings)}`; `{'; '.join(settings)}`.")
+        rates = ", ".join(f"{method} {rate}" for method, rate in LEARNING_RATES.items())
+        parts.append(f"Settings: `{' '.join(task.settings)}`; learning rates {rates}.")
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text("\n\n".join(parts) + "\n")
     print(RESULTS.read_text())

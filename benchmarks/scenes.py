@@ -24,7 +24,13 @@ from training_step import machine
 
 from medsam_tune.files import written_whole
 from medsam_tune.methods import apply_method
-from medsam_tune.pretraining import InteractiveLoss, MuonAdamW, Scenes, SimulatedUser, prepare_scenes
+from medsam_tune.pretraining import (
+    InteractiveLoss,
+    MuonAdamW,
+    Scenes,
+    SimulatedUser,
+    prepare_scenes,
+)
 from medsam_tune.sam.build import build_sam
 from medsam_tune.scenes import draw_scenes
 

@@ -17,7 +17,7 @@ import medsam_tune
 from medsam_tune import weights
 from medsam_tune.data.checks import DataError
 from medsam_tune.data.datalist import find_cases, split_cases, write_datalist
-from medsam_tune.demo import IMAGE_SIZE, SETTINGS, run_demo
+from medsam_tune.demo import IMAGE_SIZE, LEARNING_RATES, SETTINGS, run_demo
 from medsam_tune.methods import METHODS, apply_method
 from medsam_tune.methods.export import export_onnx, export_sam, is_stock
 from medsam_tune.methods.peft_folder import save_peft
@@ -124,7 +124,7 @@ def evaluate(
 
 @app.command()
 def predict(
-    scan: Annotated[Path, typer.Argument(help="NIfTI file.")],
+    scan: Annotated[Path, typer.Argument(help="NIfTI, NRRD or MetaImage file, or a DICOM folder.")],
     run: Annotated[Path, typer.Option(help="Folder of a training run.")],
     output: Annotated[Path, typer.Option(help="Mask, .nii.gz, in the scan's own grid.")],
     prompts: Annotated[
@@ -217,13 +217,15 @@ def info(
 @app.command()
 def demo(
     output: Annotated[Path, typer.Option(help="Folder of everything it writes.")] = Path("demo"),
-    method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "full",
+    method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "lora",
 ) -> None:
     """Tune on synthetic CT phantoms: zero-shot beside tuned Dice on held-out ones, pictures."""
     run = output / "run"
     if run.exists():
         raise DataError(f"{run}: a demo ran here already; delete it or choose another --output.")
-    settings = [f"{key}={value}" for key, value in SETTINGS.items()]
+    if method not in LEARNING_RATES:
+        raise ValueError(f"method {method!r} is unknown; known: {', '.join(LEARNING_RATES)}.")
+    settings = [f"{k}={v}" for k, v in {**SETTINGS, "lr": LEARNING_RATES[method]}.items()]
     text = run_demo(
         output,
         train=lambda datalist, folder: train(

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medsam_tune.data.checks import DataError
-from medsam_tune.data.datalist import Case, case_id
+from medsam_tune.data.datalist import Case
 from medsam_tune.data.frames import ModelFrame, ScanGrid, slices_from_volume
 from medsam_tune.data.intensity import Intensity, intensity_from
+from medsam_tune.data.readers import case_id
 from medsam_tune.data.slices import load_case
 from medsam_tune.files import written_whole
 from medsam_tune.methods.tuned import load_tuned, read_header
@@ -216,8 +217,8 @@ class LoadPromptedScan:
         """Read one scan.
 
         Args:
-            item: `scan`, a NIfTI file; `prompts`, a prompt file, its content (`read_prompts`), or
-                None.
+            item: `scan`, a file or a DICOM folder; `prompts`, a prompt file, its content
+                (`read_prompts`), or None.
 
         Raises:
             DataError: a scan or prompts that are not usable.
@@ -347,7 +348,7 @@ class Segmenter:
         """Segment a scan and write the mask as NIfTI in the scan's own grid.
 
         Args:
-            scan: NIfTI file.
+            scan: NIfTI, NRRD or MetaImage file, or a DICOM folder.
             prompts: prompt file, its content, or None for a model that needs none.
             output: of the mask, .nii or .nii.gz.
         """

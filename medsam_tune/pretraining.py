@@ -301,11 +301,10 @@ class MuonAdamW(torch.optim.Optimizer):
     """
 
     def __init__(self, model: PromptableSam, lr: float, weight_decay: float = 0.05) -> None:
-        hidden = (model.image_encoder.blocks, model.mask_decoder.transformer)
         matrices = [
             layer.weight
-            for part in hidden
-            for layer in part.modules()
+            for name in ("image_encoder", "mask_decoder.transformer")
+            for layer in model.get_submodule(name).modules()
             if isinstance(layer, nn.Linear)
         ]
         known = {id(matrix) for matrix in matrices}
@@ -321,7 +320,7 @@ class MuonAdamW(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One step of both; there is no closure."""
         for part in self.parts:
-            part.step()
+            part.step()  # type: ignore[no-untyped-call]
 
     def state_dict(self) -> dict[str, Any]:
         """Of both."""

@@ -96,9 +96,8 @@ def test_the_whole_job(tune: Tune, phantoms: Path, tmp_path: Path) -> None:
 
 def test_export_formats(tune: Tune, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    sam = build_sam("nano", image_size=64)
-    sam.random_weights = False
-    save_tuned(apply_method(sam, "lora", rank=2), run / "tuned.safetensors", {1: "liver"})
+    sam = apply_method(build_sam("nano", image_size=64), "lora", rank=2)
+    save_tuned(sam, run / "tuned.safetensors", {1: "liver"})
     record = RunRecord("d.json", "d.slices", None, {"name": "percentiles"}, 0.0, 0)
     write_record(run, record)
     code, _, err = tune("export", "--run", run, "--format", "peft", "--output", tmp_path / "p")

@@ -25,6 +25,8 @@ def test_record_comes_back(tmp_path: Path) -> None:
     absolute = replace(absolute, slices_dir=str(Path("d.slices").absolute()))
     assert read_record(tmp_path / "run") == absolute
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.json"]
+    write_record(tmp_path / "run", replace(RECORD, checkpoint="random"))  # a word, not a path
+    assert read_record(tmp_path / "run").checkpoint == "random"
 
 
 def test_folders_without_or_with_a_run_are_told_apart(tmp_path: Path) -> None:

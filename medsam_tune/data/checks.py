@@ -7,19 +7,13 @@ what was expected and what to do, and never text from a file's header.
 from __future__ import annotations
 
 import json
-import warnings
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.data.image_reader import NibabelReader
-from monai.transforms import EnsureChannelFirst
-from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -32,8 +26,6 @@ DIRECTION_TOLERANCE = 1e-3
 NIfTI's qform stores a quaternion in float32, which is exact to about 3e-4 for the common 180
 degree rotations; a tighter tolerance would refuse sound files.
 """
-
-_KEPT = ("affine", "original_affine", "original_channel_dim", "spatial_shape", "space")
 
 
 class DataError(ValueError):
@@ -55,46 +47,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def load_image(case_id: str, path: Path) -> MetaTensor:
-    """Read one NIfTI file with MONAI's reader; every failure names the case and the file.
-
-    The header's texts, which may hold names, are left behind.
-
-    Args:
-        case_id: for messages.
-        path: .nii or .nii.gz file.
-
-    Returns:
-        (C, X, Y, Z) float32 in the file's own axis order, affine in nibabel's RAS+ millimetres.
-
-    Raises:
-        DataError: the file is missing, empty, truncated, or not NIfTI; its qform and sform differ.
-    """
-    if not path.is_file():
-        raise DataError(f"case {case_id}: no such file: {path}. Correct the path in the datalist.")
-    if path.stat().st_size == 0:
-        raise DataError(f"case {case_id}: the file has zero bytes ({path}). Copy it again.")
-    try:
-        _check_forms(case_id, path)
-        # What LoadImage does, which would set up every reader for each file and hide its reason.
-        reader = NibabelReader()
-        array, meta = reader.get_data(reader.read(path))
-        image = MetaTensor(
-            torch.from_numpy(np.array(array, dtype=np.float32)),
-            meta={key: meta[key] for key in _KEPT if key in meta},
-        )
-        return cast(MetaTensor, EnsureChannelFirst()(image))
-    except (EOFError, zlib.error) as error:
-        raise DataError(
-            f"case {case_id}: truncated or damaged gzip ({path}); {error}. Copy the file again."
-        ) from error
-    except (ImageFileError, OSError) as error:
-        raise DataError(
-            f"case {case_id}: cannot read {path}: {_first_line(error)}. Expected a whole "
-            "NIfTI file; copy or export it again."
-        ) from error
-
-
 def check_image(case_id: str, image: MetaTensor, path: Path) -> None:
     """Refuse an image that is not one finite 3-D volume with a place in the world.
 
@@ -108,7 +60,7 @@ def check_image(case_id: str, image: MetaTensor, path: Path) -> None:
     """
     _check_dimensions(case_id, image, path)
     _check_finite(case_id, image, path)
-    _check_affine(case_id, image, path)
+    check_affine(case_id, image, path)
 
 
 def check_pair(
@@ -124,7 +76,8 @@ def check_pair(
     Args:
         case_id: for messages.
         image: (1, X, Y, Z), checked by `check_image`.
-        label: (1, X, Y, Z) as loaded, before orientation.
+        label: (1, X, Y, Z), its affine checked; both in the same orientation, as files may store
+            the same grid in different ways.
         labels: the expected ids; 0 (background) is always allowed.
         image_path: the image's file.
         label_path: the label's file.
@@ -135,7 +88,6 @@ def check_pair(
     """
     _check_same_shape(case_id, image, label, image_path, label_path)
     _check_finite(case_id, label, label_path)
-    _check_affine(case_id, label, label_path)
     _check_same_affine(case_id, image, label, image_path, label_path)
     _check_integers(case_id, label, label_path)
     _check_values(case_id, label, labels, label_path)
@@ -182,13 +134,14 @@ def _check_finite(case_id: str, image: Tensor, path: Path) -> None:
     )
 
 
-def _check_affine(case_id: str, image: MetaTensor, path: Path) -> None:
+def check_affine(case_id: str, image: MetaTensor, path: Path) -> None:
+    """Refuse an affine that is singular or not finite."""
     affine = np.asarray(image.affine, dtype=np.float64)
     if np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-9:
         return
     raise DataError(
-        f"case {case_id}: the affine {_show(affine)} is singular or not finite ({path}); it must "
-        "place each voxel in the world. Export the scan again from its source."
+        f"case {case_id}: the affine {show_affine(affine)} is singular or not finite ({path}); it "
+        "must place each voxel in the world. Export the scan again from its source."
     )
 
 
@@ -213,10 +166,10 @@ def _check_same_affine(
     if same_affine(found, expected):
         return
     raise DataError(
-        f"case {case_id}: label affine {_show(found)} differs from image affine {_show(expected)} "
-        f"({label_path}, {image_path}) by more than {POSITION_TOLERANCE} mm or "
-        f"{DIRECTION_TOLERANCE} in direction; they must lie on the same grid. "
-        "Re-export the label, or resample it onto the image's grid."
+        f"case {case_id}: label affine {show_affine(found)} differs from image affine "
+        f"{show_affine(expected)} ({label_path}, {image_path}) by more than "
+        f"{POSITION_TOLERANCE} mm or {DIRECTION_TOLERANCE} in direction; they must lie on the same "
+        "grid. Re-export the label, or resample it onto the image's grid."
     )
 
 
@@ -242,25 +195,6 @@ def _check_values(case_id: str, label: Tensor, labels: Iterable[int], path: Path
         )
 
 
-def _check_forms(case_id: str, path: Path) -> None:
-    """MONAI and nibabel choose differently between a qform and an sform that disagree."""
-    file = nib.loadsave.load(path)
-    if not isinstance(file, nib.Nifti1Image):
-        raise ImageFileError(f"it is {type(file).__name__}")
-    header = file.header
-    qform, sform = header.get_qform(coded=True)[0], header.get_sform(coded=True)[0]
-    if qform is None and sform is None:
-        warnings.warn(
-            f"case {case_id}: neither qform nor sform is set ({path}); the orientation is a guess.",
-            stacklevel=4,
-        )
-    elif qform is not None and sform is not None and not same_affine(qform, sform):
-        raise DataError(
-            f"case {case_id}: qform {_show(qform)} and sform {_show(sform)} differ ({path}); "
-            "which of them places the scan is not known. Remove the wrong one and save the file."
-        )
-
-
 def same_affine(first: NDArray[np.float64], second: NDArray[np.float64]) -> bool:
     """Whether two (4, 4) affines agree within `POSITION_TOLERANCE` and `DIRECTION_TOLERANCE`."""
     if not (np.isfinite(first).all() and np.isfinite(second).all()):
@@ -283,14 +217,11 @@ def _shape(image: Tensor) -> tuple[int, ...]:
     return tuple(shape) if volumes == 1 else (*shape, volumes)
 
 
-def _show(affine: NDArray[np.float64]) -> str:
+def show_affine(affine: NDArray[np.float64]) -> str:
+    """For messages."""
     return str(np.round(affine[:3], 4).tolist())
 
 
 def _some(values: Iterable[float] | Tensor) -> str:
     listed = [f"{float(value):g}" for value in values]
     return ", ".join(listed[:10]) + (f", ... ({len(listed)} in all)" if len(listed) > 10 else "")
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__

@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from medsam_tune.data.checks import DataError, load_image, read_json
+from medsam_tune.data.checks import DataError, read_json
+from medsam_tune.data.dicom import choose_series
+from medsam_tune.data.readers import ENDINGS, case_id, load_image
 from medsam_tune.files import written_whole
 
 SUBSETS = ("training", "validation", "test")
@@ -20,17 +22,12 @@ _SHOWN = 10  # files or cases that a message lists before it counts the rest
 _FOLDERS = (("imagesTr", "labelsTr"), ("images", "labels"))
 
 
-def case_id(path: Path) -> str:
-    """The file's name without .nii or .nii.gz."""
-    return re.sub(r"\.nii(\.gz)?$", "", path.name)
-
-
 @dataclass(frozen=True)
 class Case:
     """One scan.
 
     Attributes:
-        image: .nii or .nii.gz file.
+        image: NIfTI, NRRD or MetaImage file, or a folder with one DICOM series.
         label: label map on the image's grid, or None.
         patient: whose scan it is; two scans of one patient stay in one subset.
     """
@@ -41,7 +38,7 @@ class Case:
 
     @property
     def id(self) -> str:
-        """The image's file name without its ending; it names the case everywhere."""
+        """The image's name without its ending; it names the case everywhere."""
         return case_id(self.image)
 
 
@@ -112,7 +109,9 @@ def find_cases(folder: Path, *, modality: str | None = None) -> Datalist:
     else:
         cases = _pair_folders(folder)
     if not cases:
-        raise DataError(f"{folder}: no case in it; expected scans as .nii or .nii.gz.")
+        raise DataError(
+            f"{folder}: no case in it; expected scans as {', '.join(ENDINGS)}, or folders of DICOM."
+        )
     _refuse_same_names(cases, folder)
     labels = _labels_of(folder, content, description)
     return Datalist(
@@ -265,7 +264,7 @@ def _pair_folders(folder: Path) -> tuple[Case, ...]:
         if label is None:
             alone.append(image.name)
         else:
-            cases.append(Case(image, label, stem))
+            cases.append(Case(image, label, _patient_of(image) or stem))
     if alone or by_stem:
         raise DataError(
             f"{folder}: images without a label: {_some(alone) or 'none'}; labels without an "
@@ -275,10 +274,17 @@ def _pair_folders(folder: Path) -> tuple[Case, ...]:
     return tuple(cases)
 
 
+def _patient_of(image: Path) -> str:
+    """A hash of the patient's id in a DICOM series; empty where nothing says."""
+    return choose_series(image).patient if image.is_dir() else ""
+
+
 def _scans(folder: Path) -> Iterator[Path]:
-    for file in sorted(folder.iterdir()):
-        if file.name.endswith((".nii", ".nii.gz")) and not file.name.startswith("."):
-            yield file
+    """Files of known endings, and folders, which hold a DICOM series each."""
+    for path in sorted(folder.iterdir()):
+        known = path.is_dir() or path.name.lower().endswith(ENDINGS)
+        if known and not path.name.startswith("."):
+            yield path
 
 
 def _modality(given: str | None, content: Mapping[str, Any], source: Path) -> str:
@@ -355,7 +361,7 @@ def _share(patients: int, fractions: Sequence[float]) -> list[int]:
 
 def _refuse_missing(cases: Iterable[Case], source: Path) -> None:
     files = [file for case in cases for file in (case.image, case.label) if file is not None]
-    missing = [str(file) for file in files if not file.is_file()]
+    missing = [str(file) for file in files if not file.exists()]
     if missing:
         raise DataError(
             f"{source}: {len(missing)} of {len(files)} files are missing: {_some(missing)}. "

@@ -27,10 +27,11 @@ from monai.transforms import Orientation
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from medsam_tune.data.checks import DataError, check_image, check_pair, load_image
+from medsam_tune.data.checks import DataError, check_affine, check_image, check_pair
 from medsam_tune.data.datalist import Case
 from medsam_tune.data.frames import slices_from_volume
 from medsam_tune.data.intensity import Intensity
+from medsam_tune.data.readers import files_of, load_image
 
 FORMAT = 1
 """Version of the entries; raise it when what they hold changes."""
@@ -56,11 +57,14 @@ def load_case(case: Case, labels: Iterable[int]) -> tuple[MetaTensor, MetaTensor
     to_lps = Orientation(axcodes="LPS", labels=None)
     image = load_image(case.id, case.image)
     check_image(case.id, image, case.image)
+    image = cast(MetaTensor, to_lps(image))
     if case.label is None:
-        return cast(MetaTensor, to_lps(image)), None
+        return image, None
     label = load_image(case.id, case.label)
+    check_affine(case.id, label, case.label)
+    label = cast(MetaTensor, to_lps(label))
     check_pair(case.id, image, label, labels, case.image, case.label)
-    return cast(MetaTensor, to_lps(image)), cast(MetaTensor, to_lps(label).to(torch.int32))
+    return image, cast(MetaTensor, label.to(torch.int32))
 
 
 @dataclass(frozen=True)
@@ -170,10 +174,11 @@ class SliceStore:
         made_from: list[object] = [FORMAT, self.intensity.describe(), sorted(self.labels)]
         for file in (case.image, case.label):
             if file is not None:
-                if not file.is_file():
+                if not file.exists():
                     raise DataError(f"case {case.id}: no such file: {file}. Correct the datalist.")
-                status = file.stat()
-                made_from.append([os.path.abspath(file), status.st_size, status.st_mtime_ns])
+                for part in files_of(file):
+                    status = part.stat()
+                    made_from.append([os.path.abspath(part), status.st_size, status.st_mtime_ns])
         text = json.dumps(made_from, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 

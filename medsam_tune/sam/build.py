@@ -150,7 +150,8 @@ def build_sam(
                 f"Set in_channels to {stored}."
             )
         _inflate(encoder, stored)
-        parts.load_state_dict(state)
+        if not _is_meta(parts):
+            parts.load_state_dict(state)
     elif not random and not _is_meta(parts):
         warnings.warn(f"{arch.name} without a checkpoint has random weights.", stacklevel=2)
     _resize(encoder, prompt_encoder, size, arch.stride)

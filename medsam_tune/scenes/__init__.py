@@ -15,10 +15,11 @@ from medsam_tune.scenes.shapes import LAYERS, Layers, descendants, paint, plan_l
 
 __all__ = ["draw_scenes"]
 
-# An object of which less or more than these shares of the image is seen is not asked for; in easy
-# scenes the smallest is larger.
-_SMALLEST = (0.01, 0.0016)
+# An object of which less or more than these shares of the image is seen is not asked for, nor one
+# of fewer pixels; in easy scenes the smallest is larger.
+_SMALLEST = (0.01, 0.0002)
 _LARGEST = 0.85
+_PIXELS = 12
 
 
 def draw_scenes(
@@ -55,10 +56,12 @@ def draw_scenes(
     within = _field_of_view(draw, count, size)
     image = image * within[:, None]
     shown = _candidates(layers, ids, inside > 0, transparent) & within[:, None]
-    smallest = _SMALLEST[0] + difficulty * (_SMALLEST[1] - _SMALLEST[0])
+    smallest = _SMALLEST[0] * (_SMALLEST[1] / _SMALLEST[0]) ** difficulty
+    smallest = max(smallest, _PIXELS / size**2)
     area = shown.flatten(2).float().mean(2)  # (B, N)
-    usable = ((area > smallest) & (area < _LARGEST)).float()
-    usable = usable + 1e-6 * area  # the largest if there is none
+    usable = (area > smallest) & (area < _LARGEST)
+    # Small ones somewhat more often, as scans and tiles have them; the largest if there is none.
+    usable = usable * area.clamp(min=smallest) ** -0.25 + 1e-6 * area
     nothing = usable.sum(1) == 0
     shown[nothing, 0], usable[nothing, 0] = within[nothing], 1.0
     chosen = torch.multinomial(usable, objects, replacement=True, generator=draw.generator)

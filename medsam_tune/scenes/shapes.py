@@ -22,7 +22,7 @@ KINDS = {"body": 0.5, "crop": 0.2, "cells": 0.1, "aerial": 0.12, "page": 0.08}
 _BODY, _CROP, _CELLS, _AERIAL, _PAGE = range(5)
 LAYERS = 16
 CELLS = 6  # of a lattice of cells, those that can be asked for
-_LATTICE = 12  # most cells along a side
+_LATTICE = 24  # most cells along a side
 _ROUGH = {3: 1.0, 5: 0.9, 8: 0.6, 14: 0.35, 24: 0.2}  # cells along a side: how far borders move
 _OFF = 100.0  # a ring or a bite so far out that there is none
 
@@ -76,7 +76,7 @@ def plan_layers(draw: Draw, count: int) -> Layers:
     tube = draw.chance(count, LAYERS + 1, p=0.18) & (kind != _PAGE)[:, None]
     layers = _outlines(draw, kind, tube)
     clones = draw.chance(count, p=0.25)  # objects of one size
-    one_size = draw.log_uniform(count, low=0.05, high=0.25)
+    one_size = draw.log_uniform(count, low=0.025, high=0.25)
     one_size = torch.where(clones, one_size, torch.nan)
     for i in range(1, LAYERS + 1):
         _place(draw, layers, i, tube[:, i], one_size)
@@ -145,12 +145,12 @@ def _place(draw: Draw, layers: Layers, i: int, tube: Tensor, one_size: Tensor) -
     free = anchor == 0
     inside = draw.chance(b, p=0.65) | free
     reach = (layers.a[rows, anchor] * layers.b[rows, anchor]).sqrt()
-    part = reach * draw.log_uniform(b, low=0.1, high=0.65)
-    neighbour = reach * draw.log_uniform(b, low=0.4, high=1.4)
+    part = reach * draw.log_uniform(b, low=0.04, high=0.65)
+    neighbour = reach * draw.log_uniform(b, low=0.3, high=1.4)
     size = torch.where(inside, part, neighbour)
-    size = torch.where(free, draw.log_uniform(b, low=0.06, high=0.7), size)
+    size = torch.where(free, draw.log_uniform(b, low=0.03, high=0.7), size)
     alike = one_size * draw.log_uniform(b, low=0.8, high=1.25)
-    size = torch.where(alike.isnan(), size, alike).clamp(0.035, 1.0)
+    size = torch.where(alike.isnan(), size, alike).clamp(0.02, 1.0)
     direction = draw.uniform(b, high=2 * math.pi)
     away = torch.where(inside, 0.55 * reach * draw.uniform(b).sqrt(), reach + 0.8 * size)
     for name, step in (("x", direction.cos()), ("y", direction.sin())):
@@ -241,7 +241,7 @@ def _norm(u: Tensor, v: Tensor, square: Tensor) -> Tensor:
 def _paint_cells(draw: Draw, ids: Tensor, x: Tensor, y: Tensor, first: int) -> Tensor:
     """A lattice of blobs, each at its own place in its own square; `CELLS` of them by name."""
     b = len(ids)
-    side = draw.uniform(b, low=3, high=_LATTICE).floor()[:, None, None]
+    side = draw.log_uniform(b, low=3, high=_LATTICE).floor()[:, None, None]
     turn = draw.normal(b, 1, 1) * 0.3
     x, y = turn.cos() * x + turn.sin() * y, turn.cos() * y - turn.sin() * x
     u, v = (x + 1.4) / 2.8 * side, (y + 1.4) / 2.8 * side

@@ -13,9 +13,9 @@ from medsam_tune.data.checks import (
     check_image,
     check_pair,
     label_values,
-    load_image,
     same_affine,
 )
+from medsam_tune.data.readers import load_image
 from medsam_tune.data.slices import load_case
 from tests.data.conftest import LABELS, SHAPE, small_scan, write_nifti
 
@@ -180,8 +180,8 @@ def test_row_19_affines(make_case):
     shifted = np.diag([2.0, 3, 4, 1])
     shifted[0, 3] = 0.5
     message = refusal(make_case(label_affine=shifted))
-    assert "label affine [[2.0, 0.0, 0.0, 0.5]" in message
-    assert "differs from image affine [[2.0, 0.0, 0.0, 0.0]" in message
+    assert "label affine [[-2.0, 0.0, 0.0, 18.5]" in message
+    assert "differs from image affine [[-2.0, 0.0, 0.0, 18.0]" in message
     assert "more than 0.001 mm or 0.001 in direction" in message
     assert "resample it onto the image's grid" in message
 

@@ -115,6 +115,35 @@ def test_nnunet_raw_folder(tmp_path):
     assert [(case.id, case.patient) for case in data.training] == [("a_0000", "a"), ("b_0000", "b")]
 
 
+def test_folders_of_dicom_and_other_formats(tmp_path):
+    import SimpleITK as sitk
+
+    from medsam_tune.data.slices import load_case
+    from tests.data.dicom_series import stored, write_series
+
+    for name in ("a", "b"):
+        write_series(tmp_path / "images" / name)
+    scan = sitk.GetImageFromArray(stored())
+    sitk.WriteImage(scan, str(tmp_path / "images" / "c.nrrd"))
+    (tmp_path / "labels").mkdir()
+    sitk.WriteImage(scan > 500, str(tmp_path / "labels" / "c.mha"))
+    for name in ("a", "b"):
+        affine = np.diag([-0.7, -0.9, 2.5, 1.0])
+        affine[:3, 3] = [3.0, -4.0, -50.0]
+        label = (stored().transpose(2, 1, 0) > 500).astype(np.uint8)
+        write_nifti(tmp_path / "labels" / f"{name}.nii.gz", label, affine)
+    data = find_cases(tmp_path, modality="CT")
+    assert [case.id for case in data.training] == ["a", "b", "c"]
+    a, b, c = (case.patient for case in data.training)
+    assert a == b  # their headers say so
+    assert a != "a"
+    assert c == "c"
+    for case in data.training:
+        image, label = load_case(case, data.labels)
+        inside = image[label == 1]
+        assert float(inside.min()) == 501 - 1000 * (case.id != "c")
+
+
 def test_row_23_files_without_a_partner_are_listed_both_ways(tmp_path):
     plain_folder(tmp_path, ["a", "b"])
     (tmp_path / "images/a.nii.gz").unlink()

@@ -286,16 +286,14 @@ def test_refuses_unknown_method_and_options(tiny_sam: Build) -> None:
 
 def test_random_decoder_that_stays_is_warned_of(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="nano has random weights and 'lora' leaves its mask deco"):
-        apply_method(build_sam("nano"), "lora")
+        model = apply_method(build_sam("nano", "random"), "lora")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        apply_method(build_sam("nano"), "lora", mask_decoder=True)
-        apply_method(build_sam("nano"), "full")
-        path = tmp_path / "tuned.safetensors"
-        sam = build_sam("nano")
-        sam.random_weights = False
-        save_tuned(apply_method(sam, "lora"), path)
-        load_tuned(path)  # said when it was trained; not again
+        apply_method(build_sam("nano", "random"), "lora", mask_decoder=True)
+        apply_method(build_sam("nano", "random"), "full")
+        apply_method(build_sam("nano"), "lora")
+        path = save_tuned(model, tmp_path / "tuned.safetensors")
+        load_tuned(path, checkpoint="random")  # said when it was trained; not again
 
 
 def test_row_58_another_base_is_refused(tiny_sam: Build, tmp_path: Path) -> None:

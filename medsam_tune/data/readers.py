@@ -1,0 +1,200 @@
+"""Scans and label maps from files: NIfTI by nibabel, DICOM, NRRD and MetaImage by SimpleITK."""
+
+from __future__ import annotations
+
+import re
+import warnings
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import nibabel as nib
+import numpy as np
+import SimpleITK as sitk
+import torch
+from monai.data import MetaTensor
+from monai.data.image_reader import ImageReader, NibabelReader
+from monai.transforms import EnsureChannelFirst
+from nibabel.filebasedimages import ImageFileError
+from numpy.typing import NDArray
+
+from medsam_tune.data.checks import DataError, same_affine, show_affine
+from medsam_tune.data.dicom import Volume, choose_series, read_series
+
+_NIFTI = (".nii", ".nii.gz")
+_ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
+ENDINGS = (*_NIFTI, *_ITK)
+_KEPT = ("affine", "original_affine", "original_channel_dim", "spatial_shape", "space")
+
+
+def case_id(path: Path) -> str:
+    """A file's name without its ending, or a folder's name."""
+    return re.sub(r"\.(nii|nii\.gz|nrrd|nhdr|mha|mhd|dcm|ima)$", "", path.name, flags=re.IGNORECASE)
+
+
+def is_nifti(path: Path) -> bool:
+    """By its name."""
+    return path.name.lower().endswith(_NIFTI)
+
+
+def _is_itk(path: Path) -> bool:
+    if path.is_dir() or path.name.lower().endswith((*_ITK, ".dcm", ".ima", ".dicom")):
+        return True
+    with path.open("rb") as file:  # DICOM has no certain ending
+        return file.read(132).endswith(b"DICM")
+
+
+def load_image(case_id: str, path: Path, series_uid: str | None = None) -> MetaTensor:
+    """Read one scan or label map; every failure names the case and the file.
+
+    A header's texts, which may hold names, are left behind.
+
+    Args:
+        case_id: for messages.
+        path: .nii, .nii.gz, .nrrd, .nhdr, .mha or .mhd file, or DICOM: a file, or a folder with one
+            series in it.
+        series_uid: SeriesInstanceUID (or its end) where a folder holds several.
+
+    Returns:
+        (C, X, Y, Z) float32 in the file's own axis order (DICOM: columns, rows, slices), affine in
+        nibabel's RAS+ millimetres; `meta["notes"]` says what was changed on the way.
+
+    Raises:
+        DataError: the file is missing, empty, truncated, or of another kind; its qform and sform
+            differ; a series that is refused, see `data.dicom`.
+    """
+    if not path.exists():
+        raise DataError(f"case {case_id}: no such file: {path}. Correct the path in the datalist.")
+    if path.is_file() and path.stat().st_size == 0:
+        raise DataError(f"case {case_id}: the file has zero bytes ({path}). Copy it again.")
+    if is_nifti(path):
+        return _load_nifti(case_id, path)
+    try:
+        reader = SimpleITKReader(series_uid)
+        array, meta = reader.get_data(reader.read(path))
+    except DataError as error:
+        raise DataError(f"case {case_id}: {error}") from error
+    return cast(MetaTensor, EnsureChannelFirst()(MetaTensor(torch.from_numpy(array), meta=meta)))
+
+
+class SimpleITKReader(ImageReader):
+    """MONAI's reader for DICOM, NRRD and MetaImage.
+
+    Register it, `LoadImaged(keys).register(SimpleITKReader())`: a reader given as `reader=` whose
+    refusal is raised is passed over by MONAI for the next one, which may not refuse.
+
+    Args:
+        series_uid: SeriesInstanceUID (or its end) where a folder holds several series.
+        resample_uneven: interpolate uneven or tilted DICOM series instead of refusing them.
+    """
+
+    def __init__(self, series_uid: str | None = None, resample_uneven: bool = False) -> None:
+        super().__init__()
+        self.series_uid = series_uid
+        self.resample_uneven = resample_uneven
+
+    def verify_suffix(self, filename: Any) -> bool:
+        """Whether all of them are folders, DICOM, NRRD or MetaImage."""
+        names = [filename] if isinstance(filename, (str, Path)) else filename
+        return all(_is_itk(Path(name)) for name in names)
+
+    def read(self, data: Any, **_: Any) -> Volume:
+        """The volume of a file, of a folder with one DICOM series, or of a list of its files.
+
+        Raises:
+            DataError: see `load_image`.
+        """
+        paths = [Path(data)] if isinstance(data, (str, Path)) else [Path(part) for part in data]
+        if len(paths) == 1 and paths[0].name.lower().endswith(_ITK):
+            return _read_itk(paths[0])
+        series = choose_series(paths[0] if len(paths) == 1 else paths, self.series_uid)
+        return read_series(series, self.resample_uneven)
+
+    def get_data(self, img: Volume) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """(I, J, K) or (C, I, J, K) float32, and MONAI's metadata with the affine in RAS+."""
+        channels = 0 if img.array.ndim == 4 else float("nan")
+        return img.array, {
+            "affine": img.affine.copy(),
+            "original_affine": img.affine.copy(),
+            "spatial_shape": np.asarray(img.array.shape[-3:]),
+            "original_channel_dim": channels,
+            "space": "RAS",
+            "notes": list(img.notes),
+        }
+
+
+def _read_itk(path: Path) -> Volume:
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].split("ERROR: ")[-1].rstrip(".")
+        raise DataError(
+            f"cannot read {path}: {reason}. Expected a whole NRRD or MetaImage; copy or export it "
+            "again."
+        ) from error
+    array = sitk.GetArrayFromImage(image).astype(np.float32)
+    if image.GetNumberOfComponentsPerPixel() > 1:
+        array = np.moveaxis(array, -1, 0)
+    dimension = min(image.GetDimension(), 3)
+    if dimension < 3:
+        array = array[..., None, :, :]
+    axes = (*range(array.ndim - 3), *range(array.ndim - 1, array.ndim - 4, -1))
+    size = image.GetDimension()
+    direction = np.asarray(image.GetDirection()).reshape(size, size)[:dimension, :dimension]
+    affine = np.eye(4)
+    affine[:dimension, :dimension] = direction * np.asarray(image.GetSpacing())[:dimension]
+    affine[:dimension, 3] = image.GetOrigin()[:dimension]
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    return Volume(np.ascontiguousarray(array.transpose(axes)), affine)
+
+
+def _load_nifti(case_id: str, path: Path) -> MetaTensor:
+    try:
+        _check_forms(case_id, path)
+        # What LoadImage does, which would set up every reader for each file and hide its reason.
+        reader = NibabelReader()
+        array, meta = reader.get_data(reader.read(path))
+        image = MetaTensor(
+            torch.from_numpy(np.array(array, dtype=np.float32)),
+            meta={key: meta[key] for key in _KEPT if key in meta},
+        )
+        return cast(MetaTensor, EnsureChannelFirst()(image))
+    except (EOFError, zlib.error) as error:
+        raise DataError(
+            f"case {case_id}: truncated or damaged gzip ({path}); {error}. Copy the file again."
+        ) from error
+    except (ImageFileError, OSError) as error:
+        raise DataError(
+            f"case {case_id}: cannot read {path}: {_first_line(error)}. Expected a whole "
+            "NIfTI file; copy or export it again."
+        ) from error
+
+
+def _check_forms(case_id: str, path: Path) -> None:
+    """MONAI and nibabel choose differently between a qform and an sform that disagree."""
+    file = nib.loadsave.load(path)
+    if not isinstance(file, nib.Nifti1Image):
+        raise ImageFileError(f"it is {type(file).__name__}")
+    header = file.header
+    qform, sform = header.get_qform(coded=True)[0], header.get_sform(coded=True)[0]
+    if qform is None and sform is None:
+        warnings.warn(
+            f"case {case_id}: neither qform nor sform is set ({path}); the orientation is a guess.",
+            stacklevel=5,
+        )
+    elif qform is not None and sform is not None and not same_affine(qform, sform):
+        raise DataError(
+            f"case {case_id}: qform {show_affine(qform)} and sform {show_affine(sform)} differ "
+            f"({path}); which of them places the scan is not known. Remove the wrong one and save "
+            "the file."
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+
+
+def files_of(path: Path) -> Sequence[Path]:
+    """The files that a scan is made of: itself, or all below a folder of DICOM."""
+    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
