@@ -17,6 +17,7 @@ import medsam_tune
 from medsam_tune import weights
 from medsam_tune.data.checks import DataError
 from medsam_tune.data.datalist import find_cases, split_cases, write_datalist
+from medsam_tune.data.validate import check_place
 from medsam_tune.demo import IMAGE_SIZE, LEARNING_RATES, SETTINGS, run_demo
 from medsam_tune.methods import METHODS, apply_method
 from medsam_tune.methods.export import export_onnx, export_sam, is_stock
@@ -65,6 +66,26 @@ def split(
         f"{len(datalist.test)} test cases; labels: "
         + ", ".join(f"{k} {v}" for k, v in datalist.labels.items())
     )
+
+
+@app.command()
+def check(
+    place: Annotated[Path, typer.Argument(help="Datalist, folder of scans or DICOM, or one file.")],
+    output: Annotated[
+        Path | None, typer.Option(help="The findings as JSON, e.g. check.json.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Scans read at once.")] = 2,
+) -> None:
+    """Read every scan: what it is, what is refused, which are the same.
+
+    Exit code 0: all sound; 3: some refused; 4: a scan is in two subsets; 1: the datalist or folder
+    itself is refused.
+    """
+    report = check_place(place, jobs)
+    typer.echo("\n".join(report.lines()))
+    if output is not None:
+        report.write(output)
+    raise typer.Exit(report.outcome)
 
 
 @app.command()

@@ -119,6 +119,21 @@ def test_export_formats(tune: Tune, tmp_path: Path) -> None:
         assert message in err
 
 
+def test_check(tune: Tune, phantoms: Path, tmp_path: Path) -> None:
+    code, out, _ = tune("check", phantoms / "d.json", "--output", tmp_path / "check.json")
+    assert code == 0
+    assert out.splitlines()[-1].endswith("d.json: 4 sound, 0 refused, 0 leaks")
+    assert len(json.loads((tmp_path / "check.json").read_text())["findings"]) == 4
+    broken = tmp_path / "broken.nii.gz"
+    broken.write_text("hello")
+    code, out, _ = tune("check", broken)
+    assert code == 3
+    assert f"refused: case broken: cannot read {broken}" in out
+    code, _, err = tune("check", tmp_path / "nowhere")
+    assert code == 1
+    assert "no such file or folder" in err
+
+
 def test_no_prompt_is_an_overlay(tune: Tune, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[list[str], dict[str, object]]] = []
     monkeypatch.setattr(cli, "run_bundle", lambda _, *rest: seen.append(rest))
