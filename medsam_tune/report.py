@@ -30,7 +30,7 @@ def draw_overlays(
 
     Args:
         path: of the PNG.
-        image: (Z, C, H, W) uint8 slices; the first channel is shown.
+        image: (Z, C, H, W) uint8 slices; three channels are shown as colours, else the first.
         columns: title -> (Z, H, W) integer label slices. The first is the truth: slices that it
             labels, evenly apart, are shown, and the others' titles carry their Dice over the whole
             volume, the mean of the labels.
@@ -53,7 +53,8 @@ def draw_overlays(
     for row, z in enumerate(picked):
         for column, (title, maps) in enumerate(columns.items()):
             axis = axes[row, column]
-            axis.imshow(image[z, 0].numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            shown = image[z].permute(1, 2, 0) if image.shape[1] == 3 else image[z, 0]
+            axis.imshow(shown.numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             for label, colour in colours.items():
                 _outline(axis, (maps[z] == label).cpu().numpy(), colour)
             if column == 0 and prompts is not None:

@@ -11,8 +11,11 @@ from medsam_tune.data.intensity import (
     WINDOWS,
     Percentiles,
     Window,
+    Windows,
+    ZScore,
     for_modality,
     intensity_from,
+    window_of,
 )
 
 
@@ -97,3 +100,32 @@ def test_unknown_description():
         intensity_from({"name": "gamma"})
     with pytest.raises(DataError, match="'window' does not take"):
         intensity_from({"name": "window", "level": 3})
+
+
+def test_windows_are_channels():
+    image = volume(-1350, -160, 240, 1300)
+    out = Windows(("lung", (40, 400), "bone"))(image)
+    assert tuple(out.shape) == (3, 1, 1, 4)
+    for channel, name in zip(out, ("lung", "abdomen", "bone"), strict=True):
+        assert torch.equal(channel[None], WINDOWS[name](image))
+    rule = intensity_from(json.loads(json.dumps(Windows().describe())))
+    assert rule.describe() == Windows().describe()
+    assert torch.equal(rule(image), Windows()(image))
+    with pytest.raises(DataError, match="window 'liber' is not known; known: abdomen, liver"):
+        Windows(("liber",))
+    with pytest.raises(DataError, match="windows is empty"):
+        Windows(())
+    with pytest.raises(DataError, match="expected a name, or center and width"):
+        window_of((1.0, 2.0, 3.0))
+
+
+def test_z_score_known_values():
+    image = volume(0.0, 90, 100, 110, -5)
+    out = ZScore(2)(image).flatten().tolist()  # mean 100, deviation 10
+    assert out == [0, 64, 128, 191, 0]
+    assert ZScore()(volume(0.0, 0, 7)).flatten().tolist() == [0, 0, 0]
+    torch.testing.assert_close(ZScore()(image * 1000), ZScore()(image))
+    rule = ZScore(2.5)
+    assert intensity_from(json.loads(json.dumps(rule.describe()))) == rule
+    with pytest.raises(DataError, match="deviations is 0"):
+        ZScore(0)
