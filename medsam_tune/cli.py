@@ -16,7 +16,13 @@ from fire.parser import DefaultParseValue
 import medsam_tune
 from medsam_tune import weights
 from medsam_tune.data.checks import DataError
-from medsam_tune.data.datalist import find_cases, split_cases, write_datalist
+from medsam_tune.data.datalist import (
+    find_cases,
+    fold_cases,
+    labels_of_patients,
+    split_cases,
+    write_datalist,
+)
 from medsam_tune.data.validate import check_place
 from medsam_tune.demo import IMAGE_SIZE, LEARNING_RATES, SETTINGS, run_demo
 from medsam_tune.methods import METHODS, apply_method
@@ -55,17 +61,31 @@ def split(
     modality: Annotated[
         str | None, typer.Option(help="CT or MR, if the folder does not say.")
     ] = None,
+    folds: Annotated[
+        int | None, typer.Option(help="Cross-validation: that many datalists instead of fractions.")
+    ] = None,
+    stratify: Annotated[
+        bool, typer.Option(help="Share out rare labels; reads every label map.")
+    ] = True,
 ) -> None:
     """Split cases by patient into training, validation and held-out test cases."""
-    if out.exists():
-        raise DataError(f"{out}: is there already; delete it or choose another --out.")
-    datalist = split_cases(find_cases(folder, modality=modality), fractions, seed)
-    write_datalist(datalist, out)
-    typer.echo(
-        f"{out}: {len(datalist.training)} training, {len(datalist.validation)} validation and "
-        f"{len(datalist.test)} test cases; labels: "
-        + ", ".join(f"{k} {v}" for k, v in datalist.labels.items())
-    )
+    names = [out] if folds is None else [out.with_stem(f"{out.stem}_{i}") for i in range(folds)]
+    for name in names:
+        if name.exists():
+            raise DataError(f"{name}: is there already; delete it or choose another --out.")
+    found = find_cases(folder, modality=modality)
+    present = labels_of_patients(found) if stratify else None
+    if folds is None:
+        lists = [split_cases(found, fractions, seed, present)]
+    else:
+        lists = fold_cases(found, folds, seed, present)
+    for name, datalist in zip(names, lists, strict=True):
+        write_datalist(datalist, name)
+        typer.echo(
+            f"{name}: {len(datalist.training)} training, {len(datalist.validation)} validation and "
+            f"{len(datalist.test)} test cases; labels: "
+            + ", ".join(f"{k} {v}" for k, v in datalist.labels.items())
+        )
 
 
 @app.command()

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from segment_anything.modeling import MaskDecoder
 
 from medsam_tune import cli
-from medsam_tune.data.datalist import find_cases, split_cases, write_datalist
+from medsam_tune.data.datalist import find_cases, read_datalist, split_cases, write_datalist
 from medsam_tune.data.phantom import write_phantoms
 from medsam_tune.methods import apply_method
 from medsam_tune.methods.tuned import save_tuned
@@ -117,6 +117,17 @@ def test_export_formats(tune: Tune, tmp_path: Path) -> None:
         code, _, err = tune("export", "--run", run, *words)
         assert code == 1
         assert message in err
+
+
+def test_split_into_folds(tune: Tune, phantoms: Path, tmp_path: Path) -> None:
+    code, out, _ = tune("split", phantoms, "--folds", 4, "--out", tmp_path / "cv.json")
+    assert code == 0
+    assert out.count("2 training, 1 validation and 1 test cases") == 4
+    tests = [read_datalist(tmp_path / f"cv_{i}.json").test[0].id for i in range(4)]
+    assert len(set(tests)) == 4
+    code, _, err = tune("split", phantoms, "--folds", 4, "--out", tmp_path / "cv.json")
+    assert code == 1
+    assert "cv_0.json: is there already" in err
 
 
 def test_check(tune: Tune, phantoms: Path, tmp_path: Path) -> None:

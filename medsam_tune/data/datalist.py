@@ -7,12 +7,15 @@ import os
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from medsam_tune.data.checks import DataError, read_json
+from tqdm import tqdm
+
+from medsam_tune.data.checks import DataError, label_values, read_json
 from medsam_tune.data.dicom import choose_series
 from medsam_tune.data.readers import ENDINGS, case_id, load_image
 from medsam_tune.files import written_whole
@@ -123,16 +126,22 @@ def find_cases(folder: Path, *, modality: str | None = None) -> Datalist:
 
 
 def split_cases(
-    datalist: Datalist, fractions: tuple[float, float, float], seed: int = 0
+    datalist: Datalist,
+    fractions: tuple[float, float, float],
+    seed: int = 0,
+    present: Mapping[str, Collection[int]] | None = None,
 ) -> Datalist:
     """Divide all cases anew, so that no patient is in two subsets.
 
-    The result depends on the patients, the fractions and the seed, not on the order of the files.
+    The result depends on the patients, their labels, the fractions and the seed, not on the order
+    of the files.
 
     Args:
         datalist: its present subsets are put together first.
         fractions: of the patients in training, validation and test; their sum is 1.
         seed: of the shuffle.
+        present: patient -> label ids, from `labels_of_patients`; rare labels are then shared out
+            among the subsets as the patients are.
 
     Raises:
         DataError: fractions that are negative or do not add up to 1, or fewer patients than
@@ -143,16 +152,122 @@ def split_cases(
             f"fractions {fractions} of training, validation and test; expected three numbers "
             "of 0 or more that add up to 1, e.g. 0.7 0.1 0.2."
         )
+    patients = _shuffled_patients(datalist, seed)
+    groups = _grouped(patients, _share(len(patients), fractions), present)
+    return _with_subsets(datalist, groups)
+
+
+def fold_cases(
+    datalist: Datalist,
+    folds: int,
+    seed: int = 0,
+    present: Mapping[str, Collection[int]] | None = None,
+) -> list[Datalist]:
+    """k datalists for cross-validation: each patient is a test case in exactly one.
+
+    The fold after the test fold is for validation, the others for training.
+
+    Args:
+        datalist: its present subsets are put together first.
+        folds: k, at least 3.
+        seed: of the shuffle.
+        present: see `split_cases`.
+
+    Raises:
+        DataError: fewer than 3 folds, or fewer patients than folds.
+    """
+    if folds < 3:
+        raise DataError(
+            f"{folds} folds; expected at least 3: one to test, one to validate, one to train."
+        )
+    patients = _shuffled_patients(datalist, seed)
+    groups = _grouped(patients, _share(len(patients), [1 / folds] * folds), present)
+    lists = []
+    for i in range(folds):
+        test, validation = i, (i + 1) % folds
+        rest = set().union(*(g for j, g in enumerate(groups) if j not in (test, validation)))
+        lists.append(_with_subsets(datalist, [rest, groups[validation], groups[test]]))
+    return lists
+
+
+def labels_of_patients(datalist: Datalist, jobs: int = 2) -> dict[str, set[int]]:
+    """Which labels each patient has; reads every label map.
+
+    Args:
+        datalist: cases of all subsets.
+        jobs: files read at once.
+
+    Raises:
+        DataError: a label map that cannot be read.
+    """
     cases = [case for subset in SUBSETS for case in getattr(datalist, subset)]
-    patients = sorted({case.patient for case in cases})
-    counts = _share(len(patients), fractions)
+
+    def read(case: Case) -> list[int]:
+        return [] if case.label is None else label_values(load_image(case.id, case.label))
+
+    present: dict[str, set[int]] = {case.patient: set() for case in cases}
+    with ThreadPoolExecutor(jobs) as pool:
+        found = tqdm(pool.map(read, cases), total=len(cases), desc="labels", disable=None)
+        for case, values in zip(cases, found, strict=True):
+            present[case.patient].update(set(values) & set(datalist.labels))
+    return present
+
+
+def _shuffled_patients(datalist: Datalist, seed: int) -> list[str]:
+    patients = sorted({case.patient for subset in SUBSETS for case in getattr(datalist, subset)})
     random.Random(seed).shuffle(patients)
-    subsets = []
-    for count in counts:
-        chosen, patients = set(patients[:count]), patients[count:]
-        members = (case for case in cases if case.patient in chosen)
-        subsets.append(tuple(sorted(members, key=lambda case: (case.patient, case.id))))
-    training, validation, test = subsets
+    return patients
+
+
+def _grouped(
+    patients: Sequence[str],
+    counts: Sequence[int],
+    present: Mapping[str, Collection[int]] | None,
+) -> list[set[str]]:
+    """Patients in groups of the given sizes; where their labels differ, each label shared out.
+
+    References:
+        Sechidis et al., "On the stratification of multi-label data", ECML PKDD 2011.
+    """
+    groups: list[set[str]] = [set() for _ in counts]
+    labels = {p: frozenset(present.get(p, ())) if present else frozenset() for p in patients}
+    if len(set(labels.values())) == 1:  # nothing to stratify by
+        rest = iter(patients)
+        return [{next(rest) for _ in range(count)} for count in counts]
+    room = list(counts)
+    total = Counter(label for patient in patients for label in labels[patient])
+    share = [count / len(patients) for count in counts]
+    wanted = [{label: n * part for label, n in total.items()} for part in share]
+    left = list(patients)
+    while left:
+        remaining = Counter(label for patient in left for label in labels[patient])
+        rarest = min(remaining, key=lambda label: (remaining[label], label)) if remaining else None
+        patient = next(p for p in left if rarest is None or rarest in labels[p])
+        need = [
+            (0.0 if rarest is None else wanted[i][rarest], places, -i)
+            for i, places in enumerate(room)
+            if places
+        ]
+        best = -max(need)[2]
+        groups[best].add(patient)
+        room[best] -= 1
+        for label in labels[patient]:
+            wanted[best][label] -= 1
+        left.remove(patient)
+    return groups
+
+
+def _with_subsets(datalist: Datalist, groups: Sequence[Collection[str]]) -> Datalist:
+    cases = [case for subset in SUBSETS for case in getattr(datalist, subset)]
+    training, validation, test = (
+        tuple(
+            sorted(
+                (case for case in cases if case.patient in group),
+                key=lambda case: (case.patient, case.id),
+            )
+        )
+        for group in groups
+    )
     return replace(datalist, training=training, validation=validation, test=test)
 
 
