@@ -15,9 +15,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from medsam_tune.data.checks import DataError, label_values, read_json
+from medsam_tune.data.checks import DataError, read_json
 from medsam_tune.data.dicom import choose_series
-from medsam_tune.data.readers import ENDINGS, case_id, load_image
+from medsam_tune.data.labels import label_names, labels_present, organ_files
+from medsam_tune.data.readers import ENDINGS, case_id
 from medsam_tune.files import written_whole
 
 SUBSETS = ("training", "validation", "test")
@@ -31,7 +32,8 @@ class Case:
 
     Attributes:
         image: NIfTI, NRRD or MetaImage file, or a folder with one DICOM series.
-        label: label map on the image's grid, or None.
+        label: label map on the image's grid, a DICOM SEG, a folder with a file for each organ, or
+            None.
         patient: whose scan it is; two scans of one patient stay in one subset.
     """
 
@@ -202,14 +204,14 @@ def labels_of_patients(datalist: Datalist, jobs: int = 2) -> dict[str, set[int]]
     """
     cases = [case for subset in SUBSETS for case in getattr(datalist, subset)]
 
-    def read(case: Case) -> list[int]:
-        return [] if case.label is None else label_values(load_image(case.id, case.label))
+    def read(case: Case) -> set[int]:
+        return labels_present(case.id, case.label, datalist.labels) if case.label else set()
 
     present: dict[str, set[int]] = {case.patient: set() for case in cases}
     with ThreadPoolExecutor(jobs) as pool:
         found = tqdm(pool.map(read, cases), total=len(cases), desc="labels", disable=None)
         for case, values in zip(cases, found, strict=True):
-            present[case.patient].update(set(values) & set(datalist.labels))
+            present[case.patient].update(values)
     return present
 
 
@@ -391,13 +393,13 @@ def _pair_folders(folder: Path) -> tuple[Case, ...]:
 
 def _patient_of(image: Path) -> str:
     """A hash of the patient's id in a DICOM series; empty where nothing says."""
-    return choose_series(image).patient if image.is_dir() else ""
+    return "" if image.name.lower().endswith(ENDINGS) else choose_series(image).patient
 
 
 def _scans(folder: Path) -> Iterator[Path]:
-    """Files of known endings, and folders, which hold a DICOM series each."""
+    """Files of known endings, and folders: of a DICOM series, or of a file for each organ."""
     for path in sorted(folder.iterdir()):
-        known = path.is_dir() or path.name.lower().endswith(ENDINGS)
+        known = path.is_dir() or path.name.lower().endswith((*ENDINGS, ".dcm"))
         if known and not path.name.startswith("."):
             yield path
 
@@ -438,17 +440,27 @@ def _labels_of(folder: Path, content: Mapping[str, Any], source: Path) -> dict[i
 
 
 def _labels_in(cases: Iterable[Case], folder: Path) -> dict[int, str]:
-    """Names for the values that the label maps hold."""
-    found: set[float] = set()
+    """Ids and names that the label files speak of."""
+    organs: set[str] = set()
+    found: dict[int, str] = {}
     for case in cases:
-        if case.label is not None:
-            found.update(load_image(case.id, case.label).as_tensor().unique().tolist())
-    if odd := sorted(value for value in found if value < 0 or value != int(value)):
+        if case.label is None:
+            continue
+        if case.label.is_dir():
+            organs.update(organ_files(case.label))
+            continue
+        for number, name in label_names(case.id, case.label).items():
+            if found.setdefault(number, name) != name:
+                raise DataError(
+                    f"{case.label}: label {number} is {name!r}, in another case {found[number]!r}; "
+                    "expected one meaning of a number. Export the labels with equal numbers."
+                )
+    if organs and found:
         raise DataError(
-            f"{folder}: label maps hold values that are no ids: {_some(map(str, odd))}; expected "
-            "0, 1, 2, ... Export the labels again."
+            f"{folder}: some labels are folders with a file for each organ, some are label maps; "
+            "expected one kind."
         )
-    labels = {int(value): f"label {int(value)}" for value in sorted(found) if value}
+    labels = dict(enumerate(sorted(organs), start=1)) or dict(sorted(found.items()))
     if not labels:
         raise DataError(f"{folder}: all label maps are empty; expected values above 0.")
     return labels

@@ -14,23 +14,23 @@ import shutil
 import tempfile
 import warnings
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import torch
 import zarr
 from monai.data import MetaTensor
 from monai.transforms import Orientation
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from medsam_tune.data.checks import DataError, check_affine, check_image, check_pair
+from medsam_tune.data.checks import DataError, check_image
 from medsam_tune.data.datalist import Case
 from medsam_tune.data.frames import slices_from_volume
 from medsam_tune.data.intensity import Intensity
+from medsam_tune.data.labels import load_label
 from medsam_tune.data.readers import files_of, load_image
 
 FORMAT = 1
@@ -39,12 +39,12 @@ FORMAT = 1
 _CHECKSUMS = "crc32.json"
 
 
-def load_case(case: Case, labels: Iterable[int]) -> tuple[MetaTensor, MetaTensor | None]:
+def load_case(case: Case, labels: Mapping[int, str]) -> tuple[MetaTensor, MetaTensor | None]:
     """Read, check and orient one scan.
 
     Args:
         case: the files.
-        labels: ids that the label may hold besides 0.
+        labels: label id -> name that the label may hold besides 0.
 
     Returns:
         image (1, X, Y, Z) float32 in the scanner's unit and label (1, X, Y, Z) int32 or None, both
@@ -52,7 +52,7 @@ def load_case(case: Case, labels: Iterable[int]) -> tuple[MetaTensor, MetaTensor
         `meta["spatial_shape"]` are the file's own.
 
     Raises:
-        DataError: see `check_image` and `check_pair`.
+        DataError: see `check_image` and `load_label`.
     """
     to_lps = Orientation(axcodes="LPS", labels=None)
     image = load_image(case.id, case.image)
@@ -60,11 +60,7 @@ def load_case(case: Case, labels: Iterable[int]) -> tuple[MetaTensor, MetaTensor
     image = cast(MetaTensor, to_lps(image))
     if case.label is None:
         return image, None
-    label = load_image(case.id, case.label)
-    check_affine(case.id, label, case.label)
-    label = cast(MetaTensor, to_lps(label))
-    check_pair(case.id, image, label, labels, case.image, case.label)
-    return image, cast(MetaTensor, label.to(torch.int32))
+    return image, load_label(case.id, case.label, image, case.image, labels)
 
 
 @dataclass(frozen=True)

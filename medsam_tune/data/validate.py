@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -152,7 +152,7 @@ def _tasks(place: Path) -> list[Callable[[], Finding]]:
     return tasks
 
 
-def _case_task(case: Case, subset: str, labels: Iterable[int]) -> Callable[[], Finding]:
+def _case_task(case: Case, subset: str, labels: Mapping[int, str]) -> Callable[[], Finding]:
     def run() -> Finding:
         finding = Finding(case.id, subset)
         try:

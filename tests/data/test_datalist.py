@@ -210,7 +210,7 @@ def test_label_maps_with_fractions(tmp_path):
     label = small_scan()[1].astype(np.float32)
     label[0, 0, 0] = 0.5
     write_nifti(tmp_path / "labels/a.nii.gz", label)
-    with pytest.raises(DataError, match=r"label maps hold values that are no ids: 0\.5"):
+    with pytest.raises(DataError, match=r"label map holds values that are no ids: \[0\.5\]"):
         find_cases(tmp_path, modality="CT")
 
 

@@ -370,7 +370,7 @@ def test_liver_lies_under_its_label():
     from medsam_tune.data.slices import load_case
 
     case = Case(folder / "example_ct_dicom", folder / "example_seg_dicom.nii.gz", "p")
-    image, label = load_case(case, range(1, 118))
+    image, label = load_case(case, {i: str(i) for i in range(1, 118)})
     liver = image[label == 5]
     assert float(liver.mean()) == pytest.approx(89, abs=1)
     assert float(liver.std()) == pytest.approx(22, abs=1)

@@ -60,7 +60,7 @@ def load(folder: Path, affine: np.ndarray) -> tuple[np.ndarray, MetaTensor, Scan
     """A label map of distinct values, as stored and as MONAI turns it to LPS."""
     array = np.arange(np.prod(SHAPE), dtype=np.uint8).reshape(SHAPE)
     path = write_nifti(folder / "scan.nii", array, affine)
-    image, label = load_case(Case(path, path, ""), range(256))
+    image, label = load_case(Case(path, path, ""), {i: str(i) for i in range(256)})
     assert label is not None
     return array, label, grid_of(image)
 

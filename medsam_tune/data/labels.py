@@ -1,0 +1,212 @@
+"""Label maps on their image's grid: a file, a DICOM SEG, or a folder with a file for each organ."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Orientation
+from numpy.typing import NDArray
+
+from medsam_tune.data.checks import (
+    DIRECTION_TOLERANCE,
+    POSITION_TOLERANCE,
+    DataError,
+    check_affine,
+    check_pair,
+    label_values,
+)
+from medsam_tune.data.readers import ENDINGS, case_id, load_image
+
+_TO_LPS = Orientation(axcodes="LPS", labels=None)
+
+
+def load_label(
+    case: str, path: Path, image: MetaTensor, image_path: Path, labels: Mapping[int, str]
+) -> MetaTensor:
+    """A label map on the grid of its image.
+
+    Args:
+        case: id, for messages.
+        path: a file that `load_image` reads; a DICOM SEG, whose segment numbers are the ids; or a
+            folder with a file for each organ, named after it, where all above 0 is that organ.
+        image: (1, X, Y, Z), LPS.
+        image_path: for messages.
+        labels: label id -> name.
+
+    Returns:
+        (1, X, Y, Z) int32, LPS.
+
+    Raises:
+        DataError: a label that does not lie on the image's grid, values that are no ids, organs
+            that overlap, an organ without an id.
+    """
+    if path.is_dir():
+        return _merged(case, path, image, image_path, labels)
+    if is_segmentation(path):
+        label = _on_grid(case, path, _oriented(case, read_segmentation(path), path), image)
+    else:
+        label = _oriented(case, load_image(case, path), path)
+    check_pair(case, image, label, labels, image_path, path)
+    return cast(MetaTensor, label.to(torch.int32))
+
+
+def labels_present(case: str, path: Path, labels: Mapping[int, str]) -> set[int]:
+    """Which of the labels a label file, SEG or folder of organs has a voxel of.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    if path.is_dir():
+        ids = {name: i for i, name in labels.items()}
+        organs = {name: load_image(case, file) for name, file in organ_files(path).items()}
+        return {ids[name] for name, organ in organs.items() if name in ids and organ.max() > 0}
+    label = read_segmentation(path) if is_segmentation(path) else load_image(case, path)
+    return set(label_values(label.as_tensor())) & set(labels)
+
+
+def label_names(case: str, path: Path) -> dict[int, str]:
+    """Ids in a label file and their names, as far as it says.
+
+    Raises:
+        DataError: it cannot be read, or holds values that are no ids.
+    """
+    if is_segmentation(path):
+        segments = _open_segmentation(path)
+        numbers = [int(n) for n in segments.segment_numbers if n]
+        return {n: str(segments.get_segment_description(n).segment_label) for n in numbers}
+    values = load_image(case, path).as_tensor()
+    odd = values[(values != values.round()) | (values < 0)]
+    if len(odd):
+        raise DataError(
+            f"case {case}: label map holds values that are no ids: {odd.unique()[:10].tolist()} "
+            f"({path}); expected 0, 1, 2, ... Export it again."
+        )
+    return {value: f"label {value}" for value in label_values(values) if value}
+
+
+def is_segmentation(path: Path) -> bool:
+    """Whether a file is a DICOM SEG."""
+    if not path.is_file() or path.name.lower().endswith(ENDINGS):
+        return False
+    with path.open("rb") as file:
+        if not file.read(132).endswith(b"DICM"):
+            return False
+    try:
+        import pydicom
+    except ImportError:
+        return False  # the reader of images says what to install
+    header = pydicom.dcmread(path, specific_tags=["Modality"], stop_before_pixels=True)
+    return bool(header.get("Modality") == "SEG")
+
+
+def read_segmentation(path: Path) -> MetaTensor:
+    """A DICOM SEG as (1, I, J, K) float32 segment numbers, affine in RAS+ millimetres.
+
+    Raises:
+        DataError: highdicom is not installed, segments overlap, or the file is damaged.
+    """
+    segments = _open_segmentation(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            volume = segments.get_volume(combine_segments=True)
+    except RuntimeError as error:
+        raise DataError(
+            f"{path}: its segments cannot be one label map ({error}); expected each voxel in one "
+            "segment. Export each organ as a file of its own."
+        ) from error
+    array = np.asarray(volume.array, dtype=np.float32).transpose(2, 1, 0)
+    affine = np.asarray(volume.affine, dtype=np.float64)[:, [2, 1, 0, 3]]
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    return MetaTensor(
+        torch.from_numpy(np.ascontiguousarray(array))[None],
+        meta={"affine": affine, "original_affine": affine.copy()},
+    )
+
+
+def _open_segmentation(path: Path) -> Any:
+    try:
+        import highdicom
+    except ImportError as error:
+        raise DataError(
+            f"{path}: a DICOM SEG needs highdicom. Install it: pip install 'medsam_tune[dicom]'"
+        ) from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return highdicom.seg.segread(path)
+    except Exception as error:
+        raise DataError(
+            f"{path}: cannot read this DICOM SEG ({type(error).__name__}). Export it again."
+        ) from error
+
+
+def _oriented(case: str, label: MetaTensor, path: Path) -> MetaTensor:
+    check_affine(case, label, path)
+    return cast(MetaTensor, _TO_LPS(label))
+
+
+def _on_grid(case: str, path: Path, label: MetaTensor, image: MetaTensor) -> MetaTensor:
+    """A part of the image's grid, as a SEG that leaves empty slices out, filled up to all of it."""
+    step = np.linalg.inv(_affine(image)) @ _affine(label)
+    start = np.round(step[:3, 3]).astype(int)
+    spacing = np.linalg.norm(_affine(image)[:3, :3], axis=0)
+    turned = np.abs(step[:3, :3] - np.eye(3)).max() > DIRECTION_TOLERANCE
+    beside = (np.abs(step[:3, 3] - start) * spacing).max() > 10 * POSITION_TOLERANCE
+    stop = start + label.shape[1:]
+    if turned or beside or (start < 0).any() or (stop > image.shape[1:]).any():
+        raise DataError(
+            f"case {case}: the segmentation's grid is no part of the image's ({path}); they must "
+            "come from the same series. Choose the segmentation of this series."
+        )
+    filled = torch.zeros_like(image.as_tensor())
+    filled[(slice(None), *map(slice, start, stop))] = label.as_tensor()
+    return MetaTensor(filled, meta=dict(image.meta))
+
+
+def _affine(image: MetaTensor) -> NDArray[np.float64]:
+    return np.asarray(image.affine, dtype=np.float64)
+
+
+def organ_files(folder: Path) -> dict[str, Path]:
+    """Organ -> file of a folder.
+
+    Raises:
+        DataError: there is none.
+    """
+    files = [path for path in sorted(folder.iterdir()) if path.name.lower().endswith(ENDINGS)]
+    if not files:
+        raise DataError(
+            f"{folder}: no label map in it; expected a file for each organ, e.g. liver.nii.gz."
+        )
+    return {case_id(path): path for path in files}
+
+
+def _merged(
+    case: str, folder: Path, image: MetaTensor, image_path: Path, labels: Mapping[int, str]
+) -> MetaTensor:
+    ids = {name: i for i, name in labels.items()}
+    merged = torch.zeros(image.shape, dtype=torch.int32)
+    for name, path in organ_files(folder).items():
+        if name not in ids:
+            raise DataError(
+                f"case {case}: {path} is of no label that the datalist names; known: "
+                f"{', '.join(ids)}. Rename or remove the file."
+            )
+        organ = _oriented(case, load_image(case, path), path)
+        check_pair(case, image, organ, label_values(organ.as_tensor()), image_path, path)
+        inside = organ.as_tensor() > 0
+        twice = int((inside & (merged > 0)).sum())
+        if twice:
+            raise DataError(
+                f"case {case}: {twice} voxels of {path} are in another organ's file as well; "
+                "expected each voxel in one. Correct the label maps."
+            )
+        merged[inside] = ids[name]
+    return MetaTensor(merged, meta=dict(image.meta))
