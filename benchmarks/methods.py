@@ -46,16 +46,16 @@ def hippocampus(scans: Path, work: Path) -> Task:
     datalist = work / "hippocampus.json"
     if not datalist.exists():
         data = split_cases(find_cases(scans), (0.7, 0.15, 0.15), seed=0)
-        few = replace(data, training=data.training[:32], validation=data.validation[:4])
+        few = replace(data, training=data.training[:16], validation=data.validation[:4])
         write_datalist(few, datalist)
-    title = "Hippocampus: brain MR, 32 training, 4 validation and 27 test patients, one epoch"
+    title = "Hippocampus: brain MR, 16 training, 4 validation and 27 test patients, one epoch"
     return Task("hippocampus", title, datalist, ("epochs=1", "warmup_steps=20"))
 
 
 def phantoms(work: Path) -> Task:
     """The demo's phantoms."""
-    title = "Synthetic CT: 10 training, 2 validation and 4 test phantoms, ten epochs"
-    settings = ("epochs=10", "val_interval=10", "warmup_steps=20")
+    title = "Synthetic CT: 10 training, 2 validation and 4 test phantoms, three epochs"
+    settings = ("epochs=3", "val_interval=3", "warmup_steps=20")
     return Task("phantoms", title, prepare_demo(work / "phantoms"), settings)
 
 
