@@ -299,9 +299,9 @@ def main() -> None:
 `python benchmarks/nano.py {" ".join(sys.argv[2:]) or "DATA"}` on {machine("cpu")}.
 Model: `{base}`.
 
-Zero-shot: the weights saw synthetic scenes only (whose range of sizes was widened once after a look at
-these sets, see the model card). Dice, mean over images (over objects where there
-is one scan), with its 95 % bootstrap interval; boxes on each slice with 5 % jitter, the same for
+Zero-shot: the weights saw synthetic scenes only (whose range of sizes was widened once after a
+look at these sets, see the model card). Dice, mean over images (over objects where there is one
+scan), with its 95 % bootstrap interval; boxes on each slice with 5 % jitter, the same for
 the ellipse; one point, drawn evenly from the object's pixels on each slice, of three masks the one
 the model trusts most; boxes moved, grown and shrunk by 10 % of their sides, and the loss of the
 worst of these against the exact box.

@@ -78,7 +78,7 @@ def test_no_prompt_from_training_to_a_mask(datalist: Path, tmp_path: Path) -> No
     run = tmp_path / "run"
     done = bundle_run(configs, "--datalist", datalist, "--output_dir", run, *options, *SMALL)
     assert done.returncode == 0, done.stderr
-    assert load_file(run / "tuned.safetensors")["learned.tokens"].shape == (5, 10, 128)
+    assert load_file(run / "tuned.safetensors")["learned.tokens"].shape == (5, 10, 96)
     done = bundle_run(["evaluate.yaml"], "--run_dir", run)
     assert done.returncode == 0, done.stderr
     assert (run / "evaluation" / "metrics.csv").is_file()

@@ -224,7 +224,7 @@ def test_info_prints_the_table(tune: Tune) -> None:
     rows = [line.split() for line in out.splitlines()[1:]]
     assert ["vit_b", "lora", "342,016"] in [row[:3] for row in rows]
     code, out, _ = tune("info", "--model", "nano", "--method", "prompt")
-    assert "learned.tokens 1,280" in out
+    assert "learned.tokens 960" in out
 
 
 def test_paths_that_look_like_numbers_stay_paths() -> None:
