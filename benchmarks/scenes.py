@@ -76,8 +76,8 @@ def training(size: int, batch: int) -> Callable[[int], None]:
 
 def costs(size: int, batch: int) -> str:
     """The operations that take longest, one line each."""
-    kind = ProfilerActivity.CUDA if DEVICE == "cuda" else ProfilerActivity.CPU
-    with profile(activities=[ProfilerActivity.CPU, kind]) as found:
+    kinds = {ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if DEVICE == "cuda" else [])}
+    with profile(activities=kinds) as found:
         for seed in range(5):
             draw_scenes(seed, batch, size, OBJECTS, DEVICE)
     times = {e.key: getattr(e, f"self_{DEVICE}_time_total", 0) for e in found.key_averages()}
