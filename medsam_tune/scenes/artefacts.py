@@ -107,7 +107,7 @@ def _windowed(draw: Draw, image: Tensor) -> Tensor:
     """Window, gamma, sometimes inverted; clipped as a display does."""
     b = len(image)
     low = draw.uniform(b, 1, 1, 1, low=-0.05, high=0.15)
-    width = draw.uniform(b, 1, 1, 1, low=0.6, high=1.15)
+    width = draw.uniform(b, 1, 1, 1, low=0.7, high=1.15)
     image = ((image - low) / width).clamp(0, 1)
     image = image ** draw.log_uniform(b, 1, 1, 1, low=0.6, high=1.6)
     invert = _some(draw, b, 0.15)

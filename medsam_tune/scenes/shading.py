@@ -90,8 +90,8 @@ def _intensities(draw: Draw, layers: Layers, weakest: float) -> tuple[Tensor, Te
         like = alike & (i > 2)
         value = torch.where(like, grey[rows, min(2, i)] + 0.03 * step[:, i], value)
         if i == 1:
-            trunk = air & (value < 0.15)
-            value = torch.where(trunk, draw.uniform(b, low=0.2, high=0.8), value)
+            trunk = air & ((value < 0.15) | (value > 0.75))  # neither air nor bone
+            value = torch.where(trunk, draw.uniform(b, low=0.2, high=0.7), value)
         value = torch.where(paper, grey[:, 0] - 0.25 * draw.uniform(b) ** 2, value)
         grey[:, i] = value.clamp(0, 1)
     others = grey[:, :1] + step[:, k : k + 1] * 1.2

@@ -105,7 +105,7 @@ def _outlines(draw: Draw, kind: Tensor, tube: Tensor) -> Layers:
         kind=kind,
         anchor=nothing,
         parent=nothing.clone(),
-        active=torch.arange(k, device=draw.device) <= draw.uniform(b, 1, low=6, high=k + 2),
+        active=torch.arange(k, device=draw.device) <= draw.uniform(b, 1, low=8, high=k + 4),
         x=zeros,
         y=zeros.clone(),
         a=zeros + 1,
@@ -142,8 +142,11 @@ def _place(draw: Draw, layers: Layers, i: int, tube: Tensor, one_size: Tensor) -
     made = page | (layers.kind == _AERIAL)
     anchor = (draw.uniform(b) ** 1.3 * i).long()  # an earlier one, the first more often
     anchor = torch.where(made, 0, anchor)
+    organ = (layers.kind == _BODY) & (anchor < 2) & draw.chance(b, p=0.9)  # within the trunk
+    organ = organ & (i > 1)
+    anchor = torch.where(organ, 1, anchor)
     free = anchor == 0
-    inside = draw.chance(b, p=0.65) | free
+    inside = draw.chance(b, p=0.65) | free | organ
     reach = (layers.a[rows, anchor] * layers.b[rows, anchor]).sqrt()
     part = reach * draw.log_uniform(b, low=0.04, high=0.65)
     neighbour = reach * draw.log_uniform(b, low=0.3, high=1.4)
@@ -152,7 +155,8 @@ def _place(draw: Draw, layers: Layers, i: int, tube: Tensor, one_size: Tensor) -
     alike = one_size * draw.log_uniform(b, low=0.8, high=1.25)
     size = torch.where(alike.isnan(), size, alike).clamp(0.02, 1.0)
     direction = draw.uniform(b, high=2 * math.pi)
-    away = torch.where(inside, 0.55 * reach * draw.uniform(b).sqrt(), reach + 0.8 * size)
+    depth = torch.where(organ, 0.85, 0.55) * reach * draw.uniform(b).sqrt()
+    away = torch.where(inside, depth, reach + 0.8 * size)
     for name, step in (("x", direction.cos()), ("y", direction.sin())):
         place = getattr(layers, name)
         near = place[rows, anchor] + away * step
