@@ -67,6 +67,11 @@ class Datalist:
     validation: tuple[Case, ...] = ()
     test: tuple[Case, ...] = ()
 
+    @property
+    def cases(self) -> list[Case]:
+        """Of all subsets."""
+        return [case for subset in SUBSETS for case in getattr(self, subset)]
+
     def subset(self, name: str) -> tuple[Case, ...]:
         """The cases of one subset.
 
@@ -202,7 +207,7 @@ def labels_of_patients(datalist: Datalist, jobs: int = 2) -> dict[str, set[int]]
     Raises:
         DataError: a label map that cannot be read.
     """
-    cases = [case for subset in SUBSETS for case in getattr(datalist, subset)]
+    cases = datalist.cases
 
     def read(case: Case) -> set[int]:
         return labels_present(case.id, case.label, datalist.labels) if case.label else set()
@@ -216,7 +221,7 @@ def labels_of_patients(datalist: Datalist, jobs: int = 2) -> dict[str, set[int]]
 
 
 def _shuffled_patients(datalist: Datalist, seed: int) -> list[str]:
-    patients = sorted({case.patient for subset in SUBSETS for case in getattr(datalist, subset)})
+    patients = sorted({case.patient for case in datalist.cases})
     random.Random(seed).shuffle(patients)
     return patients
 
@@ -260,11 +265,10 @@ def _grouped(
 
 
 def _with_subsets(datalist: Datalist, groups: Sequence[Collection[str]]) -> Datalist:
-    cases = [case for subset in SUBSETS for case in getattr(datalist, subset)]
     training, validation, test = (
         tuple(
             sorted(
-                (case for case in cases if case.patient in group),
+                (case for case in datalist.cases if case.patient in group),
                 key=lambda case: (case.patient, case.id),
             )
         )

@@ -290,6 +290,12 @@ def _nothing_there(place: Path | Sequence[Path], count: int, others: Counter[str
     )
 
 
+def has_dicom_prefix(path: Path) -> bool:
+    """Whether a file begins as DICOM files do; their names have no certain ending."""
+    with path.open("rb") as file:
+        return file.read(132).endswith(b"DICM")
+
+
 def _name(place: Path | Sequence[Path]) -> str:
     if isinstance(place, (str, Path)):
         return str(place)
@@ -501,7 +507,7 @@ def _pixels_as_stored(slices: Sequence[Slice]) -> NDArray[np.float32]:
             pixels = _pydicom().dcmread(one.path, force=True).pixel_array
         except (ValueError, RuntimeError, AttributeError, NotImplementedError) as error:
             raise DataError(
-                f"{one.path}: its pixels cannot be read ({_reason(error)}). Copy it again, or "
+                f"{one.path}: its pixels cannot be read ({reason_of(error)}). Copy it again, or "
                 "install its codec: pip install 'medsam_tune[dicom]'"
             ) from error
         slope, intercept = one.rescale or (1.0, 0.0)
@@ -516,14 +522,15 @@ def _undecodable(slices: Sequence[Slice]) -> DataError:
             sitk.ReadImage(str(one.path))
         except RuntimeError as error:
             return DataError(
-                f"{one.path}: its pixels cannot be read ({_reason(error)}). A truncated file: copy "
-                "it again. A compression that is not known here: convert it, e.g. with dcmdjpeg "
-                "or gdcmconv --raw."
+                f"{one.path}: its pixels cannot be read ({reason_of(error)}). A truncated file: "
+                "copy it again. A compression that is not known here: convert it, e.g. with "
+                "dcmdjpeg or gdcmconv --raw."
             )
     return DataError(f"{slices[0].path}: the series cannot be read as one volume.")
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
+    """What an exception of SimpleITK says, without where in its source it says so."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1].split("ERROR: ")[-1].rstrip(".") if lines else type(error).__name__
 
@@ -667,7 +674,12 @@ def _read_multiframe(series: Series) -> Volume:
             f"({type(error).__name__}); expected an enhanced multi-frame scan whose frames lie "
             "evenly on a straight stack. Export it as single images."
         ) from error
-    array = np.asarray(volume.array, dtype=np.float32)  # (slices, rows, columns)
+    return from_highdicom(volume)
+
+
+def from_highdicom(volume: Any) -> Volume:
+    """highdicom's volume of (slices, rows, columns) in LPS as one of ours."""
+    array = np.asarray(volume.array, dtype=np.float32)
     affine = np.asarray(volume.affine, dtype=np.float64)[:, [2, 1, 0, 3]]
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
     return Volume(np.array(array.transpose(2, 1, 0), order="F"), affine)

@@ -21,9 +21,10 @@ from medsam_tune.data.checks import (
     check_pair,
     label_values,
 )
-from medsam_tune.data.readers import ENDINGS, case_id, load_image
+from medsam_tune.data.dicom import from_highdicom, has_dicom_prefix
+from medsam_tune.data.readers import ENDINGS, case_id, image_from, load_image
 
-_TO_LPS = Orientation(axcodes="LPS", labels=None)
+TO_LPS = Orientation(axcodes="LPS", labels=None)
 
 
 def load_label(
@@ -94,9 +95,8 @@ def is_segmentation(path: Path) -> bool:
     """Whether a file is a DICOM SEG."""
     if not path.is_file() or path.name.lower().endswith(ENDINGS):
         return False
-    with path.open("rb") as file:
-        if not file.read(132).endswith(b"DICM"):
-            return False
+    if not has_dicom_prefix(path):
+        return False
     try:
         import pydicom
     except ImportError:
@@ -121,13 +121,7 @@ def read_segmentation(path: Path) -> MetaTensor:
             f"{path}: its segments cannot be one label map ({error}); expected each voxel in one "
             "segment. Export each organ as a file of its own."
         ) from error
-    array = np.asarray(volume.array, dtype=np.float32).transpose(2, 1, 0)
-    affine = np.asarray(volume.affine, dtype=np.float64)[:, [2, 1, 0, 3]]
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
-    return MetaTensor(
-        torch.from_numpy(np.ascontiguousarray(array))[None],
-        meta={"affine": affine, "original_affine": affine.copy()},
-    )
+    return image_from(from_highdicom(volume))
 
 
 def _open_segmentation(path: Path) -> Any:
@@ -149,7 +143,7 @@ def _open_segmentation(path: Path) -> Any:
 
 def _oriented(case: str, label: MetaTensor, path: Path) -> MetaTensor:
     check_affine(case, label, path)
-    return cast(MetaTensor, _TO_LPS(label))
+    return cast(MetaTensor, TO_LPS(label))
 
 
 def _on_grid(case: str, path: Path, label: MetaTensor, image: MetaTensor) -> MetaTensor:

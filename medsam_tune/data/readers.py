@@ -20,7 +20,13 @@ from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 
 from medsam_tune.data.checks import DataError, same_affine, show_affine
-from medsam_tune.data.dicom import Volume, choose_series, read_series
+from medsam_tune.data.dicom import (
+    Volume,
+    choose_series,
+    has_dicom_prefix,
+    read_series,
+    reason_of,
+)
 
 _NIFTI = (".nii", ".nii.gz")
 _ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
@@ -41,8 +47,7 @@ def is_nifti(path: Path) -> bool:
 def _is_itk(path: Path) -> bool:
     if path.is_dir() or path.name.lower().endswith((*_ITK, ".dcm", ".ima", ".dicom")):
         return True
-    with path.open("rb") as file:  # DICOM has no certain ending
-        return file.read(132).endswith(b"DICM")
+    return has_dicom_prefix(path)
 
 
 def load_image(case_id: str, path: Path, series_uid: str | None = None) -> MetaTensor:
@@ -71,10 +76,14 @@ def load_image(case_id: str, path: Path, series_uid: str | None = None) -> MetaT
     if is_nifti(path):
         return _load_nifti(case_id, path)
     try:
-        reader = SimpleITKReader(series_uid)
-        array, meta = reader.get_data(reader.read(path))
+        return image_from(SimpleITKReader(series_uid).read(path))
     except DataError as error:
         raise DataError(f"case {case_id}: {error}") from error
+
+
+def image_from(volume: Volume) -> MetaTensor:
+    """(C, X, Y, Z) float32 of a volume, with what `load_image` keeps of its file."""
+    array, meta = SimpleITKReader().get_data(volume)
     return cast(MetaTensor, EnsureChannelFirst()(MetaTensor(torch.from_numpy(array), meta=meta)))
 
 
@@ -128,10 +137,9 @@ def _read_itk(path: Path) -> Volume:
     try:
         image = sitk.ReadImage(str(path))
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1].split("ERROR: ")[-1].rstrip(".")
         raise DataError(
-            f"cannot read {path}: {reason}. Expected a whole NRRD or MetaImage; copy or export it "
-            "again."
+            f"cannot read {path}: {reason_of(error)}. Expected a whole NRRD or MetaImage; copy or "
+            "export it again."
         ) from error
     array = sitk.GetArrayFromImage(image).astype(np.float32)
     if image.GetNumberOfComponentsPerPixel() > 1:

@@ -22,7 +22,6 @@ from typing import Any, cast
 import numpy as np
 import zarr
 from monai.data import MetaTensor
-from monai.transforms import Orientation
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -30,7 +29,7 @@ from medsam_tune.data.checks import DataError, check_image
 from medsam_tune.data.datalist import Case
 from medsam_tune.data.frames import slices_from_volume
 from medsam_tune.data.intensity import Intensity
-from medsam_tune.data.labels import load_label
+from medsam_tune.data.labels import TO_LPS, load_label
 from medsam_tune.data.readers import files_of, load_image
 
 FORMAT = 1
@@ -54,10 +53,9 @@ def load_case(case: Case, labels: Mapping[int, str]) -> tuple[MetaTensor, MetaTe
     Raises:
         DataError: see `check_image` and `load_label`.
     """
-    to_lps = Orientation(axcodes="LPS", labels=None)
     image = load_image(case.id, case.image)
     check_image(case.id, image, case.image)
-    image = cast(MetaTensor, to_lps(image))
+    image = cast(MetaTensor, TO_LPS(image))
     if case.label is None:
         return image, None
     return image, load_label(case.id, case.label, image, case.image, labels)

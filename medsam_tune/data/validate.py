@@ -11,14 +11,13 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import torch
 from monai.data import MetaTensor
 from tqdm import tqdm
 
 from medsam_tune.data.checks import DataError, check_image
 from medsam_tune.data.datalist import SUBSETS, Case, find_cases, read_datalist
 from medsam_tune.data.dicom import Series, find_series, read_series
-from medsam_tune.data.readers import ENDINGS, case_id, load_image
+from medsam_tune.data.readers import ENDINGS, case_id, image_from, load_image
 from medsam_tune.data.slices import load_case
 from medsam_tune.files import written_whole
 
@@ -54,6 +53,9 @@ class Finding:
     labels: dict[int, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     voxels: str = ""
+
+
+_Task = Callable[[], Finding]
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def check_place(place: Path, jobs: int = 2, progress: bool = True) -> Report:
     return Report(str(place), findings, leaks, twice)
 
 
-def _tasks(place: Path) -> list[Callable[[], Finding]]:
+def _tasks(place: Path) -> list[_Task]:
     if place.suffix == ".json":
         data = read_datalist(place)
         return [
@@ -145,18 +147,20 @@ def _tasks(place: Path) -> list[Callable[[], Finding]]:
         return [_case_task(case, "", data.labels) for case in data.training]
     if place.name.lower().endswith(ENDINGS):
         return [_scan_task(place)]
-    scans = [p for p in sorted(place.rglob("*")) if p.name.lower().endswith(ENDINGS)]
+    files = [path for path in sorted(place.rglob("*")) if path.is_file()]
+    scans = [path for path in files if path.name.lower().endswith(ENDINGS)]
     tasks = [_scan_task(path) for path in scans]
-    if not tasks or any(p.is_file() and p not in set(scans) for p in place.rglob("*")):
+    if not tasks or len(scans) < len(files):
         tasks += _series_tasks(place, bool(tasks))
     return tasks
 
 
-def _case_task(case: Case, subset: str, labels: Mapping[int, str]) -> Callable[[], Finding]:
+def _task(finding: Finding, read: Callable[[], tuple[MetaTensor, MetaTensor | None]]) -> _Task:
+    """Fills the finding in with what `read` gives, or with why it is refused."""
+
     def run() -> Finding:
-        finding = Finding(case.id, subset)
         try:
-            image, label = load_case(case, labels)
+            image, label = read()
         except DataError as error:
             finding.problem = str(error)
             return finding
@@ -169,22 +173,22 @@ def _case_task(case: Case, subset: str, labels: Mapping[int, str]) -> Callable[[
     return run
 
 
-def _scan_task(path: Path) -> Callable[[], Finding]:
-    def run() -> Finding:
-        finding = Finding(case_id(path))
-        try:
-            image = load_image(finding.case, path)
-            check_image(finding.case, image, path)
-        except DataError as error:
-            finding.problem = str(error)
-            return finding
-        _describe(finding, image)
-        return finding
-
-    return run
+def _case_task(case: Case, subset: str, labels: Mapping[int, str]) -> _Task:
+    return _task(Finding(case.id, subset), lambda: load_case(case, labels))
 
 
-def _series_tasks(place: Path, optional: bool) -> list[Callable[[], Finding]]:
+def _scan_task(path: Path) -> _Task:
+    name = case_id(path)
+
+    def read() -> tuple[MetaTensor, None]:
+        image = load_image(name, path)
+        check_image(name, image, path)
+        return image, None
+
+    return _task(Finding(name), read)
+
+
+def _series_tasks(place: Path, optional: bool) -> list[_Task]:
     try:
         found = find_series(place)
     except DataError:
@@ -192,23 +196,18 @@ def _series_tasks(place: Path, optional: bool) -> list[Callable[[], Finding]]:
             return []
         raise
 
-    def task(series: Series) -> Callable[[], Finding]:
-        def run() -> Finding:
-            finding = Finding(str(series))
-            try:
-                volume = read_series(series)
-                place = {"affine": volume.affine, "original_affine": volume.affine}
-                image = MetaTensor(
-                    torch.from_numpy(volume.array[None]), meta={**place, "notes": volume.notes}
-                )
-                check_image(finding.case, image, series.files[0].parent)
-            except DataError as error:
-                finding.problem = f"{series}: {error}"
-                return finding
-            _describe(finding, image)
-            return finding
+    def task(series: Series) -> _Task:
+        name = str(series)
 
-        return run
+        def read() -> tuple[MetaTensor, None]:
+            try:
+                image = image_from(read_series(series))
+                check_image(name, image, series.files[0].parent)
+            except DataError as error:
+                raise DataError(f"{name}: {error}") from error
+            return image, None
+
+        return _task(Finding(name), read)
 
     return [task(series) for series in found]
 
