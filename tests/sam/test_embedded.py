@@ -48,6 +48,7 @@ def by_boxes(nano: PromptableSam, image: Tensor, boxes: Tensor) -> Tensor:
 def test_card_and_file_agree() -> None:
     card = (EMBEDDED.parent / "README.md").read_text()
     assert hashlib.sha256(EMBEDDED.read_bytes()).hexdigest() in card
+    assert f"{sum(parameter.numel() for parameter in build_sam('nano').parameters()):,}" in card
     assert EMBEDDED.stat().st_size < 12 * 2**20
     assert {tensor.dtype for tensor in load_file(EMBEDDED).values()} == {torch.float16}
 
