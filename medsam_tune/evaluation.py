@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from medsam_tune.data.checks import DataError
+from medsam_tune.data.frames import resized
 from medsam_tune.data.slices import PreparedCase
 from medsam_tune.files import written_whole
 from medsam_tune.inference import EllipseInferer
@@ -156,8 +157,9 @@ def summarise(scores: Sequence[Score]) -> dict[str, Any]:
 class CaseDataset(Dataset[dict[str, Any]]):
     """Whole prepared cases with boxes taken from their own labels, for validation and evaluation.
 
-    An item is `image` (Z, C, H, W) uint8, `label` (Z, H, W) int64, `prompts` (`SlicePrompts`) and
-    `case`. The same case, seed and jitter give the same boxes, whatever model is evaluated.
+    An item is `image` (Z, C, H, W) uint8, `label` (Z, H, W) int64, `truth`, the label in the scan's
+    own grid (the same unless slices are resampled), `prompts` (`SlicePrompts`) and `case`. The same
+    case, seed and jitter give the same boxes, whatever model is evaluated.
 
     Args:
         cases: from `SliceStore.prepare`, with labels.
@@ -183,12 +185,17 @@ class CaseDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         case = self.cases[index]
-        truth = torch.from_numpy(case.label().astype(np.int64))
+        label = torch.from_numpy(case.label().astype(np.int64))
         prompts = prompts_from_labels(
-            truth, self.labels, jitter=self.jitter, seed=self.seed, case=case.id
+            label, self.labels, jitter=self.jitter, seed=self.seed, case=case.id
         )
-        image = torch.from_numpy(case.image())
-        return {"image": image, "label": truth, "prompts": prompts, "case": case.id}
+        return {
+            "image": torch.from_numpy(case.image()),
+            "label": label,
+            "truth": torch.from_numpy(case.truth().astype(np.int64)) if case.has_truth else label,
+            "prompts": prompts,
+            "case": case.id,
+        }
 
 
 def prepare_case(
@@ -230,11 +237,13 @@ class CaseScores:
     def _score(self, engine: Engine) -> None:
         state: Any = engine.state
         batch, prediction = state.batch, state.output["pred"]
-        ellipse = self._ellipse(batch["image"], None, batch["prompts"])
-        truth = batch["label"].to(prediction.device)
-        self.scores += score_case(
-            batch["case"], prediction, truth, ellipse.to(prediction.device), self.labels
+        ellipse = self._ellipse(batch["image"], None, batch["prompts"]).to(prediction.device)
+        truth = batch["truth"].to(prediction.device)
+        own = (truth.shape[0], truth.shape[1], truth.shape[2])
+        prediction, ellipse = (
+            resized(maps[None], own, nearest=True)[0] for maps in (prediction, ellipse)
         )
+        self.scores += score_case(batch["case"], prediction, truth, ellipse, self.labels)
 
     def _finish(self, engine: Engine) -> None:
         summary = summarise(self.scores)

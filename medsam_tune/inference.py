@@ -18,10 +18,17 @@ from torch import Tensor
 
 from medsam_tune.data.checks import DataError
 from medsam_tune.data.datalist import Case
-from medsam_tune.data.frames import ModelFrame, ScanGrid, slices_from_volume
+from medsam_tune.data.frames import (
+    ModelFrame,
+    ScanGrid,
+    resized,
+    slices_from_volume,
+    with_neighbours,
+)
 from medsam_tune.data.intensity import Intensity, intensity_from
 from medsam_tune.data.readers import case_id
-from medsam_tune.data.slices import load_case
+from medsam_tune.data.reading import Reading
+from medsam_tune.data.scans import load_case
 from medsam_tune.files import written_whole
 from medsam_tune.methods.tuned import load_tuned, read_header
 from medsam_tune.prompt_files import read_prompts
@@ -39,11 +46,13 @@ class PromptedSliceInferer(Inferer):
     Args:
         slice_batch: slices encoded at once.
         prompt_batch: boxes decoded at once.
+        squash: the model frame's, see `ModelFrame`; as in training.
     """
 
-    def __init__(self, slice_batch: int = 8, prompt_batch: int = 64) -> None:
+    def __init__(self, slice_batch: int = 8, prompt_batch: int = 64, squash: bool = False) -> None:
         self.slice_batch = slice_batch
         self.prompt_batch = prompt_batch
+        self.squash = squash
 
     def __call__(
         self, inputs: Tensor, network: Any, prompts: SlicePrompts | None, *_: Any, **__: Any
@@ -67,7 +76,7 @@ class PromptedSliceInferer(Inferer):
                 "one that needs none (train --no-prompt)."
             )
         device = network.pixel_mean.device
-        frame = ModelFrame((inputs.shape[-2], inputs.shape[-1]), network.image_size)
+        frame = ModelFrame((inputs.shape[-2], inputs.shape[-1]), network.image_size, self.squash)
         canvas = _Canvas(inputs)
         for chunk in prompts.slices.unique().split(self.slice_batch):
             if not len(chunk):  # a volume without a box
@@ -93,15 +102,17 @@ class ClassSliceInferer(Inferer):
     Args:
         labels: label id of each of the model's K classes.
         slice_batch: slices encoded at once.
+        squash: the model frame's, see `ModelFrame`; as in training.
     """
 
-    def __init__(self, labels: Iterable[int], slice_batch: int = 8) -> None:
+    def __init__(self, labels: Iterable[int], slice_batch: int = 8, squash: bool = False) -> None:
         self.labels = torch.tensor(list(labels))
         self.slice_batch = slice_batch
+        self.squash = squash
 
     def __call__(self, inputs: Tensor, network: Any, *_: Any, **__: Any) -> Tensor:
         """(Z, C, H, W) uint8 slices -> (Z, H, W) int16 label slices; prompts are not looked at."""
-        frame = ModelFrame((inputs.shape[-2], inputs.shape[-1]), network.image_size)
+        frame = ModelFrame((inputs.shape[-2], inputs.shape[-1]), network.image_size, self.squash)
         canvas = _Canvas(inputs)
         for chunk in torch.arange(len(inputs)).split(self.slice_batch):
             embedding = _encode(inputs[chunk.to(inputs.device)], network, frame)
@@ -114,7 +125,7 @@ class ClassSliceInferer(Inferer):
 
 
 def volume_inferer(
-    network: PromptableSam, labels: Iterable[int], slice_batch: int = 8
+    network: PromptableSam, labels: Iterable[int], slice_batch: int = 8, squash: bool = False
 ) -> PromptedSliceInferer | ClassSliceInferer:
     """The inferer that a model is for: by its prompts, or by its classes.
 
@@ -122,19 +133,20 @@ def volume_inferer(
         network: of either kind.
         labels: ids of what it was tuned for; the K-th class is the K-th in ascending order.
         slice_batch: slices encoded at once.
+        squash: the model frame's, as in training.
 
     Raises:
         DataError: not as many labels as the model has classes.
     """
     if not network.classes:
-        return PromptedSliceInferer(slice_batch)
+        return PromptedSliceInferer(slice_batch, squash=squash)
     ids = sorted(labels)
     if len(ids) != network.classes:
         raise DataError(
             f"the model has {network.classes} classes, but {len(ids)} labels are given "
             f"({', '.join(map(str, ids))}); expected those it was tuned for."
         )
-    return ClassSliceInferer(ids, slice_batch)
+    return ClassSliceInferer(ids, slice_batch, squash)
 
 
 class EllipseInferer(Inferer):
@@ -207,29 +219,39 @@ class LoadPromptedScan:
     Args:
         intensity: what the model was tuned with.
         labels: label id -> name that prompts may name.
+        reading: as in training.
     """
 
-    def __init__(self, intensity: Intensity, labels: Mapping[int, str]) -> None:
+    def __init__(
+        self, intensity: Intensity, labels: Mapping[int, str], reading: Reading | None = None
+    ) -> None:
         self.intensity = intensity
         self.labels = labels
+        self.reading = reading or Reading()
 
     def __call__(self, item: Mapping[str, Any]) -> PromptedScan:
         """Read one scan.
 
         Args:
-            item: `scan`, a file or a DICOM folder; `prompts`, a prompt file, its content
+            item: `scan`, a file or a DICOM folder; `series`, the SeriesInstanceUID (or its end)
+                where the folder holds several; `prompts`, a prompt file, its content
                 (`read_prompts`), or None.
 
         Raises:
             DataError: a scan or prompts that are not usable.
         """
         path = Path(item["scan"])
-        image, _ = load_case(Case(path, None, ""), self.labels)
-        grid = grid_of(image)
+        case = Case(path, None, "", item.get("series"))
+        image, _ = load_case(case, self.labels, self.reading)
+        grid = grid_of(image, self.reading)
         prompts = item["prompts"]
+        volume = image.as_tensor()
+        if grid.size is not None:
+            volume = resized(volume, grid.size)
+        slices = slices_from_volume(self.intensity(volume))
         return PromptedScan(
             case=case_id(path),
-            image=slices_from_volume(self.intensity(image.as_tensor())),
+            image=with_neighbours(slices) if self.reading.neighbours else slices,
             prompts=None if prompts is None else read_prompts(prompts, grid, self.labels),
             grid=grid,
         )
@@ -264,11 +286,20 @@ class WriteMask:
         engine.logger.info(f"{self.path}: {int((labels > 0).sum())} voxels in the mask")
 
 
-def grid_of(image: MetaTensor) -> ScanGrid:
-    """The grid of the file that an oriented (C, X, Y, Z) MetaTensor was loaded from."""
+def grid_of(image: MetaTensor, reading: Reading | None = None) -> ScanGrid:
+    """The grid of the file that an oriented (C, X, Y, Z) MetaTensor was loaded from.
+
+    Args:
+        image: from `load_case`.
+        reading: whether its slices are resampled.
+    """
     shape: list[int] = np.asarray(image.meta["spatial_shape"]).tolist()
     affine = np.asarray(image.meta["original_affine"], dtype=np.float64)
-    return ScanGrid(affine, (shape[0], shape[1], shape[2]))
+    now = np.asarray(image.affine, dtype=np.float64)
+    axes = "".join(nib.orientations.aff2axcodes(now))
+    spacing = np.linalg.norm(now[:3, :3], axis=0).tolist()
+    size = (reading or Reading()).size(image.shape[1:], spacing)
+    return ScanGrid(affine, (shape[0], shape[1], shape[2]), axes, size)
 
 
 def write_mask(labels: Tensor, grid: ScanGrid, path: str | Path) -> Path:
@@ -300,6 +331,7 @@ class Segmenter:
         labels: label id -> name.
         device: where it runs; a GPU if there is one.
         inferer: how volumes are cut up.
+        reading: as in training.
 
     Example:
         >>> segmenter = Segmenter.from_run("runs/liver")
@@ -313,10 +345,11 @@ class Segmenter:
         labels: Mapping[int, str],
         device: str | torch.device | None = None,
         inferer: Inferer | None = None,
+        reading: Reading | None = None,
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.to(self.device).eval()
-        self.load = LoadPromptedScan(intensity, labels)
+        self.load = LoadPromptedScan(intensity, labels, reading)
         self.inferer = inferer or volume_inferer(model, labels)
 
     @classmethod
@@ -333,7 +366,10 @@ class Segmenter:
         record = read_record(run)
         tuned = Path(run) / "tuned.safetensors"
         model = load_tuned(tuned, checkpoint=checkpoint or record.checkpoint)
-        return cls(model, intensity_from(record.intensity), read_header(tuned).labels, **options)
+        labels = read_header(tuned).labels
+        options.setdefault("inferer", volume_inferer(model, labels, squash=record.squash))
+        reading = Reading(**record.reading)
+        return cls(model, intensity_from(record.intensity), labels, reading=reading, **options)
 
     def __call__(
         self, scan: str | Path, prompts: str | Path | Mapping[str, Any] | None = None

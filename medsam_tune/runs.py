@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,8 @@ class RunRecord:
         intensity: description of the intensity rule, see `data.intensity`.
         jitter: of the boxes in validation, a share of the box side.
         seed: of everything random.
+        reading: description of how scans become slices, see `data.reading`.
+        squash: of the model frame, see `data.frames`.
         version: of the package.
     """
 
@@ -53,6 +55,8 @@ class RunRecord:
     intensity: dict[str, Any]
     jitter: float
     seed: int
+    reading: dict[str, Any] = field(default_factory=dict)
+    squash: bool = False
     version: str = medsam_tune.__version__
 
 

@@ -31,15 +31,17 @@ class Case:
     """One scan.
 
     Attributes:
-        image: NIfTI, NRRD or MetaImage file, or a folder with one DICOM series.
+        image: NIfTI, NRRD or MetaImage file, or a folder of DICOM.
         label: label map on the image's grid, a DICOM SEG, a folder with a file for each organ, or
             None.
         patient: whose scan it is; two scans of one patient stay in one subset.
+        series: SeriesInstanceUID (or its end) where the folder holds several.
     """
 
     image: Path
     label: Path | None
     patient: str
+    series: str | None = None
 
     @property
     def id(self) -> str:
@@ -339,7 +341,8 @@ def read_datalist(path: Path) -> Datalist:
 def _entry(case: Case, folder: Path) -> dict[str, str]:
     files = {"image": case.image, "label": case.label}
     entry = {key: _relative(file, folder) for key, file in files.items() if file is not None}
-    return {**entry, "patient": case.patient}
+    series = {} if case.series is None else {"series": case.series}
+    return {**entry, "patient": case.patient, **series}
 
 
 def _relative(file: Path, folder: Path) -> str:
@@ -363,6 +366,7 @@ def _cases(entries: Any, folder: Path, source: Path) -> tuple[Case, ...]:
                 image=image,
                 label=None if label is None else Path(os.path.normpath(folder / str(label))),
                 patient=str(entry.get("patient", case_id(image))),
+                series=None if entry.get("series") is None else str(entry["series"]),
             )
         )
     return tuple(cases)

@@ -585,7 +585,7 @@ def _even(
     if uneven and not resample:
         raise DataError(
             f"{between}: {steps[where]:.2f} mm between neighbours, {usual:.2f} mm elsewhere; "
-            "expected even spacing. Choose resample_uneven to interpolate onto an even grid."
+            "expected even spacing. To interpolate to an even grid: reading::resample_uneven=true."
         )
     lateral = positions - positions[0] - (along - along[0])[:, None] * normal
     drift = lateral[-1] / (along[-1] - along[0])
@@ -595,7 +595,7 @@ def _even(
         raise DataError(
             f"{slices[0].path.parent}: the slices lean by {tilt:.1f} degrees from their normal"
             f"{', not along a line' if bent else ''} (a tilted gantry); expected a straight "
-            "stack. Choose resample_uneven to shift them back."
+            "stack. To shift them back: reading::resample_uneven=true."
         )
     if tilt > TILT_TOLERANCE or bent:
         array = _upright(array, slices[0], lateral)

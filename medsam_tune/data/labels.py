@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Orientation
+from monai.transforms import Orientation, ResampleToMatch
 from numpy.typing import NDArray
 
 from medsam_tune.data.checks import (
@@ -20,15 +21,20 @@ from medsam_tune.data.checks import (
     check_affine,
     check_pair,
     label_values,
+    same_affine,
 )
 from medsam_tune.data.dicom import from_highdicom, has_dicom_prefix
 from medsam_tune.data.readers import ENDINGS, case_id, image_from, load_image
-
-TO_LPS = Orientation(axcodes="LPS", labels=None)
+from medsam_tune.data.reading import Reading
 
 
 def load_label(
-    case: str, path: Path, image: MetaTensor, image_path: Path, labels: Mapping[int, str]
+    case: str,
+    path: Path,
+    image: MetaTensor,
+    image_path: Path,
+    labels: Mapping[int, str],
+    reading: Reading | None = None,
 ) -> MetaTensor:
     """A label map on the grid of its image.
 
@@ -36,23 +42,26 @@ def load_label(
         case: id, for messages.
         path: a file that `load_image` reads; a DICOM SEG, whose segment numbers are the ids; or a
             folder with a file for each organ, named after it, where all above 0 is that organ.
-        image: (1, X, Y, Z), LPS.
+        image: (1, X, Y, Z), in the orientation that the label shall have.
         image_path: for messages.
         labels: label id -> name.
+        reading: whether a label of another grid is resampled.
 
     Returns:
-        (1, X, Y, Z) int32, LPS.
+        (1, X, Y, Z) int32, of the image's affine.
 
     Raises:
         DataError: a label that does not lie on the image's grid, values that are no ids, organs
             that overlap, an organ without an id.
     """
+    resample = bool(reading and reading.resample_label)
     if path.is_dir():
-        return _merged(case, path, image, image_path, labels)
+        return _merged(case, path, image, image_path, labels, resample)
     if is_segmentation(path):
-        label = _on_grid(case, path, _oriented(case, read_segmentation(path), path), image)
+        label = _placed(case, read_segmentation(path), path, image, resample)
+        label = _on_grid(case, path, label, image)
     else:
-        label = _oriented(case, load_image(case, path), path)
+        label = _placed(case, load_image(case, path), path, image, resample)
     check_pair(case, image, label, labels, image_path, path)
     return cast(MetaTensor, label.to(torch.int32))
 
@@ -141,9 +150,18 @@ def _open_segmentation(path: Path) -> Any:
         ) from error
 
 
-def _oriented(case: str, label: MetaTensor, path: Path) -> MetaTensor:
+def _placed(
+    case: str, label: MetaTensor, path: Path, image: MetaTensor, resample: bool
+) -> MetaTensor:
+    """In the image's orientation; on its grid as well, where the label's is another and may be."""
     check_affine(case, label, path)
-    return cast(MetaTensor, TO_LPS(label))
+    axes = nib.orientations.aff2axcodes(_affine(image))
+    label = cast(MetaTensor, Orientation(axcodes=axes, labels=None)(label))
+    same = label.shape[1:] == image.shape[1:] and same_affine(_affine(label), _affine(image))
+    if same or not resample:
+        return label
+    onto = ResampleToMatch(mode="nearest", padding_mode="zeros", dtype=np.float64)
+    return cast(MetaTensor, onto(label, image))
 
 
 def _on_grid(case: str, path: Path, label: MetaTensor, image: MetaTensor) -> MetaTensor:
@@ -183,7 +201,12 @@ def organ_files(folder: Path) -> dict[str, Path]:
 
 
 def _merged(
-    case: str, folder: Path, image: MetaTensor, image_path: Path, labels: Mapping[int, str]
+    case: str,
+    folder: Path,
+    image: MetaTensor,
+    image_path: Path,
+    labels: Mapping[int, str],
+    resample: bool,
 ) -> MetaTensor:
     ids = {name: i for i, name in labels.items()}
     merged = torch.zeros(image.shape, dtype=torch.int32)
@@ -193,7 +216,7 @@ def _merged(
                 f"case {case}: {path} is of no label that the datalist names; known: "
                 f"{', '.join(ids)}. Rename or remove the file."
             )
-        organ = _oriented(case, load_image(case, path), path)
+        organ = _placed(case, load_image(case, path), path, image, resample)
         check_pair(case, image, organ, label_values(organ.as_tensor()), image_path, path)
         inside = organ.as_tensor() > 0
         twice = int((inside & (merged > 0)).sum())

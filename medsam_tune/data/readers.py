@@ -27,6 +27,7 @@ from medsam_tune.data.dicom import (
     read_series,
     reason_of,
 )
+from medsam_tune.data.reading import Reading
 
 _NIFTI = (".nii", ".nii.gz")
 _ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
@@ -50,7 +51,9 @@ def _is_itk(path: Path) -> bool:
     return has_dicom_prefix(path)
 
 
-def load_image(case_id: str, path: Path, series_uid: str | None = None) -> MetaTensor:
+def load_image(
+    case_id: str, path: Path, reading: Reading | None = None, series_uid: str | None = None
+) -> MetaTensor:
     """Read one scan or label map; every failure names the case and the file.
 
     A header's texts, which may hold names, are left behind.
@@ -59,6 +62,7 @@ def load_image(case_id: str, path: Path, series_uid: str | None = None) -> MetaT
         case_id: for messages.
         path: .nii, .nii.gz, .nrrd, .nhdr, .mha or .mhd file, or DICOM: a file, or a folder with one
             series in it.
+        reading: whether uneven series are resampled, and guessed orientations refused.
         series_uid: SeriesInstanceUID (or its end) where a folder holds several.
 
     Returns:
@@ -69,14 +73,15 @@ def load_image(case_id: str, path: Path, series_uid: str | None = None) -> MetaT
         DataError: the file is missing, empty, truncated, or of another kind; its qform and sform
             differ; a series that is refused, see `data.dicom`.
     """
+    reading = reading or Reading()
     if not path.exists():
         raise DataError(f"case {case_id}: no such file: {path}. Correct the path in the datalist.")
     if path.is_file() and path.stat().st_size == 0:
         raise DataError(f"case {case_id}: the file has zero bytes ({path}). Copy it again.")
     if is_nifti(path):
-        return _load_nifti(case_id, path)
+        return _load_nifti(case_id, path, reading.strict)
     try:
-        return image_from(SimpleITKReader(series_uid).read(path))
+        return image_from(SimpleITKReader(series_uid, reading.resample_uneven).read(path))
     except DataError as error:
         raise DataError(f"case {case_id}: {error}") from error
 
@@ -157,9 +162,9 @@ def _read_itk(path: Path) -> Volume:
     return Volume(np.ascontiguousarray(array.transpose(axes)), affine)
 
 
-def _load_nifti(case_id: str, path: Path) -> MetaTensor:
+def _load_nifti(case_id: str, path: Path, strict: bool) -> MetaTensor:
     try:
-        _check_forms(case_id, path)
+        _check_forms(case_id, path, strict)
         # What LoadImage does, which would set up every reader for each file and hide its reason.
         reader = NibabelReader()
         array, meta = reader.get_data(reader.read(path))
@@ -179,7 +184,7 @@ def _load_nifti(case_id: str, path: Path) -> MetaTensor:
         ) from error
 
 
-def _check_forms(case_id: str, path: Path) -> None:
+def _check_forms(case_id: str, path: Path, strict: bool) -> None:
     """MONAI and nibabel choose differently between a qform and an sform that disagree."""
     file = nib.loadsave.load(path)
     if not isinstance(file, nib.Nifti1Image):
@@ -187,10 +192,10 @@ def _check_forms(case_id: str, path: Path) -> None:
     header = file.header
     qform, sform = header.get_qform(coded=True)[0], header.get_sform(coded=True)[0]
     if qform is None and sform is None:
-        warnings.warn(
-            f"case {case_id}: neither qform nor sform is set ({path}); the orientation is a guess.",
-            stacklevel=5,
-        )
+        found = f"neither qform nor sform is set ({path}); the orientation is a guess"
+        if strict:
+            raise DataError(f"case {case_id}: {found}. Export the scan again from its source.")
+        warnings.warn(f"case {case_id}: {found}.", stacklevel=5)
     elif qform is not None and sform is not None and not same_affine(qform, sform):
         raise DataError(
             f"case {case_id}: qform {show_affine(qform)} and sform {show_affine(sform)} differ "

@@ -39,6 +39,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
         jitter: standard deviation of each box side's shift as a share of the box's side.
         augment: MONAI transform of `{"image": (C, H, W) float32 in [0, 1], "label": (1, H, W)
             float32}`, in the slice frame; its randomness is set by `set_random_state`.
+        squash: see `ModelFrame`.
 
     Raises:
         DataError: no slice of any case has one of the labels.
@@ -52,6 +53,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
         objects: int | None = 4,
         jitter: float = 0.05,
         augment: Augment | None = None,
+        squash: bool = False,
     ) -> None:
         self.cases = list(cases)
         self.labels = tuple(sorted(labels))
@@ -59,6 +61,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
         self.objects = objects
         self.jitter = jitter
         self.augment = augment
+        self.squash = squash
         slices = [
             (case, k, bool(set(present) & set(self.labels)))
             for case in range(len(self.cases))
@@ -121,7 +124,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
 
     def _frame(self, image: Tensor) -> ModelFrame:
         """Of (C, H, W); the augmentation may have cropped the slice."""
-        return ModelFrame((image.shape[-2], image.shape[-1]), self.image_size)
+        return ModelFrame((image.shape[-2], image.shape[-1]), self.image_size, self.squash)
 
     def _augmented(
         self, augment: Augment, image: Tensor, label: Tensor, seed: int

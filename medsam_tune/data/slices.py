@@ -7,6 +7,7 @@ and its name tells what it was made from.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -17,48 +18,27 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
+import torch
 import zarr
 from monai.data import MetaTensor
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from medsam_tune.data.checks import DataError, check_image
+from medsam_tune.data.checks import DataError
 from medsam_tune.data.datalist import Case
-from medsam_tune.data.frames import slices_from_volume
+from medsam_tune.data.frames import resized, slices_from_volume, with_neighbours
 from medsam_tune.data.intensity import Intensity
-from medsam_tune.data.labels import TO_LPS, load_label
-from medsam_tune.data.readers import files_of, load_image
+from medsam_tune.data.readers import files_of
+from medsam_tune.data.reading import Reading
+from medsam_tune.data.scans import load_case
 
-FORMAT = 1
+FORMAT = 2
 """Version of the entries; raise it when what they hold changes."""
 
 _CHECKSUMS = "crc32.json"
-
-
-def load_case(case: Case, labels: Mapping[int, str]) -> tuple[MetaTensor, MetaTensor | None]:
-    """Read, check and orient one scan.
-
-    Args:
-        case: the files.
-        labels: label id -> name that the label may hold besides 0.
-
-    Returns:
-        image (1, X, Y, Z) float32 in the scanner's unit and label (1, X, Y, Z) int32 or None, both
-        LPS, affines in nibabel's RAS+ millimetres; `meta["original_affine"]` and
-        `meta["spatial_shape"]` are the file's own.
-
-    Raises:
-        DataError: see `check_image` and `load_label`.
-    """
-    image = load_image(case.id, case.image)
-    check_image(case.id, image, case.image)
-    image = cast(MetaTensor, TO_LPS(image))
-    if case.label is None:
-        return image, None
-    return image, load_label(case.id, case.label, image, case.image, labels)
 
 
 @dataclass(frozen=True)
@@ -69,11 +49,13 @@ class PreparedCase:
         path: of the entry.
         id: of the case.
         patient: whose scan it is.
-        affine: (4, 4) float64 of the LPS volume (X, Y, Z), nibabel's RAS+ millimetres.
-        spacing: (z, y, x) millimetres.
-        shape: (Z, H, W).
+        affine: (4, 4) float64 of the volume (X, Y, Z) in the scan's own grid, RAS+ millimetres.
+        spacing: (z, y, x) millimetres of that grid.
+        shape: (Z, H, W) of the slices, which may be resampled.
         labels_in_slice: for each slice the label ids in it, ascending, without 0.
         has_label: whether there is a label map.
+        has_truth: whether there is one in the scan's own grid beside that of resampled slices.
+        neighbours: whether a slice's channels are those before it, itself and after it.
     """
 
     path: Path
@@ -84,11 +66,18 @@ class PreparedCase:
     shape: tuple[int, int, int]
     labels_in_slice: list[tuple[int, ...]]
     has_label: bool
+    has_truth: bool = False
+    neighbours: bool = False
     _arrays: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def image_slice(self, k: int) -> NDArray[np.uint8]:
         """Slice k as (C, H, W) uint8."""
-        return np.asarray(self._array("image")[k])
+        image = self._array("image")
+        if not self.neighbours:
+            return np.asarray(image[k])
+        first, last = max(k - 1, 0), min(k + 1, self.shape[0] - 1)
+        around = torch.from_numpy(np.asarray(image[first : last + 1]))
+        return with_neighbours(around)[k - first].numpy()
 
     def label_slice(self, k: int) -> NDArray[np.unsignedinteger]:
         """Label ids of slice k as (H, W) uint8 or uint16."""
@@ -96,11 +85,16 @@ class PreparedCase:
 
     def image(self) -> NDArray[np.uint8]:
         """All slices as (Z, C, H, W) uint8."""
-        return np.asarray(self._array("image")[:])
+        image = np.asarray(self._array("image")[:])
+        return with_neighbours(torch.from_numpy(image)).numpy() if self.neighbours else image
 
     def label(self) -> NDArray[np.unsignedinteger]:
         """All label slices as (Z, H, W) uint8 or uint16."""
         return np.asarray(self._array("label")[:])
+
+    def truth(self) -> NDArray[np.unsignedinteger]:
+        """The label map in the scan's own grid, what a prediction is measured against."""
+        return np.asarray(self._array("truth")[:]) if self.has_truth else self.label()
 
     def _array(self, name: str) -> Any:
         if name not in self._arrays:
@@ -120,12 +114,20 @@ class SliceStore:
         root: folder of the store, made if absent.
         intensity: rule from scanner values to uint8.
         labels: label id -> name.
+        reading: plane and resampling of the slices, and what is mended instead of refused.
     """
 
-    def __init__(self, root: Path, intensity: Intensity, labels: Mapping[int, str]) -> None:
+    def __init__(
+        self,
+        root: Path,
+        intensity: Intensity,
+        labels: Mapping[int, str],
+        reading: Reading | None = None,
+    ) -> None:
         self.root = Path(root)
         self.intensity = intensity
         self.labels = labels
+        self.reading = reading or Reading()
 
     def prepare(self, cases: Sequence[Case], progress: bool = True) -> list[PreparedCase]:
         """Entries for all cases, in their order.
@@ -145,11 +147,11 @@ class SliceStore:
         entry = self.root / f"{case.id}-{self._key(case)}"
         if entry.exists():
             try:
-                return _open_entry(entry, case.patient)
+                return self._open(entry, case)
             except (OSError, ValueError, KeyError, TypeError, zarr.errors.BaseZarrError) as error:
                 warnings.warn(f"{entry}: is damaged ({error}) and is made again.", stacklevel=3)
                 shutil.rmtree(entry)
-        image, label = load_case(case, self.labels)
+        image, label = load_case(case, self.labels, self.reading)
         beside = Path(tempfile.mkdtemp(dir=self.root, prefix=f".{entry.name}."))
         try:
             os.chmod(beside, 0o755)  # mkdtemp's 0700 would keep the colleagues out
@@ -161,11 +163,17 @@ class SliceStore:
                     raise
         finally:
             shutil.rmtree(beside, ignore_errors=True)
-        return _open_entry(entry, case.patient)
+        return self._open(entry, case)
+
+    def _open(self, entry: Path, case: Case) -> PreparedCase:
+        # The datalist's patient, who may have been corrected since.
+        return _open_entry(entry, case.patient, self.reading.neighbours)
 
     def _key(self, case: Case) -> str:
-        """Changes when a source file, the rule, the labels or the format does."""
+        """Changes when a source file, how it is read, the rule, the labels or the format does."""
         made_from: list[object] = [FORMAT, self.intensity.describe(), sorted(self.labels)]
+        stored = dataclasses.replace(self.reading, neighbours=False)  # which are put together later
+        made_from += [stored.describe(), case.series]
         for file in (case.image, case.label):
             if file is not None:
                 if not file.exists():
@@ -177,16 +185,23 @@ class SliceStore:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def _write(self, folder: Path, case: Case, image: MetaTensor, label: MetaTensor | None) -> None:
-        slices = slices_from_volume(self.intensity(image.as_tensor())).numpy()  # (Z, C, H, W)
         affine = np.asarray(image.affine, dtype=np.float64)
         x, y, z = np.linalg.norm(affine[:3, :3], axis=0).tolist()
+        size = self.reading.size(image.shape[1:], (x, y, z))
+        volume = self.intensity(resized(image.as_tensor(), size))
+        slices = slices_from_volume(volume).numpy()  # (Z, C, H, W)
         group = zarr.open_group(folder, mode="w", zarr_format=3)
         _write_array(group, "image", slices)
         present: list[list[int]] = [[] for _ in slices]
         if label is not None:
             dtype = np.uint8 if max(self.labels, default=0) < 256 else np.uint16
-            ids = slices_from_volume(label.as_tensor())[:, 0].numpy().astype(dtype)  # (Z, H, W)
+            truth = label.as_tensor()
+            stored = resized(truth, size, nearest=True)
+            ids = slices_from_volume(stored)[:, 0].numpy().astype(dtype)  # (Z, H, W)
             _write_array(group, "label", ids)
+            if stored is not truth:
+                own = slices_from_volume(truth)[:, 0].numpy().astype(dtype)
+                _write_array(group, "truth", own)
             present = [[int(i) for i in np.flatnonzero(np.bincount(s.ravel())) if i] for s in ids]
         attributes: dict[str, Any] = {
             "format": FORMAT,
@@ -197,7 +212,9 @@ class SliceStore:
             "shape": [slices.shape[0], *slices.shape[2:]],
             "labels_in_slice": present,
             "has_label": label is not None,
+            "has_truth": "truth" in group,
             "intensity": self.intensity.describe(),
+            "reading": self.reading.describe(),
         }
         group.attrs.update(attributes)
         (folder / _CHECKSUMS).write_text(json.dumps(_checksums(folder), indent=1))
@@ -223,7 +240,7 @@ def _checksums(folder: Path) -> dict[str, int]:
     return {file.relative_to(folder).as_posix(): zlib.crc32(file.read_bytes()) for file in files}
 
 
-def _open_entry(entry: Path, patient: str) -> PreparedCase:
+def _open_entry(entry: Path, patient: str, neighbours: bool) -> PreparedCase:
     if _checksums(entry) != json.loads((entry / _CHECKSUMS).read_text()):
         raise ValueError("checksums differ")
     attributes: Mapping[str, Any] = zarr.open_group(entry, mode="r").attrs
@@ -232,10 +249,12 @@ def _open_entry(entry: Path, patient: str) -> PreparedCase:
     return PreparedCase(
         path=entry,
         id=str(attributes["case"]),
-        patient=patient,  # the datalist's, which may have been corrected since
+        patient=patient,
         affine=np.asarray(attributes["affine"], dtype=np.float64),
         spacing=(z, y, x),
         shape=(depth, height, width),
         labels_in_slice=[tuple(ids) for ids in attributes["labels_in_slice"]],
         has_label=bool(attributes["has_label"]),
+        has_truth=bool(attributes["has_truth"]),
+        neighbours=neighbours,
     )

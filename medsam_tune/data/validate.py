@@ -18,7 +18,7 @@ from medsam_tune.data.checks import DataError, check_image
 from medsam_tune.data.datalist import SUBSETS, Case, find_cases, read_datalist
 from medsam_tune.data.dicom import Series, find_series, read_series
 from medsam_tune.data.readers import ENDINGS, case_id, image_from, load_image
-from medsam_tune.data.slices import load_case
+from medsam_tune.data.scans import load_case
 from medsam_tune.files import written_whole
 
 SOUND, REFUSED, LEAKING = 0, 3, 4

@@ -16,7 +16,7 @@ from medsam_tune.data.checks import (
     same_affine,
 )
 from medsam_tune.data.readers import load_image
-from medsam_tune.data.slices import load_case
+from medsam_tune.data.scans import load_case
 from tests.data.conftest import LABELS, SHAPE, small_scan, write_nifti
 
 
@@ -172,7 +172,7 @@ def test_row_18_shapes(make_case):
     assert refusal(case) == (
         "case 017: label shape (10, 12, 5) differs from image shape (10, 12, 6) "
         f"({case.label}, {case.image}); they must come from the same scan. "
-        "Re-export the label on the image's grid."
+        "Re-export the label on the image's grid, or choose reading::resample_label=true."
     )
 
 
@@ -183,7 +183,7 @@ def test_row_19_affines(make_case):
     assert "label affine [[-2.0, 0.0, 0.0, 18.5]" in message
     assert "differs from image affine [[-2.0, 0.0, 0.0, 18.0]" in message
     assert "more than 0.001 mm or 0.001 in direction" in message
-    assert "resample it onto the image's grid" in message
+    assert "choose reading::resample_label=true" in message
 
 
 def test_tiny_differences_of_affines_are_accepted(make_case):

@@ -122,7 +122,7 @@ def test_nnunet_raw_folder(tmp_path):
 def test_folders_of_dicom_and_other_formats(tmp_path):
     import SimpleITK as sitk
 
-    from medsam_tune.data.slices import load_case
+    from medsam_tune.data.scans import load_case
     from tests.data.dicom_series import stored, write_series
 
     for name in ("a", "b"):

@@ -119,7 +119,10 @@ def uneven(k: int, image: Dataset) -> None:
 
 def test_row_26_uneven_spacing(tmp_path):
     folder = write_series(tmp_path / "s", uneven)
-    assert "expected even spacing. Choose resample_uneven" in refusal(folder)
+    assert (
+        "expected even spacing. To interpolate to an even grid: reading::resample_uneven=true"
+        in refusal(folder)
+    )
     volume = read(folder, resample_uneven=True)
     step = float(volume.affine[2, 2])
     assert step == pytest.approx(1.4)
@@ -367,7 +370,7 @@ def test_liver_lies_under_its_label():
     if not folder.is_dir():
         pytest.skip("real scans are not here: totalseg beside the repository")
     from medsam_tune.data.datalist import Case
-    from medsam_tune.data.slices import load_case
+    from medsam_tune.data.scans import load_case
 
     case = Case(folder / "example_ct_dicom", folder / "example_seg_dicom.nii.gz", "p")
     image, label = load_case(case, {i: str(i) for i in range(1, 118)})

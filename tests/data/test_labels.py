@@ -12,7 +12,7 @@ from pydicom.sr.codedict import codes
 from medsam_tune.data.checks import DataError
 from medsam_tune.data.datalist import Case, find_cases, labels_of_patients
 from medsam_tune.data.labels import is_segmentation, label_names
-from medsam_tune.data.slices import load_case
+from medsam_tune.data.scans import load_case
 from tests.conftest import REAL_DATA
 from tests.data.conftest import SHAPE, small_scan, write_nifti
 from tests.data.dicom_series import COUNT, SIZE, write_series

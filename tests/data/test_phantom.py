@@ -10,7 +10,7 @@ import torch
 
 from medsam_tune.data.datalist import find_cases
 from medsam_tune.data.phantom import LABELS, write_phantoms
-from medsam_tune.data.slices import load_case
+from medsam_tune.data.scans import load_case
 from medsam_tune.prompts import boxes_from_masks, ellipses_in_boxes
 
 

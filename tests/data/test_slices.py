@@ -23,7 +23,8 @@ from medsam_tune.data.checks import DataError
 from medsam_tune.data.datalist import Case, find_cases
 from medsam_tune.data.intensity import Percentiles, Window
 from medsam_tune.data.samples import SeededSampler, SliceDataset
-from medsam_tune.data.slices import SliceStore, load_case
+from medsam_tune.data.scans import load_case
+from medsam_tune.data.slices import SliceStore
 from tests.data.conftest import LABELS, SHAPE, small_scan, write_nifti
 
 WINDOW = Window(100, 200)
