@@ -42,6 +42,36 @@ def prepare_batch(
     return image, masks, (), {"return_quality": True}
 
 
+class MixUp:
+    """`prepare_batch` for few cases: images are mixed with others of their batch, kept fainter.
+
+    A mixed image keeps its own masks and prompts: what is asked for is the object that a box stands
+    on, so a share of the other's masks would ask for what no prompt names.
+
+    Args:
+        alpha: of the Beta distribution of the share that an image keeps, at least one half.
+        prob: of a batch to be mixed.
+
+    References:
+        Zhang et al., "mixup: beyond empirical risk minimization", ICLR 2018.
+    """
+
+    def __init__(self, alpha: float = 0.4, prob: float = 0.5) -> None:
+        self.prob = prob
+        self.shares = torch.distributions.Beta(alpha, alpha)
+
+    def __call__(
+        self, batch: Mapping[str, Any], device: torch.device, non_blocking: bool = False, **_: Any
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...], dict[str, Any]]:
+        """As `prepare_batch`."""
+        image, masks, prompts, options = prepare_batch(batch, device, non_blocking)
+        if torch.rand(()) < self.prob:
+            share = self.shares.sample((len(image), 1, 1, 1)).to(image)
+            share = torch.maximum(share, 1 - share)
+            image = share * image + (1 - share) * image[torch.randperm(len(image))]
+        return image, masks, prompts, options
+
+
 def parameter_groups(
     network: PromptableSam, lr: float, layer_decay: float = 1.0
 ) -> list[dict[str, Any]]:

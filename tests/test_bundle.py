@@ -138,6 +138,38 @@ def test_evaluate(lora_run: Path, datalist: Path) -> None:
     assert len(list((lora_run / "evaluation" / "overlays").glob("*.png"))) == 1
 
 
+def test_reading_and_frame_are_the_same_at_prediction(datalist: Path, tmp_path: Path) -> None:
+    """Coronal slices of even pixels with their neighbours, squashed; few cases, mixed images."""
+    configs = ["train.yaml", "method_lora.yaml", "few_shot.yaml"]
+    reading = ("--reading::plane", "coronal", "--reading::spacing", "[0,6,0]")
+    options = (*reading, "--reading::neighbours", True, "--squash", True, "--output_dir", "run")
+    done = bundle_run(configs, "--datalist", datalist, *options, *SMALL, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["squash"]
+    assert record["reading"]["plane"] == "coronal"
+    assert record["reading"]["spacing"] == [0, 6, 0]
+    done = bundle_run(["evaluate.yaml"], "--run_dir", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    case = read_datalist(datalist).test[0]
+    truth = np.asarray(nib.load(case.label).dataobj)
+    with (tmp_path / "run" / "evaluation" / "metrics.csv").open() as file:
+        row = next(csv.DictReader(file))
+    assert int(row["truth_voxels"]) == int((truth == 1).sum())  # in the scan's own grid
+    where = np.argwhere(truth == 1)
+    box = [*where.min(0).tolist(), *(where.max(0) + 1).tolist()]
+    (tmp_path / "boxes.json").write_text(json.dumps({"objects": [{"label": 1, "box3d": box}]}))
+    options = ("--run_dir", "run", "--scan", case.image, "--output", "mask.nii.gz")
+    done = bundle_run(["inference.yaml"], *options, "--prompts", "boxes.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    mask = np.asarray(nib.load(tmp_path / "mask.nii.gz").dataobj)
+    assert mask.shape == truth.shape
+    assert mask.any()
+    middle = np.argwhere(mask).mean(0)
+    assert (middle > box[:3]).all()
+    assert (middle < box[3:]).all()
+
+
 def test_zero_shot(datalist: Path, tmp_path: Path) -> None:
     options = ("--datalist", datalist, "--run_dir", "zero", "--image_size", 64)
     done = bundle_run(["evaluate.yaml", "zero_shot.yaml"], *options, cwd=tmp_path)

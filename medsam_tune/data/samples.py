@@ -19,6 +19,10 @@ from medsam_tune.data.frames import ModelFrame
 from medsam_tune.data.slices import PreparedCase
 from medsam_tune.prompts import boxes_from_masks
 
+OVERSIZE = 1.25
+"""Longest side of a slice that is augmented, as a share of the model's input: a crop of four fifths
+still fills the input, and more detail would be lost."""
+
 Augment = Callable[[dict[str, Tensor]], Mapping[Any, Tensor]]
 
 
@@ -38,7 +42,8 @@ class SliceDataset(Dataset[dict[str, Any]]):
             ascending id, present or not, on all slices.
         jitter: standard deviation of each box side's shift as a share of the box's side.
         augment: MONAI transform of `{"image": (C, H, W) float32 in [0, 1], "label": (1, H, W)
-            float32}`, in the slice frame; its randomness is set by `set_random_state`.
+            float32}`, in the slice frame, of which slices larger than `OVERSIZE` S are shrunk
+            first; its randomness is set by `set_random_state`.
         squash: see `ModelFrame`.
 
     Raises:
@@ -131,6 +136,11 @@ class SliceDataset(Dataset[dict[str, Any]]):
     ) -> tuple[Tensor, Tensor]:
         if isinstance(augment, Randomizable):
             augment.set_random_state(seed=seed)
+        size = (image.shape[-2], image.shape[-1])
+        if max(size) > (limit := round(OVERSIZE * self.image_size)):
+            inner = ModelFrame(size, limit).inner
+            image = F.interpolate(image[None], inner, mode="bilinear", antialias=True)[0]
+            label = F.interpolate(label[None], inner, mode="nearest-exact")[0]
         with _plain_tensors():
             result = augment({"image": image, "label": label})
         return result["image"].clamp(0, 1), result["label"]

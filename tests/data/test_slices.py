@@ -300,6 +300,19 @@ def test_the_seed_fixes_a_sample(prepared):
     assert torch.equal(data[3]["image"], data[3, 3]["image"])
 
 
+def test_large_slices_are_shrunk_before_they_are_augmented(prepared):
+    seen = []
+
+    def look(item):
+        seen.append((item["image"].shape, item["label"].unique().tolist()))
+        return item
+
+    SliceDataset(prepared, LABELS, 8, augment=look)[0]  # of 12 x 10
+    SliceDataset(prepared, LABELS, 10, augment=look)[0]
+    assert [tuple(shape) for shape, _ in seen] == [(1, 10, 8), (1, 12, 10)]
+    assert seen[0][1] == seen[1][1]
+
+
 def test_augmented_sample_is_plain_and_in_range(prepared):
     data = SliceDataset(prepared, LABELS, 32, augment=augmentation())
     for seed in range(20):
