@@ -23,6 +23,7 @@ from medsam_tune.data.datalist import (
     split_cases,
     write_datalist,
 )
+from medsam_tune.data.intensity import MODALITIES
 from medsam_tune.data.validate import check_place
 from medsam_tune.demo import IMAGE_SIZE, LEARNING_RATES, SETTINGS, run_demo
 from medsam_tune.methods import METHODS, apply_method
@@ -43,6 +44,10 @@ _Datalist = Annotated[Path, typer.Option(help="Datalist JSON, from `medsam-tune 
 _Set = Annotated[
     list[str] | None, typer.Option("--set", help="Any setting of the bundle, as key=value.")
 ]
+_Overlay = Annotated[
+    list[str] | None,
+    typer.Option(help="Further config, of the bundle or a file of yours; later ones win."),
+]
 _Checkpoint = Annotated[
     Path | None,
     typer.Option(help="Weights of the base, or 'random'; every model but nano needs them."),
@@ -59,7 +64,7 @@ def split(
     ] = (0.7, 0.15, 0.15),
     seed: Annotated[int, typer.Option(help="Of the shuffling.")] = 0,
     modality: Annotated[
-        str | None, typer.Option(help="CT or MR, if the folder does not say.")
+        str | None, typer.Option(help=f"{', '.join(MODALITIES)}, if the folder does not say.")
     ] = None,
     folds: Annotated[
         int | None, typer.Option(help="Cross-validation: that many datalists instead of fractions.")
@@ -121,6 +126,7 @@ def train(
         bool, typer.Option("--no-prompt", help="Segment every label without boxes.")
     ] = False,
     resume: Annotated[bool, typer.Option(help="Continue a run that was stopped.")] = False,
+    overlay: _Overlay = None,
     set_: _Set = None,
 ) -> None:
     """Tune a model; what is kept is chosen by the Dice on validation cases."""
@@ -129,6 +135,7 @@ def train(
     _refuse_random(model, checkpoint)
     configs = ["train.yaml"] if method == "decoder" else ["train.yaml", f"method_{method}.yaml"]
     configs += ["no_prompt.yaml"] if no_prompt else []
+    configs += overlay or []
     overrides: dict[str, Any] = {"datalist": datalist, "output_dir": output, "model": model}
     overrides |= _given(image_size=image_size, checkpoint=checkpoint)
     if resume:
@@ -146,6 +153,7 @@ def evaluate(
     image_size: _ImageSize = None,
     checkpoint: _Checkpoint = None,
     bundle: Annotated[str, typer.Option(help="Name of a bundle, or its folder.")] = "volume",
+    overlay: _Overlay = None,
     set_: _Set = None,
 ) -> None:
     """Dice and IoU on the held-out test cases: evaluation/metrics.csv and summary.json."""
@@ -155,12 +163,13 @@ def evaluate(
         _refuse_random(model, checkpoint)
         overrides = {"datalist": datalist, "run_dir": output, "model": model}
         overrides |= _given(image_size=image_size, checkpoint=checkpoint)
-        run_bundle(bundle, ["evaluate.yaml", "zero_shot.yaml"], overrides | _settings(set_))
+        configs = ["evaluate.yaml", "zero_shot.yaml", *(overlay or [])]
+        run_bundle(bundle, configs, overrides | _settings(set_))
     elif run is None:
         raise ValueError("give --run, the folder of a training run, or --zero-shot.")
     else:
         overrides = {"run_dir": run} | _given(datalist=datalist, checkpoint=checkpoint)
-        run_bundle(bundle, ["evaluate.yaml"], overrides | _settings(set_))
+        run_bundle(bundle, ["evaluate.yaml", *(overlay or [])], overrides | _settings(set_))
 
 
 @app.command()
@@ -300,11 +309,14 @@ def run_bundle(bundle: str, configs: list[str], overrides: dict[str, Any]) -> No
 
     Args:
         bundle: see `bundle_folder`.
-        configs: names of files in its configs/, later ones laid over earlier ones.
+        configs: names of files in its configs/, or paths, later ones laid over earlier ones.
         overrides: top-level settings.
+
+    Raises:
+        DataError: a config that is in neither place.
     """
     root = _shorter(bundle_folder(bundle))
-    files = [str(root / "configs" / name) for name in configs]
+    files = [str(_config(root / "configs", name)) for name in configs]
     argv = ["run", "--config_file", files[0] if len(files) == 1 else str(files).replace(", ", ",")]
     argv += ["--bundle_root", str(root)]
     for key, value in overrides.items():
@@ -312,6 +324,14 @@ def run_bundle(bundle: str, configs: list[str], overrides: dict[str, Any]) -> No
     typer.echo(f"$ python -m monai.bundle {shlex.join(argv)}", err=True)
     sys.argv = ["monai.bundle", *argv]
     runpy.run_module("monai.bundle", run_name="__main__", alter_sys=False)
+
+
+def _config(folder: Path, name: str) -> Path:
+    for path in (folder / name, Path(name)):
+        if path.is_file():
+            return path
+    known = ", ".join(sorted(path.name for path in folder.glob("*.yaml")))
+    raise DataError(f"{name}: no such config here, nor in the bundle, which has {known}.")
 
 
 def _argument(value: Any) -> str:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from medsam_tune.data.checks import DataError, read_json
 from medsam_tune.data.dicom import choose_series
+from medsam_tune.data.intensity import MODALITIES
 from medsam_tune.data.labels import label_names, labels_present, organ_files
 from medsam_tune.data.readers import ENDINGS, case_id
 from medsam_tune.files import written_whole
@@ -55,7 +56,7 @@ class Datalist:
 
     Attributes:
         name: of the data set.
-        modality: "CT" or "MR".
+        modality: of `intensity.MODALITIES`: "CT", "MR", "XR" or "US".
         labels: label id -> name, without the background 0.
         training: what is learned from.
         validation: what checkpoints are chosen on.
@@ -100,7 +101,7 @@ def find_cases(folder: Path, *, modality: str | None = None) -> Datalist:
         folder: Medical Segmentation Decathlon or nnU-Net raw layout (`dataset.json`), or
             `images/` and `labels/` with files of the same names, optionally with a `labels.json`
             such as `{"1": "spleen"}`; without it the label maps are read for their values.
-        modality: "CT" or "MR"; by default what dataset.json says.
+        modality: of `intensity.MODALITIES`; by default what dataset.json says.
 
     Raises:
         DataError: no such folder, another layout, files that are missing or have no partner, a
@@ -413,17 +414,18 @@ def _scans(folder: Path) -> Iterator[Path]:
 
 
 def _modality(given: str | None, content: Mapping[str, Any], source: Path) -> str:
+    known = ", ".join(MODALITIES)
     if given is not None:
-        if given not in ("CT", "MR"):
-            raise DataError(f"modality is {given!r}; expected CT or MR.")
+        if given not in MODALITIES:
+            raise DataError(f"modality is {given!r}; expected one of {known}.")
         return given
     said = content.get("modality", content.get("channel_names", {}))
     text = " ".join(map(str, said.values() if isinstance(said, dict) else [said]))
-    for modality in ("CT", "MR"):
+    for modality in MODALITIES:
         if re.search(rf"\b{modality}I?\b", text, re.IGNORECASE):
             return modality
-    found = f"{text!r} is not" if text else "nothing says"
-    raise DataError(f"{source}: {found} CT or MR. Say it: --modality CT or --modality MR.")
+    found = f"{text!r} is none of" if text else "nothing says which of"
+    raise DataError(f"{source}: {found} {known}. Say it: e.g. --modality CT.")
 
 
 def _labels_of(folder: Path, content: Mapping[str, Any], source: Path) -> dict[int, str]:

@@ -29,11 +29,11 @@ class Intensity(Protocol):
 
 @dataclass(frozen=True)
 class Window:
-    """A CT display window: its range becomes 0..255, values outside are clipped.
+    """A display window: its range becomes 0..255, values outside are clipped.
 
     Attributes:
-        center: Hounsfield units.
-        width: Hounsfield units, positive.
+        center: Hounsfield units in CT.
+        width: in the same unit, positive.
 
     Raises:
         DataError: a width that is not positive.
@@ -117,7 +117,7 @@ class ZScore:
 
 @dataclass(frozen=True)
 class Percentiles:
-    """For MR, which has no unit: percentiles of the voxels above zero become 0 and 255.
+    """For MR and radiographs, without a unit: percentiles of the voxels above zero become 0 and 255.
 
     Attributes:
         lower: percentile that becomes 0.
@@ -190,26 +190,29 @@ _KINDS: Mapping[str, Callable[..., Intensity]] = {
     "percentiles": Percentiles,
     "z_score": ZScore,
 }
-_MODALITIES: Mapping[str, Callable[[], Intensity]] = {
+MODALITIES: Mapping[str, Callable[[], Intensity]] = {
     "CT": lambda: WINDOWS["abdomen"],
     "MR": Percentiles,
+    "XR": Percentiles,
+    "US": lambda: Window(127.5, 255),
 }
+"""Modality -> its usual rule: XR are radiographs in any depth, US ultrasound in 8 bits."""
 
 
 def for_modality(modality: str) -> Intensity:
     """The usual rule of a modality.
 
     Args:
-        modality: "CT" (abdomen window) or "MR" (percentiles).
+        modality: "CT" (abdomen window), "MR" or "XR" (percentiles), "US" (8 bits as they are).
 
     Raises:
         DataError: another modality.
     """
-    if modality not in _MODALITIES:
+    if modality not in MODALITIES:
         raise DataError(
-            f"no intensity rule for modality {modality!r}; known: {', '.join(_MODALITIES)}."
+            f"no intensity rule for modality {modality!r}; known: {', '.join(MODALITIES)}."
         )
-    return _MODALITIES[modality]()
+    return MODALITIES[modality]()
 
 
 def intensity_from(description: Mapping[str, object]) -> Intensity:

@@ -186,15 +186,15 @@ def test_empty_folders(tmp_path):
 
 def test_modality_must_be_said(tmp_path):
     plain_folder(tmp_path, ["a"])
-    with pytest.raises(DataError, match=r"nothing says CT or MR\. Say it: --modality CT"):
+    with pytest.raises(DataError, match=r"nothing says which of CT, MR, XR, US\. Say it: e\.g\. --modality CT"):
         find_cases(tmp_path)
-    with pytest.raises(DataError, match="modality is 'PET'; expected CT or MR"):
+    with pytest.raises(DataError, match="modality is 'PET'; expected one of CT, MR"):
         find_cases(tmp_path, modality="PET")
 
 
 def test_unknown_modality_in_the_file(tmp_path):
     folder = msd_folder(tmp_path, ["a"], modality={"0": "FLAIR"})
-    with pytest.raises(DataError, match="'FLAIR' is not CT or MR"):
+    with pytest.raises(DataError, match="'FLAIR' is none of CT, MR"):
         find_cases(folder)
     assert find_cases(folder, modality="MR").modality == "MR"
 

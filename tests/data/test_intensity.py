@@ -75,7 +75,9 @@ def test_description_round_trip(rule):
 
 def test_for_modality():
     assert for_modality("CT") == Window(40, 400)
-    assert for_modality("MR") == Percentiles(0.5, 99.5)
+    assert for_modality("MR") == for_modality("XR") == Percentiles(0.5, 99.5)
+    stored = torch.arange(256.0).reshape(1, 16, 16, 1)
+    assert torch.equal(for_modality("US")(stored).float(), stored)
 
 
 def test_unknown_modality():
