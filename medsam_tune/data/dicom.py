@@ -20,7 +20,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from medsam_tune.data.checks import DataError
+from medsam_tune.data.checks import DataError, check_memory
 
 SPACING_TOLERANCE = 0.1
 """Largest accepted deviation of a slice from even spacing and from a straight line, millimetres
@@ -114,13 +114,25 @@ class Series:
     slices: tuple[Slice, ...]
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """(I, J, K): columns, rows and images."""
+        return *self.slices[0].size, sum(one.frames for one in self.slices)
+
+    @property
+    def directions(self) -> NDArray[np.float64]:
+        """(3, 3), a column for each axis of the first image and the normal, LPS."""
+        first = self.slices[0]
+        if first.orientation is None:
+            return np.eye(3)
+        return np.column_stack([*first.orientation, _normal(first)])
+
+    @property
     def files(self) -> list[Path]:
         """Of all slices."""
         return [one.path for one in self.slices]
 
     def __str__(self) -> str:
-        columns, rows = self.slices[0].size
-        frames = sum(one.frames for one in self.slices)
+        columns, rows, frames = self.shape
         number = "" if self.number is None else f"number {self.number}, "
         what = "image" if frames == 1 else "images"
         return f"{number}{self.modality or '?'}, {columns} x {rows}, {frames} {what}, {self.uid}"
@@ -212,6 +224,7 @@ def read_series(series: Series, resample_uneven: bool = False) -> Volume:
         DataError: see the checks below, each with the file where one is to blame.
     """
     slices = list(series.slices)
+    check_memory(str(slices[0].path.parent), series.shape)
     _check_grey(series)
     if len(slices) == 1 and slices[0].frames > 1:
         return _read_multiframe(series)

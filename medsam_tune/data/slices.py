@@ -1,8 +1,9 @@
 """Scans become checked, windowed slices on disk.
 
 The store holds uint8 because SAM's input has 8 bits; one chunk is one slice, so a training sample
-reads one slice and nothing else. An entry is written beside and renamed, its files are checksummed,
-and its name tells what it was made from.
+reads one slice and nothing else. An entry is written beside and renamed, its slices and files are
+checksummed, and its name tells what it was made from. Who makes an entry holds its lock, which the
+kernel frees when a process dies, so that any number of processes can fill one store.
 """
 
 from __future__ import annotations
@@ -15,15 +16,18 @@ import tempfile
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import zarr
+from filelock import FileLock, Timeout
 from monai.data import MetaTensor
 from numpy.typing import NDArray
 from tqdm import tqdm
+from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from medsam_tune.data.checks import DataError, check_image
 from medsam_tune.data.datalist import Case
@@ -32,10 +36,12 @@ from medsam_tune.data.intensity import Intensity
 from medsam_tune.data.labels import TO_LPS, load_label
 from medsam_tune.data.readers import files_of, load_image
 
-FORMAT = 1
+FORMAT = 2
 """Version of the entries; raise it when what they hold changes."""
 
-_CHECKSUMS = "crc32.json"
+_FILES = "files.json"  # size, modification time in ns and CRC-32 of each other file of an entry
+_MAKING = ".making"  # folder for locks and unfinished entries
+_DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, zarr.errors.BaseZarrError)
 
 
 def load_case(case: Case, labels: Mapping[int, str]) -> tuple[MetaTensor, MetaTensor | None]:
@@ -87,20 +93,35 @@ class PreparedCase:
     _arrays: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def image_slice(self, k: int) -> NDArray[np.uint8]:
-        """Slice k as (C, H, W) uint8."""
-        return np.asarray(self._array("image")[k])
+        """Slice k as (C, H, W) uint8.
+
+        Raises:
+            DataError: here and below, the entry was damaged or deleted since it was opened.
+        """
+        return self._read("image", k)
 
     def label_slice(self, k: int) -> NDArray[np.unsignedinteger]:
         """Label ids of slice k as (H, W) uint8 or uint16."""
-        return np.asarray(self._array("label")[k])
+        return self._read("label", k)
 
     def image(self) -> NDArray[np.uint8]:
         """All slices as (Z, C, H, W) uint8."""
-        return np.asarray(self._array("image")[:])
+        return self._read("image", slice(None))
 
     def label(self) -> NDArray[np.unsignedinteger]:
         """All label slices as (Z, H, W) uint8 or uint16."""
-        return np.asarray(self._array("label")[:])
+        return self._read("label", slice(None))
+
+    def _read(self, name: str, where: int | slice) -> NDArray[Any]:
+        array = self._array(name)
+        try:
+            (self.path / _FILES).stat()  # zarr takes an array without its file for zeros
+            return np.asarray(array[where])
+        except (OSError, ValueError, RuntimeError) as error:
+            raise DataError(
+                f"case {self.id}: {self.path / name} cannot be read any more ({error}). Delete "
+                f"{self.path} and start again; it is made anew."
+            ) from error
 
     def _array(self, name: str) -> Any:
         if name not in self._arrays:
@@ -127,41 +148,80 @@ class SliceStore:
         self.intensity = intensity
         self.labels = labels
 
-    def prepare(self, cases: Sequence[Case], progress: bool = True) -> list[PreparedCase]:
+    def prepare(
+        self, cases: Sequence[Case], progress: bool = True, jobs: int = 2
+    ) -> list[PreparedCase]:
         """Entries for all cases, in their order.
+
+        Jobs are threads: reading and writing a scan holds the interpreter's lock for a twentieth of
+        its time, and a process takes longer to start than a scan to prepare.
 
         Args:
             cases: scans, with or without labels.
             progress: show a bar on standard error, if that is a terminal.
+            jobs: scans at once; each takes `checks.BYTES_PER_VOXEL` of memory.
 
         Raises:
-            DataError: a scan that is refused, see `load_case`; entries made before it stay.
+            DataError: the first scan that is refused, see `load_case`; entries made before it, and
+                by other jobs meanwhile, stay.
         """
         self.root.mkdir(parents=True, exist_ok=True)
-        bar = tqdm(cases, desc="prepare", unit="case", disable=None if progress else True)
-        return [self._prepare_one(case) for case in bar]
+        self._remove_leftovers()
+        found = [self.find(case) for case in cases]
+        for case, there in zip(cases, found, strict=True):
+            if there is None and (entry := self._entry(case)).exists():
+                warnings.warn(f"{entry}: is damaged and is made again.", stacklevel=2)
+        with ThreadPoolExecutor(jobs) as pool:
+            done = pool.map(lambda case, there: there or self._make(case), cases, found)
+            disable = None if progress else True
+            return list(tqdm(done, total=len(cases), desc="prepare", unit="case", disable=disable))
 
-    def _prepare_one(self, case: Case) -> PreparedCase:
-        entry = self.root / f"{case.id}-{self._key(case)}"
-        if entry.exists():
-            try:
-                return _open_entry(entry, case.patient)
-            except (OSError, ValueError, KeyError, TypeError, zarr.errors.BaseZarrError) as error:
-                warnings.warn(f"{entry}: is damaged ({error}) and is made again.", stacklevel=3)
-                shutil.rmtree(entry)
-        image, label = load_case(case, self.labels)
-        beside = Path(tempfile.mkdtemp(dir=self.root, prefix=f".{entry.name}."))
+    def find(self, case: Case) -> PreparedCase | None:
+        """The entry of a case, or None if there is none that is sound.
+
+        Raises:
+            DataError: there is no such scan.
+        """
+        entry = self._entry(case)
         try:
-            os.chmod(beside, 0o755)  # mkdtemp's 0700 would keep the colleagues out
-            self._write(beside, case, image, label)
+            return _open_entry(entry, case.patient)
+        except _DAMAGED:
+            return None
+
+    def _make(self, case: Case) -> PreparedCase:
+        """Write the entry of a case, unless another process has, while this one waited for it."""
+        entry, making = self._entry(case), self.root / _MAKING
+        making.mkdir(exist_ok=True)
+        with FileLock(making / f"{entry.name}.lock"):
+            if (there := self.find(case)) is not None:
+                return there
+            image, label = load_case(case, self.labels)
+            beside = Path(tempfile.mkdtemp(dir=making, prefix=f"{entry.name}."))
             try:
-                os.replace(beside, entry)
-            except OSError:
-                if not entry.exists():  # otherwise another process was first with the same
-                    raise
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
-        return _open_entry(entry, case.patient)
+                os.chmod(beside, 0o755)  # mkdtemp's 0700 would keep the colleagues out
+                self._write(beside, case, image, label)
+                _put(beside, entry)
+            finally:
+                shutil.rmtree(beside, ignore_errors=True)
+            return _open_entry(entry, case.patient)
+
+    def _remove_leftovers(self) -> None:
+        """Delete what killed processes did not finish; a living one holds its entry's lock."""
+        for path in (self.root / _MAKING).glob("*"):
+            if path.is_dir():
+                try:
+                    with FileLock(path.with_suffix(".lock"), timeout=0):
+                        shutil.rmtree(path, ignore_errors=True)
+                except Timeout:
+                    continue
+
+    @property
+    def label_dtype(self) -> np.dtype[np.unsignedinteger]:
+        """Of the label ids as stored."""
+        return np.dtype(np.uint8 if max(self.labels, default=0) < 256 else np.uint16)
+
+    def _entry(self, case: Case) -> Path:
+        return self.root / f"{case.id}-{self._key(case)}"
 
     def _key(self, case: Case) -> str:
         """Changes when a source file, the rule, the labels or the format does."""
@@ -184,8 +244,8 @@ class SliceStore:
         _write_array(group, "image", slices)
         present: list[list[int]] = [[] for _ in slices]
         if label is not None:
-            dtype = np.uint8 if max(self.labels, default=0) < 256 else np.uint16
-            ids = slices_from_volume(label.as_tensor())[:, 0].numpy().astype(dtype)  # (Z, H, W)
+            ids = slices_from_volume(label.as_tensor())[:, 0].numpy()  # (Z, H, W)
+            ids = ids.astype(self.label_dtype)
             _write_array(group, "label", ids)
             present = [[int(i) for i in np.flatnonzero(np.bincount(s.ravel())) if i] for s in ids]
         attributes: dict[str, Any] = {
@@ -200,7 +260,7 @@ class SliceStore:
             "intensity": self.intensity.describe(),
         }
         group.attrs.update(attributes)
-        (folder / _CHECKSUMS).write_text(json.dumps(_checksums(folder), indent=1))
+        _seal(folder)
 
 
 def _write_array(group: zarr.Group, name: str, data: NDArray[Any]) -> None:
@@ -211,21 +271,61 @@ def _write_array(group: zarr.Group, name: str, data: NDArray[Any]) -> None:
         chunks=(1, *data.shape[1:]),
         shards=data.shape,
         dtype=data.dtype,
+        compressors=[ZstdCodec(), Crc32cCodec()],
         # An empty shard would not be written at all and could not be told from a lost one.
         config={"write_empty_chunks": True},
     )
     array[:] = np.ascontiguousarray(data)
 
 
-def _checksums(folder: Path) -> dict[str, int]:
-    """CRC-32 of each file of an entry, geometry and slice index included."""
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != _CHECKSUMS)
-    return {file.relative_to(folder).as_posix(): zlib.crc32(file.read_bytes()) for file in files}
+def _seal(folder: Path) -> None:
+    """Record the files of an entry, and have them on the disk before anything names them."""
+    files = {}
+    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+        _flush(file)
+        status = file.stat()
+        checksum = zlib.crc32(file.read_bytes())
+        files[file.relative_to(folder).as_posix()] = [status.st_size, status.st_mtime_ns, checksum]
+    (folder / _FILES).write_text(json.dumps(files, indent=1))
+    _flush(folder / _FILES)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _put(beside: Path, entry: Path) -> None:
+    """Move a finished entry to its place, or its files over those of a damaged one.
+
+    A process that has the damaged one open never meets a missing file.
+    """
+    if entry.exists():
+        for file in sorted(beside.rglob("*"), key=lambda file: file.name == _FILES):
+            if file.is_file():
+                target = entry / file.relative_to(beside)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(file, target)
+    else:
+        os.replace(beside, entry)
+    _flush(entry.parent)
+
+
+def _check_files(entry: Path) -> None:
+    """Refuse what is not as it was written; only files whose size or time differ are read."""
+    for name, (size, time, checksum) in json.loads((entry / _FILES).read_text()).items():
+        status = (entry / name).stat()
+        if (status.st_size, status.st_mtime_ns) == (size, time):
+            continue
+        if zlib.crc32((entry / name).read_bytes()) != checksum:
+            raise ValueError(f"{name} is not as it was written")
 
 
 def _open_entry(entry: Path, patient: str) -> PreparedCase:
-    if _checksums(entry) != json.loads((entry / _CHECKSUMS).read_text()):
-        raise ValueError("checksums differ")
+    _check_files(entry)
     attributes: Mapping[str, Any] = zarr.open_group(entry, mode="r").attrs
     z, y, x = attributes["spacing"]
     depth, height, width = attributes["shape"]
