@@ -9,10 +9,13 @@ counts, never the text of a tag, as that may tell who the patient is.
 from __future__ import annotations
 
 import hashlib
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +59,9 @@ _IMAGE_TAGS = (
     "RescaleIntercept",
     "PixelPaddingValue",
     "PixelPaddingRangeLimit",
-    "SharedFunctionalGroupsSequence",
 )
+_LAST_GROUP = 0x0028  # of these tags; what follows, scanners' own groups for the most part, is long
+_QUIET = threading.RLock()
 # Objects with pixels that are no scan.
 _DERIVED = {"SEG", "RTDOSE", "RTSTRUCT", "PR", "SR", "KO", "REG"}
 _SHOWN = 5  # files or series that a message lists before it counts the rest
@@ -265,11 +269,19 @@ def _files(place: Path | Sequence[Path]) -> Iterator[Path]:
 def _read_header(path: Path) -> Any:
     """A pydicom data set with the tags of `_IMAGE_TAGS`, or None if this is no DICOM file."""
     pydicom = _pydicom()
-    options = {"stop_before_pixels": True, "specific_tags": list(_IMAGE_TAGS)}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # values that break a rule of their type, with the values
+
+    def read(force: bool) -> Any:
+        with path.open("rb") as file:
+            return pydicom.filereader.read_partial(
+                file,
+                stop_when=lambda tag, vr, length: tag.group > _LAST_GROUP,
+                force=force,
+                specific_tags=_image_tags(),
+            )
+
+    with without_warnings():  # of values that break a rule of their type, with the values
         try:
-            return pydicom.dcmread(path, **options)
+            return read(force=False)
         except pydicom.errors.InvalidDicomError:
             pass  # without a preamble, perhaps
         except (EOFError, OSError, ValueError, NotImplementedError) as error:
@@ -277,11 +289,24 @@ def _read_header(path: Path) -> Any:
                 f"{path}: cannot read its DICOM header ({type(error).__name__}). Copy it again."
             ) from error
         try:
-            header = pydicom.dcmread(path, force=True, **options)
+            header = read(force=True)
             known = "SOPClassUID" in header and ("Rows" in header or "Modality" in header)
             return header if known else None
         except Exception:
             return None  # any bytes may stand in a file that only might be DICOM
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """As `warnings.catch_warnings`, which in two threads at once may not give the warnings back."""
+    with _QUIET, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@cache
+def _image_tags() -> list[Any]:
+    return [_pydicom().tag.Tag(name) for name in _IMAGE_TAGS]
 
 
 def _pydicom() -> Any:
@@ -678,8 +703,7 @@ def _read_multiframe(series: Series) -> Volume:
             "'medsam_tune[dicom]'"
         ) from error
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with without_warnings():
             volume = highdicom.imread(path).get_volume(dtype=np.float32)
     except Exception as error:
         raise DataError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +20,7 @@ from medsam_tune.data.checks import (
     check_pair,
     label_values,
 )
-from medsam_tune.data.dicom import from_highdicom, has_dicom_prefix
+from medsam_tune.data.dicom import from_highdicom, has_dicom_prefix, without_warnings
 from medsam_tune.data.readers import ENDINGS, case_id, image_from, load_image
 
 TO_LPS = Orientation(axcodes="LPS", labels=None)
@@ -113,8 +112,7 @@ def read_segmentation(path: Path) -> MetaTensor:
     """
     segments = _open_segmentation(path)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with without_warnings():
             volume = segments.get_volume(combine_segments=True)
     except RuntimeError as error:
         raise DataError(
@@ -132,8 +130,7 @@ def _open_segmentation(path: Path) -> Any:
             f"{path}: a DICOM SEG needs highdicom. Install it: pip install 'medsam_tune[dicom]'"
         ) from error
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with without_warnings():
             return highdicom.seg.segread(path)
     except Exception as error:
         raise DataError(
