@@ -114,6 +114,24 @@ def check(
 
 
 @app.command()
+def prepare(
+    datalist: Annotated[Path, typer.Argument(help="Datalist JSON, from `medsam-tune split`.")],
+    slices_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the slices; by default beside the datalist.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Scans prepared at once.", min=1)] = 2,
+    bundle: Annotated[str, typer.Option(help="Name of a bundle, or its folder.")] = "volume",
+    set_: _Set = None,
+) -> None:
+    """Prepare the slices of all scans, which the first training would do: how much, then doing it.
+
+    What is there and sound is not made again, so it may be stopped, and run by several processes.
+    """
+    overrides = {"datalist": datalist, "jobs": jobs} | _given(slices_dir=slices_dir)
+    run_bundle(bundle, ["train.yaml", "prepare.yaml"], overrides | _settings(set_))
+
+
+@app.command()
 def train(
     method: Annotated[str, typer.Argument(help=f"One of {', '.join(METHODS)}.")],
     datalist: _Datalist,

@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -143,6 +144,49 @@ def test_check(tune: Tune, phantoms: Path, tmp_path: Path) -> None:
     code, _, err = tune("check", tmp_path / "nowhere")
     assert code == 1
     assert "no such file or folder" in err
+
+
+def test_training_uses_what_prepare_made(
+    tune: Tune, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datalist = tmp_path / "d.json"
+    write_datalist(split_cases(find_cases(phantoms), (0.5, 0.25, 0.25)), datalist)
+    code, out, err = tune("prepare", datalist, "--jobs", 1)
+    assert code == 0, err
+    assert "python -m monai.bundle run" in err
+    assert "4 cases, 0 of them prepared; 32 slices to prepare, at most" in out
+    code, out, _ = tune("prepare", datalist)
+    assert code == 0
+    assert "d.slices: all 4 cases are prepared" in out
+    monkeypatch.setattr("medsam_tune.data.slices.load_case", None)
+    run = tmp_path / "run"
+    code, _, err = tune("train", "decoder", "--datalist", datalist, "--output", run, *SMALL)
+    assert code == 0, err
+    code, _, err = tune("evaluate", "--run", run)
+    assert code == 0, err
+
+
+def test_prepare_elsewhere_by_another_rule(tune: Tune, phantoms: Path, tmp_path: Path) -> None:
+    flags = (phantoms / "d.json", "--slices-dir", tmp_path / "s")
+    rule = "intensity={'_target_':'medsam_tune.data.intensity.Windows'}"
+    code, _, err = tune("prepare", *flags, "--set", rule)
+    assert code == 0, err
+    code, out, err = tune("prepare", *flags)
+    assert code == 0, err
+    assert "4 cases, 0 of them prepared" in out
+    assert len([path for path in (tmp_path / "s").iterdir() if path.name != ".making"]) == 8
+    assert not (phantoms / "d.slices").exists()
+
+
+def test_prepare_refuses_a_full_disk(
+    tune: Tune, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = SimpleNamespace(free=1000)
+    monkeypatch.setattr("medsam_tune.data.estimate.shutil.disk_usage", lambda _: usage)
+    code, _, err = tune("prepare", phantoms / "d.json", "--slices-dir", tmp_path / "s")
+    assert code == 1
+    assert "1e-06 GB are free on its disk. Make room" in err.strip().splitlines()[-1]
+    assert not (tmp_path / "s").exists()
 
 
 def test_no_prompt_is_an_overlay(tune: Tune, monkeypatch: pytest.MonkeyPatch) -> None:

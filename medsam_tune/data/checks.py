@@ -7,11 +7,13 @@ what was expected and what to do, and never text from a file's header.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from monai.data import MetaTensor
 from numpy.typing import NDArray
@@ -26,6 +28,10 @@ DIRECTION_TOLERANCE = 1e-3
 NIfTI's qform stores a quaternion in float32, which is exact to about 3e-4 for the common 180
 degree rotations; a tighter tolerance would refuse sound files.
 """
+
+BYTES_PER_VOXEL = 16
+"""Memory that reading a scan and its label takes: four times float32 (measured: 15 for a CT window,
+19 for percentiles)."""
 
 
 class DataError(ValueError):
@@ -45,6 +51,25 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DataError(f"{path}: holds a JSON {type(content).__name__}; expected an object.")
     return content
+
+
+def check_memory(source: str, shape: Sequence[int]) -> None:
+    """Refuse a scan that would not fit into memory, before it is read.
+
+    Args:
+        source: case and file, for messages.
+        shape: of its voxels, from its header.
+
+    Raises:
+        DataError: `BYTES_PER_VOXEL` for all of them is more than is free.
+    """
+    needed = BYTES_PER_VOXEL * math.prod(shape)
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise DataError(
+            f"{source}: {' x '.join(map(str, shape))} voxels take {needed / 1e9:.1f} GB of memory; "
+            f"{free / 1e9:.1f} GB are free. Crop or resample the scan, or use a machine with more."
+        )
 
 
 def check_image(case_id: str, image: MetaTensor, path: Path) -> None:

@@ -9,10 +9,13 @@ counts, never the text of a tag, as that may tell who the patient is.
 from __future__ import annotations
 
 import hashlib
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from medsam_tune.data.checks import DataError
+from medsam_tune.data.checks import DataError, check_memory
 
 SPACING_TOLERANCE = 0.1
 """Largest accepted deviation of a slice from even spacing and from a straight line, millimetres
@@ -56,8 +59,9 @@ _IMAGE_TAGS = (
     "RescaleIntercept",
     "PixelPaddingValue",
     "PixelPaddingRangeLimit",
-    "SharedFunctionalGroupsSequence",
 )
+_LAST_GROUP = 0x0028  # of these tags; what follows, scanners' own groups for the most part, is long
+_QUIET = threading.RLock()
 # Objects with pixels that are no scan.
 _DERIVED = {"SEG", "RTDOSE", "RTSTRUCT", "PR", "SR", "KO", "REG"}
 _SHOWN = 5  # files or series that a message lists before it counts the rest
@@ -114,13 +118,26 @@ class Series:
     slices: tuple[Slice, ...]
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """(I, J, K): columns, rows and images."""
+        return *self.slices[0].size, sum(one.frames for one in self.slices)
+
+    @property
+    def affine(self) -> NDArray[np.float64]:
+        """(4, 4) RAS+ millimetres as far as the headers say; gaps and tilt are not looked for."""
+        slices = [self.slices[i] for i in _order(self.slices)]
+        positions = [one.position for one in slices if one.position is not None]
+        if slices[0].orientation is None or len(positions) < len(slices):
+            return _flat_affine(slices[0])
+        return _affine(slices[0], np.stack(positions))
+
+    @property
     def files(self) -> list[Path]:
         """Of all slices."""
         return [one.path for one in self.slices]
 
     def __str__(self) -> str:
-        columns, rows = self.slices[0].size
-        frames = sum(one.frames for one in self.slices)
+        columns, rows, frames = self.shape
         number = "" if self.number is None else f"number {self.number}, "
         what = "image" if frames == 1 else "images"
         return f"{number}{self.modality or '?'}, {columns} x {rows}, {frames} {what}, {self.uid}"
@@ -212,6 +229,7 @@ def read_series(series: Series, resample_uneven: bool = False) -> Volume:
         DataError: see the checks below, each with the file where one is to blame.
     """
     slices = list(series.slices)
+    check_memory(str(slices[0].path.parent), series.shape)
     _check_grey(series)
     if len(slices) == 1 and slices[0].frames > 1:
         return _read_multiframe(series)
@@ -252,11 +270,19 @@ def _files(place: Path | Sequence[Path]) -> Iterator[Path]:
 def _read_header(path: Path) -> Any:
     """A pydicom data set with the tags of `_IMAGE_TAGS`, or None if this is no DICOM file."""
     pydicom = _pydicom()
-    options = {"stop_before_pixels": True, "specific_tags": list(_IMAGE_TAGS)}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # values that break a rule of their type, with the values
+
+    def read(force: bool) -> Any:
+        with path.open("rb") as file:
+            return pydicom.filereader.read_partial(
+                file,
+                stop_when=lambda tag, vr, length: tag.group > _LAST_GROUP,
+                force=force,
+                specific_tags=_image_tags(),
+            )
+
+    with without_warnings():  # of values that break a rule of their type, with the values
         try:
-            return pydicom.dcmread(path, **options)
+            return read(force=False)
         except pydicom.errors.InvalidDicomError:
             pass  # without a preamble, perhaps
         except (EOFError, OSError, ValueError, NotImplementedError) as error:
@@ -264,11 +290,24 @@ def _read_header(path: Path) -> Any:
                 f"{path}: cannot read its DICOM header ({type(error).__name__}). Copy it again."
             ) from error
         try:
-            header = pydicom.dcmread(path, force=True, **options)
+            header = read(force=True)
             known = "SOPClassUID" in header and ("Rows" in header or "Modality" in header)
             return header if known else None
         except Exception:
             return None  # any bytes may stand in a file that only might be DICOM
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """As `warnings.catch_warnings`, which in two threads at once may not give the warnings back."""
+    with _QUIET, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@cache
+def _image_tags() -> list[Any]:
+    return [_pydicom().tag.Tag(name) for name in _IMAGE_TAGS]
 
 
 def _pydicom() -> Any:
@@ -665,8 +704,7 @@ def _read_multiframe(series: Series) -> Volume:
             "'medsam_tune[dicom]'"
         ) from error
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with without_warnings():
             volume = highdicom.imread(path).get_volume(dtype=np.float32)
     except Exception as error:
         raise DataError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -23,7 +22,7 @@ from medsam_tune.data.checks import (
     label_values,
     same_affine,
 )
-from medsam_tune.data.dicom import from_highdicom, has_dicom_prefix
+from medsam_tune.data.dicom import from_highdicom, has_dicom_prefix, without_warnings
 from medsam_tune.data.readers import ENDINGS, case_id, image_from, load_image
 from medsam_tune.data.reading import Reading
 
@@ -122,8 +121,7 @@ def read_segmentation(path: Path) -> MetaTensor:
     """
     segments = _open_segmentation(path)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with without_warnings():
             volume = segments.get_volume(combine_segments=True)
     except RuntimeError as error:
         raise DataError(
@@ -141,8 +139,7 @@ def _open_segmentation(path: Path) -> Any:
             f"{path}: a DICOM SEG needs highdicom. Install it: pip install 'medsam_tune[dicom]'"
         ) from error
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with without_warnings():
             return highdicom.seg.segread(path)
     except Exception as error:
         raise DataError(

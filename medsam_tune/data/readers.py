@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +21,7 @@ from monai.transforms import EnsureChannelFirst
 from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 
-from medsam_tune.data.checks import DataError, same_affine, show_affine
+from medsam_tune.data.checks import DataError, check_memory, same_affine, show_affine
 from medsam_tune.data.dicom import (
     Volume,
     choose_series,
@@ -86,6 +88,45 @@ def load_image(
         raise DataError(f"case {case_id}: {error}") from error
 
 
+@dataclass(frozen=True)
+class Grid:
+    """The size and the place of a scan.
+
+    Attributes:
+        shape: (I, J, K) in the file's own axis order, or with the number of volumes behind.
+        affine: (4, 4) float64, RAS+ millimetres.
+    """
+
+    shape: tuple[int, ...]
+    affine: NDArray[np.float64]
+
+
+def read_grid(case_id: str, path: Path, series_uid: str | None = None) -> Grid:
+    """What `load_image` would read, by the header; no voxel is read.
+
+    Args:
+        case_id: for messages.
+        path: of the scan.
+        series_uid: SeriesInstanceUID (or its end) where a folder holds several.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    if is_nifti(path):
+        with _nifti_errors(case_id, path):
+            file = _open_nifti(path)
+        return Grid(file.shape, np.asarray(file.affine, dtype=np.float64))
+    try:
+        if path.name.lower().endswith(_ITK):
+            header = _itk_header(path)
+            size = header.GetSize()
+            return Grid((*size, 1) if len(size) == 2 else tuple(size), _itk_affine(header))
+        series = choose_series(path, series_uid)
+    except DataError as error:
+        raise DataError(f"case {case_id}: {error}") from error
+    return Grid(series.shape, series.affine)
+
+
 def image_from(volume: Volume) -> MetaTensor:
     """(C, X, Y, Z) float32 of a volume, with what `load_image` keeps of its file."""
     array, meta = SimpleITKReader().get_data(volume)
@@ -139,13 +180,11 @@ class SimpleITKReader(ImageReader):
 
 
 def _read_itk(path: Path) -> Volume:
+    check_memory(str(path), _itk_header(path).GetSize())
     try:
         image = sitk.ReadImage(str(path))
     except RuntimeError as error:
-        raise DataError(
-            f"cannot read {path}: {reason_of(error)}. Expected a whole NRRD or MetaImage; copy or "
-            "export it again."
-        ) from error
+        raise _unreadable(path, error) from error
     array = sitk.GetArrayFromImage(image).astype(np.float32)
     if image.GetNumberOfComponentsPerPixel() > 1:
         array = np.moveaxis(array, -1, 0)
@@ -153,18 +192,43 @@ def _read_itk(path: Path) -> Volume:
     if dimension < 3:
         array = array[..., None, :, :]
     axes = (*range(array.ndim - 3), *range(array.ndim - 1, array.ndim - 4, -1))
+    return Volume(np.ascontiguousarray(array.transpose(axes)), _itk_affine(image))
+
+
+def _itk_header(path: Path) -> sitk.ImageFileReader:
+    """A reader that knows the file's size and place."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise _unreadable(path, error) from error
+    return reader
+
+
+def _unreadable(path: Path, error: RuntimeError) -> DataError:
+    return DataError(
+        f"cannot read {path}: {reason_of(error)}. Expected a whole NRRD or MetaImage; copy or "
+        "export it again."
+    )
+
+
+def _itk_affine(image: Any) -> NDArray[np.float64]:
+    """(4, 4) of an image's or a header's first three axes to RAS+ millimetres."""
     size = image.GetDimension()
+    dimension = min(size, 3)
     direction = np.asarray(image.GetDirection()).reshape(size, size)[:dimension, :dimension]
     affine = np.eye(4)
     affine[:dimension, :dimension] = direction * np.asarray(image.GetSpacing())[:dimension]
     affine[:dimension, 3] = image.GetOrigin()[:dimension]
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
-    return Volume(np.ascontiguousarray(array.transpose(axes)), affine)
+    return np.asarray(np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine)
 
 
 def _load_nifti(case_id: str, path: Path, strict: bool) -> MetaTensor:
-    try:
-        _check_forms(case_id, path, strict)
+    with _nifti_errors(case_id, path):
+        file = _open_nifti(path)
+        check_memory(f"case {case_id}: {path}", file.shape)
+        _check_forms(case_id, path, file.header, strict)
         # What LoadImage does, which would set up every reader for each file and hide its reason.
         reader = NibabelReader()
         array, meta = reader.get_data(reader.read(path))
@@ -173,6 +237,12 @@ def _load_nifti(case_id: str, path: Path, strict: bool) -> MetaTensor:
             meta={key: meta[key] for key in _KEPT if key in meta},
         )
         return cast(MetaTensor, EnsureChannelFirst()(image))
+
+
+@contextmanager
+def _nifti_errors(case_id: str, path: Path) -> Iterator[None]:
+    try:
+        yield
     except (EOFError, zlib.error) as error:
         raise DataError(
             f"case {case_id}: truncated or damaged gzip ({path}); {error}. Copy the file again."
@@ -184,12 +254,15 @@ def _load_nifti(case_id: str, path: Path, strict: bool) -> MetaTensor:
         ) from error
 
 
-def _check_forms(case_id: str, path: Path, strict: bool) -> None:
-    """MONAI and nibabel choose differently between a qform and an sform that disagree."""
+def _open_nifti(path: Path) -> nib.Nifti1Image:
     file = nib.loadsave.load(path)
     if not isinstance(file, nib.Nifti1Image):
         raise ImageFileError(f"it is {type(file).__name__}")
-    header = file.header
+    return file
+
+
+def _check_forms(case_id: str, path: Path, header: nib.Nifti1Header, strict: bool) -> None:
+    """MONAI and nibabel choose differently between a qform and an sform that disagree."""
     qform, sform = header.get_qform(coded=True)[0], header.get_sform(coded=True)[0]
     if qform is None and sform is None:
         found = f"neither qform nor sform is set ({path}); the orientation is a guess"

@@ -73,6 +73,19 @@ class Reading:
         """
         return PLANES[_finest(affine) if self.plane == "finest" else self.plane]
 
+    def stored(self, shape: Sequence[int], affine: NDArray[np.float64]) -> tuple[int, int, int]:
+        """Voxels along (W, H, K) of the slices of a scan.
+
+        Args:
+            shape: (I, J, K) of the file's array.
+            affine: (4, 4) of it, RAS+ millimetres.
+        """
+        wanted = nib.orientations.axcodes2ornt(tuple(self.axes(affine)))
+        turn = nib.orientations.ornt_transform(nib.orientations.io_orientation(affine), wanted)
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+        order = np.argsort(turn[:, 0])
+        return self.size([int(shape[i]) for i in order], spacing[order].tolist())
+
     def size(self, size: Sequence[int], spacing: Sequence[float]) -> tuple[int, int, int]:
         """Voxels along (W, H, K) after resampling.
 

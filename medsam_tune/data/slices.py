@@ -1,8 +1,9 @@
 """Scans become checked, windowed slices on disk.
 
 The store holds uint8 because SAM's input has 8 bits; one chunk is one slice, so a training sample
-reads one slice and nothing else. An entry is written beside and renamed, its files are checksummed,
-and its name tells what it was made from.
+reads one slice and nothing else. An entry is written beside and renamed, its slices and files are
+checksummed, and its name tells what it was made from. Who makes an entry holds its lock, which the
+kernel frees when a process dies, so that any number of processes can fill one store.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import tempfile
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,9 +25,11 @@ from typing import Any
 import numpy as np
 import torch
 import zarr
+from filelock import FileLock, Timeout
 from monai.data import MetaTensor
 from numpy.typing import NDArray
 from tqdm import tqdm
+from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from medsam_tune.data.checks import DataError
 from medsam_tune.data.datalist import Case
@@ -35,10 +39,12 @@ from medsam_tune.data.readers import files_of
 from medsam_tune.data.reading import Reading
 from medsam_tune.data.scans import load_case
 
-FORMAT = 2
+FORMAT = 3
 """Version of the entries; raise it when what they hold changes."""
 
-_CHECKSUMS = "crc32.json"
+_FILES = "files.json"  # size, modification time in ns and CRC-32 of each other file of an entry
+_MAKING = ".making"  # folder for locks and unfinished entries
+_DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -71,30 +77,44 @@ class PreparedCase:
     _arrays: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def image_slice(self, k: int) -> NDArray[np.uint8]:
-        """Slice k as (C, H, W) uint8."""
-        image = self._array("image")
+        """Slice k as (C, H, W) uint8.
+
+        Raises:
+            DataError: here and below, the entry was damaged or deleted since it was opened.
+        """
         if not self.neighbours:
-            return np.asarray(image[k])
+            return self._read("image", k)
         first, last = max(k - 1, 0), min(k + 1, self.shape[0] - 1)
-        around = torch.from_numpy(np.asarray(image[first : last + 1]))
+        around = torch.from_numpy(self._read("image", slice(first, last + 1)))
         return with_neighbours(around)[k - first].numpy()
 
     def label_slice(self, k: int) -> NDArray[np.unsignedinteger]:
         """Label ids of slice k as (H, W) uint8 or uint16."""
-        return np.asarray(self._array("label")[k])
+        return self._read("label", k)
 
     def image(self) -> NDArray[np.uint8]:
         """All slices as (Z, C, H, W) uint8."""
-        image = np.asarray(self._array("image")[:])
+        image = self._read("image", slice(None))
         return with_neighbours(torch.from_numpy(image)).numpy() if self.neighbours else image
 
     def label(self) -> NDArray[np.unsignedinteger]:
         """All label slices as (Z, H, W) uint8 or uint16."""
-        return np.asarray(self._array("label")[:])
+        return self._read("label", slice(None))
 
     def truth(self) -> NDArray[np.unsignedinteger]:
         """The label map in the scan's own grid, what a prediction is measured against."""
-        return np.asarray(self._array("truth")[:]) if self.has_truth else self.label()
+        return self._read("truth", slice(None)) if self.has_truth else self.label()
+
+    def _read(self, name: str, where: int | slice) -> NDArray[Any]:
+        array = self._array(name)
+        try:
+            (self.path / _FILES).stat()  # zarr takes an array without its file for zeros
+            return np.asarray(array[where])
+        except (OSError, ValueError, RuntimeError) as error:
+            raise DataError(
+                f"case {self.id}: {self.path / name} cannot be read any more ({error}). Delete "
+                f"{self.path} and start again; it is made anew."
+            ) from error
 
     def _array(self, name: str) -> Any:
         if name not in self._arrays:
@@ -129,45 +149,84 @@ class SliceStore:
         self.labels = labels
         self.reading = reading or Reading()
 
-    def prepare(self, cases: Sequence[Case], progress: bool = True) -> list[PreparedCase]:
+    def prepare(
+        self, cases: Sequence[Case], progress: bool = True, jobs: int = 2
+    ) -> list[PreparedCase]:
         """Entries for all cases, in their order.
+
+        Jobs are threads: reading and writing a scan holds the interpreter's lock for a twentieth of
+        its time, and a process takes longer to start than a scan to prepare.
 
         Args:
             cases: scans, with or without labels.
             progress: show a bar on standard error, if that is a terminal.
+            jobs: scans at once; each takes `checks.BYTES_PER_VOXEL` of memory.
 
         Raises:
-            DataError: a scan that is refused, see `load_case`; entries made before it stay.
+            DataError: the first scan that is refused, see `load_case`; entries made before it, and
+                by other jobs meanwhile, stay.
         """
         self.root.mkdir(parents=True, exist_ok=True)
-        bar = tqdm(cases, desc="prepare", unit="case", disable=None if progress else True)
-        return [self._prepare_one(case) for case in bar]
+        self._remove_leftovers()
+        found = [self.find(case) for case in cases]
+        for case, there in zip(cases, found, strict=True):
+            if there is None and (entry := self._entry(case)).exists():
+                warnings.warn(f"{entry}: is damaged and is made again.", stacklevel=2)
+        with ThreadPoolExecutor(jobs) as pool:
+            done = pool.map(lambda case, there: there or self._make(case), cases, found)
+            disable = None if progress else True
+            return list(tqdm(done, total=len(cases), desc="prepare", unit="case", disable=disable))
 
-    def _prepare_one(self, case: Case) -> PreparedCase:
-        entry = self.root / f"{case.id}-{self._key(case)}"
-        if entry.exists():
-            try:
-                return self._open(entry, case)
-            except (OSError, ValueError, KeyError, TypeError, zarr.errors.BaseZarrError) as error:
-                warnings.warn(f"{entry}: is damaged ({error}) and is made again.", stacklevel=3)
-                shutil.rmtree(entry)
-        image, label = load_case(case, self.labels, self.reading)
-        beside = Path(tempfile.mkdtemp(dir=self.root, prefix=f".{entry.name}."))
+    def find(self, case: Case) -> PreparedCase | None:
+        """The entry of a case, or None if there is none that is sound.
+
+        Raises:
+            DataError: there is no such scan.
+        """
+        entry = self._entry(case)
         try:
-            os.chmod(beside, 0o755)  # mkdtemp's 0700 would keep the colleagues out
-            self._write(beside, case, image, label)
+            return self._open(entry, case)
+        except _DAMAGED:
+            return None
+
+    def _make(self, case: Case) -> PreparedCase:
+        """Write the entry of a case, unless another process has, while this one waited for it."""
+        entry, making = self._entry(case), self.root / _MAKING
+        making.mkdir(exist_ok=True)
+        with FileLock(making / f"{entry.name}.lock"):
+            if (there := self.find(case)) is not None:
+                return there
+            image, label = load_case(case, self.labels, self.reading)
+            beside = Path(tempfile.mkdtemp(dir=making, prefix=f"{entry.name}."))
             try:
-                os.replace(beside, entry)
-            except OSError:
-                if not entry.exists():  # otherwise another process was first with the same
-                    raise
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
-        return self._open(entry, case)
+                os.chmod(beside, 0o755)  # mkdtemp's 0700 would keep the colleagues out
+                self._write(beside, case, image, label)
+                _put(beside, entry)
+            finally:
+                shutil.rmtree(beside, ignore_errors=True)
+            return self._open(entry, case)
 
     def _open(self, entry: Path, case: Case) -> PreparedCase:
         # The datalist's patient, who may have been corrected since.
         return _open_entry(entry, case.patient, self.reading.neighbours)
+
+    def _remove_leftovers(self) -> None:
+        """Delete what killed processes did not finish; a living one holds its entry's lock."""
+        for path in (self.root / _MAKING).glob("*"):
+            if path.is_dir():
+                try:
+                    with FileLock(path.with_suffix(".lock"), timeout=0):
+                        shutil.rmtree(path, ignore_errors=True)
+                except Timeout:
+                    continue
+
+    @property
+    def label_dtype(self) -> np.dtype[np.unsignedinteger]:
+        """Of the label ids as stored."""
+        return np.dtype(np.uint8 if max(self.labels, default=0) < 256 else np.uint16)
+
+    def _entry(self, case: Case) -> Path:
+        return self.root / f"{case.id}-{self._key(case)}"
 
     def _key(self, case: Case) -> str:
         """Changes when a source file, how it is read, the rule, the labels or the format does."""
@@ -194,13 +253,12 @@ class SliceStore:
         _write_array(group, "image", slices)
         present: list[list[int]] = [[] for _ in slices]
         if label is not None:
-            dtype = np.uint8 if max(self.labels, default=0) < 256 else np.uint16
             truth = label.as_tensor()
             stored = resized(truth, size, nearest=True)
-            ids = slices_from_volume(stored)[:, 0].numpy().astype(dtype)  # (Z, H, W)
+            ids = slices_from_volume(stored)[:, 0].numpy().astype(self.label_dtype)  # (Z, H, W)
             _write_array(group, "label", ids)
             if stored is not truth:
-                own = slices_from_volume(truth)[:, 0].numpy().astype(dtype)
+                own = slices_from_volume(truth)[:, 0].numpy().astype(self.label_dtype)
                 _write_array(group, "truth", own)
             present = [[int(i) for i in np.flatnonzero(np.bincount(s.ravel())) if i] for s in ids]
         attributes: dict[str, Any] = {
@@ -217,7 +275,7 @@ class SliceStore:
             "reading": self.reading.describe(),
         }
         group.attrs.update(attributes)
-        (folder / _CHECKSUMS).write_text(json.dumps(_checksums(folder), indent=1))
+        _seal(folder)
 
 
 def _write_array(group: zarr.Group, name: str, data: NDArray[Any]) -> None:
@@ -228,22 +286,65 @@ def _write_array(group: zarr.Group, name: str, data: NDArray[Any]) -> None:
         chunks=(1, *data.shape[1:]),
         shards=data.shape,
         dtype=data.dtype,
+        compressors=[ZstdCodec(), Crc32cCodec()],
         # An empty shard would not be written at all and could not be told from a lost one.
         config={"write_empty_chunks": True},
     )
     array[:] = np.ascontiguousarray(data)
 
 
-def _checksums(folder: Path) -> dict[str, int]:
-    """CRC-32 of each file of an entry, geometry and slice index included."""
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != _CHECKSUMS)
-    return {file.relative_to(folder).as_posix(): zlib.crc32(file.read_bytes()) for file in files}
+def _seal(folder: Path) -> None:
+    """Record the files of an entry, and have them on the disk before anything names them."""
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        _flush(path)
+        if path.is_file():
+            status, checksum = path.stat(), zlib.crc32(path.read_bytes())
+            name = path.relative_to(folder).as_posix()
+            files[name] = [status.st_size, status.st_mtime_ns, checksum]
+    (folder / _FILES).write_text(json.dumps(files, indent=1))
+    _flush(folder / _FILES)
+    _flush(folder)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _put(beside: Path, entry: Path) -> None:
+    """Move a finished entry to its place, or its files over those of a damaged one.
+
+    A process that has the damaged one open never meets a missing file.
+    """
+    if entry.exists():
+        for file in sorted(beside.rglob("*"), key=lambda file: file.name == _FILES):
+            if file.is_file():
+                target = entry / file.relative_to(beside)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(file, target)
+    else:
+        os.replace(beside, entry)
+    _flush(entry.parent)
+
+
+def _check_files(entry: Path) -> None:
+    """Refuse what is not as it was written; only files whose size or time differ are read."""
+    for name, (size, time, checksum) in json.loads((entry / _FILES).read_text()).items():
+        status = (entry / name).stat()
+        if (status.st_size, status.st_mtime_ns) == (size, time):
+            continue
+        if zlib.crc32((entry / name).read_bytes()) != checksum:
+            raise ValueError(f"{name} is not as it was written")
 
 
 def _open_entry(entry: Path, patient: str, neighbours: bool) -> PreparedCase:
-    if _checksums(entry) != json.loads((entry / _CHECKSUMS).read_text()):
-        raise ValueError("checksums differ")
-    attributes: Mapping[str, Any] = zarr.open_group(entry, mode="r").attrs
+    _check_files(entry)
+    # By zarr it takes ten times as long, and there may be thousands of cases.
+    attributes: Mapping[str, Any] = json.loads((entry / "zarr.json").read_text())["attributes"]
     z, y, x = attributes["spacing"]
     depth, height, width = attributes["shape"]
     return PreparedCase(

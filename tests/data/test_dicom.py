@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,13 @@ from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
 from medsam_tune.data.checks import DataError
-from medsam_tune.data.dicom import AIR, choose_series, find_series, read_series
+from medsam_tune.data.dicom import (
+    AIR,
+    choose_series,
+    find_series,
+    read_series,
+    without_warnings,
+)
 from medsam_tune.data.readers import SimpleITKReader, load_image
 from tests.conftest import REAL_DATA
 from tests.data.conftest import write_nifti
@@ -315,11 +324,50 @@ def test_row_41_dicomdir_is_not_read(tmp_path, monkeypatch):
     folder = write_series(tmp_path / "s")
     (folder / "DICOMDIR").write_bytes(next(folder.glob("*.dcm")).read_bytes())
     seen = []
-    whole = pydicom.dcmread
-    monkeypatch.setattr(pydicom, "dcmread", lambda path, **o: seen.append(path) or whole(path, **o))
+    module, whole = pydicom.filereader, pydicom.filereader.read_partial
+    monkeypatch.setattr(
+        module, "read_partial", lambda file, **o: seen.append(file.name) or whole(file, **o)
+    )
     find_series(folder)
     assert len(seen) == COUNT
-    assert not [path for path in seen if path.name == "DICOMDIR"]
+    assert not [path for path in seen if Path(path).name == "DICOMDIR"]
+
+
+def test_headers_are_read_no_further_than_needed(tmp_path):
+    def scribble(_, image):
+        block = image.private_block(0x0029, "SCANNER", create=True)
+        block.add_new(1, "LO", "ends here")
+
+    folder = write_series(tmp_path / "s", scribble)
+    for path in folder.iterdir():
+        content = path.read_bytes()
+        path.write_bytes(content[: content.index(b"ends here")])
+    (series,) = find_series(folder)
+    assert series.shape == (*SIZE, COUNT)
+    with pytest.raises(DataError, match="cannot be read"):
+        read_series(series)
+
+
+def test_warnings_come_back_after_two_threads():
+    before = list(warnings.filters)
+    inside = threading.Event()
+
+    def first():
+        with without_warnings():
+            inside.set()
+            time.sleep(0.2)
+
+    def second():
+        with without_warnings():
+            time.sleep(0.2)
+
+    threads = [threading.Thread(target=each) for each in (first, second)]
+    threads[0].start()
+    inside.wait()
+    threads[1].start()
+    for thread in threads:
+        thread.join()
+    assert warnings.filters == before
 
 
 def test_geometry_that_is_no_geometry(tmp_path):

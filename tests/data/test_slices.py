@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
+import shutil
+import signal
+import time
 import warnings
 from collections import Counter
 
@@ -19,6 +23,7 @@ from monai.transforms import (
 )
 from torch.utils.data import DataLoader
 
+from medsam_tune.data import slices
 from medsam_tune.data.checks import DataError
 from medsam_tune.data.datalist import Case, find_cases
 from medsam_tune.data.intensity import Percentiles, Window
@@ -28,6 +33,7 @@ from medsam_tune.data.slices import SliceStore
 from tests.data.conftest import LABELS, SHAPE, small_scan, write_nifti
 
 WINDOW = Window(100, 200)
+FORK = multiprocessing.get_context("fork")  # a fresh interpreter takes seconds to import torch
 
 
 @pytest.fixture
@@ -86,10 +92,15 @@ def test_what_a_case_tells(prepared):
     np.testing.assert_allclose(corner, [0, 0, 0, 1])
 
 
-def test_each_array_is_one_file(prepared):
-    files = sorted(f.relative_to(prepared[0].path).as_posix() for f in _files(prepared[0].path))
+@pytest.mark.parametrize("count", [1, 300])
+def test_files_do_not_grow_with_slices(store, make_case, count):
+    volume = np.ones((4, 4, count), np.float32)
+    case = make_case(image=volume, label=volume.astype(np.uint8))
+    (prepared,) = store.prepare([case], progress=False)
+    assert prepared.shape == (count, 4, 4)
+    files = sorted(f.relative_to(prepared.path).as_posix() for f in _files(prepared.path))
     assert files == [
-        "crc32.json",
+        "files.json",
         "image/c/0/0/0/0",
         "image/zarr.json",
         "label/c/0/0/0",
@@ -156,7 +167,7 @@ def test_row_66_another_source_or_rule_is_another_entry(tmp_path, make_case):
 
 
 @pytest.mark.parametrize(
-    "file", ["image/c/0/0/0/0", "label/c/0/0/0", "image/zarr.json", "zarr.json", "crc32.json"]
+    "file", ["image/c/0/0/0/0", "label/c/0/0/0", "image/zarr.json", "zarr.json"]
 )
 @pytest.mark.parametrize("fault", ["flip", "half", "zero", "gone"])
 def test_row_65_broken_entries_are_made_again(store, make_case, file, fault):
@@ -174,36 +185,142 @@ def test_row_65_broken_entries_are_made_again(store, make_case, file, fault):
         store.prepare([case], progress=False)
 
 
+@pytest.mark.parametrize("fault", ["flip", "half", "zero", "gone"])
+def test_a_broken_list_of_files_does_no_harm(store, make_case, fault):
+    case = make_case()
+    first = store.prepare([case], progress=False)[0]
+    _break(first.path / "files.json", fault)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a flipped time is made good by the checksum
+        again = store.prepare([case], progress=False)[0]
+    np.testing.assert_array_equal(again.image(), first.image())
+    assert _unfinished(store) == []
+
+
+def test_a_copied_store_is_read_again_but_not_made_again(store, make_case, monkeypatch):
+    case = make_case()
+    first = store.prepare([case], progress=False)[0]
+    for file in _files(first.path):
+        os.utime(file, (1, 1))
+    monkeypatch.setattr("medsam_tune.data.slices.load_case", None)
+    store.prepare([case], progress=False)
+    _break(first.path / "image/c/0/0/0/0", "flip")
+    assert store.find(case) is None
+
+
+@pytest.mark.parametrize("file", ["image/c/0/0/0/0", "label/c/0/0/0"])
+def test_damage_that_keeps_size_and_time_is_found_at_reading(store, make_case, file):
+    case = make_case()
+    path = store.prepare([case], progress=False)[0].path / file
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    _break(path, "flip")
+    os.utime(path, ns=times)
+    prepared = store.prepare([case], progress=False)[0]
+    with pytest.raises(DataError, match=r"case case_017: .* cannot be read any more .* Delete"):
+        prepared.image(), prepared.label()
+
+
+def test_slices_of_a_deleted_store_are_not_zeros(store, make_case):
+    prepared = store.prepare([make_case()], progress=False)[0]
+    prepared.image_slice(0)
+    shutil.rmtree(prepared.path)
+    with pytest.raises(DataError, match=r"case case_017: .* cannot be read any more"):
+        prepared.image_slice(1)
+
+
 def test_row_64_nothing_half_written(store, make_case, monkeypatch):
     case = make_case()
     monkeypatch.setattr(
-        "medsam_tune.data.slices._checksums", lambda _: (_ for _ in ()).throw(OSError("disk full"))
+        "medsam_tune.data.slices._seal", lambda _: (_ for _ in ()).throw(OSError("disk full"))
     )
     with pytest.raises(OSError, match="disk full"):
         store.prepare([case], progress=False)
-    assert list(store.root.iterdir()) == []
+    assert _entries(store) == _unfinished(store) == []
 
 
-def test_another_process_was_first(store, make_case, monkeypatch):
+def test_row_64_a_killed_preparation_is_cleaned_up_and_done_again(store, make_case, monkeypatch):
+    victim, other = make_case("a"), make_case("b")
+    seal = slices._seal
+    reached = FORK.Event()
+
+    def hang(_):
+        reached.set()
+        time.sleep(60)
+
+    monkeypatch.setattr(slices, "_seal", hang)
+    process = _started(store, victim)
+    assert reached.wait(30)
+    monkeypatch.setattr(slices, "_seal", seal)
+    store.prepare([other], progress=False)
+    assert len(_unfinished(store)) == 1, "it belongs to a living process"
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert store.find(victim) is None
+    store.prepare([other], progress=False)
+    assert _unfinished(store) == []
+    (prepared,) = store.prepare([victim], progress=False)
+    assert prepared.label().any()
+    assert len(_entries(store)) == 2
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_row_67_processes_that_meet_make_an_entry_once(
+    store, make_case, monkeypatch, tmp_path, damaged
+):
     case = make_case()
-    write = SliceStore._write
+    if damaged:
+        _break(store.prepare([case], progress=False)[0].path / "label/c/0/0/0", "half")
+    log = tmp_path / "loaded"
 
-    def write_twice(self, folder, *arguments):
-        write(self, folder, *arguments)
-        monkeypatch.setattr(SliceStore, "_write", write)
-        SliceStore(self.root, WINDOW, LABELS).prepare([case], progress=False)
+    def load(*arguments):
+        with log.open("a") as file:
+            file.write("once\n")
+        time.sleep(0.5)
+        return load_case(*arguments)
 
-    monkeypatch.setattr(SliceStore, "_write", write_twice)
-    (prepared,) = store.prepare([case], progress=False)
-    assert [entry.name for entry in store.root.iterdir()] == [prepared.path.name]
+    monkeypatch.setattr(slices, "load_case", load)
+    processes = [_started(store, case) for _ in range(3)]
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert log.read_text() == "once\n"
+    assert len(_entries(store)) == 1
+    assert _unfinished(store) == []
+    prepared = store.find(case)
+    np.testing.assert_array_equal(prepared.label()[2], small_scan()[1][::-1, ::-1, 2].T)
 
 
-def test_refused_scan_leaves_no_entry(store, make_case):
-    label = small_scan()[1]
-    label[0, 0, 0] = 7
-    with pytest.raises(DataError, match="label has the values 7"):
-        store.prepare([make_case(label=label)], progress=False)
-    assert list(store.root.iterdir()) == []
+def test_an_entry_is_whole_to_readers_while_it_is_made_again(store, make_case, monkeypatch):
+    case = make_case()
+    prepared = store.prepare([case], progress=False)[0]
+    image = prepared.image()
+    _break(prepared.path / "label/c/0/0/0", "zero")
+    replace, seen = os.replace, []
+
+    def replace_and_read(*paths):
+        seen.append(prepared.image())
+        replace(*paths)
+
+    monkeypatch.setattr(slices.os, "replace", replace_and_read)
+    with pytest.warns(UserWarning, match="is damaged"):
+        store.prepare([case], progress=False)
+    assert len(seen) > 6
+    for each in seen:
+        np.testing.assert_array_equal(each, image)
+    assert prepared.label().any()
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_jobs_keep_the_order_and_the_first_refusal(store, make_case, jobs):
+    bad = small_scan()[1]
+    bad[0, 0, 0] = 7
+    cases = [make_case(name) for name in "ab"]
+    assert [p.id for p in store.prepare(cases[::-1], False, jobs)] == ["b", "a"]
+    cases = [make_case("c"), make_case("d", label=bad), make_case("e", label=bad)]
+    with pytest.raises(DataError, match="case d: label has the values 7"):
+        store.prepare(cases, False, jobs)
+    assert {name[0] for name in _entries(store)} == {"a", "b", "c"}
+    assert _unfinished(store) == []
 
 
 def test_missing_scan(store, make_case):
@@ -417,6 +534,20 @@ def test_hippocampus(hippocampus, tmp_path):
         assert case.image().max() == 255
     sample = SliceDataset(cases, data.labels, 128, augment=augmentation())[0]
     assert sample["masks"].any()
+
+
+def _started(store, case):
+    process = FORK.Process(target=store.prepare, args=([case], False))
+    process.start()
+    return process
+
+
+def _entries(store):
+    return [path.name for path in store.root.iterdir() if path.name != ".making"]
+
+
+def _unfinished(store):
+    return [path for path in (store.root / ".making").iterdir() if path.suffix != ".lock"]
 
 
 def _files(folder):

@@ -1,0 +1,136 @@
+"""What augmentation costs beside the training that it feeds.
+
+    python benchmarks/augmentation.py
+
+Slices of 512 x 512, as a CT's; the transforms are those of `train.yaml`. The table goes to
+benchmarks/results/augmentation.md.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+from monai.transforms import Compose
+from torch.utils.data import DataLoader
+from training_step import machine
+
+from medsam_tune.data import samples
+from medsam_tune.data.datalist import find_cases, split_cases, write_datalist
+from medsam_tune.data.phantom import write_phantoms
+from medsam_tune.data.samples import SliceDataset
+from medsam_tune.files import written_whole
+from medsam_tune.training import prepare_batch
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "bundles" / "sam_volume" / "configs"
+OUTPUT = Path(__file__).parent / "results" / "augmentation.md"
+SIDE, SIZE, BATCH = 512, 256, 8
+SHRUNK = round(samples.OVERSIZE * SIZE)
+
+
+def seconds(run: Callable[[int], object], repeats: int) -> float:
+    """Median of a function of a seed, after two calls to warm up."""
+    found = []
+    for seed in range(repeats + 2):
+        start = time.perf_counter()
+        run(seed)
+        found.append(time.perf_counter() - start)
+    return statistics.median(found[2:])
+
+
+def parsed(folder: Path) -> ConfigParser:
+    """`train.yaml` with the LoRA overlay on phantoms of 512 x 512."""
+    write_phantoms(folder, count=3, shape=(SIDE, SIDE, 6), spacing=(0.7, 0.7, 5.0))
+    write_datalist(split_cases(find_cases(folder), (1 / 3,) * 3), folder / "datalist.json")
+    files = [CONFIGS / "train.yaml", CONFIGS / "method_lora.yaml"]
+    parser = ConfigParser(ConfigParser.load_config_files([str(file) for file in files]))
+    parser.update({"datalist": str(folder / "datalist.json"), "output_dir": str(folder / "run")})
+    parser.update({"image_size": SIZE, "batch_size": BATCH, "bias_prob": 0.3})
+    return parser
+
+
+def each_transform(augment: Compose) -> list[str]:
+    """A row for each transform, done always, at both sizes."""
+    rows = []
+    for transform in augment.transforms:
+        transform.prob = 1.0  # type: ignore[attr-defined]
+        cells = []
+        for side in (SIDE, SHRUNK):
+            item = {"image": torch.rand(1, side, side), "label": torch.ones(1, side, side)}
+
+            def run(seed: int, item: dict[str, Any] = item, transform: Any = transform) -> None:
+                transform.set_random_state(seed=seed)
+                with samples._plain_tensors():
+                    transform(dict(item))
+
+            cells.append(f"{1000 * seconds(run, 15):.1f}")
+        rows.append(f"| {type(transform).__name__} | {' | '.join(cells)} |")
+        print(rows[-1], file=sys.stderr)
+    return rows
+
+
+def rates(dataset: SliceDataset, parser: ConfigParser) -> list[str]:
+    """Samples a second: made, made without shrinking or augmenting, and trained on."""
+    found = {"as configured": 1 / seconds(lambda seed: dataset[(seed % len(dataset), seed)], 60)}
+    before, samples.OVERSIZE = samples.OVERSIZE, 100.0
+    found["augmented at 512 x 512"] = 1 / seconds(
+        lambda seed: dataset[(seed % len(dataset), seed)], 40
+    )
+    samples.OVERSIZE = before
+    augment, dataset.augment = dataset.augment, None
+    found["without augmentation"] = 1 / seconds(
+        lambda seed: dataset[(seed % len(dataset), seed)], 60
+    )
+    dataset.augment = augment
+    batch = next(iter(DataLoader(dataset, BATCH)))
+    network, loss = parser.get_parsed_content("network"), parser.get_parsed_content("loss")
+    network.train()
+    image, masks, prompts, _ = prepare_batch(batch, torch.device("cpu"))
+
+    def step(_seed: int) -> None:
+        loss(network(image, *prompts), masks).backward()
+        network.zero_grad()
+
+    trained = BATCH / seconds(step, 5)
+    rows = [
+        f"| {name} | {rate:.1f} | {rate / trained:.1f} | {trained / (rate + trained):.0%} |"
+        for name, rate in found.items()
+    ]
+    return [*rows, f"\nTrained, samples/s: {trained:.2f}."]
+
+
+def main() -> None:
+    """Measure and write the page."""
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        parser = parsed(Path(folder))
+        dataset = parser.get_parsed_content("train::dataset")
+        made = rates(dataset, parser)
+        costs = each_transform(dataset.augment)
+    lines = [
+        f"# Augmentation\n\n`python benchmarks/augmentation.py` on {machine('cpu')}.\n",
+        f"Slices of {SIDE} x {SIDE} into nano at {SIZE}, LoRA, batches of {BATCH} with 4 boxes each; "
+        "samples are made in one process, in turns with training, as on a CPU by default.\n",
+        "| samples | made/s | times as fast as trained | share of the time of both |",
+        "|---|---|---|---|",
+        *made,
+        f"\nEach transform when it is done (most are done to some slices only), ms at {SIDE} x {SIDE} "
+        f"and at {SHRUNK} x {SHRUNK}, to which such slices are shrunk first:\n",
+        f"| transform | {SIDE} | {SHRUNK} |",
+        "|---|---|---|",
+        *costs,
+    ]
+    with written_whole(OUTPUT) as beside:
+        beside.write_text("\n".join([*lines, ""]))
+
+
+if __name__ == "__main__":
+    main()
