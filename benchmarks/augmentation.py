@@ -117,13 +117,13 @@ def main() -> None:
         costs = each_transform(dataset.augment)
     lines = [
         f"# Augmentation\n\n`python benchmarks/augmentation.py` on {machine('cpu')}.\n",
-        f"Slices of {SIDE} x {SIDE} into nano at {SIZE}, LoRA, batches of {BATCH} with 4 boxes each; "
+        f"Slices of {SIDE} x {SIDE} into nano at {SIZE}, LoRA, batches of {BATCH}, 4 boxes each; "
         "samples are made in one process, in turns with training, as on a CPU by default.\n",
         "| samples | made/s | times as fast as trained | share of the time of both |",
         "|---|---|---|---|",
         *made,
-        f"\nEach transform when it is done (most are done to some slices only), ms at {SIDE} x {SIDE} "
-        f"and at {SHRUNK} x {SHRUNK}, to which such slices are shrunk first:\n",
+        f"\nEach transform when it is done (most are done to some slices only), ms at {SIDE} x "
+        f"{SIDE} and at {SHRUNK} x {SHRUNK}, to which such slices are shrunk first:\n",
         f"| transform | {SIDE} | {SHRUNK} |",
         "|---|---|---|",
         *costs,

@@ -37,17 +37,19 @@ class Case:
             None.
         patient: whose scan it is; two scans of one patient stay in one subset.
         series: SeriesInstanceUID (or its end) where the folder holds several.
+        copy: 0 for the scan itself, else which deformed copy of it.
     """
 
     image: Path
     label: Path | None
     patient: str
     series: str | None = None
+    copy: int = 0
 
     @property
     def id(self) -> str:
         """The image's name without its ending; it names the case everywhere."""
-        return case_id(self.image)
+        return case_id(self.image) + (f"~{self.copy}" if self.copy else "")
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,11 @@ class Datalist:
             raise DataError(f"{self.name}: subset {name!r} has no case; there are: {there}.")
         cases: tuple[Case, ...] = getattr(self, name)
         return cases
+
+
+def with_copies(cases: Sequence[Case], copies: int) -> list[Case]:
+    """Cases, and so many deformed copies of each, see `scans.Deformation`."""
+    return [replace(case, copy=n) for n in range(copies + 1) for case in cases]
 
 
 def find_cases(folder: Path, *, modality: str | None = None) -> Datalist:

@@ -117,7 +117,7 @@ class ZScore:
 
 @dataclass(frozen=True)
 class Percentiles:
-    """For MR and radiographs, without a unit: percentiles of the voxels above zero become 0 and 255.
+    """For MR and radiographs, which have no unit: percentiles of what is above zero become 0..255.
 
     Attributes:
         lower: percentile that becomes 0.

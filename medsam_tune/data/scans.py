@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
 
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Orientation
+from monai.transforms import Orientation, Rand3DElasticd
 
 from medsam_tune.data.checks import DataError, check_image
 from medsam_tune.data.datalist import Case
@@ -46,6 +47,50 @@ def load_case(
     if case.label is None:
         return image, None
     return image, load_label(case.id, case.label, image, case.image, labels, reading)
+
+
+@dataclass(frozen=True)
+class Deformation:
+    """Elastic deformation of a whole scan, before it is cut into slices; MONAI's `Rand3DElastic`.
+
+    Attributes:
+        sigma: least and largest standard deviation of the kernel that smooths the field, voxels.
+        magnitude: least and largest factor of the smoothed field, whose values are below 1, voxels.
+        rotation: largest angle about the axis across the slices, radians.
+    """
+
+    sigma: tuple[float, float] = (5.0, 8.0)
+    magnitude: tuple[float, float] = (50.0, 150.0)
+    rotation: float = 0.17
+
+    def describe(self) -> dict[str, object]:
+        """As JSON, for the keys of the slice store."""
+        return asdict(self)
+
+    def __call__(
+        self, image: MetaTensor, label: MetaTensor | None, seed: int
+    ) -> tuple[MetaTensor, MetaTensor | None]:
+        """Image and label (1, W, H, K) on the grid they had; the same seed deforms alike."""
+        keys = ["image"] if label is None else ["image", "label"]
+        elastic = Rand3DElasticd(
+            keys,
+            sigma_range=self.sigma,
+            magnitude_range=self.magnitude,
+            prob=1.0,
+            rotate_range=(0.0, 0.0, self.rotation),
+            mode=["bilinear", "nearest"][: len(keys)],
+            padding_mode=["border", "zeros"][: len(keys)],
+        ).set_random_state(seed)
+        values = {"image": image.as_tensor()}
+        if label is not None:
+            values["label"] = label.as_tensor().float()
+        moved = elastic(values)
+        image = MetaTensor(torch.as_tensor(moved["image"]), meta=dict(image.meta))
+        if label is None:
+            return image, None
+        return image, MetaTensor(
+            torch.as_tensor(moved["label"]).to(label.dtype), meta=dict(label.meta)
+        )
 
 
 def _one_volume(case_id: str, image: MetaTensor, index: int | None, path: Path) -> MetaTensor:

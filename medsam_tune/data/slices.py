@@ -37,7 +37,7 @@ from medsam_tune.data.frames import resized, slices_from_volume, with_neighbours
 from medsam_tune.data.intensity import Intensity
 from medsam_tune.data.readers import files_of
 from medsam_tune.data.reading import Reading
-from medsam_tune.data.scans import load_case
+from medsam_tune.data.scans import Deformation, load_case
 
 FORMAT = 3
 """Version of the entries; raise it when what they hold changes."""
@@ -135,6 +135,7 @@ class SliceStore:
         intensity: rule from scanner values to uint8.
         labels: label id -> name.
         reading: plane and resampling of the slices, and what is mended instead of refused.
+        deformation: of the copies among the cases.
     """
 
     def __init__(
@@ -143,11 +144,13 @@ class SliceStore:
         intensity: Intensity,
         labels: Mapping[int, str],
         reading: Reading | None = None,
+        deformation: Deformation | None = None,
     ) -> None:
         self.root = Path(root)
         self.intensity = intensity
         self.labels = labels
         self.reading = reading or Reading()
+        self.deformation = deformation or Deformation()
 
     def prepare(
         self, cases: Sequence[Case], progress: bool = True, jobs: int = 2
@@ -197,6 +200,8 @@ class SliceStore:
             if (there := self.find(case)) is not None:
                 return there
             image, label = load_case(case, self.labels, self.reading)
+            if case.copy:
+                image, label = self.deformation(image, label, zlib.crc32(case.id.encode()))
             beside = Path(tempfile.mkdtemp(dir=making, prefix=f"{entry.name}."))
             try:
                 os.chmod(beside, 0o755)  # mkdtemp's 0700 would keep the colleagues out
@@ -233,6 +238,8 @@ class SliceStore:
         made_from: list[object] = [FORMAT, self.intensity.describe(), sorted(self.labels)]
         stored = dataclasses.replace(self.reading, neighbours=False)  # which are put together later
         made_from += [stored.describe(), case.series]
+        if case.copy:
+            made_from += [case.copy, self.deformation.describe()]
         for file in (case.image, case.label):
             if file is not None:
                 if not file.exists():

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from medsam_tune.data.checks import DataError
-from medsam_tune.data.datalist import Case
+from medsam_tune.data.datalist import Case, with_copies
 from medsam_tune.data.frames import ModelFrame, slices_from_volume, with_neighbours
 from medsam_tune.data.intensity import Window, Windows
 from medsam_tune.data.reading import PLANES, Reading
-from medsam_tune.data.scans import load_case
+from medsam_tune.data.scans import Deformation, load_case
 from medsam_tune.data.slices import PreparedCase, SliceStore
 from medsam_tune.evaluation import CaseDataset
 from medsam_tune.inference import LoadPromptedScan, grid_of
@@ -247,6 +247,33 @@ def test_impossible_readings_are_refused(options: dict[str, object], message: st
 def test_reading_comes_back_from_its_description() -> None:
     reading = Reading(plane="finest", spacing=[1, 1, 0], neighbours=True)
     assert Reading(**reading.describe()) == reading  # type: ignore[arg-type]
+
+
+def test_copies_are_deformed_in_three_dimensions(tmp_path: Path) -> None:
+    image = np.zeros((24, 24, 16), np.float32)
+    image[6:18, 8:16, 4:12] = 150
+    label = (image > 0).astype(np.uint8)
+    case = Case(
+        write_nifti(tmp_path / "image" / "a.nii", image),
+        write_nifti(tmp_path / "a.nii", label),
+        "p",
+    )
+    deformation = Deformation(sigma=(3, 3), magnitude=(60, 60))
+    store = SliceStore(tmp_path / "s", WINDOW, {1: "it"}, deformation=deformation)
+    whole, first, second = store.prepare(with_copies([case], 2), False)
+    assert [whole.id, first.id, second.id] == ["a", "a~1", "a~2"]
+    assert len({whole.path, first.path, second.path}) == 3
+    for one, other in ((whole, first), (whole, second), (first, second)):
+        assert one.shape == other.shape
+        assert 20 < (one.label() != other.label()).sum() < label.sum()
+    bright = first.image()[:, 0] > 190  # image and label move together
+    assert (bright != (first.label() == 1)).sum() < 0.1 * label.sum()
+    occupied = [len(ids) > 0 for ids in first.labels_in_slice]
+    assert occupied != [len(ids) > 0 for ids in whole.labels_in_slice]  # across slices too
+    again = SliceStore(tmp_path / "t", WINDOW, {1: "it"}, deformation=deformation)
+    np.testing.assert_array_equal(
+        again.prepare(with_copies([case], 1), False)[1].label(), first.label()
+    )
 
 
 def test_squashed_frame_fills_the_square() -> None:
