@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
@@ -10,6 +10,7 @@ from typing import cast
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Orientation, Rand3DElasticd
+from torch import Tensor
 
 from medsam_tune.data.checks import DataError, check_image
 from medsam_tune.data.datalist import Case
@@ -81,16 +82,15 @@ class Deformation:
             mode=["bilinear", "nearest"][: len(keys)],
             padding_mode=["border", "zeros"][: len(keys)],
         ).set_random_state(seed)
-        values = {"image": image.as_tensor()}
+        values: dict[Hashable, Tensor] = {"image": image.as_tensor()}
         if label is not None:
             values["label"] = label.as_tensor().float()
         moved = elastic(values)
         image = MetaTensor(torch.as_tensor(moved["image"]), meta=dict(image.meta))
         if label is None:
             return image, None
-        return image, MetaTensor(
-            torch.as_tensor(moved["label"]).to(label.dtype), meta=dict(label.meta)
-        )
+        ids = torch.as_tensor(moved["label"]).to(label.dtype)
+        return image, MetaTensor(ids, meta=dict(label.meta))
 
 
 def _one_volume(case_id: str, image: MetaTensor, index: int | None, path: Path) -> MetaTensor:
