@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from medsam_tune.data.checks import DataError, read_json
 from medsam_tune.data.dicom import choose_series
-from medsam_tune.data.labels import label_names, labels_present, organ_files
+from medsam_tune.data.labels import is_structure_set, label_names, labels_present, organ_files
 from medsam_tune.data.readers import ENDINGS, case_id
 from medsam_tune.files import written_whole
 
@@ -32,8 +32,8 @@ class Case:
 
     Attributes:
         image: NIfTI, NRRD or MetaImage file, or a folder of DICOM.
-        label: label map on the image's grid, a DICOM SEG, a folder with a file for each organ, or
-            None.
+        label: label map on the image's grid, a DICOM SEG or RTSTRUCT, a folder with a file for
+            each organ, or None.
         patient: whose scan it is; two scans of one patient stay in one subset.
         series: SeriesInstanceUID (or its end) where the folder holds several.
     """
@@ -449,13 +449,17 @@ def _labels_of(folder: Path, content: Mapping[str, Any], source: Path) -> dict[i
 
 def _labels_in(cases: Iterable[Case], folder: Path) -> dict[int, str]:
     """Ids and names that the label files speak of."""
-    organs: set[str] = set()
+    organs: dict[str, str] = {}  # names of an RTSTRUCT are compared without regard to case
     found: dict[int, str] = {}
     for case in cases:
         if case.label is None:
             continue
         if case.label.is_dir():
-            organs.update(organ_files(case.label))
+            organs |= {name: name for name in organ_files(case.label)}
+            continue
+        if is_structure_set(case.label):
+            for name in label_names(case.id, case.label).values():
+                organs.setdefault(name.casefold(), name)
             continue
         for number, name in label_names(case.id, case.label).items():
             if found.setdefault(number, name) != name:
@@ -465,10 +469,10 @@ def _labels_in(cases: Iterable[Case], folder: Path) -> dict[int, str]:
                 )
     if organs and found:
         raise DataError(
-            f"{folder}: some labels are folders with a file for each organ, some are label maps; "
-            "expected one kind."
+            f"{folder}: some labels have names only (a file for each organ, or RTSTRUCT), some "
+            "have numbers (label maps, or SEG); expected one kind, or a labels.json with both."
         )
-    labels = dict(enumerate(sorted(organs), start=1)) or dict(sorted(found.items()))
+    labels = dict(enumerate(sorted(organs.values()), start=1)) or dict(sorted(found.items()))
     if not labels:
         raise DataError(f"{folder}: all label maps are empty; expected values above 0.")
     return labels

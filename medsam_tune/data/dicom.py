@@ -12,7 +12,7 @@ import hashlib
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ _IMAGE_TAGS = (
     "StudyInstanceUID",
     "SeriesInstanceUID",
     "SeriesNumber",
+    "FrameOfReferenceUID",
     "Rows",
     "Columns",
     "NumberOfFrames",
@@ -104,6 +105,7 @@ class Series:
         modality: such as "CT"; empty where the header does not say.
         number: SeriesNumber, or None.
         slices: one for each file.
+        frame: FrameOfReferenceUID, the coordinate system of its positions; empty where unknown.
     """
 
     uid: str
@@ -112,6 +114,7 @@ class Series:
     modality: str
     number: int | None
     slices: tuple[Slice, ...]
+    frame: str = ""
 
     @property
     def files(self) -> list[Path]:
@@ -134,11 +137,15 @@ class Volume:
         array: (I, J, K) float32, columns, rows and slices, in the scanner's unit (HU for CT).
         affine: (4, 4) float64 of array indices to nibabel's RAS+ millimetres.
         notes: what was changed on the way, for the report.
+        series: SeriesInstanceUID; empty where it is not DICOM.
+        frame: FrameOfReferenceUID; empty where unknown.
     """
 
     array: NDArray[np.float32]
     affine: NDArray[np.float64]
     notes: tuple[str, ...] = ()
+    series: str = ""
+    frame: str = ""
 
 
 def find_series(place: Path | Sequence[Path]) -> list[Series]:
@@ -158,7 +165,7 @@ def find_series(place: Path | Sequence[Path]) -> list[Series]:
     others: Counter[str] = Counter()
     paths = list(_files(place))
     for path in paths:
-        header = _read_header(path)
+        header = read_header(path)
         if header is None:
             others["not DICOM"] += 1
         elif header.get("Modality") in _DERIVED or "Rows" not in header:
@@ -182,7 +189,11 @@ def choose_series(place: Path | Sequence[Path], uid: str | None = None) -> Serie
         DataError: several series and no `uid`, or none that ends so.
     """
     series = find_series(place)
-    chosen = [one for one in series if one.uid.endswith(uid)] if uid else series
+    chosen = series
+    if uid:
+        chosen = [one for one in series if one.uid == uid] or [
+            one for one in series if one.uid.endswith(uid)
+        ]
     if len(chosen) == 1:
         return chosen[0]
     listed = "; ".join(map(str, series[:_SHOWN]))
@@ -211,6 +222,11 @@ def read_series(series: Series, resample_uneven: bool = False) -> Volume:
     Raises:
         DataError: see the checks below, each with the file where one is to blame.
     """
+    volume = _read_volume(series, resample_uneven)
+    return replace(volume, series=series.uid, frame=series.frame)
+
+
+def _read_volume(series: Series, resample_uneven: bool) -> Volume:
     slices = list(series.slices)
     _check_grey(series)
     if len(slices) == 1 and slices[0].frames > 1:
@@ -249,10 +265,17 @@ def _files(place: Path | Sequence[Path]) -> Iterator[Path]:
             yield path
 
 
-def _read_header(path: Path) -> Any:
-    """A pydicom data set with the tags of `_IMAGE_TAGS`, or None if this is no DICOM file."""
-    pydicom = _pydicom()
-    options = {"stop_before_pixels": True, "specific_tags": list(_IMAGE_TAGS)}
+def read_header(path: Path, tags: Sequence[str] = _IMAGE_TAGS) -> Any:
+    """A pydicom data set with some of its tags, or None if this is no DICOM file.
+
+    Raises:
+        DataError: a DICOM file whose header is damaged; pydicom is not installed.
+    """
+    pydicom = import_pydicom()
+    options = {
+        "stop_before_pixels": True,
+        "specific_tags": list({"SOPClassUID", "Modality", "Rows", *tags}),
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # values that break a rule of their type, with the values
         try:
@@ -271,7 +294,12 @@ def _read_header(path: Path) -> Any:
             return None  # any bytes may stand in a file that only might be DICOM
 
 
-def _pydicom() -> Any:
+def import_pydicom() -> Any:
+    """The module pydicom.
+
+    Raises:
+        DataError: it is not installed.
+    """
     try:
         import pydicom
         import pydicom.errors
@@ -280,6 +308,25 @@ def _pydicom() -> Any:
             "reading DICOM needs pydicom. Install it: pip install 'medsam_tune[dicom]'"
         ) from error
     return pydicom
+
+
+def import_highdicom(path: Path, what: str) -> Any:
+    """The module highdicom.
+
+    Args:
+        path: that is to be read, for the message.
+        what: this is, e.g. "a DICOM SEG".
+
+    Raises:
+        DataError: it is not installed.
+    """
+    try:
+        import highdicom
+    except ImportError as error:
+        raise DataError(
+            f"{path}: {what} needs highdicom. Install it: pip install 'medsam_tune[dicom]'"
+        ) from error
+    return highdicom
 
 
 def _nothing_there(place: Path | Sequence[Path], count: int, others: Counter[str]) -> DataError:
@@ -294,6 +341,17 @@ def has_dicom_prefix(path: Path) -> bool:
     """Whether a file begins as DICOM files do; their names have no certain ending."""
     with path.open("rb") as file:
         return file.read(132).endswith(b"DICM")
+
+
+def object_kind(path: Path) -> str:
+    """The Modality of a DICOM file, such as "CT", "SEG" or "RTSTRUCT"; empty for other files."""
+    if path.stat().st_size == 0:
+        return ""
+    try:
+        header = read_header(path, ("Modality",))
+    except DataError:
+        return ""  # the reader of images says what is wrong, or what to install
+    return "" if header is None else str(header.get("Modality") or "")
 
 
 def _name(place: Path | Sequence[Path]) -> str:
@@ -313,6 +371,7 @@ def _series(uid: str, members: Sequence[tuple[Path, Any]]) -> Series:
         modality=str(first.get("Modality") or ""),
         number=None if number is None else int(number),
         slices=tuple(_slice(path, header) for path, header in members),
+        frame=str(first.get("FrameOfReferenceUID") or ""),
     )
 
 
@@ -504,7 +563,7 @@ def _pixels_as_stored(slices: Sequence[Slice]) -> NDArray[np.float32]:
     planes = []
     for one in slices:
         try:
-            pixels = _pydicom().dcmread(one.path, force=True).pixel_array
+            pixels = import_pydicom().dcmread(one.path, force=True).pixel_array
         except (ValueError, RuntimeError, AttributeError, NotImplementedError) as error:
             raise DataError(
                 f"{one.path}: its pixels cannot be read ({reason_of(error)}). Copy it again, or "
@@ -657,13 +716,7 @@ def _flat_affine(one: Slice) -> NDArray[np.float64]:
 def _read_multiframe(series: Series) -> Volume:
     """An enhanced multi-frame file, by highdicom."""
     path = series.slices[0].path
-    try:
-        import highdicom
-    except ImportError as error:
-        raise DataError(
-            f"{path}: a multi-frame file needs highdicom. Install it: pip install "
-            "'medsam_tune[dicom]'"
-        ) from error
+    highdicom = import_highdicom(path, "a multi-frame file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
