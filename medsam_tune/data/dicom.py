@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -161,21 +161,43 @@ def find_series(place: Path | Sequence[Path]) -> list[Series]:
     Raises:
         DataError: nothing there is an image, with what there is instead.
     """
+    return find_objects(place)[0]
+
+
+def find_objects(
+    place: Path | Sequence[Path], kinds: Collection[str] = ()
+) -> tuple[list[Series], list[Path]]:
+    """The image series below a folder, and the files of other kinds.
+
+    Args:
+        place: see `find_series`.
+        kinds: Modality of the other files that are wanted, e.g. "SEG".
+
+    Returns:
+        as `find_series`; and the files of those kinds, by path.
+
+    Raises:
+        DataError: nothing there is an image.
+    """
     found: dict[str, list[Any]] = {}
+    wanted: list[Path] = []
     others: Counter[str] = Counter()
     paths = list(_files(place))
     for path in paths:
         header = read_header(path)
+        kind = "" if header is None else str(header.get("Modality") or "")
         if header is None:
             others["not DICOM"] += 1
-        elif header.get("Modality") in _DERIVED or "Rows" not in header:
-            others[str(header.get("Modality", "without pixels"))] += 1
+        elif kind in _DERIVED or "Rows" not in header:
+            others[kind or "without pixels"] += 1
+            if kind in kinds:
+                wanted.append(path)
         else:
             found.setdefault(str(header.get("SeriesInstanceUID", "")), []).append((path, header))
     if not found:
         raise _nothing_there(place, len(paths), others)
     series = [_series(uid, members) for uid, members in found.items()]
-    return sorted(series, key=lambda s: (s.modality, s.number or 0, s.uid))
+    return sorted(series, key=lambda s: (s.modality, s.number or 0, s.uid)), wanted
 
 
 def choose_series(place: Path | Sequence[Path], uid: str | None = None) -> Series:
