@@ -6,11 +6,13 @@ import os
 import runpy
 import shlex
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import torch
 import typer
+import yaml
 from fire.parser import DefaultParseValue
 
 import medsam_tune
@@ -24,6 +26,7 @@ from medsam_tune.data.datalist import (
     write_datalist,
 )
 from medsam_tune.data.intensity import MODALITIES
+from medsam_tune.data.reading import Reading
 from medsam_tune.data.validate import check_place
 from medsam_tune.demo import IMAGE_SIZE, LEARNING_RATES, SETTINGS, run_demo
 from medsam_tune.methods import METHODS, apply_method
@@ -57,14 +60,20 @@ _ImageSize = Annotated[int | None, typer.Option(help="Side of the model's input,
 
 @app.command()
 def split(
-    folder: Annotated[Path, typer.Argument(help="MSD folder, or images/ and labels/ in one.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="MSD folder, images/ and labels/ in one, or DICOM studies with SEG or RTSTRUCT."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Where the datalist goes.")] = Path("datalist.json"),
     fractions: Annotated[
         tuple[float, float, float], typer.Option(help="Training, validation, test.")
     ] = (0.7, 0.15, 0.15),
     seed: Annotated[int, typer.Option(help="Of the shuffling.")] = 0,
     modality: Annotated[
-        str | None, typer.Option(help=f"{', '.join(MODALITIES)}, if the folder does not say.")
+        str | None,
+        typer.Option(help=f"{', '.join(MODALITIES)}, if the folder does not say, or has several."),
     ] = None,
     folds: Annotated[
         int | None, typer.Option(help="Cross-validation: that many datalists instead of fractions.")
@@ -100,13 +109,17 @@ def check(
         Path | None, typer.Option(help="The findings as JSON, e.g. check.json.")
     ] = None,
     jobs: Annotated[int, typer.Option(help="Scans read at once.")] = 2,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="As for train, e.g. reading::resample_uneven=true."),
+    ] = None,
 ) -> None:
     """Read every scan: what it is, what is refused, which are the same.
 
-    Exit code 0: all sound; 3: some refused; 4: a scan is in two subsets; 1: the datalist or folder
-    itself is refused.
+    Exit code 0: all sound; 3: some refused; 4: a patient or a scan is in two subsets; 1: the
+    datalist or folder itself is refused.
     """
-    report = check_place(place, jobs)
+    report = check_place(place, jobs, reading=_reading(set_))
     typer.echo("\n".join(report.lines()))
     if output is not None:
         report.write(output)
@@ -198,13 +211,17 @@ def predict(
     prompts: Annotated[
         Path | None, typer.Option(help="Prompt file, JSON; not for --no-prompt runs.")
     ] = None,
+    series: Annotated[
+        str | None,
+        typer.Option(help="SeriesInstanceUID, or its end, where a DICOM folder holds several."),
+    ] = None,
     checkpoint: _Checkpoint = None,
     bundle: Annotated[str, typer.Option(help="Name of a bundle, or its folder.")] = "volume",
     set_: _Set = None,
 ) -> None:
     """Segment a scan from its boxes, or all labels without."""
     overrides = {"run_dir": run, "scan": scan, "output": output}
-    overrides |= _given(prompts=prompts, checkpoint=checkpoint)
+    overrides |= _given(prompts=prompts, series=series, checkpoint=checkpoint)
     run_bundle(bundle, ["inference.yaml"], overrides | _settings(set_))
 
 
@@ -379,6 +396,21 @@ def _settings(pairs: list[str] | None) -> dict[str, Any]:
             raise ValueError(f"--set {pair!r}: expected key=value.")
         settings[key] = _Verbatim(value)
     return settings
+
+
+def _reading(pairs: list[str] | None) -> Reading:
+    """`reading::key=value` words as the recipes understand them."""
+    known = {field.name for field in fields(Reading)}
+    chosen: dict[str, Any] = {}
+    for pair in pairs or []:
+        key, equals, value = pair.partition("=")
+        name = key.removeprefix("reading::")
+        if not equals or name == key or name not in known:
+            raise ValueError(
+                f"--set {pair!r}: expected reading::key=value, of {', '.join(sorted(known))}."
+            )
+        chosen[name] = yaml.safe_load(value)
+    return Reading(**chosen)
 
 
 class _Verbatim:

@@ -6,8 +6,9 @@ import json
 import os
 import random
 import re
+import warnings
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,13 +19,16 @@ from tqdm import tqdm
 from medsam_tune.data.checks import DataError, read_json
 from medsam_tune.data.dicom import choose_series
 from medsam_tune.data.intensity import MODALITIES
-from medsam_tune.data.labels import label_names, labels_present, organ_files
+from medsam_tune.data.labels import is_structure_set, label_names, labels_present, organ_files
 from medsam_tune.data.readers import ENDINGS, case_id
+from medsam_tune.data.studies import Labelled, Tree, choose_labelled, read_tree
 from medsam_tune.files import written_whole
 
 SUBSETS = ("training", "validation", "test")
 _SHOWN = 10  # files or cases that a message lists before it counts the rest
+_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _FOLDERS = (("imagesTr", "labelsTr"), ("images", "labels"))
+_OR_PAIRS = "".join(f", or {images}/ and {labels}/" for images, labels in _FOLDERS)
 
 
 @dataclass(frozen=True)
@@ -33,23 +37,36 @@ class Case:
 
     Attributes:
         image: NIfTI, NRRD or MetaImage file, or a folder of DICOM.
-        label: label map on the image's grid, a DICOM SEG, a folder with a file for each organ, or
-            None.
+        label: label map on the image's grid, a DICOM SEG or RTSTRUCT, a folder with a file for
+            each organ, or None.
         patient: whose scan it is; two scans of one patient stay in one subset.
         series: SeriesInstanceUID (or its end) where the folder holds several.
+        name: of the case, where the image's own is not unique or tells who it is.
         copy: 0 for the scan itself, else which deformed copy of it.
+
+    Raises:
+        DataError: a name that is not safe as a file's.
     """
 
     image: Path
     label: Path | None
     patient: str
     series: str | None = None
+    name: str | None = None
     copy: int = 0
+
+    def __post_init__(self) -> None:
+        if self.name is not None and not _SAFE_NAME.fullmatch(self.name):
+            raise DataError(
+                f"{self.image}: the case's name is {self.name!r}; expected up to 64 letters, "
+                "digits, '-', '_' and '.', the first a letter or a digit, as results are named "
+                "after it."
+            )
 
     @property
     def id(self) -> str:
-        """The image's name without its ending; it names the case everywhere."""
-        return case_id(self.image) + (f"~{self.copy}" if self.copy else "")
+        """Its name, or the image's without its ending; it names the case everywhere."""
+        return (self.name or case_id(self.image)) + (f"~{self.copy}" if self.copy else "")
 
 
 @dataclass(frozen=True)
@@ -105,10 +122,12 @@ def find_cases(folder: Path, *, modality: str | None = None) -> Datalist:
     """All labelled cases of a folder, in `training`.
 
     Args:
-        folder: Medical Segmentation Decathlon or nnU-Net raw layout (`dataset.json`), or
-            `images/` and `labels/` with files of the same names, optionally with a `labels.json`
-            such as `{"1": "spleen"}`; without it the label maps are read for their values.
-        modality: of `intensity.MODALITIES`; by default what dataset.json says.
+        folder: Medical Segmentation Decathlon or nnU-Net raw layout (`dataset.json`); or
+            `images/` and `labels/` with files of the same names; or DICOM studies in any layout,
+            where each SEG or RTSTRUCT is paired with the series that it refers to. A `labels.json`
+            such as `{"1": "spleen"}` names the labels; without it they are read for their values.
+        modality: of `intensity.MODALITIES`; by default what dataset.json or the series say. Of
+            DICOM studies, only series of this modality are taken.
 
     Raises:
         DataError: no such folder, another layout, files that are missing or have no partner, a
@@ -120,6 +139,37 @@ def find_cases(folder: Path, *, modality: str | None = None) -> Datalist:
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; expected one with dataset.json or images/.")
+    if modality is not None:
+        _modality(modality, {}, folder)
+    if has_pairs(folder):
+        cases, content = paired_cases(folder)
+        modality = _modality(modality, content, folder)
+    else:
+        tree = _tree_of(folder)
+        labelled, modality = choose_labelled(tree, folder, modality)
+        unused = len(tree.others) + len(tree.labelled) - len(labelled)
+        if unused:
+            warnings.warn(f"{folder}: {unused} series without a label left out.", stacklevel=2)
+        cases, content = studies_cases(labelled), {}
+    return Datalist(
+        name=str(content.get("name", folder.resolve().name)),
+        modality=modality,
+        labels=labels_of(folder, cases, content),
+        training=cases,
+    )
+
+
+def has_pairs(folder: Path) -> bool:
+    """Whether a folder is laid out as pairs of images and labels, by dataset.json or by name."""
+    return (folder / "dataset.json").is_file() or _image_and_label_folders(folder) is not None
+
+
+def paired_cases(folder: Path) -> tuple[tuple[Case, ...], dict[str, Any]]:
+    """The cases of a folder of pairs, and what its dataset.json says, if there is one.
+
+    Raises:
+        DataError: see `find_cases`.
+    """
     description = folder / "dataset.json"
     content = read_json(description) if description.is_file() else {}
     entries = content.get("training")
@@ -133,13 +183,47 @@ def find_cases(folder: Path, *, modality: str | None = None) -> Datalist:
             f"{folder}: no case in it; expected scans as {', '.join(ENDINGS)}, or folders of DICOM."
         )
     _refuse_same_names(cases, folder)
-    labels = _labels_of(folder, content, description)
-    return Datalist(
-        name=str(content.get("name", folder.resolve().name)),
-        modality=_modality(modality, content, folder),
-        labels=labels or _labels_in(cases, folder),
-        training=cases,
+    return cases, content
+
+
+def studies_cases(labelled: Iterable[Labelled]) -> tuple[Case, ...]:
+    """The cases of a tree of DICOM studies, named without anything of the patient."""
+    return tuple(
+        Case(
+            image=one.folder,
+            label=one.label,
+            patient=one.patient,
+            series=None if one.alone else one.series.uid,
+            name=one.name,
+        )
+        for one in sorted(labelled, key=lambda one: one.name)
     )
+
+
+def labels_of(
+    folder: Path, cases: Iterable[Case], content: Mapping[str, Any] | None = None
+) -> dict[int, str]:
+    """Label id -> name: from dataset.json, labels.json, or the label files themselves.
+
+    Args:
+        folder: that was searched.
+        cases: found in it.
+        content: of its dataset.json.
+
+    Raises:
+        DataError: ids or names that are none, or of two meanings.
+    """
+    return _labels_of(folder, content or {}, folder / "dataset.json") or _labels_in(cases, folder)
+
+
+def _tree_of(folder: Path) -> Tree:
+    try:
+        return read_tree(folder)
+    except DataError as error:
+        raise DataError(
+            f"{folder}: no known layout; expected a dataset.json{_OR_PAIRS}, or DICOM studies "
+            f"with SEG or RTSTRUCT ({error})"
+        ) from error
 
 
 def split_cases(
@@ -308,11 +392,36 @@ def write_datalist(datalist: Datalist, path: Path) -> None:
         file.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
-def read_datalist(path: Path) -> Datalist:
+def leaks_of(datalist: Datalist) -> list[str]:
+    """Patients and scans that are in several subsets, one sentence each."""
+    return _leaks({subset: getattr(datalist, subset) for subset in SUBSETS})
+
+
+def _leaks(subsets: Mapping[str, Sequence[Case]]) -> list[str]:
+    names: dict[Hashable, str] = {}
+    where: dict[Hashable, dict[str, None]] = {}
+    for subset, cases in subsets.items():
+        for case in cases:
+            scan = f"{case.image}{f', series {case.series}' if case.series else ''}"
+            for key, name in (
+                (case.patient, f"patient {case.patient}"),
+                ((case.image.resolve(), case.series), scan),
+            ):
+                names[key] = name
+                where.setdefault(key, {})[subset] = None
+    return [
+        f"{names[key]} is in {' and in '.join(found)}"
+        for key, found in where.items()
+        if len(found) > 1
+    ]
+
+
+def read_datalist(path: Path, *, with_leaks: bool = False) -> Datalist:
     """Read and check what `write_datalist` writes.
 
     Args:
         path: .json file.
+        with_leaks: accept a patient or a file in two subsets, for a report of them.
 
     Raises:
         DataError: no such file, not JSON, missing keys, missing scans (all of them at once), one
@@ -333,8 +442,14 @@ def read_datalist(path: Path) -> Datalist:
     subsets = {key: _cases(content.get(key, []), path.parent, path) for key in SUBSETS}
     cases = [case for members in subsets.values() for case in members]
     _refuse_missing(cases, path)
-    _refuse_leaks(subsets, path)
-    _refuse_same_names(cases, path)
+    leaks = [] if with_leaks else _leaks(subsets)
+    if leaks:
+        raise DataError(
+            f"{path}: {_some(leaks)}; expected each patient and each scan in one subset. Make the "
+            "split again: medsam-tune split"
+        )
+    scans = {(case.image.resolve(), case.series): case for case in cases}
+    _refuse_same_names(scans.values() if with_leaks else cases, path)
     labels = _labels_of(path.parent, content, path)
     if not labels:
         raise DataError(f"{path}: labels names none but the background; expected at least one.")
@@ -349,8 +464,9 @@ def read_datalist(path: Path) -> Datalist:
 def _entry(case: Case, folder: Path) -> dict[str, str]:
     files = {"image": case.image, "label": case.label}
     entry = {key: _relative(file, folder) for key, file in files.items() if file is not None}
-    series = {} if case.series is None else {"series": case.series}
-    return {**entry, "patient": case.patient, **series}
+    optional = {"series": case.series, "name": case.name}
+    said = {key: value for key, value in optional.items() if value is not None}
+    return {**entry, "patient": case.patient, **said}
 
 
 def _relative(file: Path, folder: Path) -> str:
@@ -375,22 +491,27 @@ def _cases(entries: Any, folder: Path, source: Path) -> tuple[Case, ...]:
                 label=None if label is None else Path(os.path.normpath(folder / str(label))),
                 patient=str(entry.get("patient", case_id(image))),
                 series=None if entry.get("series") is None else str(entry["series"]),
+                name=None if entry.get("name") is None else str(entry["name"]),
             )
         )
     return tuple(cases)
 
 
-def _pair_folders(folder: Path) -> tuple[Case, ...]:
-    """Images and labels of the same stem; nnU-Net's channel suffix goes if that finds a label."""
+def _image_and_label_folders(folder: Path) -> tuple[Path, Path] | None:
     for images, labels in _FOLDERS:
         if (folder / images).is_dir() and (folder / labels).is_dir():
-            break
-    else:
-        pairs = " or ".join(f"{images}/ and {labels}/" for images, labels in _FOLDERS)
-        raise DataError(f"{folder}: no known layout; expected a dataset.json, or {pairs}.")
-    by_stem = {case_id(file): file for file in _scans(folder / labels)}
+            return folder / images, folder / labels
+    return None
+
+
+def _pair_folders(folder: Path) -> tuple[Case, ...]:
+    """Images and labels of the same stem; nnU-Net's channel suffix goes if that finds a label."""
+    images, labels = _image_and_label_folders(folder) or (None, None)
+    if images is None or labels is None:
+        raise DataError(f"{folder}: no known layout; expected a dataset.json{_OR_PAIRS}.")
+    by_stem = {case_id(file): file for file in _scans(labels)}
     cases, alone = [], []
-    for image in _scans(folder / images):
+    for image in _scans(images):
         stem = case_id(image)
         stem = stem if stem in by_stem else stem.removesuffix("_0000")
         label = by_stem.pop(stem, None)
@@ -458,13 +579,17 @@ def _labels_of(folder: Path, content: Mapping[str, Any], source: Path) -> dict[i
 
 def _labels_in(cases: Iterable[Case], folder: Path) -> dict[int, str]:
     """Ids and names that the label files speak of."""
-    organs: set[str] = set()
+    organs: dict[str, str] = {}  # names of an RTSTRUCT are compared without regard to case
     found: dict[int, str] = {}
     for case in cases:
         if case.label is None:
             continue
         if case.label.is_dir():
-            organs.update(organ_files(case.label))
+            organs |= {name: name for name in organ_files(case.label)}
+            continue
+        if is_structure_set(case.label):
+            for name in label_names(case.id, case.label).values():
+                organs.setdefault(name.casefold(), name)
             continue
         for number, name in label_names(case.id, case.label).items():
             if found.setdefault(number, name) != name:
@@ -474,10 +599,10 @@ def _labels_in(cases: Iterable[Case], folder: Path) -> dict[int, str]:
                 )
     if organs and found:
         raise DataError(
-            f"{folder}: some labels are folders with a file for each organ, some are label maps; "
-            "expected one kind."
+            f"{folder}: some labels have names only (a file for each organ, or RTSTRUCT), some "
+            "have numbers (label maps, or SEG); expected one kind, or a labels.json with both."
         )
-    labels = dict(enumerate(sorted(organs), start=1)) or dict(sorted(found.items()))
+    labels = dict(enumerate(sorted(organs.values()), start=1)) or dict(sorted(found.items()))
     if not labels:
         raise DataError(f"{folder}: all label maps are empty; expected values above 0.")
     return labels
@@ -511,23 +636,6 @@ def _refuse_missing(cases: Iterable[Case], source: Path) -> None:
             f"{source}: {len(missing)} of {len(files)} files are missing: {_some(missing)}. "
             "Copy them there or remove their entries."
         )
-
-
-def _refuse_leaks(subsets: Mapping[str, Sequence[Case]], source: Path) -> None:
-    patients: dict[str, str] = {}
-    files: dict[Path, str] = {}
-    for subset, cases in subsets.items():
-        for case in cases:
-            if (other := patients.setdefault(case.patient, subset)) != subset:
-                raise DataError(
-                    f"{source}: patient {case.patient} is in {other} and in {subset}; expected "
-                    "each patient in one subset. Make the split again: medsam-tune split"
-                )
-            if (other := files.setdefault(case.image.resolve(), subset)) != subset:
-                raise DataError(
-                    f"{source}: {case.image} is in {other} and in {subset}; expected each scan in "
-                    "one subset. Make the split again: medsam-tune split"
-                )
 
 
 def _refuse_same_names(cases: Iterable[Case], source: Path) -> None:

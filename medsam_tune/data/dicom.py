@@ -12,9 +12,9 @@ import hashlib
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ _IMAGE_TAGS = (
     "StudyInstanceUID",
     "SeriesInstanceUID",
     "SeriesNumber",
+    "FrameOfReferenceUID",
     "Rows",
     "Columns",
     "NumberOfFrames",
@@ -60,7 +61,6 @@ _IMAGE_TAGS = (
     "PixelPaddingValue",
     "PixelPaddingRangeLimit",
 )
-_LAST_GROUP = 0x0028  # of these tags; what follows, scanners' own groups for the most part, is long
 _QUIET = threading.RLock()
 # Objects with pixels that are no scan.
 _DERIVED = {"SEG", "RTDOSE", "RTSTRUCT", "PR", "SR", "KO", "REG"}
@@ -108,6 +108,7 @@ class Series:
         modality: such as "CT"; empty where the header does not say.
         number: SeriesNumber, or None.
         slices: one for each file.
+        frame: FrameOfReferenceUID, the coordinate system of its positions; empty where unknown.
     """
 
     uid: str
@@ -116,6 +117,7 @@ class Series:
     modality: str
     number: int | None
     slices: tuple[Slice, ...]
+    frame: str = ""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -151,11 +153,15 @@ class Volume:
         array: (I, J, K) float32, columns, rows and slices, in the scanner's unit (HU for CT).
         affine: (4, 4) float64 of array indices to nibabel's RAS+ millimetres.
         notes: what was changed on the way, for the report.
+        series: SeriesInstanceUID; empty where it is not DICOM.
+        frame: FrameOfReferenceUID; empty where unknown.
     """
 
     array: NDArray[np.float32]
     affine: NDArray[np.float64]
     notes: tuple[str, ...] = ()
+    series: str = ""
+    frame: str = ""
 
 
 def find_series(place: Path | Sequence[Path]) -> list[Series]:
@@ -171,21 +177,43 @@ def find_series(place: Path | Sequence[Path]) -> list[Series]:
     Raises:
         DataError: nothing there is an image, with what there is instead.
     """
+    return find_objects(place)[0]
+
+
+def find_objects(
+    place: Path | Sequence[Path], kinds: Collection[str] = ()
+) -> tuple[list[Series], list[Path]]:
+    """The image series below a folder, and the files of other kinds.
+
+    Args:
+        place: see `find_series`.
+        kinds: Modality of the other files that are wanted, e.g. "SEG".
+
+    Returns:
+        as `find_series`; and the files of those kinds, by path.
+
+    Raises:
+        DataError: nothing there is an image.
+    """
     found: dict[str, list[Any]] = {}
+    wanted: list[Path] = []
     others: Counter[str] = Counter()
     paths = list(_files(place))
     for path in paths:
-        header = _read_header(path)
+        header = read_header(path)
+        kind = "" if header is None else str(header.get("Modality") or "")
         if header is None:
             others["not DICOM"] += 1
-        elif header.get("Modality") in _DERIVED or "Rows" not in header:
-            others[str(header.get("Modality", "without pixels"))] += 1
+        elif kind in _DERIVED or "Rows" not in header:
+            others[kind or "without pixels"] += 1
+            if kind in kinds:
+                wanted.append(path)
         else:
             found.setdefault(str(header.get("SeriesInstanceUID", "")), []).append((path, header))
     if not found:
         raise _nothing_there(place, len(paths), others)
     series = [_series(uid, members) for uid, members in found.items()]
-    return sorted(series, key=lambda s: (s.modality, s.number or 0, s.uid))
+    return sorted(series, key=lambda s: (s.modality, s.number or 0, s.uid)), wanted
 
 
 def choose_series(place: Path | Sequence[Path], uid: str | None = None) -> Series:
@@ -199,7 +227,11 @@ def choose_series(place: Path | Sequence[Path], uid: str | None = None) -> Serie
         DataError: several series and no `uid`, or none that ends so.
     """
     series = find_series(place)
-    chosen = [one for one in series if one.uid.endswith(uid)] if uid else series
+    chosen = series
+    if uid:
+        chosen = [one for one in series if one.uid == uid] or [
+            one for one in series if one.uid.endswith(uid)
+        ]
     if len(chosen) == 1:
         return chosen[0]
     listed = "; ".join(map(str, series[:_SHOWN]))
@@ -228,6 +260,11 @@ def read_series(series: Series, resample_uneven: bool = False) -> Volume:
     Raises:
         DataError: see the checks below, each with the file where one is to blame.
     """
+    volume = _read_volume(series, resample_uneven)
+    return replace(volume, series=series.uid, frame=series.frame)
+
+
+def _read_volume(series: Series, resample_uneven: bool) -> Volume:
     slices = list(series.slices)
     check_memory(str(slices[0].path.parent), series.shape)
     _check_grey(series)
@@ -267,17 +304,24 @@ def _files(place: Path | Sequence[Path]) -> Iterator[Path]:
             yield path
 
 
-def _read_header(path: Path) -> Any:
-    """A pydicom data set with the tags of `_IMAGE_TAGS`, or None if this is no DICOM file."""
-    pydicom = _pydicom()
+def read_header(path: Path, tags: tuple[str, ...] = _IMAGE_TAGS) -> Any:
+    """A pydicom data set with some of its tags, or None if this is no DICOM file.
+
+    What follows the last group of these tags is not read: scanners' own groups are long.
+
+    Raises:
+        DataError: a DICOM file whose header is damaged; pydicom is not installed.
+    """
+    pydicom = import_pydicom()
+    wanted = _tags(tags)
 
     def read(force: bool) -> Any:
         with path.open("rb") as file:
             return pydicom.filereader.read_partial(
                 file,
-                stop_when=lambda tag, vr, length: tag.group > _LAST_GROUP,
+                stop_when=lambda tag, vr, length: tag.group > wanted[-1].group,
                 force=force,
-                specific_tags=_image_tags(),
+                specific_tags=wanted,
             )
 
     with without_warnings():  # of values that break a rule of their type, with the values
@@ -306,11 +350,18 @@ def without_warnings() -> Iterator[None]:
 
 
 @cache
-def _image_tags() -> list[Any]:
-    return [_pydicom().tag.Tag(name) for name in _IMAGE_TAGS]
+def _tags(names: tuple[str, ...]) -> list[Any]:
+    """In order, with those that tell a DICOM file."""
+    tag = import_pydicom().tag.Tag
+    return sorted({tag(name) for name in ("SOPClassUID", "Modality", "Rows", *names)})
 
 
-def _pydicom() -> Any:
+def import_pydicom() -> Any:
+    """The module pydicom.
+
+    Raises:
+        DataError: it is not installed.
+    """
     try:
         import pydicom
         import pydicom.errors
@@ -319,6 +370,25 @@ def _pydicom() -> Any:
             "reading DICOM needs pydicom. Install it: pip install 'medsam_tune[dicom]'"
         ) from error
     return pydicom
+
+
+def import_highdicom(path: Path, what: str) -> Any:
+    """The module highdicom.
+
+    Args:
+        path: that is to be read, for the message.
+        what: this is, e.g. "a DICOM SEG".
+
+    Raises:
+        DataError: it is not installed.
+    """
+    try:
+        import highdicom
+    except ImportError as error:
+        raise DataError(
+            f"{path}: {what} needs highdicom. Install it: pip install 'medsam_tune[dicom]'"
+        ) from error
+    return highdicom
 
 
 def _nothing_there(place: Path | Sequence[Path], count: int, others: Counter[str]) -> DataError:
@@ -333,6 +403,17 @@ def has_dicom_prefix(path: Path) -> bool:
     """Whether a file begins as DICOM files do; their names have no certain ending."""
     with path.open("rb") as file:
         return file.read(132).endswith(b"DICM")
+
+
+def object_kind(path: Path) -> str:
+    """The Modality of a DICOM file, such as "CT", "SEG" or "RTSTRUCT"; empty for other files."""
+    if path.stat().st_size == 0:
+        return ""
+    try:
+        header = read_header(path, ("Modality",))
+    except DataError:
+        return ""  # the reader of images says what is wrong, or what to install
+    return "" if header is None else str(header.get("Modality") or "")
 
 
 def _name(place: Path | Sequence[Path]) -> str:
@@ -352,6 +433,7 @@ def _series(uid: str, members: Sequence[tuple[Path, Any]]) -> Series:
         modality=str(first.get("Modality") or ""),
         number=None if number is None else int(number),
         slices=tuple(_slice(path, header) for path, header in members),
+        frame=str(first.get("FrameOfReferenceUID") or ""),
     )
 
 
@@ -543,7 +625,7 @@ def _pixels_as_stored(slices: Sequence[Slice]) -> NDArray[np.float32]:
     planes = []
     for one in slices:
         try:
-            pixels = _pydicom().dcmread(one.path, force=True).pixel_array
+            pixels = import_pydicom().dcmread(one.path, force=True).pixel_array
         except (ValueError, RuntimeError, AttributeError, NotImplementedError) as error:
             raise DataError(
                 f"{one.path}: its pixels cannot be read ({reason_of(error)}). Copy it again, or "
@@ -696,13 +778,7 @@ def _flat_affine(one: Slice) -> NDArray[np.float64]:
 def _read_multiframe(series: Series) -> Volume:
     """An enhanced multi-frame file, by highdicom."""
     path = series.slices[0].path
-    try:
-        import highdicom
-    except ImportError as error:
-        raise DataError(
-            f"{path}: a multi-frame file needs highdicom. Install it: pip install "
-            "'medsam_tune[dicom]'"
-        ) from error
+    highdicom = import_highdicom(path, "a multi-frame file")
     try:
         with without_warnings():
             volume = highdicom.imread(path).get_volume(dtype=np.float32)

@@ -1,4 +1,7 @@
-"""Label maps on their image's grid: a file, a DICOM SEG, or a folder with a file for each organ."""
+"""Label maps on their image's grid.
+
+Sources: a file, a DICOM SEG or RTSTRUCT, or a folder with a file for each organ.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +25,11 @@ from medsam_tune.data.checks import (
     label_values,
     same_affine,
 )
-from medsam_tune.data.dicom import from_highdicom, has_dicom_prefix, without_warnings
+from medsam_tune.data.dicom import from_highdicom, import_highdicom, object_kind, without_warnings
 from medsam_tune.data.readers import ENDINGS, case_id, image_from, load_image
 from medsam_tune.data.reading import Reading
+from medsam_tune.data.references import check_references
+from medsam_tune.data.rtstruct import named_regions, organ_regions, rasterise
 
 
 def load_label(
@@ -39,8 +44,9 @@ def load_label(
 
     Args:
         case: id, for messages.
-        path: a file that `load_image` reads; a DICOM SEG, whose segment numbers are the ids; or a
-            folder with a file for each organ, named after it, where all above 0 is that organ.
+        path: a file that `load_image` reads; a DICOM SEG, whose segment numbers are the ids; a
+            DICOM RTSTRUCT, whose ROIs have the labels' names; or a folder with a file for each
+            organ, named after it, where all above 0 is that organ.
         image: (1, X, Y, Z), in the orientation that the label shall have.
         image_path: for messages.
         labels: label id -> name.
@@ -50,15 +56,21 @@ def load_label(
         (1, X, Y, Z) int32, of the image's affine.
 
     Raises:
-        DataError: a label that does not lie on the image's grid, values that are no ids, organs
-            that overlap, an organ without an id.
+        DataError: a label that does not lie on the image's grid, or was drawn in another frame of
+            reference; values that are no ids, organs that overlap, an organ without an id. ROIs of
+            an RTSTRUCT that `labels` does not name are left out, which `meta["notes"]` says.
     """
     resample = bool(reading and reading.resample_label)
     if path.is_dir():
         return _merged(case, path, image, image_path, labels, resample)
-    if is_segmentation(path):
+    kind = _kind(path)
+    if kind == "RTSTRUCT":
+        check_references(case, image, path)
+        return rasterise(case, path, image, labels)
+    if kind == "SEG":
         label = _placed(case, read_segmentation(path), path, image, resample)
         label = _on_grid(case, path, label, image)
+        check_references(case, image, path)
     else:
         label = _placed(case, load_image(case, path), path, image, resample)
     check_pair(case, image, label, labels, image_path, path)
@@ -68,6 +80,8 @@ def load_label(
 def labels_present(case: str, path: Path, labels: Mapping[int, str]) -> set[int]:
     """Which of the labels a label file, SEG or folder of organs has a voxel of.
 
+    Of an RTSTRUCT, which it has a contour of.
+
     Raises:
         DataError: it cannot be read.
     """
@@ -75,17 +89,25 @@ def labels_present(case: str, path: Path, labels: Mapping[int, str]) -> set[int]
         ids = {name: i for i, name in labels.items()}
         organs = {name: load_image(case, file) for name, file in organ_files(path).items()}
         return {ids[name] for name, organ in organs.items() if name in ids and organ.max() > 0}
-    label = read_segmentation(path) if is_segmentation(path) else load_image(case, path)
+    kind = _kind(path)
+    if kind == "RTSTRUCT":
+        return set(named_regions(case, path, labels)[0])
+    label = read_segmentation(path) if kind == "SEG" else load_image(case, path)
     return set(label_values(label.as_tensor())) & set(labels)
 
 
 def label_names(case: str, path: Path) -> dict[int, str]:
     """Ids in a label file and their names, as far as it says.
 
+    Of an RTSTRUCT the numbers and names of its ROIs, but the body's outline and the couch.
+
     Raises:
         DataError: it cannot be read, or holds values that are no ids.
     """
-    if is_segmentation(path):
+    kind = _kind(path)
+    if kind == "RTSTRUCT":
+        return {region.number: region.name for region in organ_regions(path)}
+    if kind == "SEG":
         segments = _open_segmentation(path)
         numbers = [int(n) for n in segments.segment_numbers if n]
         return {n: str(segments.get_segment_description(n).segment_label) for n in numbers}
@@ -101,16 +123,19 @@ def label_names(case: str, path: Path) -> dict[int, str]:
 
 def is_segmentation(path: Path) -> bool:
     """Whether a file is a DICOM SEG."""
+    return _kind(path) == "SEG"
+
+
+def is_structure_set(path: Path) -> bool:
+    """Whether a file is a DICOM RTSTRUCT."""
+    return _kind(path) == "RTSTRUCT"
+
+
+def _kind(path: Path) -> str:
+    """Modality of a DICOM file; empty for other files and for folders."""
     if not path.is_file() or path.name.lower().endswith(ENDINGS):
-        return False
-    if not has_dicom_prefix(path):
-        return False
-    try:
-        import pydicom
-    except ImportError:
-        return False  # the reader of images says what to install
-    header = pydicom.dcmread(path, specific_tags=["Modality"], stop_before_pixels=True)
-    return bool(header.get("Modality") == "SEG")
+        return ""
+    return object_kind(path)
 
 
 def read_segmentation(path: Path) -> MetaTensor:
@@ -132,12 +157,7 @@ def read_segmentation(path: Path) -> MetaTensor:
 
 
 def _open_segmentation(path: Path) -> Any:
-    try:
-        import highdicom
-    except ImportError as error:
-        raise DataError(
-            f"{path}: a DICOM SEG needs highdicom. Install it: pip install 'medsam_tune[dicom]'"
-        ) from error
+    highdicom = import_highdicom(path, "a DICOM SEG")
     try:
         with without_warnings():
             return highdicom.seg.segread(path)

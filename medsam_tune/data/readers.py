@@ -69,7 +69,8 @@ def load_image(
 
     Returns:
         (C, X, Y, Z) float32 in the file's own axis order (DICOM: columns, rows, slices), affine in
-        nibabel's RAS+ millimetres; `meta["notes"]` says what was changed on the way.
+        nibabel's RAS+ millimetres; `meta["notes"]` says what was changed on the way, and for DICOM
+        `meta["series_uid"]` and `meta["frame_uid"]` which series and frame of reference it is.
 
     Raises:
         DataError: the file is missing, empty, truncated, or of another kind; its qform and sform
@@ -176,6 +177,8 @@ class SimpleITKReader(ImageReader):
             "original_channel_dim": channels,
             "space": "RAS",
             "notes": list(img.notes),
+            "series_uid": img.series,
+            "frame_uid": img.frame,
         }
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -15,10 +17,22 @@ from monai.data import MetaTensor
 from tqdm import tqdm
 
 from medsam_tune.data.checks import DataError, check_image
-from medsam_tune.data.datalist import SUBSETS, Case, find_cases, read_datalist
-from medsam_tune.data.dicom import Series, find_series, read_series
-from medsam_tune.data.readers import ENDINGS, case_id, image_from, load_image
+from medsam_tune.data.datalist import (
+    SUBSETS,
+    Case,
+    Datalist,
+    has_pairs,
+    labels_of,
+    leaks_of,
+    paired_cases,
+    read_datalist,
+    studies_cases,
+)
+from medsam_tune.data.dicom import Series, read_series
+from medsam_tune.data.readers import ENDINGS, image_from
+from medsam_tune.data.reading import Reading
 from medsam_tune.data.scans import load_case
+from medsam_tune.data.studies import read_tree
 from medsam_tune.files import written_whole
 
 SOUND, REFUSED, LEAKING = 0, 3, 4
@@ -65,8 +79,8 @@ class Report:
     Attributes:
         source: what was checked.
         findings: one for each scan.
-        leaks: same voxels in two subsets; one sentence each.
-        twice: same voxels twice in one subset.
+        leaks: the same patient, file or voxels in two subsets; one sentence each.
+        twice: the same file or voxels twice in one subset.
     """
 
     source: str
@@ -111,7 +125,9 @@ def _line(one: Finding) -> str:
     return "; ".join([*parts, *one.notes])
 
 
-def check_place(place: Path, jobs: int = 2, progress: bool = True) -> Report:
+def check_place(
+    place: Path, jobs: int = 2, progress: bool = True, reading: Reading | None = None
+) -> Report:
     """Read every scan of a place.
 
     Args:
@@ -119,39 +135,48 @@ def check_place(place: Path, jobs: int = 2, progress: bool = True) -> Report:
             series and scans are read one by one, or one file.
         jobs: scans read at once.
         progress: show a bar on standard error, if that is a terminal.
+        reading: what is mended instead of refused.
 
     Raises:
-        DataError: the datalist or the folder itself is refused, e.g. for a patient in two subsets.
+        DataError: the datalist or the folder itself is refused, e.g. for missing files.
     """
     if not place.exists():
         raise DataError(f"{place}: no such file or folder. Correct the path.")
-    tasks = _tasks(place)
+    reading = reading or Reading()
+    leaks: list[str] = []
+    twice: list[str] = []
+    known: set[tuple[str, str]] = set()
+    if place.suffix == ".json":
+        data = read_datalist(place, with_leaks=True)
+        leaks += leaks_of(data)
+        known = _same_bytes(data, leaks, twice)
+        tasks = [
+            _case_task(case, subset, data.labels, reading)
+            for subset in SUBSETS
+            for case in getattr(data, subset)
+        ]
+    else:
+        tasks = _tasks(place, reading)
     with ThreadPoolExecutor(jobs) as pool:
         done = pool.map(lambda task: task(), tasks)
         disable = None if progress else True
         findings = tuple(tqdm(done, total=len(tasks), desc="check", unit="scan", disable=disable))
-    leaks, twice = _same_voxels(findings)
-    return Report(str(place), findings, leaks, twice)
+    _same_voxels(findings, known, leaks, twice)
+    return Report(str(place), findings, tuple(leaks), tuple(twice))
 
 
-def _tasks(place: Path) -> list[_Task]:
-    if place.suffix == ".json":
-        data = read_datalist(place)
-        return [
-            _case_task(case, subset, data.labels)
-            for subset in SUBSETS
-            for case in getattr(data, subset)
-        ]
-    if (place / "dataset.json").is_file() or (place / "labels").is_dir():
-        data = find_cases(place, modality="CT")  # it does not matter here
-        return [_case_task(case, "", data.labels) for case in data.training]
+def _tasks(place: Path, reading: Reading) -> list[_Task]:
+    if place.is_dir() and has_pairs(place):
+        cases, content = paired_cases(place)
+        labels = labels_of(place, cases, content)
+        return [_case_task(case, "", labels, reading) for case in cases]
     if place.name.lower().endswith(ENDINGS):
-        return [_scan_task(place)]
+        return [_scan_task(place, reading)]
     files = [path for path in sorted(place.rglob("*")) if path.is_file()]
     scans = [path for path in files if path.name.lower().endswith(ENDINGS)]
-    tasks = [_scan_task(path) for path in scans]
+    tasks = [_scan_task(path, reading) for path in scans]
     if not tasks or len(scans) < len(files):
-        tasks += _series_tasks(place, bool(tasks))
+        tasks += _tree_tasks(place, bool(tasks), reading)
     return tasks
 
 
@@ -166,6 +191,8 @@ def _task(finding: Finding, read: Callable[[], tuple[MetaTensor, MetaTensor | No
             return finding
         _describe(finding, image)
         if label is not None:
+            said = [*finding.notes, *label.meta.get("notes", ())]
+            finding.notes = tuple(dict.fromkeys(said))
             counts = np.bincount(label.as_tensor().numpy().ravel())
             finding.labels = {int(k): int(counts[k]) for k in np.flatnonzero(counts) if k}
         return finding
@@ -173,43 +200,44 @@ def _task(finding: Finding, read: Callable[[], tuple[MetaTensor, MetaTensor | No
     return run
 
 
-def _case_task(case: Case, subset: str, labels: Mapping[int, str]) -> _Task:
-    return _task(Finding(case.id, subset), lambda: load_case(case, labels))
+def _case_task(case: Case, subset: str, labels: Mapping[int, str], reading: Reading) -> _Task:
+    return _task(Finding(case.id, subset), lambda: load_case(case, labels, reading))
 
 
-def _scan_task(path: Path) -> _Task:
-    name = case_id(path)
-
-    def read() -> tuple[MetaTensor, None]:
-        image = load_image(name, path)
-        check_image(name, image, path)
-        return image, None
-
-    return _task(Finding(name), read)
+def _scan_task(path: Path, reading: Reading) -> _Task:
+    case = Case(path, None, "")
+    return _task(Finding(case.id), lambda: load_case(case, {}, reading))
 
 
-def _series_tasks(place: Path, optional: bool) -> list[_Task]:
+def _tree_tasks(place: Path, optional: bool, reading: Reading) -> list[_Task]:
+    """Of DICOM: series with their SEG or RTSTRUCT, then those without one."""
     try:
-        found = find_series(place)
+        tree = read_tree(place)
     except DataError:
         if optional:  # there are other scans; a README beside them is no fault
             return []
         raise
+    cases = studies_cases(tree.labelled)
+    labels = labels_of(place, cases) if cases else {}
+    tasks = [_case_task(case, "", labels, reading) for case in cases]
+    tasks += [_series_task(series, reading) for series in tree.others]
+    for path, problem in tree.problems.items():
+        tasks.append(partial(Finding, path.name, problem=problem))
+    return tasks
 
-    def task(series: Series) -> _Task:
-        name = str(series)
 
-        def read() -> tuple[MetaTensor, None]:
-            try:
-                image = image_from(read_series(series))
-                check_image(name, image, series.files[0].parent)
-            except DataError as error:
-                raise DataError(f"{name}: {error}") from error
-            return image, None
+def _series_task(series: Series, reading: Reading) -> _Task:
+    name = str(series)
 
-        return _task(Finding(name), read)
+    def read() -> tuple[MetaTensor, None]:
+        try:
+            image = image_from(read_series(series, reading.resample_uneven))
+            check_image(name, image, series.files[0].parent)
+        except DataError as error:
+            raise DataError(f"{name}: {error}") from error
+        return image, None
 
-    return [task(series) for series in found]
+    return _task(Finding(name), read)
 
 
 def _describe(finding: Finding, image: MetaTensor) -> None:
@@ -225,17 +253,51 @@ def _describe(finding: Finding, image: MetaTensor) -> None:
     finding.voxels = hashlib.sha256(values.contiguous().numpy().data).hexdigest()[:16]
 
 
-def _same_voxels(findings: Sequence[Finding]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _same_bytes(data: Datalist, leaks: list[str], twice: list[str]) -> set[tuple[str, str]]:
+    """Compare image files before any is decoded; only those of equal size are read.
+
+    Returns:
+        ids of the cases of each pair that is now listed.
+    """
+    by_size: dict[int, list[tuple[str, Case]]] = defaultdict(list)
+    for subset in SUBSETS:
+        for case in getattr(data, subset):
+            if case.image.is_file():
+                by_size[case.image.stat().st_size].append((subset, case))
+    listed = set()
+    for members in by_size.values():
+        first: dict[str, tuple[str, Case]] = {}
+        for subset, case in members if len(members) > 1 else ():
+            with case.image.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+            other_subset, other = first.setdefault(content, (subset, case))
+            if other is case:
+                continue
+            listed.add((other.id, case.id))
+            if case.image.resolve() != other.image.resolve() or subset == other_subset:
+                text = f"{other.id} and {case.id} are the same file"
+                _list_pair(text, other_subset, subset, leaks, twice)
+    return listed
+
+
+def _same_voxels(
+    findings: Sequence[Finding],
+    known: Collection[tuple[str, str]],
+    leaks: list[str],
+    twice: list[str],
+) -> None:
     first: dict[str, Finding] = {}
-    leaks, twice = [], []
     for one in findings:
         if not one.voxels:
             continue
         other = first.setdefault(one.voxels, one)
-        if other is not one:
+        if other is not one and (other.case, one.case) not in known:
             text = f"{other.case} and {one.case} hold the same voxels"
-            if other.subset != one.subset:
-                leaks.append(f"{text}, one in {other.subset}, one in {one.subset}")
-            else:
-                twice.append(text)
-    return tuple(leaks), tuple(twice)
+            _list_pair(text, other.subset, one.subset, leaks, twice)
+
+
+def _list_pair(text: str, first: str, second: str, leaks: list[str], twice: list[str]) -> None:
+    if first == second:
+        twice.append(text)
+    else:
+        leaks.append(f"{text}, one in {first}, one in {second}")

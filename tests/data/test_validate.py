@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from medsam_tune.data.checks import DataError
-from medsam_tune.data.datalist import find_cases, split_cases, write_datalist
+from medsam_tune.data.datalist import find_cases, read_datalist, split_cases, write_datalist
+from medsam_tune.data.reading import Reading
 from medsam_tune.data.validate import LEAKING, REFUSED, SOUND, check_place
+from tests.conftest import REAL_DATA
 from tests.data.conftest import LABELS, SHAPE, small_scan, write_nifti
 from tests.data.dicom_series import write_series
 
@@ -104,3 +106,74 @@ def test_folder_of_scans_and_single_files(tmp_path):
         check_place(tmp_path / "x" / "README", progress=False)
     with pytest.raises(DataError, match="no such file or folder"):
         check_place(tmp_path / "nowhere")
+
+
+def test_row_42_patients_and_files_in_two_subsets(datalist):
+    """All are listed, before and beside what the voxels say; reading goes on."""
+    data = json.loads(datalist.read_text())
+    for subset in ("validation", "test"):
+        data[subset][0]["patient"] = data["training"][0]["patient"]
+    data["validation"].append({**data["training"][1], "patient": "someone else"})
+    datalist.write_text(json.dumps(data))
+    report = check_place(datalist, progress=False)
+    assert report.outcome == LEAKING
+    patient = data["training"][0]["patient"]
+    image = datalist.parent / data["training"][1]["image"]
+    assert report.leaks == (
+        f"patient {patient} is in training and in validation and in test",
+        f"{image} is in training and in validation",
+    )
+    assert len(report.findings) == 5
+    assert not any(one.problem for one in report.findings)
+
+
+def test_row_42_identical_files_that_cannot_be_read(datalist):
+    """Found by their bytes, whatever they are."""
+    data = json.loads(datalist.read_text())
+    one, two = (datalist.parent / data[s][0]["image"] for s in ("training", "test"))
+    for path in (one, two):
+        path.write_bytes(b"no scan")
+    report = check_place(datalist, progress=False)
+    assert report.outcome == LEAKING
+    names = [path.name.split(".")[0] for path in (one, two)]
+    assert report.leaks == (
+        f"{names[0]} and {names[1]} are the same file, one in training, one in test",
+    )
+    assert [one.case for one in report.findings if one.problem] == names
+
+
+def test_a_published_split_that_leaks(tmp_path):
+    """The lists that come with these slices hold one patient twice; 2-D images are not read yet."""
+    folder = REAL_DATA / "prostate_mr_slices"
+    if not folder.is_dir():
+        pytest.skip("real scans are not here: prostate_mr_slices beside the repository")
+
+    def entries(name):
+        for line in (folder / name).read_text().split():
+            image, mask = (folder / part.strip("/").split("/", 1)[1] for part in line.split(","))
+            yield {"image": str(image), "label": str(mask), "patient": image.parts[-4]}
+
+    content = {
+        "modality": "MR",
+        "labels": {"1": "prostate"},
+        "training": list(entries("train_5shot.csv")),
+        "validation": list(entries("val_5shot.csv")),
+    }
+    (tmp_path / "d.json").write_text(json.dumps(content))
+    report = check_place(tmp_path / "d.json", progress=False)
+    assert report.outcome == LEAKING
+    assert report.leaks == ("patient patient77 is in training and in validation",)
+    with pytest.raises(DataError, match="patient patient77 is in training and in validation; exp"):
+        read_datalist(tmp_path / "d.json")
+
+
+def test_what_is_mended(datalist):
+    """As the recipes' `reading` says."""
+    data = json.loads(datalist.read_text())
+    path = datalist.parent / data["training"][0]["image"]
+    image = small_scan(int(path.name[1]))[0]
+    image[0, 0, 0] = np.nan
+    write_nifti(path, image)
+    report = check_place(datalist, progress=False, reading=Reading(fill_nan=0.0))
+    assert report.outcome == SOUND
+    assert report.findings[0].notes == ("1 NaN or infinite voxels set to 0",)
