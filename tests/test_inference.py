@@ -72,7 +72,9 @@ class BoxFiller:
 
 def volume(slices: int = 6) -> torch.Tensor:
     """(Z, 1, 24, 32) uint8, slice z is grey of value z + 1; 4 model pixels are one pixel."""
-    return torch.arange(1, slices + 1, dtype=torch.uint8).view(-1, 1, 1, 1).repeat(1, 1, 24, 32)
+    grey = torch.arange(1, slices + 1, dtype=torch.uint8).view(-1, 1, 1, 1).repeat(1, 1, 24, 32)
+    grey[..., -1, -1] = 0  # slices of one value would not be looked at
+    return grey
 
 
 def prompts_of(*rows: tuple[int, int, list[float]]) -> SlicePrompts:
@@ -171,6 +173,19 @@ def test_no_prompts_no_mask() -> None:
     assert network.encoded == []
 
 
+def test_slices_of_one_value_stay_empty() -> None:
+    image = volume()
+    image[1] = 7
+    network = BoxFiller()
+    found = PromptedSliceInferer()(image, network, THREE)
+    assert network.encoded == [5]
+    assert not found[1].any()
+    assert torch.equal(found[4], drawn(THREE)[4])
+    nothing = torch.zeros_like(image)
+    assert not PromptedSliceInferer()(nothing, network, THREE).any()
+    assert not ClassSliceInferer([1, 2, 3])(nothing, Bars()).any()
+
+
 def test_no_prompts_for_a_real_model(tiny_sam: Build) -> None:
     none = SlicePrompts(torch.empty(0).long(), torch.empty(0, 4), torch.empty(0).long())
     with torch.no_grad():
@@ -197,7 +212,8 @@ class Bars:
 
 
 def test_classes_fill_the_slices_where_they_are_present() -> None:
-    image = torch.arange(6, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 64, 64)
+    image = torch.arange(6, dtype=torch.uint8)[:, None, None, None].repeat(1, 1, 64, 64)
+    image[..., -1, -1] = 255
     found = {}
     for batch in (1, 4):
         labels = ClassSliceInferer([2, 5, 7], slice_batch=batch)(image, Bars())

@@ -7,7 +7,9 @@ what was expected and what to do, and never text from a file's header.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import math
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,10 @@ degree rotations; a tighter tolerance would refuse sound files.
 """
 
 
+BYTES_PER_VOXEL = 12
+"""What reading a scan takes at its peak: the file's values, float32, and that turned."""
+
+
 class DataError(ValueError):
     """A fault in the user's data: which file, what was found, what was expected, what to do."""
 
@@ -45,6 +51,39 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DataError(f"{path}: holds a JSON {type(content).__name__}; expected an object.")
     return content
+
+
+def check_memory(name: str, shape: Sequence[int]) -> None:
+    """Refuse a scan that would not fit, by its header, before a voxel is read.
+
+    Args:
+        name: what the message calls the scan: its file, and its case where that is known.
+        shape: as the header has it.
+
+    Raises:
+        DataError: more memory is needed than is free.
+    """
+    needed, free = math.prod(int(n) for n in shape) * BYTES_PER_VOXEL, free_memory()
+    if free is not None and needed > free:
+        size = " x ".join(str(n) for n in shape)
+        raise DataError(
+            f"{name}: the header speaks of {size} voxels, {needed / 1e9:.1f} GB in memory; "
+            f"{free / 1e9:.1f} GB are free. Cut the scan into parts, or take a machine with more "
+            "memory. Where it is not that large, export it again."
+        )
+
+
+def free_memory() -> int | None:
+    """Bytes that can be had without swapping, by Linux or else all there are; None if unknown."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvail"))
+    except (OSError, StopIteration):
+        pass
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # Windows has no sysconf
+        return None
 
 
 def check_image(case_id: str, image: MetaTensor, path: Path) -> None:
@@ -110,11 +149,7 @@ def _check_dimensions(case_id: str, image: Tensor, path: Path) -> None:
             f"case {case_id}: image has {image.ndim - 1} dimensions, shape {tuple(image.shape[1:])}"
             f" ({path}); expected a 3-D volume."
         )
-    if 0 in image.shape:
-        raise DataError(
-            f"case {case_id}: image of shape {tuple(image.shape[1:])} has an empty dimension "
-            f"({path}); expected at least one voxel along each axis. Export it again."
-        )
+    check_not_empty(case_id, image.shape[1:], path)
     if image.shape[0] != 1:
         raise DataError(
             f"case {case_id}: image is 4-D, {image.shape[0]} volumes of {tuple(image.shape[1:])} "
@@ -132,6 +167,15 @@ def _check_finite(case_id: str, image: Tensor, path: Path) -> None:
         f"case {case_id}: {len(bad)} NaN or infinite voxels, the first at {first} ({path}); "
         "expected finite values. Mend the file, or fill them in: reading::fill_nan=-1024."
     )
+
+
+def check_not_empty(case_id: str, shape: Sequence[int], path: Path) -> None:
+    """Refuse a scan without a voxel."""
+    if 0 in shape:
+        raise DataError(
+            f"case {case_id}: image of shape {tuple(shape)} has an empty dimension ({path}); "
+            "expected at least one voxel along each axis. Export it again."
+        )
 
 
 def check_affine(case_id: str, image: MetaTensor, path: Path) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from medsam_tune.data.checks import DataError
+from medsam_tune.data.checks import DataError, check_memory
 
 SPACING_TOLERANCE = 0.1
 """Largest accepted deviation of a slice from even spacing and from a straight line, millimetres
@@ -213,6 +213,7 @@ def read_series(series: Series, resample_uneven: bool = False) -> Volume:
     """
     slices = list(series.slices)
     _check_grey(series)
+    check_memory(str(slices[0].path), (*slices[0].size, sum(s.frames for s in slices)))
     if len(slices) == 1 and slices[0].frames > 1:
         return _read_multiframe(series)
     _check_alike(series)
@@ -522,11 +523,18 @@ def _undecodable(slices: Sequence[Slice]) -> DataError:
             sitk.ReadImage(str(one.path))
         except RuntimeError as error:
             return DataError(
-                f"{one.path}: its pixels cannot be read ({reason_of(error)}). A truncated file: "
-                "copy it again. A compression that is not known here: convert it, e.g. with "
-                "dcmdjpeg or gdcmconv --raw."
+                f"{one.path}: its pixels cannot be read ({_syntax(one.path)}; {reason_of(error)}). "
+                "A truncated file: copy it again. A compression that is not known here: convert "
+                "it, e.g. with dcmdjpeg or gdcmconv --raw."
             )
     return DataError(f"{slices[0].path}: the series cannot be read as one volume.")
+
+
+def _syntax(path: Path) -> str:
+    """Name of a file's transfer syntax, such as "JPEG 2000 Image Compression"."""
+    header = _pydicom().dcmread(path, force=True, specific_tags=[], stop_before_pixels=True)
+    uid = header.file_meta.get("TransferSyntaxUID")
+    return "no transfer syntax" if uid is None else str(uid.name)
 
 
 def reason_of(error: BaseException) -> str:

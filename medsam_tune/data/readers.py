@@ -14,12 +14,19 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 from monai.data import MetaTensor
-from monai.data.image_reader import ImageReader, NibabelReader
+from monai.data.image_reader import ImageReader
 from monai.transforms import EnsureChannelFirst
 from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 
-from medsam_tune.data.checks import DataError, same_affine, show_affine
+from medsam_tune.data.checks import (
+    POSITION_TOLERANCE,
+    DataError,
+    check_memory,
+    check_not_empty,
+    same_affine,
+    show_affine,
+)
 from medsam_tune.data.dicom import (
     Volume,
     choose_series,
@@ -32,7 +39,6 @@ from medsam_tune.data.reading import Reading
 _NIFTI = (".nii", ".nii.gz")
 _ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
 ENDINGS = (*_NIFTI, *_ITK)
-_KEPT = ("affine", "original_affine", "original_channel_dim", "spatial_shape", "space")
 
 
 def case_id(path: Path) -> str:
@@ -71,7 +77,7 @@ def load_image(
 
     Raises:
         DataError: the file is missing, empty, truncated, or of another kind; its qform and sform
-            differ; a series that is refused, see `data.dicom`.
+            differ; it does not fit into memory; a series that is refused, see `data.dicom`.
     """
     reading = reading or Reading()
     if not path.exists():
@@ -139,8 +145,12 @@ class SimpleITKReader(ImageReader):
 
 
 def _read_itk(path: Path) -> Volume:
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
     try:
-        image = sitk.ReadImage(str(path))
+        reader.ReadImageInformation()
+        check_memory(str(path), (*reader.GetSize(), reader.GetNumberOfComponents()))
+        image = reader.Execute()
     except RuntimeError as error:
         raise DataError(
             f"cannot read {path}: {reason_of(error)}. Expected a whole NRRD or MetaImage; copy or "
@@ -164,15 +174,10 @@ def _read_itk(path: Path) -> Volume:
 
 def _load_nifti(case_id: str, path: Path, strict: bool) -> MetaTensor:
     try:
-        _check_forms(case_id, path, strict)
-        # What LoadImage does, which would set up every reader for each file and hide its reason.
-        reader = NibabelReader()
-        array, meta = reader.get_data(reader.read(path))
-        image = MetaTensor(
-            torch.from_numpy(np.array(array, dtype=np.float32)),
-            meta={key: meta[key] for key in _KEPT if key in meta},
-        )
-        return cast(MetaTensor, EnsureChannelFirst()(image))
+        # Not MONAI's reader: where the sform's spacing is not pixdim's to the last digit, it takes
+        # the qform, even one that says nothing.
+        file = _open_nifti(case_id, path, strict)
+        values = np.asanyarray(file.dataobj).astype(np.float32)
     except (EOFError, zlib.error) as error:
         raise DataError(
             f"case {case_id}: truncated or damaged gzip ({path}); {error}. Copy the file again."
@@ -182,13 +187,25 @@ def _load_nifti(case_id: str, path: Path, strict: bool) -> MetaTensor:
             f"case {case_id}: cannot read {path}: {_first_line(error)}. Expected a whole "
             "NIfTI file; copy or export it again."
         ) from error
+    if values.ndim > 4:
+        values = values.reshape(*values.shape[:3], -1)
+    if values.ndim == 4:
+        values = values[..., 0] if values.shape[3] == 1 else np.moveaxis(values, 3, 0)
+    return image_from(Volume(values, np.asarray(file.affine, dtype=np.float64)))
 
 
-def _check_forms(case_id: str, path: Path, strict: bool) -> None:
-    """MONAI and nibabel choose differently between a qform and an sform that disagree."""
+def _open_nifti(case_id: str, path: Path, strict: bool) -> nib.Nifti1Image:
+    """The file, its voxels not read, with an affine that is what it says."""
     file = nib.loadsave.load(path)
     if not isinstance(file, nib.Nifti1Image):
         raise ImageFileError(f"it is {type(file).__name__}")
+    if file.get_data_dtype().kind not in "biuf":
+        raise DataError(
+            f"case {case_id}: its values are colours or complex numbers ({path}); expected a real "
+            "number for each voxel. Export it again."
+        )
+    check_not_empty(case_id, file.shape, path)
+    check_memory(f"case {case_id}: {path}", file.shape)
     header = file.header
     qform, sform = header.get_qform(coded=True)[0], header.get_sform(coded=True)[0]
     if qform is None and sform is None:
@@ -202,6 +219,15 @@ def _check_forms(case_id: str, path: Path, strict: bool) -> None:
             f"({path}); which of them places the scan is not known. Remove the wrong one and save "
             "the file."
         )
+    elif sform is not None:
+        spacing, pixdim = np.linalg.norm(sform[:3, :3], axis=0), header.get_zooms()[:3]
+        if len(pixdim) == 3 and np.abs(spacing - pixdim).max() > POSITION_TOLERANCE:
+            warnings.warn(
+                f"case {case_id}: pixdim {np.round(pixdim, 4).tolist()} is not the sform's spacing "
+                f"{spacing.round(4).tolist()} ({path}); the sform is used.",
+                stacklevel=5,
+            )
+    return file
 
 
 def _first_line(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,7 @@ from medsam_tune.data.frames import ModelFrame
 from medsam_tune.data.slices import PreparedCase
 from medsam_tune.prompts import boxes_from_masks
 
+_SHOWN = 10  # cases that a message lists before it stops
 Augment = Callable[[dict[str, Tensor]], Mapping[Any, Tensor]]
 
 
@@ -27,7 +29,8 @@ class SliceDataset(Dataset[dict[str, Any]]):
 
     Indexed by `(index, seed)`, as `SeededSampler` gives it: the seed fixes everything random in
     the sample, so that it does not depend on the number of workers. A plain index is its own seed.
-    A slice whose labels the augmentation moves out of sight is used as it is.
+    A slice whose labels the augmentation moves out of sight is used as it is. Slices without
+    content, which hold one value in all pixels, are left out with a warning that counts them.
 
     Args:
         cases: with labels.
@@ -66,6 +69,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
             (case, k, bool(set(present) & set(self.labels)))
             for case in range(len(self.cases))
             for k, present in enumerate(self.cases[case].labels_in_slice)
+            if k not in self.cases[case].constant
         ]
         self.index = [(case, k) for case, k, seen in slices if seen or objects is None]
         if not any(seen for _, _, seen in slices):
@@ -73,6 +77,15 @@ class SliceDataset(Dataset[dict[str, Any]]):
                 f"no slice of {len(self.cases)} cases has one of the labels "
                 f"{', '.join(map(str, self.labels))}; expected at least one slice with foreground."
                 " Check the label maps."
+            )
+
+        empty = {case.id: len(case.constant) for case in self.cases if case.constant}
+        if empty:
+            listed = ", ".join(f"{case} ({count})" for case, count in list(empty.items())[:_SHOWN])
+            warnings.warn(
+                f"{sum(empty.values())} slices of {len(empty)} cases hold one value in all pixels "
+                f"and are left out: {listed}{', ...' if len(empty) > _SHOWN else ''}.",
+                stacklevel=2,
             )
 
     def __len__(self) -> int:
