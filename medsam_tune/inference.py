@@ -41,7 +41,8 @@ class PromptedSliceInferer(Inferer):
     """Segment a volume slice by slice from boxes; MONAI's `SliceInferer` cannot carry prompts.
 
     A slice is encoded once, however many boxes stand on it; slices without a box are not touched,
-    nor are those without content, which hold one value in all pixels. Where masks overlap, the label with the higher logit wins.
+    nor are those without content, which hold one value in all pixels. Where masks overlap, the
+    label with the higher logit wins.
 
     Args:
         slice_batch: slices encoded at once.

@@ -541,7 +541,9 @@ def right_scan(affine: np.ndarray | None = None) -> Callable[[Pair], None]:
     """The small scan, at its place."""
 
     def check(pair: Pair) -> None:
-        same_in_world(pair[0], small_scan()[0], np.diag([2.0, 3, 4, 1]) if affine is None else affine)
+        same_in_world(
+            pair[0], small_scan()[0], np.diag([2.0, 3, 4, 1]) if affine is None else affine
+        )
 
     return check
 
@@ -636,7 +638,7 @@ def leak_is_said(report: Report) -> None:
 
 def double_is_said(report: Report) -> None:
     assert report.outcome == SOUND
-    assert report.twice == ("c0 and c1 hold the same voxels",)
+    assert "twice: c0 and c1 hold the same voxels" in report.lines()
 
 
 def is_clipped(found: Any) -> None:
@@ -687,8 +689,8 @@ INPUTS: tuple[BadInput, ...] = (
         lambda folder: cut(folder, lambda content: content[:1000], ".nii"),
         load,
         monai,
-        r"^case case_017: cannot read \S*case_017\.nii: Expected \d+ bytes, got \d+ bytes.* copy or "
-        r"export it again\.$",
+        r"^case case_017: cannot read \S*case_017\.nii: Expected \d+ bytes, got \d+ bytes.* copy "
+        r"or export it again\.$",
     ),
     BadInput(
         4,
@@ -991,7 +993,7 @@ INPUTS: tuple[BadInput, ...] = (
         series(localizer),
         load,
         monai,
-        r"-2\.dcm: 14 x 12 pixels along \[\[0\.0, 1\.0, 0\.0\], \[0\.0, 0\.0, -1\.0\]\], but 7 of 8",
+        r"-2\.dcm: 14 x 12 pixels along \[\[0\.0, 1\.0, 0\.0\], \[0\.0, 0\.0, -1\.0\]\], but 7 of",
     ),
     BadInput(
         30,
@@ -1102,7 +1104,7 @@ INPUTS: tuple[BadInput, ...] = (
         structure_set,
         load,
         monai,
-        r"^case series: no image DICOM in \S*series: 3 files, 1 RTSTRUCT, 2 not DICOM; expected the",
+        r"^case series: no image DICOM in \S*series: 3 files, 1 RTSTRUCT, 2 not DICOM; expected",
     ),
     BadInput(
         40,
@@ -1149,7 +1151,7 @@ INPUTS: tuple[BadInput, ...] = (
         lambda folder: datalist(folder, "aba"),
         read_datalist,
         monai_lists,
-        r"datalist\.json: patient a is in training and in test; expected each patient in one subset",
+        r"datalist\.json: patient a is in training and in test; expected each patient in one",
     ),
     BadInput(
         42,
@@ -1158,7 +1160,7 @@ INPUTS: tuple[BadInput, ...] = (
         lambda folder: datalist(folder, copy=2),
         check,
         monai_lists,
-        handled="check: \"c0 and c2 hold the same voxels, one in training, one in test\", exit 4",
+        handled='check: "c0 and c2 hold the same voxels, one in training, one in test", exit 4',
         check=leak_is_said,
     ),
     BadInput(
@@ -1301,5 +1303,6 @@ def of_row(*rows: int) -> Iterator[BadInput]:
 
 def shortened(text: str, folder: Path) -> str:
     """A message in one line, its paths reduced to the files' names."""
-    line = " ".join(text.split())
-    return re.sub(rf"{re.escape(str(folder))}\S*?([^/\s'\"(),:;]+)(?=[\s'\"(),:;]|\.\s|$)", r"\1", line)
+    end = r"(?=[\s'\"(),:;]|\.\s|\.?$)"
+    path = rf"{re.escape(str(folder))}(?:\S*/)?([^/\s'\"(),:;]*?){end}"
+    return re.sub(path, r"\1", " ".join(text.split()))

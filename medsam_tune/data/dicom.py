@@ -12,6 +12,7 @@ import hashlib
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,10 +162,14 @@ def find_series(place: Path | Sequence[Path]) -> list[Series]:
         header = _read_header(path)
         if header is None:
             others["not DICOM"] += 1
-        elif header.get("Modality") in _DERIVED or "Rows" not in header:
-            others[str(header.get("Modality", "without pixels"))] += 1
-        else:
-            found.setdefault(str(header.get("SeriesInstanceUID", "")), []).append((path, header))
+            continue
+        with _understood(path):
+            modality = str(header.get("Modality", "without pixels"))
+            if modality in _DERIVED or not ("Rows" in header and "Columns" in header):
+                others[modality] += 1
+            else:
+                uid = str(header.get("SeriesInstanceUID", ""))
+                found.setdefault(uid, []).append((path, header))
     if not found:
         raise _nothing_there(place, len(paths), others)
     series = [_series(uid, members) for uid, members in found.items()]
@@ -260,7 +265,7 @@ def _read_header(path: Path) -> Any:
             return pydicom.dcmread(path, **options)
         except pydicom.errors.InvalidDicomError:
             pass  # without a preamble, perhaps
-        except (EOFError, OSError, ValueError, NotImplementedError) as error:
+        except Exception as error:  # pydicom raises what it likes
             raise DataError(
                 f"{path}: cannot read its DICOM header ({type(error).__name__}). Copy it again."
             ) from error
@@ -270,6 +275,20 @@ def _read_header(path: Path) -> Any:
             return header if known else None
         except Exception:
             return None  # any bytes may stand in a file that only might be DICOM
+
+
+@contextmanager
+def _understood(path: Path) -> Iterator[None]:
+    """pydicom parses a value when it is asked for, and raises what it likes, with the value."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"{path}: its DICOM header holds a value that cannot be read ({type(error).__name__}). "
+            "Copy it again, or export the series again."
+        ) from None
 
 
 def _pydicom() -> Any:
@@ -305,16 +324,17 @@ def _name(place: Path | Sequence[Path]) -> str:
 
 
 def _series(uid: str, members: Sequence[tuple[Path, Any]]) -> Series:
-    first = members[0][1]
-    number = first.get("SeriesNumber")
-    return Series(
-        uid=uid,
-        study=_hash(first.get("StudyInstanceUID")),
-        patient=_hash(first.get("PatientID")),
-        modality=str(first.get("Modality") or ""),
-        number=None if number is None else int(number),
-        slices=tuple(_slice(path, header) for path, header in members),
-    )
+    path, first = members[0]
+    with _understood(path):
+        number = first.get("SeriesNumber")
+        return Series(
+            uid=uid,
+            study=_hash(first.get("StudyInstanceUID")),
+            patient=_hash(first.get("PatientID")),
+            modality=str(first.get("Modality") or ""),
+            number=None if number is None else int(number),
+            slices=tuple(_slice(path, header) for path, header in members),
+        )
 
 
 def _hash(value: object) -> str:
@@ -322,18 +342,19 @@ def _hash(value: object) -> str:
 
 
 def _slice(path: Path, header: Any) -> Slice:
-    return Slice(
-        path=path,
-        size=(int(header.Columns), int(header.Rows)),
-        frames=int(header.get("NumberOfFrames") or 1),
-        samples=int(header.get("SamplesPerPixel") or 1),
-        photometric=str(header.get("PhotometricInterpretation", "")),
-        position=_numbers(header, "ImagePositionPatient", 3, path),
-        orientation=_cosines(header, path),
-        spacing=_spacing(header, path),
-        rescale=_rescale(header),
-        padding=_padding(header),
-    )
+    with _understood(path):
+        return Slice(
+            path=path,
+            size=(int(header.Columns), int(header.Rows)),
+            frames=int(header.get("NumberOfFrames") or 1),
+            samples=int(header.get("SamplesPerPixel") or 1),
+            photometric=str(header.get("PhotometricInterpretation", "")),
+            position=_numbers(header, "ImagePositionPatient", 3, path),
+            orientation=_cosines(header, path),
+            spacing=_spacing(header, path),
+            rescale=_rescale(header),
+            padding=_padding(header),
+        )
 
 
 def _numbers(header: Any, tag: str, count: int, path: Path) -> NDArray[np.float64] | None:

@@ -17,6 +17,7 @@ from monai.data import MetaTensor
 from monai.data.image_reader import ImageReader
 from monai.transforms import EnsureChannelFirst
 from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from medsam_tune.data.checks import (
@@ -182,7 +183,9 @@ def _load_nifti(case_id: str, path: Path, strict: bool) -> MetaTensor:
         raise DataError(
             f"case {case_id}: truncated or damaged gzip ({path}); {error}. Copy the file again."
         ) from error
-    except (ImageFileError, OSError) as error:
+    except DataError:
+        raise
+    except (ImageFileError, HeaderDataError, OSError, OverflowError, ValueError) as error:
         raise DataError(
             f"case {case_id}: cannot read {path}: {_first_line(error)}. Expected a whole "
             "NIfTI file; copy or export it again."
