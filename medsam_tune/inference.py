@@ -98,8 +98,8 @@ class ClassSliceInferer(Inferer):
     """Segment a volume slice by slice with a model that needs no prompt.
 
     A class whose presence score is not above 0 leaves the slice empty, as does a slice without
-    content, which holds one value in all pixels. Where masks overlap, the
-    label with the higher logit wins.
+    content, which holds one value in all pixels. Where masks overlap, the label with the higher
+    logit wins.
 
     Args:
         labels: label id of each of the model's K classes.

@@ -38,3 +38,9 @@ def test_bad_input(bad: BadInput, tmp_path: Path) -> None:
 def test_all_rows_are_there() -> None:
     assert {bad.row for bad in INPUTS} == set(range(1, 51))
     assert len({bad.id for bad in INPUTS}) == len(INPUTS)
+
+
+def test_the_page_has_these_rows() -> None:
+    """`python benchmarks/bad_inputs.py` writes it."""
+    rows = re.findall(r"^\| (\d+) \| (.*?) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert [(int(row), what) for row, what in rows] == [(bad.row, bad.what) for bad in INPUTS]

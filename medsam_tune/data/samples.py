@@ -65,6 +65,14 @@ class SliceDataset(Dataset[dict[str, Any]]):
         self.jitter = jitter
         self.augment = augment
         self.squash = squash
+        empty = {case.id: len(case.constant) for case in self.cases if case.constant}
+        if empty:
+            listed = ", ".join(f"{case} ({count})" for case, count in list(empty.items())[:_SHOWN])
+            warnings.warn(
+                f"{sum(empty.values())} slices of {len(empty)} cases hold one value in all pixels "
+                f"and are left out: {listed}{', ...' if len(empty) > _SHOWN else ''}.",
+                stacklevel=2,
+            )
         slices = [
             (case, k, bool(set(present) & set(self.labels)))
             for case in range(len(self.cases))
@@ -77,15 +85,6 @@ class SliceDataset(Dataset[dict[str, Any]]):
                 f"no slice of {len(self.cases)} cases has one of the labels "
                 f"{', '.join(map(str, self.labels))}; expected at least one slice with foreground."
                 " Check the label maps."
-            )
-
-        empty = {case.id: len(case.constant) for case in self.cases if case.constant}
-        if empty:
-            listed = ", ".join(f"{case} ({count})" for case, count in list(empty.items())[:_SHOWN])
-            warnings.warn(
-                f"{sum(empty.values())} slices of {len(empty)} cases hold one value in all pixels "
-                f"and are left out: {listed}{', ...' if len(empty) > _SHOWN else ''}.",
-                stacklevel=2,
             )
 
     def __len__(self) -> int:
