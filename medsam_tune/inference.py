@@ -40,8 +40,9 @@ from medsam_tune.sam.model import PromptableSam
 class PromptedSliceInferer(Inferer):
     """Segment a volume slice by slice from boxes; MONAI's `SliceInferer` cannot carry prompts.
 
-    A slice is encoded once, however many boxes stand on it; slices without a box are not touched.
-    Where masks overlap, the label with the higher logit wins.
+    A slice is encoded once, however many boxes stand on it; slices without a box are not touched,
+    nor are those without content, which hold one value in all pixels. Where masks overlap, the
+    label with the higher logit wins.
 
     Args:
         slice_batch: slices encoded at once.
@@ -78,7 +79,7 @@ class PromptedSliceInferer(Inferer):
         device = network.pixel_mean.device
         frame = ModelFrame((inputs.shape[-2], inputs.shape[-1]), network.image_size, self.squash)
         canvas = _Canvas(inputs)
-        for chunk in prompts.slices.unique().split(self.slice_batch):
+        for chunk in _with_content(prompts.slices.unique(), inputs).split(self.slice_batch):
             if not len(chunk):  # a volume without a box
                 break
             embedding = _encode(inputs[chunk.to(inputs.device)], network, frame)
@@ -96,8 +97,9 @@ class PromptedSliceInferer(Inferer):
 class ClassSliceInferer(Inferer):
     """Segment a volume slice by slice with a model that needs no prompt.
 
-    A class whose presence score is not above 0 leaves the slice empty. Where masks overlap, the
-    label with the higher logit wins.
+    A class whose presence score is not above 0 leaves the slice empty, as does a slice without
+    content, which holds one value in all pixels. Where masks overlap, the label with the higher
+    logit wins.
 
     Args:
         labels: label id of each of the model's K classes.
@@ -114,7 +116,9 @@ class ClassSliceInferer(Inferer):
         """(Z, C, H, W) uint8 slices -> (Z, H, W) int16 label slices; prompts are not looked at."""
         frame = ModelFrame((inputs.shape[-2], inputs.shape[-1]), network.image_size, self.squash)
         canvas = _Canvas(inputs)
-        for chunk in torch.arange(len(inputs)).split(self.slice_batch):
+        for chunk in _with_content(torch.arange(len(inputs)), inputs).split(self.slice_batch):
+            if not len(chunk):  # a volume without content
+                break
             embedding = _encode(inputs[chunk.to(inputs.device)], network, frame)
             logits, presence = network.decode(embedding)
             rows, classes = (presence > 0).nonzero().unbind(1)
@@ -179,6 +183,14 @@ class _Canvas:
             wins = mask > self._highest[z]
             self.labels[z][wins] = label
             self._highest[z][wins] = mask[wins]
+
+
+def _with_content(which: Tensor, inputs: Tensor) -> Tensor:
+    """Those indices of slices (Z, C, H, W) that do not hold one value in all pixels."""
+    slices = inputs[which.to(inputs.device)].flatten(2)
+    if not len(slices):
+        return which
+    return which[(slices.amax(2) > slices.amin(2)).any(1).to(which.device)]
 
 
 def _encode(slices: Tensor, network: Any, frame: ModelFrame) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from medsam_tune.methods.tuned import save_tuned
 from medsam_tune.runs import RunRecord, write_record
 from medsam_tune.sam.build import build_sam
 from medsam_tune.sam.encoder import fuse_qkv
+from tests.bad_inputs import INPUTS
 
 SMALL = ["--image-size", "64", "--set", "epochs=1", "--set", "num_workers=0"]
 
@@ -187,6 +189,41 @@ def test_prepare_refuses_a_full_disk(
     assert code == 1
     assert "1e-06 GB are free on its disk. Make room" in err.strip().splitlines()[-1]
     assert not (tmp_path / "s").exists()
+
+
+BAD = {bad.id: bad for bad in INPUTS}
+
+
+def test_bad_inputs_exit_and_leave_nothing(tune: Tune, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    save_tuned(apply_method(build_sam("nano", image_size=64), "decoder"), run / "tuned.safetensors")
+    write_record(run, RunRecord("d.json", "d.slices", None, {"name": "percentiles"}, 0.0, 0))
+    prompts = tmp_path / "boxes.json"
+    prompts.write_text(json.dumps({"objects": [{"label": 1, "box3d": [1, 1, 1, 5, 5, 5]}]}))
+    calls = {
+        "row01-zero-bytes": lambda case, out: ("check", case.image),
+        "row02-truncated-gzip": lambda case, out: (
+            *("predict", case.image, "--run", run, "--prompts", prompts, "--output"),
+            out / "mask.nii.gz",
+        ),
+        "row23-without-partner": lambda folder, out: (
+            *("split", folder, "--modality", "MR", "--out"),
+            out / "d.json",
+        ),
+        "row42-patient-in-both": lambda datalist, out: (
+            *("train", "decoder", "--datalist", datalist, *SMALL, "--output"),
+            out / "run",
+        ),
+    }
+    for name, call in calls.items():
+        (folder := tmp_path / name).mkdir()
+        (out := tmp_path / f"{name}-out").mkdir()
+        code, printed, err = tune(*call(BAD[name].make(folder), out))
+        assert code == (3 if name.startswith("row01") else 1), name
+        last = printed.splitlines()[0] if code == 3 else err.strip().splitlines()[-1]
+        message = last.removeprefix("medsam-tune: ").removeprefix("refused: ")
+        assert re.search(BAD[name].refused, message), message
+        assert not [path for path in out.rglob("*") if path.is_file()], name
 
 
 def test_no_prompt_is_an_overlay(tune: Tune, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,10 @@ BYTES_PER_VOXEL = 16
 19 for percentiles)."""
 
 
+BYTES_PER_VOXEL = 12
+"""What reading a scan takes at its peak: the file's values, float32, and that turned."""
+
+
 class DataError(ValueError):
     """A fault in the user's data: which file, what was found, what was expected, what to do."""
 
@@ -54,21 +58,21 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_memory(source: str, shape: Sequence[int]) -> None:
-    """Refuse a scan that would not fit into memory, before it is read.
+    """Refuse a scan that would not fit into memory, by its header, before a voxel is read.
 
     Args:
         source: case and file, for messages.
-        shape: of its voxels, from its header.
+        shape: of its voxels, as the header has it.
 
     Raises:
         DataError: `BYTES_PER_VOXEL` for all of them is more than is free.
     """
-    needed = BYTES_PER_VOXEL * math.prod(shape)
-    free = psutil.virtual_memory().available
+    needed, free = BYTES_PER_VOXEL * math.prod(map(int, shape)), psutil.virtual_memory().available
     if needed > free:
         raise DataError(
-            f"{source}: {' x '.join(map(str, shape))} voxels take {needed / 1e9:.1f} GB of memory; "
-            f"{free / 1e9:.1f} GB are free. Crop or resample the scan, or use a machine with more."
+            f"{source}: the header speaks of {' x '.join(map(str, shape))} voxels, "
+            f"{needed / 1e9:.1f} GB of memory; {free / 1e9:.1f} GB are free. Crop or resample the "
+            "scan, or take a machine with more. Where it is not that large, export it again."
         )
 
 
@@ -135,11 +139,7 @@ def _check_dimensions(case_id: str, image: Tensor, path: Path) -> None:
             f"case {case_id}: image has {image.ndim - 1} dimensions, shape {tuple(image.shape[1:])}"
             f" ({path}); expected a 3-D volume."
         )
-    if 0 in image.shape:
-        raise DataError(
-            f"case {case_id}: image of shape {tuple(image.shape[1:])} has an empty dimension "
-            f"({path}); expected at least one voxel along each axis. Export it again."
-        )
+    check_not_empty(case_id, image.shape[1:], path)
     if image.shape[0] != 1:
         raise DataError(
             f"case {case_id}: image is 4-D, {image.shape[0]} volumes of {tuple(image.shape[1:])} "
@@ -157,6 +157,15 @@ def _check_finite(case_id: str, image: Tensor, path: Path) -> None:
         f"case {case_id}: {len(bad)} NaN or infinite voxels, the first at {first} ({path}); "
         "expected finite values. Mend the file, or fill them in: reading::fill_nan=-1024."
     )
+
+
+def check_not_empty(case_id: str, shape: Sequence[int], path: Path) -> None:
+    """Refuse a scan without a voxel."""
+    if 0 in shape:
+        raise DataError(
+            f"case {case_id}: image of shape {tuple(shape)} has an empty dimension ({path}); "
+            "expected at least one voxel along each axis. Export it again."
+        )
 
 
 def check_affine(case_id: str, image: MetaTensor, path: Path) -> None:

@@ -204,12 +204,16 @@ def find_objects(
         kind = "" if header is None else str(header.get("Modality") or "")
         if header is None:
             others["not DICOM"] += 1
-        elif kind in _DERIVED or "Rows" not in header:
-            others[kind or "without pixels"] += 1
-            if kind in kinds:
-                wanted.append(path)
-        else:
-            found.setdefault(str(header.get("SeriesInstanceUID", "")), []).append((path, header))
+            continue
+        with _understood(path):
+            kind = str(header.get("Modality") or "")
+            if kind in _DERIVED or not ("Rows" in header and "Columns" in header):
+                others[kind or "without pixels"] += 1
+                if kind in kinds:
+                    wanted.append(path)
+            else:
+                uid = str(header.get("SeriesInstanceUID", ""))
+                found.setdefault(uid, []).append((path, header))
     if not found:
         raise _nothing_there(place, len(paths), others)
     series = [_series(uid, members) for uid, members in found.items()]
@@ -268,6 +272,7 @@ def _read_volume(series: Series, resample_uneven: bool) -> Volume:
     slices = list(series.slices)
     check_memory(str(slices[0].path.parent), series.shape)
     _check_grey(series)
+    check_memory(str(slices[0].path), (*slices[0].size, sum(s.frames for s in slices)))
     if len(slices) == 1 and slices[0].frames > 1:
         return _read_multiframe(series)
     _check_alike(series)
@@ -329,7 +334,7 @@ def read_header(path: Path, tags: tuple[str, ...] = _IMAGE_TAGS) -> Any:
             return read(force=False)
         except pydicom.errors.InvalidDicomError:
             pass  # without a preamble, perhaps
-        except (EOFError, OSError, ValueError, NotImplementedError) as error:
+        except Exception as error:  # pydicom raises what it likes
             raise DataError(
                 f"{path}: cannot read its DICOM header ({type(error).__name__}). Copy it again."
             ) from error
@@ -347,6 +352,20 @@ def without_warnings() -> Iterator[None]:
     with _QUIET, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+@contextmanager
+def _understood(path: Path) -> Iterator[None]:
+    """pydicom parses a value when it is asked for, and raises what it likes, with the value."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"{path}: its DICOM header holds a value that cannot be read ({type(error).__name__}). "
+            "Copy it again, or export the series again."
+        ) from None
 
 
 @cache
@@ -424,17 +443,18 @@ def _name(place: Path | Sequence[Path]) -> str:
 
 
 def _series(uid: str, members: Sequence[tuple[Path, Any]]) -> Series:
-    first = members[0][1]
-    number = first.get("SeriesNumber")
-    return Series(
-        uid=uid,
-        study=_hash(first.get("StudyInstanceUID")),
-        patient=_hash(first.get("PatientID")),
-        modality=str(first.get("Modality") or ""),
-        number=None if number is None else int(number),
-        slices=tuple(_slice(path, header) for path, header in members),
-        frame=str(first.get("FrameOfReferenceUID") or ""),
-    )
+    path, first = members[0]
+    with _understood(path):
+        number = first.get("SeriesNumber")
+        return Series(
+            uid=uid,
+            study=_hash(first.get("StudyInstanceUID")),
+            patient=_hash(first.get("PatientID")),
+            modality=str(first.get("Modality") or ""),
+            number=None if number is None else int(number),
+            slices=tuple(_slice(path, header) for path, header in members),
+            frame=str(first.get("FrameOfReferenceUID") or ""),
+        )
 
 
 def _hash(value: object) -> str:
@@ -442,18 +462,19 @@ def _hash(value: object) -> str:
 
 
 def _slice(path: Path, header: Any) -> Slice:
-    return Slice(
-        path=path,
-        size=(int(header.Columns), int(header.Rows)),
-        frames=int(header.get("NumberOfFrames") or 1),
-        samples=int(header.get("SamplesPerPixel") or 1),
-        photometric=str(header.get("PhotometricInterpretation", "")),
-        position=_numbers(header, "ImagePositionPatient", 3, path),
-        orientation=_cosines(header, path),
-        spacing=_spacing(header, path),
-        rescale=_rescale(header),
-        padding=_padding(header),
-    )
+    with _understood(path):
+        return Slice(
+            path=path,
+            size=(int(header.Columns), int(header.Rows)),
+            frames=int(header.get("NumberOfFrames") or 1),
+            samples=int(header.get("SamplesPerPixel") or 1),
+            photometric=str(header.get("PhotometricInterpretation", "")),
+            position=_numbers(header, "ImagePositionPatient", 3, path),
+            orientation=_cosines(header, path),
+            spacing=_spacing(header, path),
+            rescale=_rescale(header),
+            padding=_padding(header),
+        )
 
 
 def _numbers(header: Any, tag: str, count: int, path: Path) -> NDArray[np.float64] | None:
@@ -643,11 +664,18 @@ def _undecodable(slices: Sequence[Slice]) -> DataError:
             sitk.ReadImage(str(one.path))
         except RuntimeError as error:
             return DataError(
-                f"{one.path}: its pixels cannot be read ({reason_of(error)}). A truncated file: "
-                "copy it again. A compression that is not known here: convert it, e.g. with "
-                "dcmdjpeg or gdcmconv --raw."
+                f"{one.path}: its pixels cannot be read ({_syntax(one.path)}; {reason_of(error)}). "
+                "A truncated file: copy it again. A compression that is not known here: convert "
+                "it, e.g. with dcmdjpeg or gdcmconv --raw."
             )
     return DataError(f"{slices[0].path}: the series cannot be read as one volume.")
+
+
+def _syntax(path: Path) -> str:
+    """Name of a file's transfer syntax, such as "JPEG 2000 Image Compression"."""
+    header = import_pydicom().dcmread(path, force=True, specific_tags=[], stop_before_pixels=True)
+    uid = header.file_meta.get("TransferSyntaxUID")
+    return "no transfer syntax" if uid is None else str(uid.name)
 
 
 def reason_of(error: BaseException) -> str:

@@ -16,12 +16,20 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 from monai.data import MetaTensor
-from monai.data.image_reader import ImageReader, NibabelReader
+from monai.data.image_reader import ImageReader
 from monai.transforms import EnsureChannelFirst
 from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from medsam_tune.data.checks import DataError, check_memory, same_affine, show_affine
+from medsam_tune.data.checks import (
+    POSITION_TOLERANCE,
+    DataError,
+    check_memory,
+    check_not_empty,
+    same_affine,
+    show_affine,
+)
 from medsam_tune.data.dicom import (
     Volume,
     choose_series,
@@ -34,7 +42,6 @@ from medsam_tune.data.reading import Reading
 _NIFTI = (".nii", ".nii.gz")
 _ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
 ENDINGS = (*_NIFTI, *_ITK)
-_KEPT = ("affine", "original_affine", "original_channel_dim", "spatial_shape", "space")
 
 
 def case_id(path: Path) -> str:
@@ -74,7 +81,7 @@ def load_image(
 
     Raises:
         DataError: the file is missing, empty, truncated, or of another kind; its qform and sform
-            differ; a series that is refused, see `data.dicom`.
+            differ; it does not fit into memory; a series that is refused, see `data.dicom`.
     """
     reading = reading or Reading()
     if not path.exists():
@@ -183,9 +190,10 @@ class SimpleITKReader(ImageReader):
 
 
 def _read_itk(path: Path) -> Volume:
-    check_memory(str(path), _itk_header(path).GetSize())
+    reader = _itk_header(path)
+    check_memory(str(path), (*reader.GetSize(), reader.GetNumberOfComponents()))
     try:
-        image = sitk.ReadImage(str(path))
+        image = reader.Execute()
     except RuntimeError as error:
         raise _unreadable(path, error) from error
     array = sitk.GetArrayFromImage(image).astype(np.float32)
@@ -230,16 +238,17 @@ def _itk_affine(image: Any) -> NDArray[np.float64]:
 def _load_nifti(case_id: str, path: Path, strict: bool) -> MetaTensor:
     with _nifti_errors(case_id, path):
         file = _open_nifti(path)
+        check_not_empty(case_id, file.shape, path)
         check_memory(f"case {case_id}: {path}", file.shape)
-        _check_forms(case_id, path, file.header, strict)
-        # What LoadImage does, which would set up every reader for each file and hide its reason.
-        reader = NibabelReader()
-        array, meta = reader.get_data(reader.read(path))
-        image = MetaTensor(
-            torch.from_numpy(np.array(array, dtype=np.float32)),
-            meta={key: meta[key] for key in _KEPT if key in meta},
-        )
-        return cast(MetaTensor, EnsureChannelFirst()(image))
+        _check_nifti(case_id, path, file, strict)
+        # Not by MONAI's reader: where the sform's spacing is not pixdim's to the last digit, it
+        # takes the qform, even one that says nothing.
+        values = np.asanyarray(file.dataobj).astype(np.float32)
+    if values.ndim > 4:
+        values = values.reshape(*values.shape[:3], -1)
+    if values.ndim == 4:
+        values = values[..., 0] if values.shape[3] == 1 else np.moveaxis(values, 3, 0)
+    return image_from(Volume(values, np.asarray(file.affine, dtype=np.float64)))
 
 
 @contextmanager
@@ -250,7 +259,9 @@ def _nifti_errors(case_id: str, path: Path) -> Iterator[None]:
         raise DataError(
             f"case {case_id}: truncated or damaged gzip ({path}); {error}. Copy the file again."
         ) from error
-    except (ImageFileError, OSError) as error:
+    except DataError:
+        raise
+    except (ImageFileError, HeaderDataError, OSError, OverflowError, ValueError) as error:
         raise DataError(
             f"case {case_id}: cannot read {path}: {_first_line(error)}. Expected a whole "
             "NIfTI file; copy or export it again."
@@ -258,14 +269,21 @@ def _nifti_errors(case_id: str, path: Path) -> Iterator[None]:
 
 
 def _open_nifti(path: Path) -> nib.Nifti1Image:
+    """The file, its voxels not read."""
     file = nib.loadsave.load(path)
     if not isinstance(file, nib.Nifti1Image):
         raise ImageFileError(f"it is {type(file).__name__}")
     return file
 
 
-def _check_forms(case_id: str, path: Path, header: nib.Nifti1Header, strict: bool) -> None:
-    """MONAI and nibabel choose differently between a qform and an sform that disagree."""
+def _check_nifti(case_id: str, path: Path, file: nib.Nifti1Image, strict: bool) -> None:
+    """Values that are numbers, and an affine that is what the file says."""
+    if file.get_data_dtype().kind not in "biuf":
+        raise DataError(
+            f"case {case_id}: its values are colours or complex numbers ({path}); expected a real "
+            "number for each voxel. Export it again."
+        )
+    header = file.header
     qform, sform = header.get_qform(coded=True)[0], header.get_sform(coded=True)[0]
     if qform is None and sform is None:
         found = f"neither qform nor sform is set ({path}); the orientation is a guess"
@@ -278,6 +296,14 @@ def _check_forms(case_id: str, path: Path, header: nib.Nifti1Header, strict: boo
             f"({path}); which of them places the scan is not known. Remove the wrong one and save "
             "the file."
         )
+    elif sform is not None:
+        spacing, pixdim = np.linalg.norm(sform[:3, :3], axis=0), header.get_zooms()[:3]
+        if len(pixdim) == 3 and np.abs(spacing - pixdim).max() > POSITION_TOLERANCE:
+            warnings.warn(
+                f"case {case_id}: pixdim {np.round(pixdim, 4).tolist()} is not the sform's spacing "
+                f"{spacing.round(4).tolist()} ({path}); the sform is used.",
+                stacklevel=5,
+            )
 
 
 def _first_line(error: BaseException) -> str:

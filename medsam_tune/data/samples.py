@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +24,7 @@ OVERSIZE = 1.25
 """Longest side of a slice that is augmented, as a share of the model's input: a crop of four fifths
 still fills the input, and more detail would be lost."""
 
+_SHOWN = 10  # cases that a message lists before it stops
 Augment = Callable[[dict[str, Tensor]], Mapping[Any, Tensor]]
 
 
@@ -31,7 +33,8 @@ class SliceDataset(Dataset[dict[str, Any]]):
 
     Indexed by `(index, seed)`, as `SeededSampler` gives it: the seed fixes everything random in
     the sample, so that it does not depend on the number of workers. A plain index is its own seed.
-    A slice whose labels the augmentation moves out of sight is used as it is.
+    A slice whose labels the augmentation moves out of sight is used as it is. Slices without
+    content, which hold one value in all pixels, are left out with a warning that counts them.
 
     Args:
         cases: with labels.
@@ -67,10 +70,19 @@ class SliceDataset(Dataset[dict[str, Any]]):
         self.jitter = jitter
         self.augment = augment
         self.squash = squash
+        empty = {case.id: len(case.constant) for case in self.cases if case.constant}
+        if empty:
+            listed = ", ".join(f"{case} ({count})" for case, count in list(empty.items())[:_SHOWN])
+            warnings.warn(
+                f"{sum(empty.values())} slices of {len(empty)} cases hold one value in all pixels "
+                f"and are left out: {listed}{', ...' if len(empty) > _SHOWN else ''}.",
+                stacklevel=2,
+            )
         slices = [
             (case, k, bool(set(present) & set(self.labels)))
             for case in range(len(self.cases))
             for k, present in enumerate(self.cases[case].labels_in_slice)
+            if k not in self.cases[case].constant
         ]
         self.index = [(case, k) for case, k, seen in slices if seen or objects is None]
         if not any(seen for _, _, seen in slices):

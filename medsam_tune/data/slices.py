@@ -62,6 +62,7 @@ class PreparedCase:
         has_label: whether there is a label map.
         has_truth: whether there is one in the scan's own grid beside that of resampled slices.
         neighbours: whether a slice's channels are those before it, itself and after it.
+        constant: indices of slices without content: one value in all pixels.
     """
 
     path: Path
@@ -74,6 +75,7 @@ class PreparedCase:
     has_label: bool
     has_truth: bool = False
     neighbours: bool = False
+    constant: frozenset[int] = frozenset()
     _arrays: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def image_slice(self, k: int) -> NDArray[np.uint8]:
@@ -276,6 +278,7 @@ class SliceStore:
             "spacing": [z, y, x],
             "shape": [slices.shape[0], *slices.shape[2:]],
             "labels_in_slice": present,
+            "constant": np.flatnonzero(np.ptp(slices, axis=(2, 3)).max(1) == 0).tolist(),
             "has_label": label is not None,
             "has_truth": "truth" in group,
             "intensity": self.intensity.describe(),
@@ -365,4 +368,5 @@ def _open_entry(entry: Path, patient: str, neighbours: bool) -> PreparedCase:
         has_label=bool(attributes["has_label"]),
         has_truth=bool(attributes["has_truth"]),
         neighbours=neighbours,
+        constant=frozenset(attributes.get("constant", ())),
     )

@@ -167,7 +167,7 @@ def _huge_series(folder):
 @pytest.mark.parametrize("write", [_huge_nifti, _huge_nrrd, _huge_series])
 def test_row_16_scan_larger_than_the_memory(tmp_path, store, write):
     path = write(tmp_path)
-    text = r"case huge: \S*huge\S*: \d+ x \d+ x \d+ voxels take \d+\.\d GB of memory; \d+\.\d GB"
+    text = r"case huge: \S*huge\S*: the header speaks of [\dx ]+ voxels, \d+\.\d GB of memory; \d"
     with pytest.raises(DataError, match=text):
         load_image("huge", path)
     with pytest.raises(DataError, match=text):

@@ -464,7 +464,7 @@ def test_slice_that_the_augmentation_empties_is_used_as_it_is(prepared):
 
 
 def test_object_smaller_than_a_model_pixel_keeps_a_mask(store, make_case):
-    image = np.ones((64, 64, 2), np.float32)
+    image = np.random.default_rng(0).uniform(1, 200, (64, 64, 2)).astype(np.float32)
     label = np.zeros((64, 64, 2), np.uint8)
     label[17, 33, 1] = 2
     cases = store.prepare([make_case(image=image, label=label)], progress=False)

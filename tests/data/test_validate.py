@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import nibabel as nib
 import numpy as np
 import pytest
 
@@ -58,28 +57,6 @@ def test_all_refusals_are_listed(datalist, tmp_path):
     assert "1 NaN or infinite voxels" in problems["c1"]
     assert "label has the values 7" in problems["c2"]
     assert "2 sound, 2 refused" in report.lines()[-1]
-
-
-def test_row_42_same_voxels_in_two_subsets(datalist, tmp_path):
-    """Under another name, as another type and in another file, but the same scan."""
-    data = json.loads(datalist.read_text())
-    train, test = data["training"][0]["image"], data["test"][0]["image"]
-    copy = nib.load(tmp_path / train)
-    nib.save(nib.Nifti1Image(copy.get_fdata(), copy.affine), tmp_path / test)
-    report = check_place(datalist, progress=False)
-    assert report.outcome == LEAKING
-    assert len(report.leaks) == 1
-    assert report.leaks[0].endswith("hold the same voxels, one in training, one in test")
-
-
-def test_row_43_same_scan_twice_in_a_subset(datalist, tmp_path):
-    data = json.loads(datalist.read_text())
-    one, two = (entry["image"] for entry in data["training"])
-    (tmp_path / two).write_bytes((tmp_path / one).read_bytes())
-    report = check_place(datalist, progress=False)
-    assert report.outcome == SOUND
-    assert len(report.twice) == 1
-    assert any(line.startswith("twice: ") for line in report.lines())
 
 
 def test_folder_of_dicom(tmp_path):
