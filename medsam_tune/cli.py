@@ -407,7 +407,8 @@ def _reading(pairs: list[str] | None) -> Reading:
         name = key.removeprefix("reading::")
         if not equals or name == key or name not in known:
             raise ValueError(
-                f"--set {pair!r}: expected reading::key=value, of {', '.join(sorted(known))}."
+                f"--set {pair!r}: expected reading::key=value, the key one of "
+                f"{', '.join(sorted(known))}."
             )
         chosen[name] = yaml.safe_load(value)
     return Reading(**chosen)

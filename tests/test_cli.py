@@ -143,6 +143,17 @@ def test_check(tune: Tune, phantoms: Path, tmp_path: Path) -> None:
     code, out, _ = tune("check", broken)
     assert code == 3
     assert f"refused: case broken: cannot read {broken}" in out
+    scan = np.ones((20, 20, 3), np.float32)
+    scan[0, 0, 0] = np.nan
+    nib.save(nib.Nifti1Image(scan, np.eye(4)), tmp_path / "nan.nii.gz")
+    assert tune("check", tmp_path / "nan.nii.gz")[0] == 3
+    code, out, _ = tune("check", tmp_path / "nan.nii.gz", "--set", "reading::fill_nan=-5")
+    assert code == 0
+    assert "-5 to 1; 1 NaN or infinite voxels set to -5" in out
+    for words in ("fill_nan=0", "reading::nan=0", "reading::fill_nan"):
+        code, _, err = tune("check", tmp_path / "nan.nii.gz", "--set", words)
+        assert code == 1
+        assert "expected reading::key=value, the key one of fill_nan, neighbours, plane" in err
     code, _, err = tune("check", tmp_path / "nowhere")
     assert code == 1
     assert "no such file or folder" in err
@@ -233,6 +244,9 @@ def test_no_prompt_is_an_overlay(tune: Tune, monkeypatch: pytest.MonkeyPatch) ->
     tune("predict", "scan.nii.gz", "--run", "o", "--output", "mask.nii.gz")
     assert seen[0][0] == ["train.yaml", "method_lora.yaml", "no_prompt.yaml"]
     assert "prompts" not in seen[1][1]
+    assert "series" not in seen[1][1]
+    tune("predict", "scans", "--run", "o", "--output", "mask.nii.gz", "--series", "3.4")
+    assert seen[2][1]["series"] == "3.4"
 
 
 def _nano() -> torch.nn.Module:

@@ -246,7 +246,7 @@ def choose_series(place: Path | Sequence[Path], uid: str | None = None) -> Serie
         )
     raise DataError(
         f"{_name(place)}: {len(series)} series: {listed}{more}; expected one, as two cannot be one "
-        "volume. Choose by series_uid, or give each a folder of its own."
+        "volume. Choose by series_uid (predict: --series), or give each a folder of its own."
     )
 
 
@@ -283,9 +283,8 @@ def _read_volume(series: Series, resample_uneven: bool) -> Volume:
     inverted = slices[0].photometric == "MONOCHROME1"
     array = _pixels_as_stored(slices) if inverted else _pixels(slices)
     _set_padding(array, slices, series.modality, notes)
-    if inverted and series.modality != "CT":  # HU are what they are, however they are shown
-        array = np.asarray(array.max() + array.min() - array, dtype=np.float32)
-        notes.append("MONOCHROME1: inverted")
+    if inverted:
+        array = _bright(array, series.modality, notes)
     positions = _positions(slices)
     if positions is None:
         return Volume(array, _flat_affine(slices[0]), tuple(notes))
@@ -687,7 +686,7 @@ def reason_of(error: BaseException) -> str:
 def _set_padding(
     array: NDArray[np.float32], slices: Sequence[Slice], modality: str, notes: list[str]
 ) -> None:
-    """Padding becomes air in CT, the lowest measured value elsewhere; in place."""
+    """Find padding by each slice's own rescale, see `_fill_padding`; in place."""
     padded = np.zeros(array.shape, dtype=bool) if any(s.padding for s in slices) else None
     if padded is not None:
         for k, one in enumerate(slices):
@@ -695,13 +694,31 @@ def _set_padding(
                 slope, intercept = one.rescale or (1.0, 0.0)
                 low, high = sorted(end * slope + intercept for end in one.padding)
                 padded[..., k] = (array[..., k] >= low - 1e-3) & (array[..., k] <= high + 1e-3)
-        if padded.any() and not padded.all():
-            value = AIR if modality == "CT" else float(array[~padded].min())
-            array[padded] = value
-            notes.append(f"padding set to {value:g} in {padded.mean():.1%} of the voxels")
+    _fill_padding(array, padded, modality, notes)
+
+
+def _fill_padding(
+    array: NDArray[np.float32],
+    padded: NDArray[np.bool_] | None,
+    modality: str,
+    notes: list[str],
+) -> None:
+    """Padding becomes air in CT, the lowest measured value elsewhere; in place."""
+    if padded is not None and padded.any() and not padded.all():
+        value = AIR if modality == "CT" else float(array[~padded].min())
+        array[padded] = value
+        notes.append(f"padding set to {value:g} in {padded.mean():.1%} of the voxels")
     if modality == "CT" and array.min() < AIR:
         notes.append(f"{(array < AIR).mean():.1%} of the voxels below {AIR:g} HU set to that")
         np.maximum(array, AIR, out=array)
+
+
+def _bright(array: NDArray[np.float32], modality: str, notes: list[str]) -> NDArray[np.float32]:
+    """MONOCHROME1 turned over; HU are what they are, however they are shown."""
+    if modality == "CT":
+        return array
+    notes.append("MONOCHROME1: inverted")
+    return np.asarray(array.max() + array.min() - array, dtype=np.float32)
 
 
 def _even(
@@ -804,19 +821,35 @@ def _flat_affine(one: Slice) -> NDArray[np.float64]:
 
 
 def _read_multiframe(series: Series) -> Volume:
-    """An enhanced multi-frame file, by highdicom."""
-    path = series.slices[0].path
-    highdicom = import_highdicom(path, "a multi-frame file")
+    """An enhanced multi-frame file, by highdicom; its values as those of single images."""
+    one = series.slices[0]
+    highdicom = import_highdicom(one.path, "a multi-frame file")
+    # Neither scanner-specific units nor how a screen would show them.
+    raw = {"apply_real_world_transform": False, "apply_presentation_lut": False}
+    rescale = True if series.modality == "CT" else None  # None: where there is one
     try:
         with without_warnings():
-            volume = highdicom.imread(path).get_volume(dtype=np.float32)
+            image = highdicom.imread(one.path)
+            volume = from_highdicom(
+                image.get_volume(dtype=np.float32, apply_modality_transform=rescale, **raw)
+            )
+            stored = volume.array
+            if one.padding is not None:
+                plain = image.get_volume(apply_modality_transform=False, **raw)
+                stored = from_highdicom(plain).array
     except Exception as error:
         raise DataError(
-            f"{path}: its {series.slices[0].frames} frames are no volume "
+            f"{one.path}: its {one.frames} frames are no volume "
             f"({type(error).__name__}); expected an enhanced multi-frame scan whose frames lie "
             "evenly on a straight stack. Export it as single images."
         ) from error
-    return from_highdicom(volume)
+    notes: list[str] = []
+    low, high = one.padding or (np.inf, np.inf)
+    array = volume.array
+    _fill_padding(array, (stored >= low) & (stored <= high), series.modality, notes)
+    if one.photometric == "MONOCHROME1":
+        array = _bright(array, series.modality, notes)
+    return Volume(array, volume.affine, tuple(notes))
 
 
 def from_highdicom(volume: Any) -> Volume:
