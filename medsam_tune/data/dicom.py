@@ -400,11 +400,20 @@ def _hash(value: object) -> str:
 
 
 def _slice(path: Path, header: Any) -> Slice:
+    try:
+        size = int(header.Columns), int(header.Rows)
+        frames = int(header.get("NumberOfFrames") or 1)
+        samples = int(header.get("SamplesPerPixel") or 1)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{path}: Columns, Rows, NumberOfFrames or SamplesPerPixel is no number. Export the "
+            "series again."
+        ) from error
     return Slice(
         path=path,
-        size=(int(header.Columns), int(header.Rows)),
-        frames=int(header.get("NumberOfFrames") or 1),
-        samples=int(header.get("SamplesPerPixel") or 1),
+        size=size,
+        frames=frames,
+        samples=samples,
         photometric=str(header.get("PhotometricInterpretation", "")),
         position=_numbers(header, "ImagePositionPatient", 3, path),
         orientation=_cosines(header, path),

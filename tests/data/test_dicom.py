@@ -337,6 +337,18 @@ def test_geometry_that_is_no_geometry(tmp_path):
     assert "not two perpendicular unit vectors" in refusal(write_series(tmp_path / "b", bent))
 
 
+def test_a_count_of_frames_that_is_no_number(tmp_path):
+    def odd(_: int, image: Dataset) -> None:
+        image.NumberOfFrames = 1
+
+    folder = write_series(tmp_path / "s", odd, count=1)
+    file = next(folder.iterdir())
+    content = file.read_bytes()
+    assert content.count(b"(\x00\x08\x00IS\x02\x001 ") == 1
+    file.write_bytes(content.replace(b"(\x00\x08\x00IS\x02\x001 ", b"(\x00\x08\x00IS\x02\x001A"))
+    assert "NumberOfFrames or SamplesPerPixel is no number. Export" in refusal(folder)
+
+
 def test_without_pydicom_the_way_out_is_named(tmp_path, monkeypatch):
     folder = write_series(tmp_path / "s")
     monkeypatch.setitem(__import__("sys").modules, "pydicom", None)
