@@ -54,7 +54,7 @@ class Tree:
 
     Attributes:
         labelled: series with a label.
-        others: series without one.
+        others: series without one, or with several.
         problems: label that cannot be paired -> what is wrong with it.
     """
 
@@ -99,7 +99,8 @@ def read_tree(folder: Path) -> Tree:
         for one in series
         if len(by_series.get(one.uid, ())) == 1
     )
-    others = tuple(one for one in series if one.uid not in by_series)
+    paired = {one.series.uid for one in labelled}
+    others = tuple(one for one in series if one.uid not in paired)
     return Tree(labelled, others, problems)
 
 

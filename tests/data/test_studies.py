@@ -116,7 +116,7 @@ def test_several_labels_of_one_series(tmp_path):
         find_cases(tmp_path)
     report = check_place(tmp_path, progress=False)
     assert report.outcome == REFUSED
-    assert [bool(one.problem) for one in report.findings] == [False, True]
+    assert [bool(one.problem) for one in report.findings] == [False, False, True]
 
 
 def test_labels_without_their_series(tmp_path):
