@@ -29,8 +29,9 @@ from monai.data import MetaTensor
 from numpy.typing import NDArray
 
 from medsam_tune.data.checks import DataError, check_image
-from medsam_tune.data.dicom import AIR, find_series
+from medsam_tune.data.dicom import AIR
 from medsam_tune.data.readers import load_image
+from medsam_tune.data.series import find_series
 from medsam_tune.files import written_whole
 
 RESULTS = Path(__file__).parent / "results" / "odd_inputs.md"

@@ -17,10 +17,10 @@ from typing import Any
 from tqdm import tqdm
 
 from medsam_tune.data.checks import DataError, read_json
-from medsam_tune.data.dicom import choose_series
 from medsam_tune.data.intensity import MODALITIES
 from medsam_tune.data.labels import is_structure_set, label_names, labels_present, organ_files
 from medsam_tune.data.readers import ENDINGS, case_id
+from medsam_tune.data.series import choose_series
 from medsam_tune.data.studies import Labelled, Tree, choose_labelled, read_tree
 from medsam_tune.files import written_whole
 

@@ -25,11 +25,12 @@ from medsam_tune.data.checks import (
     label_values,
     same_affine,
 )
-from medsam_tune.data.dicom import from_highdicom, import_highdicom, object_kind, without_warnings
+from medsam_tune.data.dicom import from_highdicom
 from medsam_tune.data.readers import ENDINGS, case_id, image_from, load_image
 from medsam_tune.data.reading import Reading
 from medsam_tune.data.references import check_references
 from medsam_tune.data.rtstruct import named_regions, organ_regions, rasterise
+from medsam_tune.data.series import import_highdicom, object_kind, without_warnings
 
 
 def load_label(

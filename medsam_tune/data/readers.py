@@ -30,14 +30,9 @@ from medsam_tune.data.checks import (
     same_affine,
     show_affine,
 )
-from medsam_tune.data.dicom import (
-    Volume,
-    choose_series,
-    has_dicom_prefix,
-    read_series,
-    reason_of,
-)
+from medsam_tune.data.dicom import Volume, read_series, reason_of
 from medsam_tune.data.reading import Reading
+from medsam_tune.data.series import choose_series, has_dicom_prefix
 
 _NIFTI = (".nii", ".nii.gz")
 _ITK = (".nrrd", ".nhdr", ".mha", ".mhd")

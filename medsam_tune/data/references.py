@@ -10,7 +10,7 @@ from typing import Any
 from monai.data import MetaTensor
 
 from medsam_tune.data.checks import DataError
-from medsam_tune.data.dicom import read_header
+from medsam_tune.data.series import read_header
 
 
 @dataclass(frozen=True)

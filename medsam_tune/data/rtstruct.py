@@ -20,7 +20,7 @@ from monai.data import MetaTensor
 from numpy.typing import NDArray
 
 from medsam_tune.data.checks import DataError
-from medsam_tune.data.dicom import import_pydicom, without_warnings
+from medsam_tune.data.series import import_pydicom, without_warnings
 
 PLANE_TOLERANCE = 0.5
 """Largest accepted distance of a contour's points from the centre of their slice, millimetres (or a

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medsam_tune.data.checks import DataError
-from medsam_tune.data.dicom import Series, find_objects
 from medsam_tune.data.references import References, references
+from medsam_tune.data.series import Series, find_objects
 
 LABEL_KINDS = ("SEG", "RTSTRUCT")
 _SHOWN = 5  # series or files that a message lists before it counts the rest

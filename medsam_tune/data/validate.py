@@ -28,10 +28,11 @@ from medsam_tune.data.datalist import (
     read_datalist,
     studies_cases,
 )
-from medsam_tune.data.dicom import Series, read_series
+from medsam_tune.data.dicom import read_series
 from medsam_tune.data.readers import ENDINGS, image_from
 from medsam_tune.data.reading import Reading
 from medsam_tune.data.scans import load_case
+from medsam_tune.data.series import Series
 from medsam_tune.data.studies import read_tree
 from medsam_tune.files import written_whole
 

@@ -15,14 +15,9 @@ from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
 from medsam_tune.data.checks import DataError
-from medsam_tune.data.dicom import (
-    AIR,
-    choose_series,
-    find_series,
-    read_series,
-    without_warnings,
-)
+from medsam_tune.data.dicom import AIR, read_series
 from medsam_tune.data.readers import SimpleITKReader, load_image
+from medsam_tune.data.series import choose_series, find_series, without_warnings
 from tests.conftest import REAL_DATA
 from tests.data.conftest import write_nifti
 from tests.data.dicom_series import COUNT, SIZE, SPACING, STEP, stored, write_series

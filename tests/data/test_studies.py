@@ -20,8 +20,8 @@ from medsam_tune.data.datalist import (
     split_cases,
     write_datalist,
 )
-from medsam_tune.data.dicom import choose_series
 from medsam_tune.data.scans import load_case
+from medsam_tune.data.series import choose_series
 from medsam_tune.data.validate import REFUSED, SOUND, check_place
 from tests.conftest import REAL_DATA
 from tests.data.dicom_series import stored, write_series
