@@ -132,12 +132,12 @@ def dicom(path: Path) -> Reference:
 
 def pixels(image: Any, file: Path) -> tuple[NDArray[np.float64], str]:
     """(rows, columns) after rescale, and who decoded them."""
-    twin = file.parents[2] / "anatomical" / "001" / file.name
+    twin = file.parents[2] / "compressed_rle" / "001" / file.name
     by = "pydicom"
     if image.file_meta.get("TransferSyntaxUID") == JPEGExtended12Bit:  # pydicom has no decoder
         stored, by = decode(next(generate_frames(image.PixelData, number_of_frames=1))), "jpeg12.py"
     elif image.file_meta.get("TransferSyntaxUID") == JPEGLosslessSV1 and twin.exists():  # nor here
-        return pixels(pydicom.dcmread(twin), twin)[0], "the uncompressed twin"
+        return pixels(pydicom.dcmread(twin), twin)[0], "its RLE twin by pydicom"
     else:
         stored = image.pixel_array
     stored = stored.astype(np.float64)
@@ -225,15 +225,15 @@ def page(data: Path) -> str:
     return f"""# Odd but real files
 
 `python benchmarks/odd_inputs.py DATA`, {with_versions}.
-Paths below DATA; a folder's name stands for the series in it. *read*: values equal those of nibabel,
-pydicom or SimpleITK used directly (to 1e-6 of the largest), and all corners lie at the same place
-(to 0.01 mm). *refused*: with the message shown.
+Paths below DATA; a folder's name stands for the series in it. *read*: values equal those of
+nibabel, pydicom or SimpleITK used directly (to 1e-6 of the largest), and all corners lie at the
+same place (to 0.01 mm). *refused*: with the message shown.
 
 {len(verdicts)} inputs: {counts}.
 
 There is no second decoder here for two compressions: 12-bit JPEG is compared with
 `benchmarks/jpeg12.py`, written from the standard (to 1, for the rounding), and lossless JPEG with
-the uncompressed files of the same series. `no_meta.dcm` begins with a stray byte before its first
+the same series in RLE. `no_meta.dcm` begins with a stray byte before its first
 tag: no reader can make sense of it. A sound file without preamble and meta is read.
 
 {(chr(10) * 2).join(tables)}
