@@ -32,7 +32,6 @@ SILENT, NOISY, RIGHT, NONE = "silent", "noisy", "right", "none"
 def shown(text: str, folder: Path) -> str:
     """A message for a cell."""
     line = shortened(text, folder).replace("|", "\\|")
-    line = re.sub(r"\bSimpleITK-SimpleElastix\b", "SimpleITK", line)
     return line if len(line) <= LENGTH else f"{line[:LENGTH].rstrip()} ..."
 
 

@@ -1304,5 +1304,6 @@ def of_row(*rows: int) -> Iterator[BadInput]:
 def shortened(text: str, folder: Path) -> str:
     """A message in one line, its paths reduced to the files' names."""
     end = r"(?=[\s'\"(),:;]|\.\s|\.?$)"
-    path = rf"{re.escape(str(folder))}(?:\S*/)?([^/\s'\"(),:;]*?){end}"
-    return re.sub(path, r"\1", " ".join(text.split()))
+    path = rf"{re.escape(str(folder.parent))}/(?:\S*/)?([^/\s'\"(),:;]*?){end}"
+    name = re.sub(path, r"\1", " ".join(text.split()))
+    return re.sub(rf"{re.escape(folder.name)}{end}", "folder", name)

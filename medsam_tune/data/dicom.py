@@ -8,6 +8,7 @@ the text of a tag, as that may tell who the patient is.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -239,7 +240,9 @@ def _syntax(path: Path) -> str:
 def reason_of(error: BaseException) -> str:
     """What an exception of SimpleITK says, without where in its source it says so."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1].split("ERROR: ")[-1].rstrip(".") if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    return re.sub(r"\w+ ?\(0x[0-9a-f]+\): ", "", lines[-1].split("ERROR: ")[-1]).rstrip(".")
 
 
 def _set_padding(
