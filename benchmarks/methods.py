@@ -48,8 +48,8 @@ def hippocampus(scans: Path, work: Path) -> Task:
         data = split_cases(find_cases(scans), (0.7, 0.15, 0.15), seed=0)
         few = replace(data, training=data.training[:16], validation=data.validation[:4])
         write_datalist(few, datalist)
-    title = "Hippocampus: brain MR, 16 training, 4 validation and 27 test patients, one epoch"
-    return Task("hippocampus", title, datalist, ("epochs=1", "warmup_steps=20"))
+    title = "Hippocampus: brain MR, 16 training, 4 validation and 27 test patients, three epochs"
+    return Task("hippocampus", title, datalist, ("epochs=3", "val_interval=3", "warmup_steps=20"))
 
 
 def phantoms(work: Path) -> Task:

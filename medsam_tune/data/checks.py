@@ -34,10 +34,6 @@ BYTES_PER_VOXEL = 16
 19 for percentiles)."""
 
 
-BYTES_PER_VOXEL = 12
-"""What reading a scan takes at its peak: the file's values, float32, and that turned."""
-
-
 class DataError(ValueError):
     """A fault in the user's data: which file, what was found, what was expected, what to do."""
 
