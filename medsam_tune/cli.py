@@ -19,6 +19,7 @@ import medsam_tune
 from medsam_tune import weights
 from medsam_tune.data.checks import DataError
 from medsam_tune.data.datalist import (
+    few_shots,
     find_cases,
     fold_cases,
     labels_of_patients,
@@ -78,6 +79,9 @@ def split(
     folds: Annotated[
         int | None, typer.Option(help="Cross-validation: that many datalists instead of fractions.")
     ] = None,
+    shots: Annotated[
+        int | None, typer.Option(help="Few-shot: keep so many of the training patients.")
+    ] = None,
     stratify: Annotated[
         bool, typer.Option(help="Share out rare labels; reads every label map.")
     ] = True,
@@ -93,6 +97,8 @@ def split(
         lists = [split_cases(found, fractions, seed, present)]
     else:
         lists = fold_cases(found, folds, seed, present)
+    if shots is not None:
+        lists = [few_shots(datalist, shots, seed) for datalist in lists]
     for name, datalist in zip(names, lists, strict=True):
         write_datalist(datalist, name)
         typer.echo(

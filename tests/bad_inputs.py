@@ -34,7 +34,7 @@ from segment_anything.modeling import (
     TwoWayTransformer,
 )
 
-from medsam_tune.data.datalist import Case, find_cases, read_datalist
+from medsam_tune.data.datalist import Case, few_shots, find_cases, read_datalist
 from medsam_tune.data.dicom import AIR
 from medsam_tune.data.frames import ScanGrid, slices_from_volume
 from medsam_tune.data.intensity import Percentiles
@@ -1177,10 +1177,10 @@ INPUTS: tuple[BadInput, ...] = (
         44,
         "few-shot",
         "few-shot training with more cases than there are",
-        lambda folder: None,
-        lambda made: None,
+        datalist,
+        lambda path: few_shots(read_datalist(path), 20),
         NO_COUNTERPART,
-        todo="there is no few-shot training yet",
+        r"^20 shots, but 2 training patients in datalist; expected at most as many\. Ask for fewer",
     ),
     BadInput(
         45,

@@ -253,7 +253,7 @@ def split_cases(
             f"fractions {fractions} of training, validation and test; expected three numbers "
             "of 0 or more that add up to 1, e.g. 0.7 0.1 0.2."
         )
-    patients = _shuffled_patients(datalist, seed)
+    patients = _shuffled(datalist.cases, seed)
     groups = _grouped(patients, _share(len(patients), fractions), present)
     return _with_subsets(datalist, groups)
 
@@ -281,7 +281,7 @@ def fold_cases(
         raise DataError(
             f"{folds} folds; expected at least 3: one to test, one to validate, one to train."
         )
-    patients = _shuffled_patients(datalist, seed)
+    patients = _shuffled(datalist.cases, seed)
     groups = _grouped(patients, _share(len(patients), [1 / folds] * folds), present)
     lists = []
     for i in range(folds):
@@ -289,6 +289,31 @@ def fold_cases(
         rest = set().union(*(g for j, g in enumerate(groups) if j not in (test, validation)))
         lists.append(_with_subsets(datalist, [rest, groups[validation], groups[test]]))
     return lists
+
+
+def few_shots(datalist: Datalist, shots: int, seed: int = 0) -> Datalist:
+    """So many of the training patients with all their scans; validation and test as they are.
+
+    With the same seed, the patients of fewer shots are among those of more.
+
+    Args:
+        datalist: after the split.
+        shots: patients kept, at least 1.
+        seed: of the choice.
+
+    Raises:
+        DataError: no shot, or more shots than training patients.
+    """
+    if shots < 1:
+        raise DataError(f"{shots} shots; expected at least 1 training patient.")
+    patients = _shuffled(datalist.training, seed)
+    if shots > len(patients):
+        raise DataError(
+            f"{shots} shots, but {len(patients)} training patients in {datalist.name}; expected at "
+            "most as many. Ask for fewer shots, raise the training fraction, or add scans."
+        )
+    kept = set(patients[:shots])
+    return replace(datalist, training=tuple(c for c in datalist.training if c.patient in kept))
 
 
 def labels_of_patients(datalist: Datalist, jobs: int = 2) -> dict[str, set[int]]:
@@ -314,8 +339,9 @@ def labels_of_patients(datalist: Datalist, jobs: int = 2) -> dict[str, set[int]]
     return present
 
 
-def _shuffled_patients(datalist: Datalist, seed: int) -> list[str]:
-    patients = sorted({case.patient for case in datalist.cases})
+def _shuffled(cases: Iterable[Case], seed: int) -> list[str]:
+    """The patients of cases, in an order that the seed alone chooses."""
+    patients = sorted({case.patient for case in cases})
     random.Random(seed).shuffle(patients)
     return patients
 

@@ -13,6 +13,7 @@ from medsam_tune.data.datalist import (
     SUBSETS,
     Case,
     Datalist,
+    few_shots,
     find_cases,
     fold_cases,
     labels_of_patients,
@@ -303,6 +304,33 @@ def test_folds_test_every_patient_once():
         fold_cases(data, 2)
     with pytest.raises(DataError, match="40 patients cannot fill 41 subsets"):
         fold_cases(data, 41)
+
+
+def patients_of(cases) -> set[str]:
+    return {case.patient for case in cases}
+
+
+def test_few_shots_keep_patients_of_training_only():
+    split = split_cases(listed(20, per_patient=2), (0.7, 0.1, 0.2), 0)
+    few = few_shots(split, 5, seed=1)
+    assert len(patients_of(few.training)) == 5
+    assert len(few.training) == 10
+    assert few == replace(split, training=few.training)
+    turned = few_shots(replace(split, training=split.training[::-1]), 5, seed=1)
+    assert turned.training == few.training[::-1]
+    assert few != few_shots(split, 5, seed=2)
+    assert patients_of(few_shots(split, 2, seed=1).training) < patients_of(few.training)
+    assert few_shots(split, 14) == split
+
+
+def test_few_shots_of_too_few_patients():
+    split = split_cases(listed(20), (0.7, 0.1, 0.2), 0)
+    with pytest.raises(
+        DataError, match=r"^20 shots, but 14 training patients in Small; expected at most as many\."
+    ):
+        few_shots(split, 20)
+    with pytest.raises(DataError, match=r"^0 shots; expected at least 1 training patient\.$"):
+        few_shots(split, 0)
 
 
 def test_labels_of_patients_are_read(tmp_path):
