@@ -18,16 +18,11 @@ from fire.parser import DefaultParseValue
 import medsam_tune
 from medsam_tune import weights
 from medsam_tune.data.checks import DataError
-from medsam_tune.data.datalist import (
-    few_shots,
-    find_cases,
-    fold_cases,
-    labels_of_patients,
-    split_cases,
-    write_datalist,
-)
+from medsam_tune.data.datalist import write_datalist
+from medsam_tune.data.folders import find_cases
 from medsam_tune.data.intensity import MODALITIES
 from medsam_tune.data.reading import Reading
+from medsam_tune.data.splits import few_shots, fold_cases, labels_of_patients, split_cases
 from medsam_tune.data.validate import check_place
 from medsam_tune.demo import IMAGE_SIZE, LEARNING_RATES, SETTINGS, run_demo
 from medsam_tune.methods import METHODS, apply_method

@@ -34,13 +34,15 @@ from segment_anything.modeling import (
     TwoWayTransformer,
 )
 
-from medsam_tune.data.datalist import Case, few_shots, find_cases, read_datalist
+from medsam_tune.data.datalist import Case, read_datalist
 from medsam_tune.data.dicom import AIR
+from medsam_tune.data.folders import find_cases
 from medsam_tune.data.frames import ScanGrid, slices_from_volume
 from medsam_tune.data.intensity import Percentiles
 from medsam_tune.data.samples import SliceDataset
 from medsam_tune.data.scans import load_case
 from medsam_tune.data.slices import SliceStore
+from medsam_tune.data.splits import few_shots
 from medsam_tune.data.validate import LEAKING, SOUND, Report, check_place
 from medsam_tune.inference import Segmenter, grid_of, volume_inferer, write_mask
 from medsam_tune.prompt_files import read_prompts

@@ -18,8 +18,10 @@ from safetensors.torch import load_file
 from segment_anything.modeling import MaskDecoder
 
 from medsam_tune import cli
-from medsam_tune.data.datalist import find_cases, read_datalist, split_cases, write_datalist
+from medsam_tune.data.datalist import read_datalist, write_datalist
+from medsam_tune.data.folders import find_cases
 from medsam_tune.data.phantom import write_phantoms
+from medsam_tune.data.splits import split_cases
 from medsam_tune.methods import apply_method
 from medsam_tune.methods.tuned import save_tuned
 from medsam_tune.runs import RunRecord, write_record

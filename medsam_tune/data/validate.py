@@ -17,18 +17,9 @@ from monai.data import MetaTensor
 from tqdm import tqdm
 
 from medsam_tune.data.checks import DataError, check_image
-from medsam_tune.data.datalist import (
-    SUBSETS,
-    Case,
-    Datalist,
-    has_pairs,
-    labels_of,
-    leaks_of,
-    paired_cases,
-    read_datalist,
-    studies_cases,
-)
+from medsam_tune.data.datalist import SUBSETS, Case, Datalist, leaks_of, read_datalist
 from medsam_tune.data.dicom import read_series
+from medsam_tune.data.folders import has_pairs, labels_of, paired_cases, studies_cases
 from medsam_tune.data.readers import ENDINGS, image_from
 from medsam_tune.data.reading import Reading
 from medsam_tune.data.scans import load_case
