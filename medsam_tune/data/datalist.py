@@ -7,7 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,8 @@ class Datalist:
         training: what is learned from.
         validation: what checkpoints are chosen on.
         test: held out; read by evaluation only.
+        present: case id -> label ids that it has, of the label maps that had to be read to find
+            the labels; not written.
     """
 
     name: str
@@ -77,6 +79,7 @@ class Datalist:
     training: tuple[Case, ...] = ()
     validation: tuple[Case, ...] = ()
     test: tuple[Case, ...] = ()
+    present: Mapping[str, frozenset[int]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def cases(self) -> list[Case]:
@@ -169,7 +172,9 @@ def read_datalist(path: Path, *, with_leaks: bool = False) -> Datalist:
         name=str(content.get("name", path.stem)),
         modality=known_modality(None, content, path),
         labels=labels,
-        **subsets,
+        training=subsets["training"],
+        validation=subsets["validation"],
+        test=subsets["test"],
     )
 
 

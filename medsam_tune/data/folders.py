@@ -17,7 +17,7 @@ from medsam_tune.data.datalist import (
     refuse_missing,
     refuse_same_names,
 )
-from medsam_tune.data.labels import is_structure_set, label_names, organ_files
+from medsam_tune.data.labels import is_segmentation, is_structure_set, label_names, organ_files
 from medsam_tune.data.readers import ENDINGS, case_id
 from medsam_tune.data.series import choose_series
 from medsam_tune.data.studies import Labelled, Tree, choose_labelled, read_tree
@@ -59,11 +59,13 @@ def find_cases(folder: Path, *, modality: str | None = None) -> Datalist:
         if unused:
             warnings.warn(f"{folder}: {unused} series without a label left out.", stacklevel=2)
         cases, content = studies_cases(labelled), {}
+    labels, present = labels_of(folder, cases, content)
     return Datalist(
         name=str(content.get("name", folder.resolve().name)),
         modality=modality,
-        labels=labels_of(folder, cases, content),
+        labels=labels,
         training=cases,
+        present=present,
     )
 
 
@@ -110,7 +112,7 @@ def studies_cases(labelled: Iterable[Labelled]) -> tuple[Case, ...]:
 
 def labels_of(
     folder: Path, cases: Iterable[Case], content: Mapping[str, Any] | None = None
-) -> dict[int, str]:
+) -> tuple[dict[int, str], dict[str, frozenset[int]]]:
     """Label id -> name: from dataset.json, labels.json, or the label files themselves.
 
     Args:
@@ -118,10 +120,14 @@ def labels_of(
         cases: found in it.
         content: of its dataset.json.
 
+    Returns:
+        the labels; and case id -> label ids, of the label maps that were read for them.
+
     Raises:
         DataError: ids or names that are none, or of two meanings.
     """
-    return named_labels(folder, content or {}, folder / "dataset.json") or _labels_in(cases, folder)
+    named = named_labels(folder, content or {}, folder / "dataset.json")
+    return (named, {}) if named else _labels_in(cases, folder)
 
 
 def _tree_of(folder: Path) -> Tree:
@@ -178,10 +184,13 @@ def _scans(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _labels_in(cases: Iterable[Case], folder: Path) -> dict[int, str]:
-    """Ids and names that the label files speak of."""
+def _labels_in(
+    cases: Iterable[Case], folder: Path
+) -> tuple[dict[int, str], dict[str, frozenset[int]]]:
+    """Ids and names that the label files speak of; and case id -> ids, of the label maps."""
     organs: dict[str, str] = {}  # names of an RTSTRUCT are compared without regard to case
     found: dict[int, str] = {}
+    present: dict[str, frozenset[int]] = {}
     for case in cases:
         if case.label is None:
             continue
@@ -192,7 +201,10 @@ def _labels_in(cases: Iterable[Case], folder: Path) -> dict[int, str]:
             for name in label_names(case.id, case.label).values():
                 organs.setdefault(name.casefold(), name)
             continue
-        for number, name in label_names(case.id, case.label).items():
+        names = label_names(case.id, case.label)
+        if not is_segmentation(case.label):  # whose segments may be empty
+            present[case.id] = frozenset(names)
+        for number, name in names.items():
             if found.setdefault(number, name) != name:
                 raise DataError(
                     f"{case.label}: label {number} is {name!r}, in another case {found[number]!r}; "
@@ -206,4 +218,4 @@ def _labels_in(cases: Iterable[Case], folder: Path) -> dict[int, str]:
     labels = dict(enumerate(sorted(organs.values()), start=1)) or dict(sorted(found.items()))
     if not labels:
         raise DataError(f"{folder}: all label maps are empty; expected values above 0.")
-    return labels
+    return labels, present

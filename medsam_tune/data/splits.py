@@ -106,7 +106,7 @@ def few_shots(datalist: Datalist, shots: int, seed: int = 0) -> Datalist:
 
 
 def labels_of_patients(datalist: Datalist, jobs: int = 2) -> dict[str, set[int]]:
-    """Which labels each patient has; reads every label map.
+    """Which labels each patient has; reads every label map that `datalist.present` lacks.
 
     Args:
         datalist: cases of all subsets.
@@ -117,7 +117,9 @@ def labels_of_patients(datalist: Datalist, jobs: int = 2) -> dict[str, set[int]]
     """
     cases = datalist.cases
 
-    def read(case: Case) -> set[int]:
+    def read(case: Case) -> Collection[int]:
+        if case.id in datalist.present:
+            return datalist.present[case.id]
         return labels_present(case.id, case.label, datalist.labels) if case.label else set()
 
     present: dict[str, set[int]] = {case.patient: set() for case in cases}

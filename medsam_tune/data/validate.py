@@ -160,7 +160,7 @@ def check_place(
 def _tasks(place: Path, reading: Reading) -> list[_Task]:
     if place.is_dir() and has_pairs(place):
         cases, content = paired_cases(place)
-        labels = labels_of(place, cases, content)
+        labels, _ = labels_of(place, cases, content)
         return [_case_task(case, "", labels, reading) for case in cases]
     if place.name.lower().endswith(ENDINGS):
         return [_scan_task(place, reading)]
@@ -210,7 +210,7 @@ def _tree_tasks(place: Path, optional: bool, reading: Reading) -> list[_Task]:
             return []
         raise
     cases = studies_cases(tree.labelled)
-    labels = labels_of(place, cases) if cases else {}
+    labels = labels_of(place, cases)[0] if cases else {}
     tasks = [_case_task(case, "", labels, reading) for case in cases]
     tasks += [_series_task(series, reading) for series in tree.others]
     for path, problem in tree.problems.items():

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from monai.data import MetaTensor
 
 from medsam_tune.data.checks import DataError
 from medsam_tune.data.datalist import SUBSETS, Case, Datalist
 from medsam_tune.data.folders import find_cases
+from medsam_tune.data.readers import load_image
 from medsam_tune.data.splits import few_shots, fold_cases, labels_of_patients, split_cases
-from tests.data.conftest import listed, write_nifti
+from tests.data.conftest import listed, plain_folder, write_nifti
 
 
 def test_split_is_by_patient_and_complete():
@@ -124,6 +126,22 @@ def test_labels_of_patients_are_read(tmp_path):
         write_nifti(tmp_path / "labels" / f"{name}.nii.gz", np.full((4, 4, 4), value, np.uint8))
     data = find_cases(tmp_path, modality="CT")
     assert labels_of_patients(data) == {"a": {1}, "b": {2}}
+
+
+def test_each_label_map_is_read_once(tmp_path, monkeypatch):
+    read: list[str] = []
+
+    def counted(case: str, path: Path) -> MetaTensor:
+        read.append(case)
+        return load_image(case, path)
+
+    monkeypatch.setattr("medsam_tune.data.labels.load_image", counted)
+    data = find_cases(plain_folder(tmp_path, ["a", "b"]), modality="CT")
+    assert data.present == {"a": {1, 2}, "b": {1, 2}}
+    assert labels_of_patients(data) == {"a": {1, 2}, "b": {1, 2}}
+    assert sorted(read) == ["a", "b"]
+    assert labels_of_patients(replace(data, present={})) == {"a": {1, 2}, "b": {1, 2}}
+    assert sorted(read) == ["a", "a", "b", "b"]
 
 
 def test_each_wanted_subset_gets_a_patient():
