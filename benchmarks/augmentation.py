@@ -23,9 +23,11 @@ from torch.utils.data import DataLoader
 from training_step import machine
 
 from medsam_tune.data import samples
-from medsam_tune.data.datalist import find_cases, split_cases, write_datalist
+from medsam_tune.data.datalist import write_datalist
+from medsam_tune.data.folders import find_cases
 from medsam_tune.data.phantom import write_phantoms
 from medsam_tune.data.samples import SliceDataset
+from medsam_tune.data.splits import split_cases
 from medsam_tune.files import written_whole
 from medsam_tune.training import prepare_batch
 

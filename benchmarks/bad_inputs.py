@@ -2,7 +2,7 @@
 
     python benchmarks/bad_inputs.py
 
-Makes the inputs of tests/bad_inputs.py, gives each to both, and writes the table to
+Makes the inputs of tests/bad_inputs/, gives each to both, and writes the table to
 bundles/sam_volume/docs/bad_inputs.md.
 """
 

@@ -29,10 +29,12 @@ from scipy import ndimage
 from torch import Tensor
 from training_step import machine
 
-from medsam_tune.data.datalist import Case, find_cases, split_cases
+from medsam_tune.data.datalist import Case
+from medsam_tune.data.folders import find_cases
 from medsam_tune.data.frames import ModelFrame, slices_from_volume
 from medsam_tune.data.intensity import Percentiles, for_modality
 from medsam_tune.data.scans import load_case
+from medsam_tune.data.splits import split_cases
 from medsam_tune.evaluation import bootstrap_interval, overlap
 from medsam_tune.files import written_whole
 from medsam_tune.inference import EllipseInferer, PromptedSliceInferer, to_channels

@@ -18,15 +18,11 @@ from fire.parser import DefaultParseValue
 import medsam_tune
 from medsam_tune import weights
 from medsam_tune.data.checks import DataError
-from medsam_tune.data.datalist import (
-    find_cases,
-    fold_cases,
-    labels_of_patients,
-    split_cases,
-    write_datalist,
-)
+from medsam_tune.data.datalist import write_datalist
+from medsam_tune.data.folders import find_cases
 from medsam_tune.data.intensity import MODALITIES
 from medsam_tune.data.reading import Reading
+from medsam_tune.data.splits import few_shots, fold_cases, labels_of_patients, split_cases
 from medsam_tune.data.validate import check_place
 from medsam_tune.demo import IMAGE_SIZE, LEARNING_RATES, SETTINGS, run_demo
 from medsam_tune.methods import METHODS, apply_method
@@ -78,6 +74,9 @@ def split(
     folds: Annotated[
         int | None, typer.Option(help="Cross-validation: that many datalists instead of fractions.")
     ] = None,
+    shots: Annotated[
+        int | None, typer.Option(help="Few-shot: keep so many of the training patients.")
+    ] = None,
     stratify: Annotated[
         bool, typer.Option(help="Share out rare labels; reads every label map.")
     ] = True,
@@ -93,6 +92,8 @@ def split(
         lists = [split_cases(found, fractions, seed, present)]
     else:
         lists = fold_cases(found, folds, seed, present)
+    if shots is not None:
+        lists = [few_shots(datalist, shots, seed) for datalist in lists]
     for name, datalist in zip(names, lists, strict=True):
         write_datalist(datalist, name)
         typer.echo(

@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 
-from medsam_tune.data.datalist import find_cases, read_datalist, split_cases, write_datalist
+from medsam_tune.data.datalist import read_datalist, write_datalist
+from medsam_tune.data.folders import find_cases
 from medsam_tune.data.intensity import for_modality
 from medsam_tune.data.phantom import write_phantoms
 from medsam_tune.data.slices import SliceStore
+from medsam_tune.data.splits import split_cases
 from medsam_tune.evaluation import CaseDataset
 from medsam_tune.inference import PromptedSliceInferer
 from medsam_tune.methods.tuned import load_tuned

@@ -15,8 +15,10 @@ import torch
 from monai.bundle import verify_metadata, verify_net_in_out
 from safetensors.torch import load_file
 
-from medsam_tune.data.datalist import find_cases, read_datalist, split_cases, write_datalist
+from medsam_tune.data.datalist import read_datalist, write_datalist
+from medsam_tune.data.folders import find_cases
 from medsam_tune.data.phantom import write_phantoms
+from medsam_tune.data.splits import split_cases
 from medsam_tune.methods import METHODS
 from medsam_tune.sam.build import build_sam
 

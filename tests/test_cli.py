@@ -18,8 +18,10 @@ from safetensors.torch import load_file
 from segment_anything.modeling import MaskDecoder
 
 from medsam_tune import cli
-from medsam_tune.data.datalist import find_cases, read_datalist, split_cases, write_datalist
+from medsam_tune.data.datalist import read_datalist, write_datalist
+from medsam_tune.data.folders import find_cases
 from medsam_tune.data.phantom import write_phantoms
+from medsam_tune.data.splits import split_cases
 from medsam_tune.methods import apply_method
 from medsam_tune.methods.tuned import save_tuned
 from medsam_tune.runs import RunRecord, write_record
@@ -200,6 +202,25 @@ def test_prepare_refuses_a_full_disk(
     assert code == 1
     assert "1e-06 GB are free on its disk. Make room" in err.strip().splitlines()[-1]
     assert not (tmp_path / "s").exists()
+
+
+def test_split_for_few_shots(tune: Tune, phantoms: Path, tmp_path: Path) -> None:
+    fractions = ("--fractions", 0.5, 0.25, 0.25)
+    assert tune("split", phantoms, *fractions, "--out", tmp_path / "all.json")[0] == 0
+    code, out, _ = tune("split", phantoms, *fractions, "--shots", 1, "--out", tmp_path / "few.json")
+    assert code == 0
+    assert "few.json: 1 training, 1 validation and 1 test cases" in out
+    whole, few = read_datalist(tmp_path / "all.json"), read_datalist(tmp_path / "few.json")
+    assert set(few.training) < set(whole.training)
+    assert (few.validation, few.test) == (whole.validation, whole.test)
+    folds = ("--folds", 4, "--out", tmp_path / "cv.json")
+    code, _, err = tune("split", phantoms, *folds, "--shots", 3)
+    assert code == 1
+    assert "3 shots, but 2 training patients in" in err
+    assert not list(tmp_path.glob("cv_*"))
+    code, out, _ = tune("split", phantoms, *folds, "--shots", 1)
+    assert code == 0
+    assert out.count("1 training, 1 validation and 1 test cases") == 4
 
 
 BAD = {bad.id: bad for bad in INPUTS}

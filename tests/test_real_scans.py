@@ -8,9 +8,10 @@ import pytest
 import torch
 from monai.engines import SupervisedEvaluator
 
-from medsam_tune.data.datalist import find_cases, split_cases
+from medsam_tune.data.folders import find_cases
 from medsam_tune.data.intensity import for_modality
 from medsam_tune.data.slices import SliceStore
+from medsam_tune.data.splits import split_cases
 from medsam_tune.evaluation import CaseDataset, CaseScores, prepare_case, summarise
 from medsam_tune.inference import EllipseInferer
 

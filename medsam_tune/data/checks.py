@@ -53,6 +53,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def listed(names: Iterable[str], shown: int = 10, separator: str = ", ") -> str:
+    """Names for a message: the first so many, then how many there are."""
+    every = list(names)
+    rest = f"{separator}... ({len(every)} in all)" if len(every) > shown else ""
+    return separator.join(every[:shown]) + rest
+
+
 def check_memory(source: str, shape: Sequence[int]) -> None:
     """Refuse a scan that would not fit into memory, by its header, before a voxel is read.
 
@@ -253,5 +260,4 @@ def show_affine(affine: NDArray[np.float64]) -> str:
 
 
 def _some(values: Iterable[float] | Tensor) -> str:
-    listed = [f"{float(value):g}" for value in values]
-    return ", ".join(listed[:10]) + (f", ... ({len(listed)} in all)" if len(listed) > 10 else "")
+    return listed(f"{float(value):g}" for value in values)

@@ -13,12 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from medsam_tune.data.checks import DataError
+from medsam_tune.data.checks import DataError, listed
 from medsam_tune.data.references import References, references
 from medsam_tune.data.series import Series, find_objects
 
 LABEL_KINDS = ("SEG", "RTSTRUCT")
-_SHOWN = 5  # series or files that a message lists before it counts the rest
 
 
 @dataclass(frozen=True)
@@ -122,14 +121,14 @@ def choose_labelled(
     if not tree.labelled:
         raise DataError(
             f"{folder}: {len(tree.others)} series of images and no SEG or RTSTRUCT for them; "
-            f"expected labels. There are: {_some(map(str, tree.others))}."
+            f"expected labels. There are: {listed(map(str, tree.others), 5, '; ')}."
         )
     there = Counter(one.series.modality or "?" for one in tree.labelled)
     if modality is None:
         if len(there) > 1 or not set(there) <= {"CT", "MR"}:
-            listed = ", ".join(f"{count} of {kind}" for kind, count in sorted(there.items()))
+            counts = ", ".join(f"{count} of {kind}" for kind, count in sorted(there.items()))
             raise DataError(
-                f"{folder}: labelled series: {listed}; expected CT or MR, one of them. Choose: "
+                f"{folder}: labelled series: {counts}; expected CT or MR, one of them. Choose: "
                 "--modality CT or --modality MR."
             )
         modality = next(iter(there))
@@ -161,9 +160,3 @@ def _series_below(series: Iterable[Series]) -> dict[Path, set[str]]:
             for folder in (parent, *parent.parents):
                 below[folder].add(one.uid)
     return below
-
-
-def _some(names: Iterable[str]) -> str:
-    listed = list(names)
-    rest = f"; ... ({len(listed)} in all)" if len(listed) > _SHOWN else ""
-    return "; ".join(listed[:_SHOWN]) + rest

@@ -17,18 +17,9 @@ from monai.data import MetaTensor
 from tqdm import tqdm
 
 from medsam_tune.data.checks import DataError, check_image
-from medsam_tune.data.datalist import (
-    SUBSETS,
-    Case,
-    Datalist,
-    has_pairs,
-    labels_of,
-    leaks_of,
-    paired_cases,
-    read_datalist,
-    studies_cases,
-)
+from medsam_tune.data.datalist import SUBSETS, Case, Datalist, leaks_of, read_datalist
 from medsam_tune.data.dicom import read_series
+from medsam_tune.data.folders import has_pairs, labels_of, paired_cases, studies_cases
 from medsam_tune.data.readers import ENDINGS, image_from
 from medsam_tune.data.reading import Reading
 from medsam_tune.data.scans import load_case
@@ -169,7 +160,7 @@ def check_place(
 def _tasks(place: Path, reading: Reading) -> list[_Task]:
     if place.is_dir() and has_pairs(place):
         cases, content = paired_cases(place)
-        labels = labels_of(place, cases, content)
+        labels, _ = labels_of(place, cases, content)
         return [_case_task(case, "", labels, reading) for case in cases]
     if place.name.lower().endswith(ENDINGS):
         return [_scan_task(place, reading)]
@@ -219,7 +210,7 @@ def _tree_tasks(place: Path, optional: bool, reading: Reading) -> list[_Task]:
             return []
         raise
     cases = studies_cases(tree.labelled)
-    labels = labels_of(place, cases) if cases else {}
+    labels = labels_of(place, cases)[0] if cases else {}
     tasks = [_case_task(case, "", labels, reading) for case in cases]
     tasks += [_series_task(series, reading) for series in tree.others]
     for path, problem in tree.problems.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from medsam_tune.data.datalist import Case
+from medsam_tune.data.datalist import Case, Datalist
 
 SHAPE = (10, 12, 6)
 LABELS = {1: "liver", 2: "spleen"}
@@ -53,3 +54,38 @@ def make_case(tmp_path: Path) -> Callable[..., Case]:
         )
 
     return make
+
+
+def plain_folder(
+    folder: Path, names: list[str], images="images", labels="labels", suffix=""
+) -> Path:
+    image, label = small_scan()
+    for name in names:
+        write_nifti(folder / images / f"{name}{suffix}.nii.gz", image)
+        write_nifti(folder / labels / f"{name}.nii.gz", label)
+    return folder
+
+
+def msd_folder(folder: Path, names: list[str], **description: object) -> Path:
+    plain_folder(folder, names, "imagesTr", "labelsTr")
+    content = {
+        "name": "Small",
+        "modality": {"0": "MRI"},
+        "labels": {"0": "background", "1": "liver", "2": "spleen"},
+        "training": [
+            {"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in names
+        ],
+        "test": ["./imagesTs/x.nii.gz"],
+        **description,
+    }
+    (folder / "dataset.json").write_text(json.dumps(content))
+    return folder
+
+
+def listed(patients: int, per_patient: int = 1) -> Datalist:
+    cases = tuple(
+        Case(Path(f"/x/p{p:02d}_{s}.nii.gz"), Path(f"/y/p{p:02d}_{s}.nii.gz"), f"p{p:02d}")
+        for p in range(patients)
+        for s in range(per_patient)
+    )
+    return Datalist("Small", "CT", {1: "liver"}, cases)

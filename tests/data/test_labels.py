@@ -10,9 +10,11 @@ import SimpleITK as sitk
 from pydicom.sr.codedict import codes
 
 from medsam_tune.data.checks import DataError
-from medsam_tune.data.datalist import Case, find_cases, labels_of_patients
+from medsam_tune.data.datalist import Case
+from medsam_tune.data.folders import find_cases
 from medsam_tune.data.labels import is_segmentation, label_names
 from medsam_tune.data.scans import load_case
+from medsam_tune.data.splits import labels_of_patients
 from tests.conftest import REAL_DATA
 from tests.data.conftest import SHAPE, small_scan, write_nifti
 from tests.data.dicom_series import COUNT, SIZE, write_series

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from medsam_tune.data.datalist import find_cases
+from medsam_tune.data.folders import find_cases
 from medsam_tune.data.phantom import LABELS, write_phantoms
 from medsam_tune.data.scans import load_case
 from medsam_tune.prompts import boxes_from_masks, ellipses_in_boxes

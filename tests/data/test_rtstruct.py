@@ -12,11 +12,13 @@ import pytest
 from matplotlib.path import Path as Outline
 
 from medsam_tune.data.checks import DataError
-from medsam_tune.data.datalist import Case, find_cases, labels_of_patients
+from medsam_tune.data.datalist import Case
+from medsam_tune.data.folders import find_cases
 from medsam_tune.data.labels import is_structure_set, label_names
 from medsam_tune.data.reading import Reading
 from medsam_tune.data.rtstruct import _fill, read_regions
 from medsam_tune.data.scans import load_case
+from medsam_tune.data.splits import labels_of_patients
 from tests.conftest import REAL_DATA
 from tests.data.conftest import write_nifti
 from tests.data.dicom_series import COUNT, SIZE, SPACING, STEP, stored, write_series

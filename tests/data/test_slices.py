@@ -25,7 +25,8 @@ from torch.utils.data import DataLoader
 
 from medsam_tune.data import slices
 from medsam_tune.data.checks import DataError
-from medsam_tune.data.datalist import Case, find_cases
+from medsam_tune.data.datalist import Case
+from medsam_tune.data.folders import find_cases
 from medsam_tune.data.intensity import Percentiles, Window
 from medsam_tune.data.samples import SeededSampler, SliceDataset
 from medsam_tune.data.scans import load_case

@@ -12,16 +12,11 @@ import pydicom
 import pytest
 
 from medsam_tune.data.checks import DataError
-from medsam_tune.data.datalist import (
-    Case,
-    find_cases,
-    labels_of_patients,
-    read_datalist,
-    split_cases,
-    write_datalist,
-)
+from medsam_tune.data.datalist import Case, read_datalist, write_datalist
+from medsam_tune.data.folders import find_cases
 from medsam_tune.data.scans import load_case
 from medsam_tune.data.series import choose_series
+from medsam_tune.data.splits import labels_of_patients, split_cases
 from medsam_tune.data.validate import REFUSED, SOUND, check_place
 from tests.conftest import REAL_DATA
 from tests.data.dicom_series import stored, write_series

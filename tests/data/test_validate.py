@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from medsam_tune.data.checks import DataError
-from medsam_tune.data.datalist import find_cases, read_datalist, split_cases, write_datalist
+from medsam_tune.data.datalist import read_datalist, write_datalist
+from medsam_tune.data.folders import find_cases
 from medsam_tune.data.reading import Reading
+from medsam_tune.data.splits import split_cases
 from medsam_tune.data.validate import LEAKING, REFUSED, SOUND, check_place
 from tests.conftest import REAL_DATA
 from tests.data.conftest import LABELS, SHAPE, small_scan, write_nifti
