@@ -134,8 +134,8 @@ def main() -> None:
         "# Loading a DICOM series\n",
         f"`python benchmarks/loading.py` on {machine('cpu')}, {versions}.\n",
         f"CT, {count} files of 512 x 512, from warm files to a float array and its affine. Seconds "
-        f"are the median of {REPEATS} with their range, by turns, beside other work, which "
-        "processor seconds leave out (medians, too); memory is the peak of the first "
+        f"are the median of {REPEATS} with their range, by turns; processor seconds "
+        "(medians, too) leave out what other programs took; memory is the peak of the first "
         f"load beyond the libraries (the array itself: {count} MiB as float32).\n",
         "| | | seconds | processor seconds | of ours | MiB |",
         "|---|---|---|---|---|---|",
