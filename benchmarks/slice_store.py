@@ -178,7 +178,7 @@ def main() -> None:
         f"{options.volumes} volumes of {options.slices} slices of 512 x 512, int16 in .nii.gz, "
         f"with labels; samples of {IMAGE_SIZE} x {IMAGE_SIZE} with 4 boxes, not augmented, in "
         f"batches of {BATCH}. Memory is of the process and its workers, what they share left out. "
-        "Other work ran beside; slices/s of a whole core are by the processor time used.\n",
+        "Slices/s of a whole core are by the processor time used.\n",
         "| | |",
         "|---|---|",
         *rows,
