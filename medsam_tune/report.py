@@ -17,6 +17,8 @@ from torch import Tensor
 from medsam_tune.evaluation import overlap
 from medsam_tune.prompts import SlicePrompts
 
+_LEGEND_COLUMNS = 5
+
 
 def draw_overlays(
     path: str | Path,
@@ -45,11 +47,14 @@ def draw_overlays(
     picked = _slices_worth_showing(truth, rows)
     height, width = image.shape[-2:]
     unit = 2.6
+    seen = [k for k in labels if any((maps[picked] == k).any() for maps in columns.values())]
+    legend = 0.1 + 0.2 * -(-len(seen) // _LEGEND_COLUMNS)  # inches
     figure = Figure(
-        figsize=(unit * len(columns), unit * len(picked) * height / width + 0.9), dpi=130
+        figsize=(unit * len(columns), unit * len(picked) * height / width + 0.6 + legend), dpi=130
     )
     axes = figure.subplots(len(picked), len(columns), squeeze=False)
-    colours = {label: mpl.colormaps["tab10"](i % 10) for i, label in enumerate(labels)}
+    palette = mpl.colormaps["tab10" if len(labels) <= 10 else "tab20"]
+    colours = {label: palette(i % palette.N) for i, label in enumerate(labels)}
     for row, z in enumerate(picked):
         for column, (title, maps) in enumerate(columns.items()):
             axis = axes[row, column]
@@ -67,9 +72,11 @@ def draw_overlays(
                 axis.set_title(f"{title}{score}", fontsize=9)
             if column == 0:
                 axis.set_ylabel(f"slice {z}", fontsize=8)
-    handles = [Line2D([], [], color=c, label=labels[i]) for i, c in colours.items()]
-    figure.legend(handles=handles, loc="lower center", ncols=min(5, len(handles)), fontsize=8)
-    figure.tight_layout(rect=(0, 0.3 / figure.get_figheight(), 1, 1))
+    handles = [Line2D([], [], color=colours[k], label=labels[k]) for k in seen]
+    if handles:
+        columns_of_legend = min(_LEGEND_COLUMNS, len(handles))
+        figure.legend(handles=handles, loc="lower center", ncols=columns_of_legend, fontsize=8)
+    figure.tight_layout(rect=(0, legend / figure.get_figheight(), 1, 1))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)

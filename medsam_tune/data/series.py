@@ -125,7 +125,8 @@ class Series:
         columns, rows, frames = self.shape
         number = "" if self.number is None else f"number {self.number}, "
         what = "image" if frames == 1 else "images"
-        return f"{number}{self.modality or '?'}, {columns} x {rows}, {frames} {what}, {self.uid}"
+        uid = self.uid or "without UID"
+        return f"{number}{self.modality or '?'}, {columns} x {rows}, {frames} {what}, {uid}"
 
 
 def find_series(place: Path | Sequence[Path]) -> list[Series]:
