@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 from monai.bundle import ConfigParser
@@ -108,6 +110,8 @@ def read_record(run: str | Path) -> RunRecord:
 def refuse_unknown_overrides(argv: Sequence[str] | None = None) -> None:
     """Refuse `--key value` on the command line where no config has `key`; MONAI adds it silently.
 
+    `--key::name value` is refused as well where the component `key` takes no argument `name`.
+
     Args:
         argv: arguments of `python -m monai.bundle`; those of this process if None. Anything that
             is no `run` with a `--config_file` passes.
@@ -118,13 +122,35 @@ def refuse_unknown_overrides(argv: Sequence[str] | None = None) -> None:
     given = _options(sys.argv[1:] if argv is None else argv)
     if "config_file" not in given:
         return
-    known: set[str] = {"_meta_"}
+    config: dict[str, Any] = {"_meta_": {}}
     for file in ensure_tuple(_literal(given["config_file"])):
-        known |= {key.lstrip("+").split("::")[0] for key in ConfigParser.load_config_file(file)}
+        for key, value in ConfigParser.load_config_file(file).items():
+            name, *inner = key.lstrip("+").split("::")
+            if not inner:
+                config[name] = value
+            config.setdefault(name, None)
+    known = set(config)
     for key in given.keys() - _RUN_ARGUMENTS:
-        if key.lstrip("+").replace("#", "::").split("::")[0] not in known:
+        name, *inner = key.lstrip("+").replace("#", "::").split("::")
+        if name not in known:
             near = ", ".join(nearest(key, known)) or ", ".join(sorted(known - {"_meta_"}))
             raise ValueError(f"--{key} is no setting of this config; did you mean: {near}?")
+        arguments = _arguments(config[name])
+        if len(inner) == 1 and arguments and inner[0] not in arguments:
+            near = ", ".join(nearest(inner[0], arguments) or sorted(arguments))
+            raise ValueError(f"--{key} is no setting of {name}; did you mean: {near}?")
+
+
+def _arguments(component: Any) -> set[str]:
+    """Names that a config's `_target_` takes; empty where it takes any, or this is none."""
+    target = component.get("_target_") if isinstance(component, dict) else None
+    found = locate(target) if isinstance(target, str) else None
+    if not callable(found):
+        return set()
+    parameters = inspect.signature(found).parameters
+    if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+        return set()
+    return {*parameters, "_target_", "_mode_", "_disabled_", "_requires_", "_desc_"}
 
 
 def nearest(word: str, known: set[str]) -> list[str]:

@@ -82,5 +82,18 @@ def test_unknown_overrides_are_named_with_the_nearest(config: Path) -> None:
         refuse_unknown_overrides(["run", "--config_file", str(config), "--zzz=2"])
 
 
+def test_unknown_arguments_of_a_component_are_named(tmp_path: Path) -> None:
+    config = tmp_path / "a.yaml"
+    config.write_text(
+        "reading: {_target_: medsam_tune.data.reading.Reading, plane: axial}\n"
+        "net: {_target_: medsam_tune.apply_method, sam: 1, method: lora}\n"
+        "reading::strict: true\n"
+    )
+    run = ["run", "--config_file", str(config)]
+    refuse_unknown_overrides([*run, "--reading::neighbours", "True", "--net::rank", "4"])
+    with pytest.raises(ValueError, match=r"reading::plan is no setting of reading; .*: plane"):
+        refuse_unknown_overrides([*run, "--reading::plan", "coronal"])
+
+
 def test_other_programs_are_let_alone() -> None:
     refuse_unknown_overrides(["tests", "--maxfail", "2"])
