@@ -303,15 +303,13 @@ def grid_of(image: MetaTensor, reading: Reading | None = None) -> ScanGrid:
 
     Args:
         image: from `load_case`.
-        reading: whether its slices are resampled.
+        reading: what it was loaded with.
     """
     shape: list[int] = np.asarray(image.meta["spatial_shape"]).tolist()
     affine = np.asarray(image.meta["original_affine"], dtype=np.float64)
-    now = np.asarray(image.affine, dtype=np.float64)
-    axes = "".join(nib.orientations.aff2axcodes(now))
-    spacing = np.linalg.norm(now[:3, :3], axis=0).tolist()
-    size = (reading or Reading()).size(image.shape[1:], spacing)
-    return ScanGrid(affine, (shape[0], shape[1], shape[2]), axes, size)
+    reading = reading or Reading()
+    size = reading.stored(shape, affine)
+    return ScanGrid(affine, (shape[0], shape[1], shape[2]), reading.axes(affine), size)
 
 
 def write_mask(labels: Tensor, grid: ScanGrid, path: str | Path) -> Path:

@@ -135,8 +135,8 @@ def refuse_unknown_overrides(argv: Sequence[str] | None = None) -> None:
         if name not in known:
             near = ", ".join(nearest(key, known)) or ", ".join(sorted(known - {"_meta_"}))
             raise ValueError(f"--{key} is no setting of this config; did you mean: {near}?")
-        arguments = _arguments(config[name])
-        if len(inner) == 1 and arguments and inner[0] not in arguments:
+        arguments = _arguments(config[name]) if len(inner) == 1 else set()
+        if arguments and inner[0] not in arguments:
             near = ", ".join(nearest(inner[0], arguments) or sorted(arguments))
             raise ValueError(f"--{key} is no setting of {name}; did you mean: {near}?")
 

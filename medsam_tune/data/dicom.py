@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from medsam_tune.data.checks import DataError, check_memory
 from medsam_tune.data.series import (
+    LPS_TO_RAS,
     Series,
     Slice,
     affine_of,
@@ -87,7 +88,6 @@ def _read_volume(series: Series, resample_uneven: bool) -> Volume:
     slices = list(series.slices)
     check_memory(str(slices[0].path.parent), series.shape)
     _check_grey(series)
-    check_memory(str(slices[0].path), (*slices[0].size, sum(s.frames for s in slices)))
     if len(slices) == 1 and slices[0].frames > 1:
         return _read_multiframe(series)
     _check_alike(series)
@@ -397,5 +397,4 @@ def from_highdicom(volume: Any) -> Volume:
     """highdicom's volume of (slices, rows, columns) in LPS as one of ours."""
     array = np.asarray(volume.array, dtype=np.float32)
     affine = np.asarray(volume.affine, dtype=np.float64)[:, [2, 1, 0, 3]]
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
-    return Volume(np.array(array.transpose(2, 1, 0), order="F"), affine)
+    return Volume(np.array(array.transpose(2, 1, 0), order="F"), LPS_TO_RAS @ affine)

@@ -17,7 +17,7 @@ from medsam_tune.data.datalist import (
     refuse_missing,
     refuse_same_names,
 )
-from medsam_tune.data.labels import is_segmentation, is_structure_set, label_names, organ_files
+from medsam_tune.data.labels import label_kind, label_names, organ_files
 from medsam_tune.data.readers import ENDINGS, case_id
 from medsam_tune.data.series import choose_series
 from medsam_tune.data.studies import Labelled, Tree, choose_labelled, read_tree
@@ -197,12 +197,12 @@ def _labels_in(
         if case.label.is_dir():
             organs |= {name: name for name in organ_files(case.label)}
             continue
-        if is_structure_set(case.label):
-            for name in label_names(case.id, case.label).values():
+        kind, names = label_kind(case.label), label_names(case.id, case.label)
+        if kind == "RTSTRUCT":
+            for name in names.values():
                 organs.setdefault(name.casefold(), name)
             continue
-        names = label_names(case.id, case.label)
-        if not is_segmentation(case.label):  # whose segments may be empty
+        if kind != "SEG":  # whose segments may be empty
             present[case.id] = frozenset(names)
         for number, name in names.items():
             if found.setdefault(number, name) != name:

@@ -64,7 +64,7 @@ def load_label(
     resample = bool(reading and reading.resample_label)
     if path.is_dir():
         return _merged(case, path, image, image_path, labels, resample)
-    kind = _kind(path)
+    kind = label_kind(path)
     if kind == "RTSTRUCT":
         check_references(case, image, path)
         return rasterise(case, path, image, labels)
@@ -90,7 +90,7 @@ def labels_present(case: str, path: Path, labels: Mapping[int, str]) -> set[int]
         ids = {name: i for i, name in labels.items()}
         organs = {name: load_image(case, file) for name, file in organ_files(path).items()}
         return {ids[name] for name, organ in organs.items() if name in ids and organ.max() > 0}
-    kind = _kind(path)
+    kind = label_kind(path)
     if kind == "RTSTRUCT":
         return set(named_regions(case, path, labels)[0])
     label = read_segmentation(path) if kind == "SEG" else load_image(case, path)
@@ -105,7 +105,7 @@ def label_names(case: str, path: Path) -> dict[int, str]:
     Raises:
         DataError: it cannot be read, or holds values that are no ids.
     """
-    kind = _kind(path)
+    kind = label_kind(path)
     if kind == "RTSTRUCT":
         return {region.number: region.name for region in organ_regions(path)}
     if kind == "SEG":
@@ -122,18 +122,8 @@ def label_names(case: str, path: Path) -> dict[int, str]:
     return {value: f"label {value}" for value in label_values(values) if value}
 
 
-def is_segmentation(path: Path) -> bool:
-    """Whether a file is a DICOM SEG."""
-    return _kind(path) == "SEG"
-
-
-def is_structure_set(path: Path) -> bool:
-    """Whether a file is a DICOM RTSTRUCT."""
-    return _kind(path) == "RTSTRUCT"
-
-
-def _kind(path: Path) -> str:
-    """Modality of a DICOM file; empty for other files and for folders."""
+def label_kind(path: Path) -> str:
+    """Modality of a DICOM file, "SEG" or "RTSTRUCT"; empty for other files and for folders."""
     if not path.is_file() or path.name.lower().endswith(ENDINGS):
         return ""
     return object_kind(path)

@@ -32,7 +32,7 @@ from medsam_tune.data.checks import (
 )
 from medsam_tune.data.dicom import Volume, read_series, reason_of
 from medsam_tune.data.reading import Reading
-from medsam_tune.data.series import choose_series, has_dicom_prefix
+from medsam_tune.data.series import LPS_TO_RAS, choose_series, has_dicom_prefix
 
 _NIFTI = (".nii", ".nii.gz")
 _ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
@@ -227,7 +227,7 @@ def _itk_affine(image: Any) -> NDArray[np.float64]:
     affine = np.eye(4)
     affine[:dimension, :dimension] = direction * np.asarray(image.GetSpacing())[:dimension]
     affine[:dimension, 3] = image.GetOrigin()[:dimension]
-    return np.asarray(np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine)
+    return np.asarray(LPS_TO_RAS @ affine)
 
 
 def _load_nifti(case_id: str, path: Path, strict: bool) -> MetaTensor:

@@ -84,19 +84,10 @@ class Reading:
         turn = nib.orientations.ornt_transform(nib.orientations.io_orientation(affine), wanted)
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
         order = np.argsort(turn[:, 0])
-        return self.size([int(shape[i]) for i in order], spacing[order].tolist())
-
-    def size(self, size: Sequence[int], spacing: Sequence[float]) -> tuple[int, int, int]:
-        """Voxels along (W, H, K) after resampling.
-
-        Args:
-            size: voxels along (W, H, K) before.
-            spacing: millimetres along (W, H, K) before.
-        """
-        wanted = self.spacing or (0.0, 0.0, 0.0)
+        wanted_spacing = self.spacing or (0.0, 0.0, 0.0)
         w, h, k = (
-            max(1, round(n * mm / to)) if to else int(n)
-            for n, mm, to in zip(size, spacing, wanted, strict=True)
+            max(1, round(int(shape[i]) * float(spacing[i]) / to)) if to else int(shape[i])
+            for i, to in zip(order, wanted_spacing, strict=True)
         )
         return w, h, k
 

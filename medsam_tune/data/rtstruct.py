@@ -20,7 +20,7 @@ from monai.data import MetaTensor
 from numpy.typing import NDArray
 
 from medsam_tune.data.checks import DataError
-from medsam_tune.data.series import import_pydicom, without_warnings
+from medsam_tune.data.series import LPS_TO_RAS, import_pydicom, without_warnings
 
 PLANE_TOLERANCE = 0.5
 """Largest accepted distance of a contour's points from the centre of their slice, millimetres (or a
@@ -193,7 +193,7 @@ def rasterise(case: str, path: Path, image: MetaTensor, labels: Mapping[int, str
 
 def _voxels(region: Region, affine: NDArray[np.float64]) -> list[_Points]:
     """The contours' points (N, 3) in voxels of the image, centres at whole numbers."""
-    inverse = np.linalg.inv(np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine)  # of LPS
+    inverse = np.linalg.inv(LPS_TO_RAS @ affine)
     found = []
     for points in region.contours:
         voxels = points @ inverse[:3, :3].T + inverse[:3, 3]

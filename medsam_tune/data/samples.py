@@ -15,7 +15,7 @@ from monai.transforms import Randomizable
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from medsam_tune.data.checks import DataError
+from medsam_tune.data.checks import DataError, listed
 from medsam_tune.data.frames import ModelFrame
 from medsam_tune.data.slices import PreparedCase
 from medsam_tune.prompts import boxes_from_masks
@@ -24,7 +24,6 @@ OVERSIZE = 1.25
 """Longest side of a slice that is augmented, as a share of the model's input: a crop of four fifths
 still fills the input, and more detail would be lost."""
 
-_SHOWN = 10  # cases that a message lists before it stops
 Augment = Callable[[dict[str, Tensor]], Mapping[Any, Tensor]]
 
 
@@ -72,10 +71,10 @@ class SliceDataset(Dataset[dict[str, Any]]):
         self.squash = squash
         empty = {case.id: len(case.constant) for case in self.cases if case.constant}
         if empty:
-            listed = ", ".join(f"{case} ({count})" for case, count in list(empty.items())[:_SHOWN])
+            where = listed(f"{case} ({count})" for case, count in empty.items())
             warnings.warn(
                 f"{sum(empty.values())} slices of {len(empty)} cases hold one value in all pixels "
-                f"and are left out: {listed}{', ...' if len(empty) > _SHOWN else ''}.",
+                f"and are left out: {where}.",
                 stacklevel=2,
             )
         slices = [

@@ -19,7 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medsam_tune.data.checks import DataError
+from medsam_tune.data.checks import DataError, listed
+
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""(4, 4) of DICOM's and ITK's millimetres to nibabel's, and back."""
 
 _IMAGE_TAGS = (
     "SOPClassUID",
@@ -47,7 +50,6 @@ _IMAGE_TAGS = (
 _QUIET = threading.RLock()
 # Objects with pixels that are no scan.
 _DERIVED = {"SEG", "RTDOSE", "RTSTRUCT", "PR", "SR", "KO", "REG"}
-_SHOWN = 5  # files or series that a message lists before it counts the rest
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,6 @@ def find_objects(
     paths = list(_files(place))
     for path in paths:
         header = read_header(path)
-        kind = "" if header is None else str(header.get("Modality") or "")
         if header is None:
             others["not DICOM"] += 1
             continue
@@ -203,14 +204,13 @@ def choose_series(place: Path | Sequence[Path], uid: str | None = None) -> Serie
         ]
     if len(chosen) == 1:
         return chosen[0]
-    listed = "; ".join(map(str, series[:_SHOWN]))
-    more = f"; and {len(series) - _SHOWN} more" if len(series) > _SHOWN else ""
+    there = listed(map(str, series), 5, "; ")
     if uid:
         raise DataError(
-            f"{_name(place)}: {len(chosen)} series end in {uid!r}; expected one of: {listed}{more}."
+            f"{_name(place)}: {len(chosen)} series end in {uid!r}; expected one of: {there}."
         )
     raise DataError(
-        f"{_name(place)}: {len(series)} series: {listed}{more}; expected one, as two cannot be one "
+        f"{_name(place)}: {len(series)} series: {there}; expected one, as two cannot be one "
         "volume. Choose by series_uid (predict: --series), or give each a folder of its own."
     )
 
@@ -350,9 +350,9 @@ def import_highdicom(path: Path, what: str) -> Any:
 
 
 def _nothing_there(place: Path | Sequence[Path], count: int, others: Counter[str]) -> DataError:
-    listed = ", ".join(f"{n} {kind}" for kind, n in sorted(others.items())) or "none"
+    kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(others.items())) or "none"
     return DataError(
-        f"no image DICOM in {_name(place)}: {count} files, {listed}; expected the images of a "
+        f"no image DICOM in {_name(place)}: {count} files, {kinds}; expected the images of a "
         "series. Give the folder that holds them."
     )
 
@@ -483,7 +483,7 @@ def affine_of(first: Slice, positions: NDArray[np.float64]) -> NDArray[np.float6
     affine[:3, 1] = first.orientation[1] * down
     affine[:3, 2] = step
     affine[:3, 3] = positions[0]
-    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    return LPS_TO_RAS @ affine
 
 
 def flat_affine(one: Slice) -> NDArray[np.float64]:

@@ -255,7 +255,7 @@ class SliceStore:
     def _write(self, folder: Path, case: Case, image: MetaTensor, label: MetaTensor | None) -> None:
         affine = np.asarray(image.affine, dtype=np.float64)
         x, y, z = np.linalg.norm(affine[:3, :3], axis=0).tolist()
-        size = self.reading.size(image.shape[1:], (x, y, z))
+        size = self.reading.stored(image.shape[1:], affine)
         volume = self.intensity(resized(image.as_tensor(), size))
         slices = slices_from_volume(volume).numpy()  # (Z, C, H, W)
         group = zarr.open_group(folder, mode="w", zarr_format=3)

@@ -12,7 +12,7 @@ from pydicom.sr.codedict import codes
 from medsam_tune.data.checks import DataError
 from medsam_tune.data.datalist import Case
 from medsam_tune.data.folders import find_cases
-from medsam_tune.data.labels import is_segmentation, label_names
+from medsam_tune.data.labels import label_kind, label_names
 from medsam_tune.data.scans import load_case
 from medsam_tune.data.splits import labels_of_patients
 from tests.conftest import REAL_DATA
@@ -87,9 +87,9 @@ def test_segmentation_lies_on_its_series(tmp_path):
 
 def test_what_is_no_segmentation(tmp_path):
     series = write_series(tmp_path / "a")
-    assert not is_segmentation(series)
-    assert not is_segmentation(next(series.iterdir()))
-    assert not is_segmentation(write_nifti(tmp_path / "b.nii.gz", small_scan()[0]))
+    assert label_kind(series) != "SEG"
+    assert label_kind(next(series.iterdir())) != "SEG"
+    assert label_kind(write_nifti(tmp_path / "b.nii.gz", small_scan()[0])) != "SEG"
 
 
 def test_one_file_for_each_organ(tmp_path):

@@ -14,7 +14,7 @@ from matplotlib.path import Path as Outline
 from medsam_tune.data.checks import DataError
 from medsam_tune.data.datalist import Case
 from medsam_tune.data.folders import find_cases
-from medsam_tune.data.labels import is_structure_set, label_names
+from medsam_tune.data.labels import label_kind, label_names
 from medsam_tune.data.reading import Reading
 from medsam_tune.data.rtstruct import _fill, read_regions
 from medsam_tune.data.scans import load_case
@@ -148,8 +148,8 @@ def test_which_regions_count(tmp_path, series):
     regions = {"liver": liver, "BODY": body, "Couch": body, "other": body}
     kinds = {"BODY": "EXTERNAL", "Couch": "SUPPORT"}
     file = write_structure_set(tmp_path / "r.dcm", series, regions, kinds)
-    assert is_structure_set(file)
-    assert not is_structure_set(series)
+    assert label_kind(file) == "RTSTRUCT"
+    assert label_kind(series) != "RTSTRUCT"
     assert label_names("s", file) == {11: "liver", 14: "other"}
     _, label = load_case(Case(series, file, "p"), NAMES)
     assert label.unique().tolist() == [0, 1]
@@ -245,6 +245,6 @@ def test_without_a_preamble():
     file = REAL_DATA / "odd_inputs" / "pydicom" / "rtstruct.dcm"
     if not file.is_file():
         pytest.skip("real scans are not here: odd_inputs beside the repository")
-    assert is_structure_set(file)
+    assert label_kind(file) == "RTSTRUCT"
     (region,) = read_regions(file)
     assert [len(points) for points in region.contours] == [5, 6, 6]
