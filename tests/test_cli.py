@@ -258,6 +258,24 @@ def test_bad_inputs_exit_and_leave_nothing(tune: Tune, tmp_path: Path) -> None:
         assert not [path for path in out.rglob("*") if path.is_file()], name
 
 
+def test_overlays_of_the_bundle_and_of_the_user(tune: Tune, phantoms: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("jitter: 0.125\n")
+    run = tmp_path / "run"
+    flags = ("--datalist", phantoms / "d.json", "--output", run, "--overlay", "windows.yaml")
+    code, _, err = tune("train", "decoder", *flags, "--overlay", mine, *SMALL)
+    assert code == 0, err
+    record = json.loads((run / "run.json").read_text())
+    assert record["jitter"] == 0.125
+    assert record["intensity"]["name"] == "windows"
+    assert len(record["intensity"]["windows"]) == 3
+    code, _, err = tune("evaluate", "--run", run)
+    assert code == 0, err
+    code, _, err = tune("train", "decoder", *flags, "--overlay", "window.yaml", *SMALL)
+    assert code == 1
+    assert "window.yaml: no such config here, nor in the bundle, which has" in err
+
+
 def test_no_prompt_is_an_overlay(tune: Tune, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[list[str], dict[str, object]]] = []
     monkeypatch.setattr(cli, "run_bundle", lambda _, *rest: seen.append(rest))
