@@ -22,14 +22,14 @@ from monai.transforms import Compose
 from torch.utils.data import DataLoader
 from training_step import machine
 
-from medsam_tune.data import samples
-from medsam_tune.data.datalist import write_datalist
-from medsam_tune.data.folders import find_cases
-from medsam_tune.data.phantom import write_phantoms
-from medsam_tune.data.samples import SliceDataset
-from medsam_tune.data.splits import split_cases
+from medsam_tune.cases.datalist import write_datalist
+from medsam_tune.cases.folders import find_cases
+from medsam_tune.cases.splits import split_cases
 from medsam_tune.files import written_whole
-from medsam_tune.training import prepare_batch
+from medsam_tune.synthetic.phantom import write_phantoms
+from medsam_tune.training import samples
+from medsam_tune.training.handlers import prepare_batch
+from medsam_tune.training.samples import SliceDataset
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "bundles" / "sam_volume" / "configs"

@@ -27,8 +27,8 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEGLSLossless, generate_uid
 from training_step import Memory, machine
 
-from medsam_tune.data.readers import SimpleITKReader
 from medsam_tune.files import written_whole
+from medsam_tune.formats.open import SimpleITKReader
 
 OUTPUT = Path(__file__).parent / "results" / "loading.md"
 REPEATS = 5

@@ -19,10 +19,10 @@ from typing import Any
 
 from training_step import machine
 
+from medsam_tune.cases.datalist import write_datalist
+from medsam_tune.cases.folders import find_cases
+from medsam_tune.cases.splits import split_cases
 from medsam_tune.cli import app
-from medsam_tune.data.datalist import write_datalist
-from medsam_tune.data.folders import find_cases
-from medsam_tune.data.splits import split_cases
 from medsam_tune.demo import LEARNING_RATES, prepare_demo
 from medsam_tune.methods import apply_method
 from medsam_tune.methods.tuned import read_header, tuned_tensors

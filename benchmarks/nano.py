@@ -29,18 +29,18 @@ from scipy import ndimage
 from torch import Tensor
 from training_step import machine
 
-from medsam_tune.data.datalist import Case
-from medsam_tune.data.folders import find_cases
-from medsam_tune.data.frames import ModelFrame, slices_from_volume
-from medsam_tune.data.intensity import Percentiles, for_modality
-from medsam_tune.data.scans import load_case
-from medsam_tune.data.splits import split_cases
-from medsam_tune.evaluation import bootstrap_interval, overlap
+from medsam_tune.cases.datalist import Case
+from medsam_tune.cases.folders import find_cases
+from medsam_tune.cases.load import load_case
+from medsam_tune.cases.splits import split_cases
+from medsam_tune.evaluation.metrics import bootstrap_interval, overlap
 from medsam_tune.files import written_whole
-from medsam_tune.inference import EllipseInferer, PromptedSliceInferer, to_channels
+from medsam_tune.inference.inferers import EllipseInferer, PromptedSliceInferer, to_channels
 from medsam_tune.prompts import SlicePrompts, points_in_masks, prompts_from_labels
 from medsam_tune.sam.build import build_sam
 from medsam_tune.sam.model import PromptableSam
+from medsam_tune.slices.frames import ModelFrame, slices_from_volume
+from medsam_tune.slices.intensity import Percentiles, for_modality
 
 RESULTS = Path(__file__).parent / "results" / "nano.md"
 WAYS = ("ellipse", "box", "point", "moved", "grown", "shrunk")

@@ -31,11 +31,11 @@ from numpy.typing import NDArray
 from pydicom.encaps import generate_frames
 from pydicom.uid import JPEGExtended12Bit, JPEGLosslessSV1
 
-from medsam_tune.data.checks import DataError, check_image
-from medsam_tune.data.dicom import AIR
-from medsam_tune.data.readers import load_image
-from medsam_tune.data.series import find_series
+from medsam_tune.cases.checks import DataError, check_image
 from medsam_tune.files import written_whole
+from medsam_tune.formats.dicom.series import find_series
+from medsam_tune.formats.dicom.stack import AIR
+from medsam_tune.formats.open import load_image
 
 RESULTS = Path(__file__).parent / "results" / "odd_inputs.md"
 FOLDERS = ("odd_inputs", "totalseg", "dcmqi_ct3slice")

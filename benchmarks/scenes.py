@@ -24,15 +24,15 @@ from training_step import machine
 
 from medsam_tune.files import written_whole
 from medsam_tune.methods import apply_method
-from medsam_tune.pretraining import (
+from medsam_tune.sam.build import build_sam
+from medsam_tune.synthetic.pretraining import (
     InteractiveLoss,
     MuonAdamW,
     Scenes,
     SimulatedUser,
     prepare_scenes,
 )
-from medsam_tune.sam.build import build_sam
-from medsam_tune.scenes import draw_scenes
+from medsam_tune.synthetic.scenes import draw_scenes
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 OUTPUT = Path(__file__).parent / "results" / f"scenes_{DEVICE}.md"

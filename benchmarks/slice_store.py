@@ -24,12 +24,12 @@ import zarr
 from torch.utils.data import DataLoader
 from training_step import Memory, machine
 
-from medsam_tune.data.datalist import Case
-from medsam_tune.data.estimate import estimate
-from medsam_tune.data.intensity import WINDOWS
-from medsam_tune.data.samples import SeededSampler, SliceDataset
-from medsam_tune.data.slices import PreparedCase, SliceStore
+from medsam_tune.cases.datalist import Case
 from medsam_tune.files import written_whole
+from medsam_tune.slices.estimate import estimate
+from medsam_tune.slices.intensity import WINDOWS
+from medsam_tune.slices.store import PreparedCase, SliceStore
+from medsam_tune.training.samples import SeededSampler, SliceDataset
 
 OUTPUT = Path(__file__).parent / "results" / "slice_store.md"
 LABELS = {1: "liver"}

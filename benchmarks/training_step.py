@@ -38,10 +38,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from medsam_tune.files import written_whole
-from medsam_tune.losses import MaskLoss
 from medsam_tune.methods import METHODS, apply_method
 from medsam_tune.sam.build import architecture, build_sam
 from medsam_tune.sam.encoder import split_qkv
+from medsam_tune.training.losses import MaskLoss
 
 RESULTS = Path(__file__).parent / "results"
 ENCODERS = ("stock encoder", "our encoder")

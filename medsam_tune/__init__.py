@@ -2,8 +2,8 @@
 
 __version__ = "0.1.0"
 
-from medsam_tune.data.checks import DataError
-from medsam_tune.inference import Segmenter
+from medsam_tune.cases.checks import DataError
+from medsam_tune.inference.inferers import Segmenter
 from medsam_tune.methods import METHODS, apply_method
 from medsam_tune.methods.export import export_sam
 from medsam_tune.methods.tuned import load_tuned, save_tuned

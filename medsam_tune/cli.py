@@ -16,14 +16,12 @@ import yaml
 from fire.parser import DefaultParseValue
 
 import medsam_tune
-from medsam_tune import weights
-from medsam_tune.data.checks import DataError
-from medsam_tune.data.datalist import write_datalist
-from medsam_tune.data.folders import find_cases
-from medsam_tune.data.intensity import MODALITIES
-from medsam_tune.data.reading import Reading
-from medsam_tune.data.splits import few_shots, fold_cases, labels_of_patients, split_cases
-from medsam_tune.data.validate import check_place
+from medsam_tune import downloads
+from medsam_tune.cases.audit import check_place
+from medsam_tune.cases.checks import DataError
+from medsam_tune.cases.datalist import write_datalist
+from medsam_tune.cases.folders import find_cases
+from medsam_tune.cases.splits import few_shots, fold_cases, labels_of_patients, split_cases
 from medsam_tune.demo import IMAGE_SIZE, LEARNING_RATES, SETTINGS, run_demo
 from medsam_tune.methods import METHODS, apply_method
 from medsam_tune.methods.export import export_onnx, export_sam, is_stock
@@ -31,6 +29,8 @@ from medsam_tune.methods.peft_folder import save_peft
 from medsam_tune.methods.tuned import load_tuned, read_header
 from medsam_tune.runs import read_record
 from medsam_tune.sam.build import ARCHITECTURES, architecture, build_sam
+from medsam_tune.slices.intensity import MODALITIES
+from medsam_tune.slices.rules import Reading
 
 app = typer.Typer(
     help=medsam_tune.__doc__,
@@ -270,8 +270,8 @@ def download(
     bundle: Annotated[str, typer.Option(help="Name of a bundle, or its folder.")] = "volume",
 ) -> None:
     """Fetch a published checkpoint and check its hash. Nothing is ever fetched unasked."""
-    entry = weights.choose(name, bundle_folder(bundle))
-    path, kept = weights.download(entry, output)
+    entry = downloads.choose(name, bundle_folder(bundle))
+    path, kept = downloads.download(entry, output)
     typer.echo(f"{path}: {'was there' if kept else 'fetched'}, its {entry.hash_type} as published.")
     recipe = "lora" if bundle == "volume" else f"lora --bundle {shlex.quote(bundle)}"
     typer.echo(

@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 
-from medsam_tune.data.datalist import read_datalist, write_datalist
-from medsam_tune.data.folders import find_cases
-from medsam_tune.data.intensity import for_modality
-from medsam_tune.data.phantom import write_phantoms
-from medsam_tune.data.slices import SliceStore
-from medsam_tune.data.splits import split_cases
-from medsam_tune.evaluation import CaseDataset
-from medsam_tune.inference import PromptedSliceInferer
+from medsam_tune.cases.datalist import read_datalist, write_datalist
+from medsam_tune.cases.folders import find_cases
+from medsam_tune.cases.splits import split_cases
+from medsam_tune.evaluation.metrics import CaseDataset
+from medsam_tune.evaluation.pictures import draw_overlays
+from medsam_tune.inference.inferers import PromptedSliceInferer
 from medsam_tune.methods.tuned import load_tuned
-from medsam_tune.report import draw_overlays
 from medsam_tune.sam.build import build_sam
+from medsam_tune.slices.intensity import for_modality
+from medsam_tune.slices.store import SliceStore
+from medsam_tune.synthetic.phantom import write_phantoms
 
 IMAGE_SIZE = 128
 JITTER = 0.05

@@ -17,7 +17,7 @@ from monai.bundle import ConfigParser
 from monai.utils import ensure_tuple
 
 import medsam_tune
-from medsam_tune.data.checks import DataError
+from medsam_tune.cases.checks import DataError
 from medsam_tune.files import written_whole
 from medsam_tune.sam.build import RANDOM
 

@@ -1,4 +1,4 @@
-"""Shared by all tests: a tiny SAM, and where the real scans are."""
+"""Shared by all tests: a tiny SAM, a small case, and where the real scans are."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from medsam_tune.cases.datalist import Case
 from medsam_tune.sam.build import ARCHITECTURES, Architecture, build_sam
 from medsam_tune.sam.model import PromptableSam
+from tests.scans import small_scan, write_nifti
 
 # Windowed and global blocks, 2 x 2 windows with padding at 80 pixels, in well under a second.
 TINY = Architecture(
@@ -45,6 +48,30 @@ def hippocampus() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real scans are not here: {folder.name} beside the repository")
     return folder
+
+
+@pytest.fixture
+def make_case(tmp_path: Path) -> Callable[..., Case]:
+    """Writes one case; `image` and `label` replace the small scan's arrays."""
+
+    def make(
+        name: str = "case_017",
+        image: np.ndarray | None = None,
+        label: np.ndarray | None = None,
+        affine: np.ndarray | None = None,
+        label_affine: np.ndarray | None = None,
+    ) -> Case:
+        usual_image, usual_label = small_scan()
+        image = usual_image if image is None else image
+        label = usual_label if label is None else label
+        label_affine = affine if label_affine is None else label_affine
+        return Case(
+            write_nifti(tmp_path / "imagesTr" / f"{name}.nii.gz", image, affine),
+            write_nifti(tmp_path / "labelsTr" / f"{name}.nii.gz", label, label_affine),
+            "patient_a",
+        )
+
+    return make
 
 
 def image_and_boxes(size: int = 96, images: int = 2, prompts: int = 3) -> tuple[torch.Tensor, ...]:

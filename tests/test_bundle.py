@@ -15,12 +15,12 @@ import torch
 from monai.bundle import verify_metadata, verify_net_in_out
 from safetensors.torch import load_file
 
-from medsam_tune.data.datalist import read_datalist, write_datalist
-from medsam_tune.data.folders import find_cases
-from medsam_tune.data.phantom import write_phantoms
-from medsam_tune.data.splits import split_cases
+from medsam_tune.cases.datalist import read_datalist, write_datalist
+from medsam_tune.cases.folders import find_cases
+from medsam_tune.cases.splits import split_cases
 from medsam_tune.methods import METHODS
 from medsam_tune.sam.build import build_sam
+from medsam_tune.synthetic.phantom import write_phantoms
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "sam_volume"
 SMALL = ("--image_size", "64", "--epochs", "1", "--num_workers", "0", "--warmup_steps", "2")

@@ -18,15 +18,15 @@ from safetensors.torch import load_file
 from segment_anything.modeling import MaskDecoder
 
 from medsam_tune import cli
-from medsam_tune.data.datalist import read_datalist, write_datalist
-from medsam_tune.data.folders import find_cases
-from medsam_tune.data.phantom import write_phantoms
-from medsam_tune.data.splits import split_cases
+from medsam_tune.cases.datalist import read_datalist, write_datalist
+from medsam_tune.cases.folders import find_cases
+from medsam_tune.cases.splits import split_cases
 from medsam_tune.methods import apply_method
 from medsam_tune.methods.tuned import save_tuned
 from medsam_tune.runs import RunRecord, write_record
 from medsam_tune.sam.build import build_sam
 from medsam_tune.sam.encoder import fuse_qkv
+from medsam_tune.synthetic.phantom import write_phantoms
 from tests.bad_inputs import INPUTS
 
 SMALL = ["--image-size", "64", "--set", "epochs=1", "--set", "num_workers=0"]
@@ -173,7 +173,7 @@ def test_training_uses_what_prepare_made(
     code, out, _ = tune("prepare", datalist)
     assert code == 0
     assert "d.slices: all 4 cases are prepared" in out
-    monkeypatch.setattr("medsam_tune.data.slices.load_case", None)
+    monkeypatch.setattr("medsam_tune.slices.store.load_case", None)
     run = tmp_path / "run"
     code, _, err = tune("train", "decoder", "--datalist", datalist, "--output", run, *SMALL)
     assert code == 0, err
@@ -183,7 +183,7 @@ def test_training_uses_what_prepare_made(
 
 def test_prepare_elsewhere_by_another_rule(tune: Tune, phantoms: Path, tmp_path: Path) -> None:
     flags = (phantoms / "d.json", "--slices-dir", tmp_path / "s")
-    rule = "intensity={'_target_':'medsam_tune.data.intensity.Windows'}"
+    rule = "intensity={'_target_':'medsam_tune.slices.intensity.Windows'}"
     code, _, err = tune("prepare", *flags, "--set", rule)
     assert code == 0, err
     code, out, err = tune("prepare", *flags)
@@ -197,7 +197,7 @@ def test_prepare_refuses_a_full_disk(
     tune: Tune, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = SimpleNamespace(free=1000)
-    monkeypatch.setattr("medsam_tune.data.estimate.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("medsam_tune.slices.estimate.shutil.disk_usage", lambda _: usage)
     code, _, err = tune("prepare", phantoms / "d.json", "--slices-dir", tmp_path / "s")
     assert code == 1
     assert "1e-06 GB are free on its disk. Make room" in err.strip().splitlines()[-1]

@@ -8,12 +8,12 @@ import pytest
 import torch
 from monai.engines import SupervisedEvaluator
 
-from medsam_tune.data.folders import find_cases
-from medsam_tune.data.intensity import for_modality
-from medsam_tune.data.slices import SliceStore
-from medsam_tune.data.splits import split_cases
-from medsam_tune.evaluation import CaseDataset, CaseScores, prepare_case, summarise
-from medsam_tune.inference import EllipseInferer
+from medsam_tune.cases.folders import find_cases
+from medsam_tune.cases.splits import split_cases
+from medsam_tune.evaluation.metrics import CaseDataset, CaseScores, prepare_case, summarise
+from medsam_tune.inference.inferers import EllipseInferer
+from medsam_tune.slices.intensity import for_modality
+from medsam_tune.slices.store import SliceStore
 
 
 @pytest.mark.real_data

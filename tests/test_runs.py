@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from medsam_tune.data.checks import DataError
+from medsam_tune.cases.checks import DataError
 from medsam_tune.runs import (
     RunRecord,
     read_record,
@@ -85,7 +85,7 @@ def test_unknown_overrides_are_named_with_the_nearest(config: Path) -> None:
 def test_unknown_arguments_of_a_component_are_named(tmp_path: Path) -> None:
     config = tmp_path / "a.yaml"
     config.write_text(
-        "reading: {_target_: medsam_tune.data.reading.Reading, plane: axial}\n"
+        "reading: {_target_: medsam_tune.slices.rules.Reading, plane: axial}\n"
         "net: {_target_: medsam_tune.apply_method, sam: 1, method: lora}\n"
         "reading::strict: true\n"
     )

@@ -19,9 +19,9 @@ from segment_anything.modeling import (
     TwoWayTransformer,
 )
 
-from medsam_tune.data.datalist import Case
-from medsam_tune.data.scans import load_case
-from tests.data.conftest import LABELS, small_scan
+from medsam_tune.cases.datalist import Case
+from medsam_tune.cases.load import load_case
+from tests.scans import LABELS, small_scan
 
 Pair = tuple[MetaTensor, MetaTensor | None]
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import nibabel as nib
 from monai.data import load_decathlon_datalist
 
-from medsam_tune.data.datalist import Case, read_datalist
-from medsam_tune.data.folders import find_cases
-from medsam_tune.data.splits import few_shots
-from medsam_tune.data.validate import LEAKING, SOUND, Report, check_place
+from medsam_tune.cases.audit import LEAKING, SOUND, Report, check_place
+from medsam_tune.cases.datalist import Case, read_datalist
+from medsam_tune.cases.folders import find_cases
+from medsam_tune.cases.splits import few_shots
 from tests.bad_inputs.calls import Pair, monai
 from tests.bad_inputs.table import NO_COUNTERPART, BadInput
-from tests.data.conftest import LABELS, small_scan, write_nifti
+from tests.scans import LABELS, small_scan, write_nifti
 
 
 def monai_lists(path: Path) -> list[Pair]:

@@ -12,11 +12,11 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import EnhancedMRImageStorage, ExplicitVRLittleEndian, HTJ2KLossless, generate_uid
 
-from medsam_tune.data.datalist import Case
-from medsam_tune.data.dicom import AIR
+from medsam_tune.cases.datalist import Case
+from medsam_tune.formats.dicom.stack import AIR
 from tests.bad_inputs.calls import Pair, load, monai, same_in_world
 from tests.bad_inputs.table import BadInput
-from tests.data.dicom_series import COUNT, SIZE, SPACING, STEP, stored, write_series
+from tests.dicom_series import COUNT, SIZE, SPACING, STEP, stored, write_series
 
 
 def series(

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from medsam_tune.data.frames import ScanGrid
-from medsam_tune.inference import volume_inferer
-from medsam_tune.prompt_files import read_prompts
+from medsam_tune.inference.inferers import volume_inferer
+from medsam_tune.inference.prompt_files import read_prompts
 from medsam_tune.sam.build import build_sam
+from medsam_tune.slices.frames import ScanGrid
 from tests.bad_inputs.calls import sam_mask
 from tests.bad_inputs.table import NO_COUNTERPART, BadInput
-from tests.data.conftest import LABELS, SHAPE
+from tests.scans import LABELS, SHAPE
 
 GRID = ScanGrid(np.diag([-2.0, -3.0, 4.0, 1.0]), SHAPE)  # type: ignore[arg-type]
 

@@ -14,16 +14,16 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
-from medsam_tune.data.datalist import Case
-from medsam_tune.data.frames import slices_from_volume
-from medsam_tune.data.intensity import Percentiles
-from medsam_tune.data.samples import SliceDataset
-from medsam_tune.data.slices import SliceStore
-from medsam_tune.inference import Segmenter, grid_of, write_mask
+from medsam_tune.cases.datalist import Case
+from medsam_tune.inference.inferers import Segmenter, grid_of, write_mask
 from medsam_tune.sam.build import build_sam
+from medsam_tune.slices.frames import slices_from_volume
+from medsam_tune.slices.intensity import Percentiles
+from medsam_tune.slices.store import SliceStore
+from medsam_tune.training.samples import SliceDataset
 from tests.bad_inputs.calls import Pair, load, monai, sam_mask, same_in_world
 from tests.bad_inputs.table import BadInput
-from tests.data.conftest import LABELS, SHAPE, small_scan, write_nifti
+from tests.scans import LABELS, SHAPE, small_scan, write_nifti
 
 
 def each(call: Callable[[Any], Any]) -> Callable[[list[Any]], list[Any]]:

@@ -13,12 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from medsam_tune.losses import ClassLoss, MaskLoss
 from medsam_tune.methods import METHODS, apply_method
 from medsam_tune.methods.tuned import load_tuned, read_header, save_tuned
 from medsam_tune.sam.build import build_sam
 from medsam_tune.sam.model import PromptableSam
-from medsam_tune.training import CheckFirstStep
+from medsam_tune.training.handlers import CheckFirstStep
+from medsam_tune.training.losses import ClassLoss, MaskLoss
 from tests.conftest import image_and_boxes
 
 Build = Callable[..., PromptableSam]

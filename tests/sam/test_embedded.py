@@ -15,7 +15,7 @@ from medsam_tune.methods import apply_method
 from medsam_tune.prompts import boxes_from_masks, ellipses_in_boxes, points_in_masks
 from medsam_tune.sam.build import EMBEDDED, build_sam
 from medsam_tune.sam.model import PromptableSam
-from medsam_tune.scenes import draw_scenes
+from medsam_tune.synthetic.scenes import draw_scenes
 
 SIZE = 128
 # No epoch's seed comes near it, nor does the exam's.

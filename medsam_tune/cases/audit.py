@@ -1,0 +1,295 @@
+"""Reads every scan of a datalist or a folder once, and says what is wrong with which."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from monai.data import MetaTensor
+from tqdm import tqdm
+
+from medsam_tune.cases.checks import DataError, check_image
+from medsam_tune.cases.datalist import SUBSETS, Case, Datalist, leaks_of, read_datalist
+from medsam_tune.cases.folders import has_pairs, labels_of, paired_cases, studies_cases
+from medsam_tune.cases.load import load_case
+from medsam_tune.files import written_whole
+from medsam_tune.formats.dicom.series import Series
+from medsam_tune.formats.dicom.stack import read_series
+from medsam_tune.formats.dicom.studies import read_tree
+from medsam_tune.formats.open import ENDINGS, image_from
+from medsam_tune.slices.rules import Reading
+
+SOUND, REFUSED, LEAKING = 0, 3, 4
+"""What `medsam-tune check` exits with; 1 is an error of the call itself, 2 of its options. Where
+scans are refused and others leak, it is `LEAKING`."""
+
+
+@dataclass
+class Finding:
+    """What is known of one scan after reading it.
+
+    Attributes:
+        case: id, or the series in a folder of DICOM.
+        subset: of the datalist, or empty.
+        problem: why it is refused; empty for a sound one.
+        shape: (I, J, K) voxels of the file's array.
+        spacing: along those axes, millimetres.
+        orientation: nibabel's axis codes, e.g. "RAS".
+        range: lowest and highest value.
+        labels: label id -> voxels.
+        notes: what was changed on the way.
+        voxels: hash of the values, whatever the file.
+    """
+
+    case: str
+    subset: str = ""
+    problem: str = ""
+    shape: tuple[int, ...] = ()
+    spacing: tuple[float, ...] = ()
+    orientation: str = ""
+    range: tuple[float, ...] = ()
+    labels: dict[int, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    voxels: str = ""
+
+
+_Task = Callable[[], Finding]
+
+
+@dataclass(frozen=True)
+class Report:
+    """The findings of all scans, and which of them are the same scan.
+
+    Attributes:
+        source: what was checked.
+        findings: one for each scan.
+        leaks: the same patient, file or voxels in two subsets; one sentence each.
+        twice: the same file or voxels twice in one subset.
+    """
+
+    source: str
+    findings: tuple[Finding, ...]
+    leaks: tuple[str, ...]
+    twice: tuple[str, ...]
+
+    @property
+    def outcome(self) -> int:
+        """`SOUND`, `REFUSED` or `LEAKING`."""
+        if self.leaks:
+            return LEAKING
+        return REFUSED if any(one.problem for one in self.findings) else SOUND
+
+    def lines(self) -> list[str]:
+        """For a terminal: every sound scan in a line, then every problem."""
+        sound = [one for one in self.findings if not one.problem]
+        refused = [one for one in self.findings if one.problem]
+        lines = [_line(one) for one in sound]
+        lines += [f"refused: {one.problem}" for one in refused]
+        lines += [f"leak: {text}" for text in self.leaks]
+        lines += [f"twice: {text}" for text in self.twice]
+        lines.append(
+            f"{self.source}: {len(sound)} sound, {len(refused)} refused, {len(self.leaks)} leaks"
+        )
+        return lines
+
+    def write(self, path: Path) -> None:
+        """As JSON, whole or not at all."""
+        content = {**asdict(self), "outcome": self.outcome}
+        with written_whole(path) as beside:
+            beside.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _line(one: Finding) -> str:
+    size = " x ".join(map(str, one.shape))
+    spacing = " x ".join(f"{mm:.4g}" for mm in one.spacing)
+    low, high = one.range
+    parts = [f"{one.case}: {size}, {spacing} mm, {one.orientation}, {low:g} to {high:g}"]
+    if one.labels:
+        parts.append("labels " + ", ".join(f"{k} ({n})" for k, n in one.labels.items()))
+    return "; ".join([*parts, *one.notes])
+
+
+def check_place(
+    place: Path, jobs: int = 2, progress: bool = True, reading: Reading | None = None
+) -> Report:
+    """Read every scan of a place.
+
+    Args:
+        place: a datalist (.json), a folder that `find_cases` knows, any other folder, whose DICOM
+            series and scans are read one by one, or one file.
+        jobs: scans read at once.
+        progress: show a bar on standard error, if that is a terminal.
+        reading: what is mended instead of refused.
+
+    Raises:
+        DataError: the datalist or the folder itself is refused, e.g. for missing files.
+    """
+    if not place.exists():
+        raise DataError(f"{place}: no such file or folder. Correct the path.")
+    reading = reading or Reading()
+    leaks: list[str] = []
+    twice: list[str] = []
+    known: set[tuple[str, str]] = set()
+    if place.suffix == ".json":
+        data = read_datalist(place, with_leaks=True)
+        leaks += leaks_of(data)
+        known = _same_bytes(data, leaks, twice)
+        tasks = [
+            _case_task(case, subset, data.labels, reading)
+            for subset in SUBSETS
+            for case in getattr(data, subset)
+        ]
+    else:
+        tasks = _tasks(place, reading)
+    with ThreadPoolExecutor(jobs) as pool:
+        done = pool.map(lambda task: task(), tasks)
+        disable = None if progress else True
+        findings = tuple(tqdm(done, total=len(tasks), desc="check", unit="scan", disable=disable))
+    _same_voxels(findings, known, leaks, twice)
+    return Report(str(place), findings, tuple(leaks), tuple(twice))
+
+
+def _tasks(place: Path, reading: Reading) -> list[_Task]:
+    if place.is_dir() and has_pairs(place):
+        cases, content = paired_cases(place)
+        labels, _ = labels_of(place, cases, content)
+        return [_case_task(case, "", labels, reading) for case in cases]
+    if place.name.lower().endswith(ENDINGS):
+        return [_scan_task(place, reading)]
+    files = [path for path in sorted(place.rglob("*")) if path.is_file()]
+    scans = [path for path in files if path.name.lower().endswith(ENDINGS)]
+    tasks = [_scan_task(path, reading) for path in scans]
+    if not tasks or len(scans) < len(files):
+        tasks += _tree_tasks(place, bool(tasks), reading)
+    return tasks
+
+
+def _task(finding: Finding, read: Callable[[], tuple[MetaTensor, MetaTensor | None]]) -> _Task:
+    """Fills the finding in with what `read` gives, or with why it is refused."""
+
+    def run() -> Finding:
+        try:
+            image, label = read()
+        except DataError as error:
+            finding.problem = str(error)
+            return finding
+        _describe(finding, image)
+        if label is not None:
+            said = [*finding.notes, *label.meta.get("notes", ())]
+            finding.notes = tuple(dict.fromkeys(said))
+            counts = np.bincount(label.as_tensor().numpy().ravel())
+            finding.labels = {int(k): int(counts[k]) for k in np.flatnonzero(counts) if k}
+        return finding
+
+    return run
+
+
+def _case_task(case: Case, subset: str, labels: Mapping[int, str], reading: Reading) -> _Task:
+    return _task(Finding(case.id, subset), lambda: load_case(case, labels, reading))
+
+
+def _scan_task(path: Path, reading: Reading) -> _Task:
+    case = Case(path, None, "")
+    return _task(Finding(case.id), lambda: load_case(case, {}, reading))
+
+
+def _tree_tasks(place: Path, optional: bool, reading: Reading) -> list[_Task]:
+    """Of DICOM: series with their SEG or RTSTRUCT, then those without one."""
+    try:
+        tree = read_tree(place)
+    except DataError:
+        if optional:  # there are other scans; a README beside them is no fault
+            return []
+        raise
+    cases = studies_cases(tree.labelled)
+    labels = labels_of(place, cases)[0] if cases else {}
+    tasks = [_case_task(case, "", labels, reading) for case in cases]
+    tasks += [_series_task(series, reading) for series in tree.others]
+    for path, problem in tree.problems.items():
+        tasks.append(partial(Finding, path.name, problem=problem))
+    return tasks
+
+
+def _series_task(series: Series, reading: Reading) -> _Task:
+    name = str(series)
+
+    def read() -> tuple[MetaTensor, None]:
+        try:
+            image = image_from(read_series(series, reading.resample_uneven))
+            check_image(name, image, series.files[0].parent)
+        except DataError as error:
+            raise DataError(f"{name}: {error}") from error
+        return image, None
+
+    return _task(Finding(name), read)
+
+
+def _describe(finding: Finding, image: MetaTensor) -> None:
+    """Fill in what a sound scan (1, X, Y, Z) is like; shape and spacing of the file's own axes."""
+    affine = np.asarray(image.meta["original_affine"], dtype=np.float64)
+    values = image.as_tensor()
+    shape = image.meta.get("spatial_shape")
+    finding.shape = tuple(int(n) for n in (values.shape[1:] if shape is None else shape))
+    finding.spacing = tuple(np.linalg.norm(affine[:3, :3], axis=0).round(4).tolist())
+    finding.orientation = "".join(nib.orientations.aff2axcodes(affine))
+    finding.range = (float(values.min()), float(values.max()))
+    finding.notes = tuple(image.meta.get("notes", ()))
+    finding.voxels = hashlib.sha256(values.contiguous().numpy().data).hexdigest()[:16]
+
+
+def _same_bytes(data: Datalist, leaks: list[str], twice: list[str]) -> set[tuple[str, str]]:
+    """Compare image files before any is decoded; only those of equal size are read.
+
+    Returns:
+        ids of the cases of each pair that is now listed.
+    """
+    by_size: dict[int, list[tuple[str, Case]]] = defaultdict(list)
+    for subset in SUBSETS:
+        for case in getattr(data, subset):
+            if case.image.is_file():
+                by_size[case.image.stat().st_size].append((subset, case))
+    listed = set()
+    for members in by_size.values():
+        first: dict[str, tuple[str, Case]] = {}
+        for subset, case in members if len(members) > 1 else ():
+            with case.image.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+            other_subset, other = first.setdefault(content, (subset, case))
+            if other is case:
+                continue
+            listed.add((other.id, case.id))
+            if case.image.resolve() != other.image.resolve() or subset == other_subset:
+                text = f"{other.id} and {case.id} are the same file"
+                _list_pair(text, other_subset, subset, leaks, twice)
+    return listed
+
+
+def _same_voxels(
+    findings: Sequence[Finding],
+    known: Collection[tuple[str, str]],
+    leaks: list[str],
+    twice: list[str],
+) -> None:
+    first: dict[str, Finding] = {}
+    for one in findings:
+        if not one.voxels:
+            continue
+        other = first.setdefault(one.voxels, one)
+        if other is not one and (other.case, one.case) not in known:
+            text = f"{other.case} and {one.case} hold the same voxels"
+            _list_pair(text, other.subset, one.subset, leaks, twice)
+
+
+def _list_pair(text: str, first: str, second: str, leaks: list[str], twice: list[str]) -> None:
+    if first == second:
+        twice.append(text)
+    else:
+        leaks.append(f"{text}, one in {first}, one in {second}")

@@ -1,0 +1,221 @@
+"""Which scans and labels a folder holds, by its layout, and what the labels mean."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from medsam_tune.cases.checks import DataError, listed, read_json
+from medsam_tune.cases.datalist import (
+    Case,
+    Datalist,
+    cases_from,
+    known_modality,
+    named_labels,
+    refuse_missing,
+    refuse_same_names,
+)
+from medsam_tune.cases.labels.maps import label_kind, label_names, organ_files
+from medsam_tune.formats.dicom.series import choose_series
+from medsam_tune.formats.dicom.studies import Labelled, Tree, choose_labelled, read_tree
+from medsam_tune.formats.open import ENDINGS, case_id
+
+_FOLDERS = (("imagesTr", "labelsTr"), ("images", "labels"))
+_OR_PAIRS = "".join(f", or {images}/ and {labels}/" for images, labels in _FOLDERS)
+
+
+def find_cases(folder: Path, *, modality: str | None = None) -> Datalist:
+    """All labelled cases of a folder, in `training`.
+
+    Args:
+        folder: Medical Segmentation Decathlon or nnU-Net raw layout (`dataset.json`); or
+            `images/` and `labels/` with files of the same names; or DICOM studies in any layout,
+            where each SEG or RTSTRUCT is paired with the series that it refers to. A `labels.json`
+            such as `{"1": "spleen"}` names the labels; without it they are read for their values.
+        modality: of `intensity.MODALITIES`; by default what dataset.json or the series say. Of
+            DICOM studies, only series of this modality are taken.
+
+    Raises:
+        DataError: no such folder, another layout, files that are missing or have no partner, a
+            modality that is not known.
+
+    References:
+        Antonelli et al., "The Medical Segmentation Decathlon", Nature Communications 2022.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; expected one with dataset.json or images/.")
+    if modality is not None:
+        known_modality(modality, {}, folder)
+    if has_pairs(folder):
+        cases, content = paired_cases(folder)
+        modality = known_modality(modality, content, folder)
+    else:
+        tree = _tree_of(folder)
+        labelled, modality = choose_labelled(tree, folder, modality)
+        unused = len(tree.others) + len(tree.labelled) - len(labelled)
+        if unused:
+            warnings.warn(f"{folder}: {unused} series without a label left out.", stacklevel=2)
+        cases, content = studies_cases(labelled), {}
+    labels, present = labels_of(folder, cases, content)
+    return Datalist(
+        name=str(content.get("name", folder.resolve().name)),
+        modality=modality,
+        labels=labels,
+        training=cases,
+        present=present,
+    )
+
+
+def has_pairs(folder: Path) -> bool:
+    """Whether a folder is laid out as pairs of images and labels, by dataset.json or by name."""
+    return (folder / "dataset.json").is_file() or _image_and_label_folders(folder) is not None
+
+
+def paired_cases(folder: Path) -> tuple[tuple[Case, ...], dict[str, Any]]:
+    """The cases of a folder of pairs, and what its dataset.json says, if there is one.
+
+    Raises:
+        DataError: see `find_cases`.
+    """
+    description = folder / "dataset.json"
+    content = read_json(description) if description.is_file() else {}
+    entries = content.get("training")
+    if isinstance(entries, list):
+        cases = cases_from(entries, folder, description)
+        refuse_missing(cases, description)
+    else:
+        cases = _pair_folders(folder)
+    if not cases:
+        raise DataError(
+            f"{folder}: no case in it; expected scans as {', '.join(ENDINGS)}, or folders of DICOM."
+        )
+    refuse_same_names(cases, folder)
+    return cases, content
+
+
+def studies_cases(labelled: Iterable[Labelled]) -> tuple[Case, ...]:
+    """The cases of a tree of DICOM studies, named without anything of the patient."""
+    return tuple(
+        Case(
+            image=one.folder,
+            label=one.label,
+            patient=one.patient,
+            series=None if one.alone else one.series.uid,
+            name=one.name,
+        )
+        for one in sorted(labelled, key=lambda one: one.name)
+    )
+
+
+def labels_of(
+    folder: Path, cases: Iterable[Case], content: Mapping[str, Any] | None = None
+) -> tuple[dict[int, str], dict[str, frozenset[int]]]:
+    """Label id -> name: from dataset.json, labels.json, or the label files themselves.
+
+    Args:
+        folder: that was searched.
+        cases: found in it.
+        content: of its dataset.json.
+
+    Returns:
+        the labels; and case id -> label ids, of the label maps that were read for them.
+
+    Raises:
+        DataError: ids or names that are none, or of two meanings.
+    """
+    named = named_labels(folder, content or {}, folder / "dataset.json")
+    return (named, {}) if named else _labels_in(cases, folder)
+
+
+def _tree_of(folder: Path) -> Tree:
+    try:
+        return read_tree(folder)
+    except DataError as error:
+        raise DataError(
+            f"{folder}: no known layout; expected a dataset.json{_OR_PAIRS}, or DICOM studies "
+            f"with SEG or RTSTRUCT ({error})"
+        ) from error
+
+
+def _image_and_label_folders(folder: Path) -> tuple[Path, Path] | None:
+    for images, labels in _FOLDERS:
+        if (folder / images).is_dir() and (folder / labels).is_dir():
+            return folder / images, folder / labels
+    return None
+
+
+def _pair_folders(folder: Path) -> tuple[Case, ...]:
+    """Images and labels of the same stem; nnU-Net's channel suffix goes if that finds a label."""
+    images, labels = _image_and_label_folders(folder) or (None, None)
+    if images is None or labels is None:
+        raise DataError(f"{folder}: no known layout; expected a dataset.json{_OR_PAIRS}.")
+    by_stem = {case_id(file): file for file in _scans(labels)}
+    cases, alone = [], []
+    for image in _scans(images):
+        stem = case_id(image)
+        stem = stem if stem in by_stem else stem.removesuffix("_0000")
+        label = by_stem.pop(stem, None)
+        if label is None:
+            alone.append(image.name)
+        else:
+            cases.append(Case(image, label, _patient_of(image) or stem))
+    if alone or by_stem:
+        raise DataError(
+            f"{folder}: images without a label: {listed(alone) or 'none'}; labels without an "
+            f"image: {listed(file.name for file in by_stem.values()) or 'none'}; expected one "
+            "label of the same name for each image. Add or remove files."
+        )
+    return tuple(cases)
+
+
+def _patient_of(image: Path) -> str:
+    """A hash of the patient's id in a DICOM series; empty where nothing says."""
+    return "" if image.name.lower().endswith(ENDINGS) else choose_series(image).patient
+
+
+def _scans(folder: Path) -> Iterator[Path]:
+    """Files of known endings, and folders: of a DICOM series, or of a file for each organ."""
+    for path in sorted(folder.iterdir()):
+        known = path.is_dir() or path.name.lower().endswith((*ENDINGS, ".dcm"))
+        if known and not path.name.startswith("."):
+            yield path
+
+
+def _labels_in(
+    cases: Iterable[Case], folder: Path
+) -> tuple[dict[int, str], dict[str, frozenset[int]]]:
+    """Ids and names that the label files speak of; and case id -> ids, of the label maps."""
+    organs: dict[str, str] = {}  # names of an RTSTRUCT are compared without regard to case
+    found: dict[int, str] = {}
+    present: dict[str, frozenset[int]] = {}
+    for case in cases:
+        if case.label is None:
+            continue
+        if case.label.is_dir():
+            organs |= {name: name for name in organ_files(case.label)}
+            continue
+        kind, names = label_kind(case.label), label_names(case.id, case.label)
+        if kind == "RTSTRUCT":
+            for name in names.values():
+                organs.setdefault(name.casefold(), name)
+            continue
+        if kind != "SEG":  # whose segments may be empty
+            present[case.id] = frozenset(names)
+        for number, name in names.items():
+            if found.setdefault(number, name) != name:
+                raise DataError(
+                    f"{case.label}: label {number} is {name!r}, in another case {found[number]!r}; "
+                    "expected one meaning of a number. Export the labels with equal numbers."
+                )
+    if organs and found:
+        raise DataError(
+            f"{folder}: some labels have names only (a file for each organ, or RTSTRUCT), some "
+            "have numbers (label maps, or SEG); expected one kind, or a labels.json with both."
+        )
+    labels = dict(enumerate(sorted(organs.values()), start=1)) or dict(sorted(found.items()))
+    if not labels:
+        raise DataError(f"{folder}: all label maps are empty; expected values above 0.")
+    return labels, present

@@ -1,0 +1,1 @@
+"""Label maps: one file for each kind."""

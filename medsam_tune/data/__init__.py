@@ -1,1 +1,0 @@
-"""What goes in: datalists, checks, intensity windows, frames, the slice store, phantoms."""

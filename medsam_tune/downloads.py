@@ -1,0 +1,165 @@
+"""Published checkpoints: fetched when asked for, never otherwise; kept only if their hash fits."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+
+import yaml
+from monai.apps.utils import HashCheckError, check_hash, download_url
+
+from medsam_tune.cases.checks import DataError
+from medsam_tune.files import written_whole
+
+# Seconds without an answer: a firewall that drops packets would keep the user waiting for ever.
+_TIMEOUT = 60.0
+
+
+@dataclass(frozen=True)
+class Published:
+    """A checkpoint that somebody else hosts.
+
+    Attributes:
+        file: its name.
+        url: where it lies.
+        hash_val: of its bytes.
+        hash_type: "sha256", or what else its host publishes and MONAI knows.
+        size: bytes; None if the bundle does not say.
+        options: of `medsam-tune train` to use it, e.g. "--model vit_b".
+    """
+
+    file: str
+    url: str
+    hash_val: str
+    hash_type: str
+    size: int | None
+    options: str
+
+    @property
+    def checksum(self) -> str:
+        """The hash with its kind, e.g. "sha256 ec2df6..."."""
+        return f"{self.hash_type} {self.hash_val}"
+
+
+def published(bundle: Path) -> dict[str, Published]:
+    """Name -> checkpoint, from a bundle's `large_files.yml`, MONAI's list of such files.
+
+    Raises:
+        DataError: the bundle has none, or lists a file without a hash.
+    """
+    listing = bundle / "large_files.yml"
+    if not listing.is_file():
+        raise DataError(f"{listing}: is not there; expected the bundle's list of checkpoints.")
+    content = yaml.safe_load(listing.read_text())
+    details = content.get("details", {})
+    known = {}
+    for entry in content["large_files"]:
+        path = Path(entry["path"])
+        name = path.parent.name
+        if not entry.get("hash_val"):  # MONAI would fetch it unchecked
+            raise DataError(f"{listing}: {path} has no hash_val; give the sha256 of the file.")
+        more = details.get(name, {})
+        known[name] = Published(
+            file=path.name,
+            url=entry["url"],
+            hash_val=entry["hash_val"],
+            hash_type=entry.get("hash_type") or "sha256",
+            size=more.get("bytes"),
+            options=more.get("options", f"--model {name}"),
+        )
+    return known
+
+
+def choose(name: str, bundle: Path) -> Published:
+    """The checkpoint of a name.
+
+    Raises:
+        DataError: there is none of that name; lists those that are, with their sizes.
+    """
+    known = published(bundle)
+    if name not in known:
+        listed = ", ".join(
+            key if entry.size is None else f"{key} ({entry.size / 2**20:.0f} MiB)"
+            for key, entry in known.items()
+        )
+        raise DataError(f"no checkpoint of {name!r} is listed; listed: {listed}.")
+    return known[name]
+
+
+def download(entry: Published, folder: Path) -> tuple[Path, bool]:
+    """A checkpoint, in a folder; one that is there already is checked and kept.
+
+    Args:
+        entry: what to fetch.
+        folder: where it goes, made if absent.
+
+    Returns:
+        the file, and whether it was there already.
+
+    Raises:
+        DataError: a file of that name with other bytes, a folder that cannot be written to, no
+            way to the server, or other bytes than the published ones; then nothing is left.
+    """
+    path = folder / entry.file
+    if path.exists():
+        if not check_hash(path, entry.hash_val, entry.hash_type):
+            raise DataError(
+                f"{path}: {path.stat().st_size} bytes that are not the published ones, "
+                f"{_bytes(entry)}with {entry.checksum}. Delete it and run this again, or choose "
+                "another --output."
+            )
+        return path, True
+    _refuse_unwritable(folder)
+    try:
+        with written_whole(path) as beside, _timeout():
+            download_url(entry.url, beside, entry.hash_val, entry.hash_type)
+    except HashCheckError as error:
+        raise DataError(
+            f"{entry.url}: what came is not what was published, {_bytes(entry)}with "
+            f"{entry.checksum}; it was not kept. Try again; a proxy may have answered in the "
+            "server's place."
+        ) from error
+    except (OSError, RuntimeError, HTTPException) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise DataError(
+                f"{path}: no space left; {_bytes(entry)}must fit into {tempfile.gettempdir()} "
+                "first (set TMPDIR to use another folder), then into --output."
+            ) from error
+        raise DataError(
+            f"{entry.url}: cannot be fetched ({str(error).strip()}). Fetch it on another machine, "
+            f"put it at {path} and run this again; its {entry.hash_type} is {entry.hash_val}."
+        ) from error
+    return path, False
+
+
+def _bytes(entry: Published) -> str:
+    return "" if entry.size is None else f"{entry.size} bytes "
+
+
+def _refuse_unwritable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"{folder}: no such folder can be made ({error.strerror}); choose another --output."
+        ) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise DataError(f"{folder}: cannot be written to; choose another --output.")
+
+
+@contextmanager
+def _timeout() -> Iterator[None]:
+    """MONAI's downloader has no time limit of its own; Python's for new sockets stands in."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_TIMEOUT)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

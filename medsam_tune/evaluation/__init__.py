@@ -1,0 +1,1 @@
+"""Scores on whole cases, and pictures."""

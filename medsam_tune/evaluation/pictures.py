@@ -1,0 +1,148 @@
+"""Pictures of what a model did, for people to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from ignite.engine import Engine, Events
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medsam_tune.evaluation.metrics import overlap
+from medsam_tune.prompts import SlicePrompts
+
+_LEGEND_COLUMNS = 5
+
+
+def draw_overlays(
+    path: str | Path,
+    image: Tensor,
+    columns: Mapping[str, Tensor],
+    labels: Mapping[int, str],
+    prompts: SlicePrompts | None = None,
+    rows: int = 3,
+) -> Path:
+    """Draw contours on slices of one case, a column per label map.
+
+    Args:
+        path: of the PNG.
+        image: (Z, C, H, W) uint8 slices; three channels are shown as colours, else the first.
+        columns: title -> (Z, H, W) integer label slices. The first is the truth: slices that it
+            labels, evenly apart, are shown, and the others' titles carry their Dice over the whole
+            volume, the mean of the labels.
+        labels: label id -> name.
+        prompts: boxes to draw in the first column.
+        rows: number of slices.
+
+    Returns:
+        the path.
+    """
+    truth = next(iter(columns.values()))
+    picked = _slices_worth_showing(truth, rows)
+    height, width = image.shape[-2:]
+    unit = 2.6
+    seen = [k for k in labels if any((maps[picked] == k).any() for maps in columns.values())]
+    legend = 0.1 + 0.2 * -(-len(seen) // _LEGEND_COLUMNS)  # inches
+    figure = Figure(
+        figsize=(unit * len(columns), unit * len(picked) * height / width + 0.6 + legend), dpi=130
+    )
+    axes = figure.subplots(len(picked), len(columns), squeeze=False)
+    palette = mpl.colormaps["tab10" if len(labels) <= 10 else "tab20"]
+    colours = {label: palette(i % palette.N) for i, label in enumerate(labels)}
+    for row, z in enumerate(picked):
+        for column, (title, maps) in enumerate(columns.items()):
+            axis = axes[row, column]
+            shown = image[z].permute(1, 2, 0) if image.shape[1] == 3 else image[z, 0]
+            axis.imshow(shown.numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            for label, colour in colours.items():
+                _outline(axis, (maps[z] == label).cpu().numpy(), colour)
+            if column == 0 and prompts is not None:
+                _draw_boxes(axis, prompts, z, colours)
+            axis.set_xticks([])
+            axis.set_yticks([])
+            if row == 0:
+                dice = None if maps is truth else _mean_dice(maps, truth, labels)
+                score = "" if dice is None else f"\nDice {dice:.2f}"
+                axis.set_title(f"{title}{score}", fontsize=9)
+            if column == 0:
+                axis.set_ylabel(f"slice {z}", fontsize=8)
+    handles = [Line2D([], [], color=colours[k], label=labels[k]) for k in seen]
+    if handles:
+        columns_of_legend = min(_LEGEND_COLUMNS, len(handles))
+        figure.legend(handles=handles, loc="lower center", ncols=columns_of_legend, fontsize=8)
+    figure.tight_layout(rect=(0, legend / figure.get_figheight(), 1, 1))
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return path
+
+
+class Overlays:
+    """Handler of an evaluator over `CaseDataset`: pictures of the first cases.
+
+    Args:
+        output_dir: where `<case>.png` goes.
+        labels: label id -> name.
+        count: how many cases.
+    """
+
+    def __init__(self, output_dir: str | Path, labels: Mapping[int, str], count: int = 4) -> None:
+        self.output_dir = Path(output_dir)
+        self.labels = labels
+        self.count = count
+
+    def attach(self, engine: Engine) -> None:
+        """Called by MONAI for each handler."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """After each case."""
+        state: Any = engine.state
+        batch = state.batch
+        if state.iteration > self.count or not len(batch["prompts"]):
+            return
+        columns = {"annotator, with boxes": batch["label"], "model": state.output["pred"]}
+        draw_overlays(
+            self.output_dir / f"{batch['case']}.png",
+            batch["image"],
+            columns,
+            self.labels,
+            batch["prompts"],
+        )
+
+
+def _slices_worth_showing(truth: Tensor, count: int) -> list[int]:
+    """Up to `count` labelled slices, evenly apart: the middles of equal stretches."""
+    there = (truth > 0).flatten(1).any(1).nonzero().flatten()
+    if not len(there):
+        return [truth.shape[0] // 2]
+    count = min(count, len(there))
+    return [int(there[(2 * i + 1) * len(there) // (2 * count)]) for i in range(count)]
+
+
+def _outline(axis: mpl.axes.Axes, mask: NDArray[np.bool_], colour: tuple[float, ...]) -> None:
+    if mask.any():
+        padded = np.pad(mask.astype(float), 1)  # closes outlines at the picture's border
+        grid = (np.arange(-1, mask.shape[1] + 1), np.arange(-1, mask.shape[0] + 1))
+        axis.contour(*grid, padded, levels=[0.5], colors=[colour], linewidths=1.2)
+
+
+def _draw_boxes(
+    axis: mpl.axes.Axes, prompts: SlicePrompts, z: int, colours: Mapping[int, tuple[float, ...]]
+) -> None:
+    for index in (prompts.slices == z).nonzero().flatten().tolist():
+        x0, y0, x1, y1 = (prompts.boxes[index] - 0.5).tolist()  # pixel i is drawn around i
+        colour = colours[int(prompts.labels[index])]
+        axis.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], "--", color=colour, linewidth=0.8)
+
+
+def _mean_dice(maps: Tensor, truth: Tensor, labels: Mapping[int, str]) -> float | None:
+    values = [overlap(maps.cpu() == label, truth.cpu() == label)[0] for label in labels]
+    counted = [value for value in values if value is not None]
+    return float(np.mean(counted)) if counted else None

@@ -1,0 +1,1 @@
+"""One file reads and writes one format."""

@@ -1,0 +1,91 @@
+"""What a DICOM SEG or RTSTRUCT says it was drawn on, held against the image it is used with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from monai.data import MetaTensor
+
+from medsam_tune.cases.checks import DataError
+from medsam_tune.formats.dicom.series import read_header
+
+
+@dataclass(frozen=True)
+class References:
+    """The images that a label object names.
+
+    Attributes:
+        series: SeriesInstanceUIDs; empty where it names none.
+        frame: FrameOfReferenceUID, the coordinate system of its positions; empty where unknown.
+    """
+
+    series: tuple[str, ...]
+    frame: str
+
+
+def references(path: Path) -> References:
+    """What a DICOM SEG or RTSTRUCT refers to.
+
+    Args:
+        path: of the object.
+
+    Raises:
+        DataError: its header cannot be read.
+    """
+    tags = ("FrameOfReferenceUID", "ReferencedSeriesSequence", "ReferencedFrameOfReferenceSequence")
+    header = read_header(path, tags)
+    if header is None:
+        return References((), "")
+    named = [str(one.get("SeriesInstanceUID") or "") for one in _series(header)]
+    frames = [str(header.get("FrameOfReferenceUID") or "")]
+    frames += [
+        str(one.get("FrameOfReferenceUID") or "")
+        for one in header.get("ReferencedFrameOfReferenceSequence") or ()
+    ]
+    frames = [frame for frame in dict.fromkeys(frames) if frame]
+    # A structure set may name several coordinate systems; which is meant is then not known here.
+    return References(
+        tuple(uid for uid in dict.fromkeys(named) if uid), frames[0] if len(frames) == 1 else ""
+    )
+
+
+def _series(header: Any) -> Iterator[Any]:
+    yield from header.get("ReferencedSeriesSequence") or ()
+    for frame in header.get("ReferencedFrameOfReferenceSequence") or ():
+        for study in frame.get("RTReferencedStudySequence") or ():
+            yield from study.get("RTReferencedSeriesSequence") or ()
+
+
+def check_references(case: str, image: MetaTensor, path: Path) -> None:
+    """Refuse a label object whose positions are in another coordinate system than the image's.
+
+    Nothing is refused where either side does not say, as an image that became a NIfTI file. A label
+    of another series in the same frame of reference is accepted: its positions mean the same.
+
+    Args:
+        case: id, for messages.
+        image: from `load_image`, which notes the series and its frame of reference.
+        path: of the DICOM SEG or RTSTRUCT.
+
+    Raises:
+        DataError: another frame of reference, or another series where no frame is known.
+    """
+    said = references(path)
+    series, frame = (str(image.meta.get(key, "")) for key in ("series_uid", "frame_uid"))
+    if frame and said.frame:
+        if frame == said.frame:
+            return
+        raise DataError(
+            f"case {case}: the label's frame of reference is {said.frame}, the image's {frame} "
+            f"({path}); positions in one mean nothing in the other. Choose the label that was "
+            "drawn on this series."
+        )
+    if series and said.series and series not in said.series:
+        raise DataError(
+            f"case {case}: the label was drawn on series {', '.join(said.series)}, the image is "
+            f"{series} ({path}), and nothing says that they share a frame of reference. Choose "
+            "the label that was drawn on this series."
+        )

@@ -1,0 +1,1 @@
+"""From a scan and its prompts to a mask."""

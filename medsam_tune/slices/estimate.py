@@ -1,0 +1,112 @@
+"""What filling a slice store will take, by the headers of the scans."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from medsam_tune.cases.checks import DataError, check_memory
+from medsam_tune.cases.datalist import Case
+from medsam_tune.formats.open import read_grid
+from medsam_tune.slices.store import SliceStore
+
+COMPRESSED = {"image": 0.3, "label": 0.05}
+"""What compression leaves of the bytes, typically (measured: a CT of 512 x 512 in the abdominal
+window 0.31, small noisy MR 0.86; label maps 0.001 to 0.045)."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What there is to prepare, and room for it.
+
+    Attributes:
+        root: of the store.
+        cases: all.
+        there: of them, those that are prepared already; they count no further.
+        slices: to prepare.
+        bytes: of their images and labels, uncompressed; what is stored is less.
+        compressed: of these bytes, what `COMPRESSED` leaves.
+        free: bytes on the disk of the store.
+    """
+
+    root: Path
+    cases: int
+    there: int
+    slices: int
+    bytes: int
+    compressed: float
+    free: int
+
+    def __str__(self) -> str:
+        if self.there == self.cases:
+            return f"{self.root}: all {self.cases} cases are prepared"
+        return (
+            f"{self.root}: {self.cases} cases, {self.there} of them prepared; {self.slices:,} "
+            f"slices to prepare, at most {_gb(self.bytes)}, typically {_gb(self.compressed)}; "
+            f"{_gb(self.free)} free"
+        )
+
+    def refuse_full_disk(self) -> None:
+        """Refuse to begin what cannot be ended.
+
+        Raises:
+            DataError: less is free than `compressed`.
+        """
+        if self.free < self.compressed:
+            raise DataError(
+                f"{self.root}: {self.slices:,} slices will typically take {_gb(self.compressed)}, "
+                f"at most {_gb(self.bytes)}; {_gb(self.free)} are free on its disk. Make room, or "
+                "choose another folder with --slices-dir."
+            )
+
+
+def estimate(store: SliceStore, cases: Sequence[Case], progress: bool = True) -> Estimate:
+    """Read the headers of all scans that are not prepared.
+
+    Args:
+        store: to be filled.
+        cases: to fill it with.
+        progress: show a bar on standard error, if that is a terminal.
+
+    Raises:
+        DataError: a scan that is missing, cannot be read, or does not fit into memory.
+    """
+    there = slices = image_bytes = label_bytes = 0
+    channels = len(store.intensity(torch.zeros(1, 1, 1, 1)))
+    id_bytes = store.label_dtype.itemsize
+    for case in tqdm(cases, desc="headers", unit="case", disable=None if progress else True):
+        if store.find(case) is not None:
+            there += 1
+            continue
+        grid = read_grid(case.id, case.image, case.series)
+        check_memory(f"case {case.id}: {case.image}", grid.shape)
+        size = store.reading.stored(grid.shape, grid.affine)
+        slices += size[2]
+        voxels = math.prod(size)
+        image_bytes += voxels * channels
+        label_bytes += voxels * id_bytes if case.label else 0
+    return Estimate(
+        root=store.root,
+        cases=len(cases),
+        there=there,
+        slices=slices,
+        bytes=image_bytes + label_bytes,
+        compressed=image_bytes * COMPRESSED["image"] + label_bytes * COMPRESSED["label"],
+        free=_free(store.root),
+    )
+
+
+def _free(folder: Path) -> int:
+    """Bytes on the disk that a folder, which may not be there yet, is on."""
+    places = (folder.absolute(), *folder.absolute().parents)
+    return shutil.disk_usage(next(place for place in places if place.exists())).free
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.3g} GB"

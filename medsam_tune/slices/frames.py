@@ -1,0 +1,194 @@
+"""The maps between a file's voxels, world, slices and the model's square input. One small place.
+
+A *volume* is (C, X, Y, Z), its axes along the columns, rows and slices of the plane that was chosen
+(`reading.PLANES`): for axial slices LPS, x grows to the patient's left, y to posterior, z to
+superior. Its *slices* are (Z, C, H, W) with H = Y (rows) and W = X (columns). The *model frame* is
+the slice, its longest side scaled to S, padded with zeros at the right or the bottom; or both sides
+scaled to S, squashed, as MedSAM was trained. Pixel coordinates are continuous with pixel i covering
+[i, i + 1], so a box's upper bounds are exclusive.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import nibabel as nib
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medsam_tune.cases.checks import DataError
+
+
+def slices_from_volume(volume: Tensor) -> Tensor:
+    """(C, X, Y, Z) -> (Z, C, H, W)."""
+    return volume.permute(3, 0, 2, 1)
+
+
+def volume_from_slices(slices: Tensor) -> Tensor:
+    """(Z, C, H, W) -> (C, X, Y, Z)."""
+    return slices.permute(1, 3, 2, 0)
+
+
+def resized(volume: Tensor, size: tuple[int, int, int], nearest: bool = False) -> Tensor:
+    """(C, X, Y, Z) -> (C, *size) of the same extent; linear, or the nearest voxel for labels."""
+    if tuple(volume.shape[1:]) == size:
+        return volume
+    values = volume[None].float()
+    if nearest:
+        return F.interpolate(values, size, mode="nearest-exact")[0].to(volume.dtype)
+    return F.interpolate(values, size, mode="trilinear", align_corners=False)[0]
+
+
+def with_neighbours(slices: Tensor) -> Tensor:
+    """(Z, 1, H, W) -> (Z, 3, H, W): each between the slices beside it, itself where there is none.
+
+    A view of one copy, whatever the number of channels.
+
+    Raises:
+        DataError: slices that have several channels already.
+    """
+    if slices.shape[1] != 1:
+        raise DataError(
+            f"neighbours need one channel of each slice, the intensity rule gives "
+            f"{slices.shape[1]}. Choose one window, or reading::neighbours=false."
+        )
+    padded = torch.cat([slices[:1], slices, slices[-1:]])[:, 0]
+    return padded.unfold(0, 3, 1).permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class ScanGrid:
+    """Where a scan's voxels lie: the file's own array, its slices, and the world.
+
+    Attributes:
+        affine: (4, 4) float64 of the file's array (i, j, k), nibabel's RAS+ millimetres.
+        shape: (I, J, K) of the file's array.
+        axes: orientation of the slices' volume (X, Y, Z), "LPS" for axial ones.
+        size: (X, Y, Z) of that volume as it was resampled; None if it was not.
+    """
+
+    affine: NDArray[np.float64]
+    shape: tuple[int, int, int]
+    axes: str = "LPS"
+    size: tuple[int, int, int] | None = None
+
+    @property
+    def _to_slices(self) -> NDArray[np.float64]:
+        """nibabel's (3, 2) orientation transform of the file's axes to the volume's."""
+        return np.asarray(nib.orientations.ornt_transform(self._of_file, self._of_slices))
+
+    @property
+    def _of_file(self) -> NDArray[np.float64]:
+        return np.asarray(nib.orientations.io_orientation(self.affine))
+
+    @property
+    def _of_slices(self) -> NDArray[np.float64]:
+        return np.asarray(nib.orientations.axcodes2ornt(tuple(self.axes)))
+
+    def _whole(self) -> tuple[int, int, int]:
+        """(X, Y, Z) of the volume before it was resampled."""
+        size = [0, 0, 0]
+        for axis, (target, _flip) in enumerate(self._to_slices):
+            size[int(target)] = self.shape[axis]
+        return size[0], size[1], size[2]
+
+    def to_file(self, labels: Tensor) -> NDArray[np.generic]:
+        """Label slices (Z, H, W) -> the file's own array (I, J, K), by the nearest voxel."""
+        volume = resized(volume_from_slices(labels[:, None]), self._whole(), nearest=True)
+        back = nib.orientations.ornt_transform(self._of_slices, self._of_file)
+        array = nib.orientations.apply_orientation(volume[0].cpu().numpy(), back)
+        return np.ascontiguousarray(array)
+
+    def box_to_slices(self, box: NDArray[np.float64]) -> NDArray[np.float64]:
+        """A 3-D box in voxels of the file -> (x0, y0, z0, x1, y1, z1) in slices.
+
+        Args:
+            box: (6,) i0, j0, k0, i1, j1, k1, upper bounds exclusive.
+
+        Returns:
+            (6,) float64, upper bounds exclusive: x along W, y along H, z along slices.
+        """
+        lower, upper = np.empty(3), np.empty(3)
+        for axis, (target, flip) in enumerate(self._to_slices):
+            low, high = box[axis], box[axis + 3]
+            if flip < 0:
+                low, high = self.shape[axis] - high, self.shape[axis] - low
+            lower[int(target)], upper[int(target)] = low, high
+        ratio = np.divide(self.size or self._whole(), self._whole())
+        return np.concatenate([lower * ratio, upper * ratio])
+
+    def box_from_world(self, box: NDArray[np.float64]) -> NDArray[np.float64]:
+        """A 3-D box in LPS millimetres -> the box around it in voxels of the file.
+
+        Args:
+            box: (6,) x0, y0, z0, x1, y1, z1 in LPS millimetres.
+
+        Returns:
+            (6,) float64 i0, j0, k0, i1, j1, k1, upper bounds exclusive.
+        """
+        ras = np.diag([-1.0, -1.0, 1.0])
+        corners = np.array(
+            [[box[3 * a], box[1 + 3 * b], box[2 + 3 * c]] for a, b, c in np.ndindex(2, 2, 2)]
+        )
+        voxels = nib.affines.apply_affine(np.linalg.inv(self.affine), corners @ ras) + 0.5
+        return np.concatenate([voxels.min(0), voxels.max(0)])
+
+    @property
+    def slice_axis(self) -> int:
+        """Axis of the file's array (0, 1 or 2) along which the slices are stacked."""
+        return int(np.flatnonzero(self._to_slices[:, 0] == 2)[0])
+
+
+class ModelFrame:
+    """The map between slices of one size and the model's square input.
+
+    Args:
+        size: (H, W) of the slices, pixels.
+        image_size: S, side of the model's input, pixels.
+        squash: scale both sides to S instead of padding the shorter one.
+    """
+
+    def __init__(self, size: tuple[int, int], image_size: int, squash: bool = False) -> None:
+        self.size = size
+        self.image_size = image_size
+        scale = image_size / max(size)
+        h, w = (image_size if squash else max(1, round(side * scale)) for side in size)
+        self.inner = (h, w)
+        self._pad = (0, image_size - w, 0, image_size - h)
+
+    def image(self, image: Tensor) -> Tensor:
+        """(N, C, H, W) float -> (N, C, S, S), bilinear, zeros where the slice does not reach."""
+        shrinks = self.inner[0] < self.size[0] or self.inner[1] < self.size[1]
+        inner = F.interpolate(
+            image, self.inner, mode="bilinear", align_corners=False, antialias=shrinks
+        )
+        return F.pad(inner, self._pad)
+
+    def masks(self, masks: Tensor) -> Tensor:
+        """(N, P, H, W) bool -> (N, P, S, S) bool, nearest."""
+        inner = F.interpolate(masks.to(torch.uint8), self.inner, mode="nearest-exact")
+        return F.pad(inner, self._pad).bool()
+
+    def boxes(self, boxes: Tensor) -> Tensor:
+        """(..., 4) XYXY in the slice frame -> the model frame."""
+        return boxes * self._ratio(boxes)
+
+    def boxes_to_slice(self, boxes: Tensor) -> Tensor:
+        """(..., 4) XYXY in the model frame -> the slice frame."""
+        return boxes / self._ratio(boxes)
+
+    def logits(self, logits: Tensor) -> Tensor:
+        """(N, P, h, w) logits of the model frame -> (N, P, H, W), bilinear, in the slice frame."""
+        full = F.interpolate(logits, (self.image_size,) * 2, mode="bilinear", align_corners=False)
+        h, w = self.inner
+        shrinks = self.inner[0] > self.size[0] or self.inner[1] > self.size[1]
+        return F.interpolate(
+            full[..., :h, :w], self.size, mode="bilinear", align_corners=False, antialias=shrinks
+        )
+
+    def _ratio(self, boxes: Tensor) -> Tensor:
+        (h, w), (inner_h, inner_w) = self.size, self.inner
+        return boxes.new_tensor([inner_w / w, inner_h / h, inner_w / w, inner_h / h])

@@ -1,0 +1,242 @@
+"""From scanner values to the 8 bits that SAM's input has: one rule per modality.
+
+A rule is a callable (1, X, Y, Z) float -> (C, X, Y, Z) uint8, with a `describe()` that goes into
+cache keys and run records, and from which `intensity_from` makes the same rule again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medsam_tune.cases.checks import DataError
+
+
+class Intensity(Protocol):
+    """What a rule offers."""
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """(1, X, Y, Z) float in the scanner's unit -> (C, X, Y, Z) uint8, C 1 but for `Windows`."""
+
+    def describe(self) -> dict[str, object]:
+        """The rule as JSON: `name` and its parameters."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """A display window: its range becomes 0..255, values outside are clipped.
+
+    Attributes:
+        center: Hounsfield units in CT.
+        width: in the same unit, positive.
+
+    Raises:
+        DataError: a width that is not positive.
+    """
+
+    center: float
+    width: float
+
+    def __post_init__(self) -> None:
+        if not self.width > 0:
+            raise DataError(f"window width is {self.width} HU; expected a positive number.")
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """(C, X, Y, Z) float HU -> uint8 of the same shape."""
+        return _to_bytes(image, self.center - self.width / 2, self.center + self.width / 2)
+
+    def describe(self) -> dict[str, object]:
+        """`{"name": "window", "center": HU, "width": HU}`."""
+        return {"name": "window", "center": float(self.center), "width": float(self.width)}
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Several CT windows of one scan as the channels of its image.
+
+    Attributes:
+        windows: names in `WINDOWS` or (center, width) in Hounsfield units; three for SAM's input.
+
+    Raises:
+        DataError: no window, or a name that is not known.
+    """
+
+    windows: tuple[str | tuple[float, float], ...] = ("lung", "abdomen", "bone")
+
+    def __post_init__(self) -> None:
+        if not self.windows:
+            raise DataError("windows is empty; expected names or [center, width], one a channel.")
+        object.__setattr__(self, "_rules", tuple(window_of(one) for one in self.windows))
+
+    _rules: tuple[Window, ...] = field(default=(), init=False, repr=False, compare=False)
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """(1, X, Y, Z) float HU -> (C, X, Y, Z) uint8."""
+        return torch.cat([rule(image) for rule in self._rules])
+
+    def describe(self) -> dict[str, object]:
+        """`{"name": "windows", "windows": [[HU, HU], ...]}`."""
+        pairs = [[float(rule.center), float(rule.width)] for rule in self._rules]
+        return {"name": "windows", "windows": pairs}
+
+
+@dataclass(frozen=True)
+class ZScore:
+    """For MR: mean and standard deviation of the voxels above zero become the middle of 0..255.
+
+    Attributes:
+        deviations: how many of them, below and above the mean, become 0 and 255.
+
+    Raises:
+        DataError: not above zero.
+    """
+
+    deviations: float = 3.0
+
+    def __post_init__(self) -> None:
+        if not self.deviations > 0:
+            raise DataError(f"deviations is {self.deviations}; expected a positive number.")
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """(C, X, Y, Z) float -> uint8 of the same shape; zeros stay 0."""
+        inside = image[image > 0]
+        if inside.numel() < 2:
+            return torch.zeros_like(image, dtype=torch.uint8)
+        mean, reach = float(inside.mean()), self.deviations * float(inside.std())
+        return _to_bytes(image, mean - reach, mean + reach) * (image > 0)
+
+    def describe(self) -> dict[str, object]:
+        """`{"name": "z_score", "deviations": number}`."""
+        return {"name": "z_score", "deviations": float(self.deviations)}
+
+
+@dataclass(frozen=True)
+class Percentiles:
+    """For MR and radiographs, which have no unit: percentiles of what is above zero become 0..255.
+
+    Attributes:
+        lower: percentile that becomes 0.
+        upper: percentile that becomes 255.
+
+    Raises:
+        DataError: percentiles out of order or outside 0..100.
+
+    References:
+        Ma et al., "Segment anything in medical images", Nature Communications 2024 (0.5, 99.5).
+    """
+
+    lower: float = 0.5
+    upper: float = 99.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.lower < self.upper <= 100:
+            raise DataError(
+                f"percentiles are {self.lower} and {self.upper}; expected 0 <= lower < upper <= 100"
+            )
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """(C, X, Y, Z) float -> uint8 of the same shape; all zeros for a constant image."""
+        inside = image[image > 0].numpy()  # torch.quantile stops at 16 million values
+        if inside.size == 0:
+            return torch.zeros_like(image, dtype=torch.uint8)
+        low, high = np.percentile(inside, [self.lower, self.upper])
+        return _to_bytes(image, float(low), float(high))
+
+    def describe(self) -> dict[str, object]:
+        """`{"name": "percentiles", "lower": percent, "upper": percent}`."""
+        return {"name": "percentiles", "lower": float(self.lower), "upper": float(self.upper)}
+
+
+# Centre and width, HU. Usual presets of radiology workstations; Radiopaedia, "Windowing (CT)", rID
+# 45254, and for the abdomen also MedSAM's soft-tissue window. `full` is the range of 12-bit CT.
+WINDOWS: Mapping[str, Window] = {
+    "abdomen": Window(40, 400),
+    "liver": Window(30, 150),
+    "lung": Window(-600, 1500),
+    "mediastinum": Window(50, 350),
+    "bone": Window(400, 1800),
+    "spine": Window(50, 250),
+    "brain": Window(40, 80),
+    "subdural": Window(75, 215),
+    "stroke": Window(40, 40),
+    "temporal bone": Window(600, 2800),
+    "full": Window(1023.5, 4095),
+}
+
+
+def window_of(window: str | Sequence[float]) -> Window:
+    """A window by its name in `WINDOWS`, or by (center, width) in Hounsfield units.
+
+    Raises:
+        DataError: an unknown name, or something that is no pair of numbers.
+    """
+    if isinstance(window, str):
+        if window not in WINDOWS:
+            raise DataError(f"window {window!r} is not known; known: {', '.join(WINDOWS)}.")
+        return WINDOWS[window]
+    if len(window) != 2:
+        raise DataError(f"window {window!r}: expected a name, or center and width in HU.")
+    return Window(float(window[0]), float(window[1]))
+
+
+_KINDS: Mapping[str, Callable[..., Intensity]] = {
+    "window": Window,
+    "windows": Windows,
+    "percentiles": Percentiles,
+    "z_score": ZScore,
+}
+MODALITIES: Mapping[str, Callable[[], Intensity]] = {
+    "CT": lambda: WINDOWS["abdomen"],
+    "MR": Percentiles,
+    "XR": Percentiles,
+    "US": lambda: Window(127.5, 255),
+}
+"""Modality -> its usual rule: XR are radiographs in any depth, US ultrasound in 8 bits."""
+
+
+def for_modality(modality: str) -> Intensity:
+    """The usual rule of a modality.
+
+    Args:
+        modality: "CT" (abdomen window), "MR" or "XR" (percentiles), "US" (8 bits as they are).
+
+    Raises:
+        DataError: another modality.
+    """
+    if modality not in MODALITIES:
+        raise DataError(
+            f"no intensity rule for modality {modality!r}; known: {', '.join(MODALITIES)}."
+        )
+    return MODALITIES[modality]()
+
+
+def intensity_from(description: Mapping[str, object]) -> Intensity:
+    """The rule that a `describe()` came from.
+
+    Args:
+        description: `name` and the rule's parameters.
+
+    Raises:
+        DataError: an unknown name, or parameters that do not belong to the rule.
+    """
+    name = str(description.get("name"))
+    if name not in _KINDS:
+        raise DataError(f"intensity rule {name!r} is not known; known: {', '.join(_KINDS)}.")
+    parameters = {key: value for key, value in description.items() if key != "name"}
+    try:
+        return _KINDS[name](**parameters)
+    except TypeError as error:
+        raise DataError(f"intensity rule {name!r} does not take {parameters}: {error}.") from error
+
+
+def _to_bytes(image: Tensor, low: float, high: float) -> Tensor:
+    if high <= low:
+        return torch.zeros_like(image, dtype=torch.uint8)
+    # One copy of the scan, then in place: a whole-body CT is half a gigabyte as float32.
+    scaled = image.clamp(low, high).sub_(low).mul_(255 / (high - low)).round_()
+    return scaled.to(torch.uint8)

@@ -1,0 +1,1 @@
+"""Made-up scans and scenes: no patient, no download."""

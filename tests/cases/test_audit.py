@@ -1,0 +1,158 @@
+"""Every scan of a place is read once; what is wrong, and what is there twice, is said."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from medsam_tune.cases.audit import LEAKING, REFUSED, SOUND, check_place
+from medsam_tune.cases.checks import DataError
+from medsam_tune.cases.datalist import read_datalist, write_datalist
+from medsam_tune.cases.folders import find_cases
+from medsam_tune.cases.splits import split_cases
+from medsam_tune.slices.rules import Reading
+from tests.conftest import REAL_DATA
+from tests.dicom_series import write_series
+from tests.scans import LABELS, SHAPE, small_scan, write_nifti
+
+
+@pytest.fixture
+def datalist(tmp_path):
+    """Four cases, two for training, one each for validation and test."""
+    for i in range(4):
+        image, label = small_scan(i)
+        write_nifti(tmp_path / "images" / f"c{i}.nii.gz", image)
+        write_nifti(tmp_path / "labels" / f"c{i}.nii.gz", label)
+    (tmp_path / "labels.json").write_text(json.dumps({str(k): v for k, v in LABELS.items()}))
+    data = split_cases(find_cases(tmp_path, modality="MR"), (0.5, 0.25, 0.25))
+    write_datalist(data, tmp_path / "d.json")
+    return tmp_path / "d.json"
+
+
+def test_sound_datalist(datalist, tmp_path):
+    report = check_place(datalist, progress=False)
+    assert report.outcome == SOUND
+    assert sorted(one.case for one in report.findings) == ["c0", "c1", "c2", "c3"]
+    first = report.findings[0]
+    assert (first.shape, first.spacing, first.orientation) == (SHAPE, (2.0, 3.0, 4.0), "RAS")
+    image, label = small_scan(int(first.case[1]))
+    assert first.range == (image.min(), image.max())
+    assert first.labels == {1: int((label == 1).sum()), 2: int((label == 2).sum())}
+    report.write(tmp_path / "check.json")
+    written = json.loads((tmp_path / "check.json").read_text())
+    assert written["outcome"] == 0
+    assert written["findings"][0]["subset"] == "training"
+    assert report.lines()[-1] == f"{datalist}: 4 sound, 0 refused, 0 leaks"
+
+
+def test_all_refusals_are_listed(datalist, tmp_path):
+    image, _ = small_scan()
+    image[0, 0, 0] = np.nan
+    write_nifti(tmp_path / "images" / "c1.nii.gz", image)
+    write_nifti(tmp_path / "labels" / "c2.nii.gz", np.full(SHAPE, 7, np.uint8))
+    report = check_place(datalist, progress=False)
+    assert report.outcome == REFUSED
+    problems = {one.case: one.problem for one in report.findings if one.problem}
+    assert sorted(problems) == ["c1", "c2"]
+    assert "1 NaN or infinite voxels" in problems["c1"]
+    assert "label has the values 7" in problems["c2"]
+    assert "2 sound, 2 refused" in report.lines()[-1]
+
+
+def test_folder_of_dicom(tmp_path):
+    write_series(tmp_path / "a", uid="1.2.3.4")
+    bad = write_series(tmp_path / "b", uid="1.2.3.5", modality="MR")
+    next(bad.glob("*-3.dcm")).unlink()
+    report = check_place(tmp_path, progress=False)
+    assert report.outcome == REFUSED
+    sound, refused = report.findings
+    assert sound.case == "number 4, CT, 14 x 12, 8 images, 1.2.3.4"
+    assert (sound.shape, sound.spacing) == ((14, 12, 8), (0.7, 0.9, 2.5))
+    assert sound.orientation == "LPS"
+    assert "slices are missing" in refused.problem
+    assert not any("Doe" in line or "MRN123" in line for line in report.lines())
+
+
+def test_folder_of_scans_and_single_files(tmp_path):
+    write_nifti(tmp_path / "x" / "a.nii.gz", small_scan()[0])
+    (tmp_path / "x" / "README").write_text("hello")
+    report = check_place(tmp_path / "x", progress=False)
+    assert [one.case for one in report.findings] == ["a"]
+    assert check_place(tmp_path / "x" / "a.nii.gz", progress=False).outcome == SOUND
+    with pytest.raises(DataError, match="no image DICOM in"):
+        check_place(tmp_path / "x" / "README", progress=False)
+    with pytest.raises(DataError, match="no such file or folder"):
+        check_place(tmp_path / "nowhere")
+
+
+def test_row_42_patients_and_files_in_two_subsets(datalist):
+    """All are listed, before and beside what the voxels say; reading goes on."""
+    data = json.loads(datalist.read_text())
+    for subset in ("validation", "test"):
+        data[subset][0]["patient"] = data["training"][0]["patient"]
+    data["validation"].append({**data["training"][1], "patient": "someone else"})
+    datalist.write_text(json.dumps(data))
+    report = check_place(datalist, progress=False)
+    assert report.outcome == LEAKING
+    patient = data["training"][0]["patient"]
+    image = datalist.parent / data["training"][1]["image"]
+    assert report.leaks == (
+        f"patient {patient} is in training and in validation and in test",
+        f"{image} is in training and in validation",
+    )
+    assert len(report.findings) == 5
+    assert not any(one.problem for one in report.findings)
+
+
+def test_row_42_identical_files_that_cannot_be_read(datalist):
+    """Found by their bytes, whatever they are."""
+    data = json.loads(datalist.read_text())
+    one, two = (datalist.parent / data[s][0]["image"] for s in ("training", "test"))
+    for path in (one, two):
+        path.write_bytes(b"no scan")
+    report = check_place(datalist, progress=False)
+    assert report.outcome == LEAKING
+    names = [path.name.split(".")[0] for path in (one, two)]
+    assert report.leaks == (
+        f"{names[0]} and {names[1]} are the same file, one in training, one in test",
+    )
+    assert [one.case for one in report.findings if one.problem] == names
+
+
+def test_a_published_split_that_leaks(tmp_path):
+    """The lists that come with these slices hold one patient twice; 2-D images are not read yet."""
+    folder = REAL_DATA / "prostate_mr_slices"
+    if not folder.is_dir():
+        pytest.skip("real scans are not here: prostate_mr_slices beside the repository")
+
+    def entries(name):
+        for line in (folder / name).read_text().split():
+            image, mask = (folder / part.strip("/").split("/", 1)[1] for part in line.split(","))
+            yield {"image": str(image), "label": str(mask), "patient": image.parts[-4]}
+
+    content = {
+        "modality": "MR",
+        "labels": {"1": "prostate"},
+        "training": list(entries("train_5shot.csv")),
+        "validation": list(entries("val_5shot.csv")),
+    }
+    (tmp_path / "d.json").write_text(json.dumps(content))
+    report = check_place(tmp_path / "d.json", progress=False)
+    assert report.outcome == LEAKING
+    assert report.leaks == ("patient patient77 is in training and in validation",)
+    with pytest.raises(DataError, match="patient patient77 is in training and in validation; exp"):
+        read_datalist(tmp_path / "d.json")
+
+
+def test_what_is_mended(datalist):
+    """As the recipes' `reading` says."""
+    data = json.loads(datalist.read_text())
+    path = datalist.parent / data["training"][0]["image"]
+    image = small_scan(int(path.name[1]))[0]
+    image[0, 0, 0] = np.nan
+    write_nifti(path, image)
+    report = check_place(datalist, progress=False, reading=Reading(fill_nan=0.0))
+    assert report.outcome == SOUND
+    assert report.findings[0].notes == ("1 NaN or infinite voxels set to 0",)

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from monai.data import load_decathlon_datalist
+
+from medsam_tune.cases.checks import DataError
+from medsam_tune.cases.datalist import read_datalist, write_datalist
+from medsam_tune.cases.folders import find_cases
+from medsam_tune.cases.splits import split_cases
+from tests.scans import listed, msd_folder
+
+
+def written(folder: Path, **change: object) -> Path:
+    """A datalist on disk with a changed key."""
+    data = find_cases(msd_folder(folder, ["a", "b", "c"]))
+    path = folder / "datalist.json"
+    write_datalist(split_cases(data, (0.34, 0.33, 0.33), 0), path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    return path
+
+
+def test_subset():
+    data = listed(3)
+    assert data.subset("training") == data.training
+    with pytest.raises(DataError, match=r"no subset 'train'; there are: training \(3\)"):
+        data.subset("train")
+    with pytest.raises(DataError, match=r"subset 'test' has no case; there are: training \(3\)"):
+        data.subset("test")
+
+
+def test_round_trip(tmp_path):
+    data = split_cases(find_cases(msd_folder(tmp_path, ["a", "b", "c"])), (0.4, 0.3, 0.3), 0)
+    write_datalist(data, tmp_path / "datalist.json")
+    assert read_datalist(tmp_path / "datalist.json") == data
+    content = json.loads((tmp_path / "datalist.json").read_text())
+    assert content["labels"] == {"0": "background", "1": "liver", "2": "spleen"}
+    assert content["modality"] == {"0": "MR"}
+    assert content["test"][0]["image"].startswith("imagesTr/")
+    assert [file.name for file in tmp_path.glob(".*")] == []
+
+
+def test_scans_elsewhere_are_written_as_absolute_paths(tmp_path):
+    data = find_cases(msd_folder(tmp_path / "scans", ["a"]))
+    write_datalist(data, tmp_path / "lists" / "datalist.json")
+    assert read_datalist(tmp_path / "lists" / "datalist.json").training == data.training
+
+
+def test_monai_reads_it(tmp_path):
+    path = written(tmp_path)
+    (entry,) = load_decathlon_datalist(path, data_list_key="validation")
+    case = read_datalist(path).validation[0]
+    assert (Path(entry["image"]), Path(entry["label"])) == (case.image, case.label)
+    assert entry["patient"] == case.patient
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = written(tmp_path)
+    before = path.read_text()
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_datalist(listed(2), path)
+    assert path.read_text() == before
+    assert not list(tmp_path.glob(".datalist*"))
+
+
+def test_missing_datalist_says_how_to_make_one(tmp_path):
+    with pytest.raises(DataError, match=r"Make one: medsam-tune split DIR --out datalist\.json"):
+        read_datalist(tmp_path / "datalist.json")
+
+
+def test_not_json(tmp_path):
+    (tmp_path / "d.json").write_text("{")
+    with pytest.raises(DataError, match=r"d\.json: is not JSON"):
+        read_datalist(tmp_path / "d.json")
+    (tmp_path / "d.json").write_text("[]")
+    with pytest.raises(DataError, match=r"holds a JSON list; expected an object"):
+        read_datalist(tmp_path / "d.json")
+
+
+def test_missing_keys(tmp_path):
+    (tmp_path / "d.json").write_text("{}")
+    with pytest.raises(DataError, match="the keys labels, training are missing"):
+        read_datalist(tmp_path / "d.json")
+
+
+def test_entry_without_image(tmp_path):
+    with pytest.raises(DataError, match="entry 0 has no image"):
+        read_datalist(written(tmp_path, training=[{"label": "x"}]))
+    with pytest.raises(DataError, match="a subset is str; expected a list"):
+        read_datalist(written(tmp_path, training="x"))
+
+
+def test_only_background(tmp_path):
+    with pytest.raises(DataError, match="names none but the background"):
+        read_datalist(written(tmp_path, labels={"0": "background"}))
+
+
+def test_missing_scans_are_counted(tmp_path):
+    entries = [{"image": f"m{i}.nii.gz"} for i in range(12)]
+    with pytest.raises(DataError) as caught:
+        read_datalist(written(tmp_path, training=entries))
+    assert "12 of 16 files are missing: " in str(caught.value)
+    assert "m9.nii.gz, ... (12 in all)" in str(caught.value)
+
+
+def test_file_in_two_subsets(tmp_path):
+    path = written(tmp_path)
+    content = json.loads(path.read_text())
+    content["test"] = [{**content["training"][0], "patient": "other"}]
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"\.nii\.gz is in training and in test"):
+        read_datalist(path)
+
+
+def test_link_to_a_file_in_another_subset(tmp_path):
+    path = written(tmp_path)
+    content = json.loads(path.read_text())
+    (tmp_path / "link.nii.gz").symlink_to(tmp_path / content["training"][0]["image"])
+    content["test"] = [{"image": "link.nii.gz"}]
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"link\.nii\.gz is in training and in test"):
+        read_datalist(path)

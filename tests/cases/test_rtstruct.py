@@ -1,0 +1,250 @@
+"""Contours of an RTSTRUCT on the grid of their image."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from matplotlib.path import Path as Outline
+
+from medsam_tune.cases.checks import DataError
+from medsam_tune.cases.datalist import Case
+from medsam_tune.cases.folders import find_cases
+from medsam_tune.cases.labels.maps import label_kind, label_names
+from medsam_tune.cases.load import load_case
+from medsam_tune.cases.splits import labels_of_patients
+from medsam_tune.formats.dicom.rtstruct import _fill, read_regions
+from medsam_tune.slices.rules import Reading
+from tests.conftest import REAL_DATA
+from tests.dicom_series import COUNT, SIZE, SPACING, STEP, stored, write_series
+from tests.scans import write_nifti
+from tests.structure_set import write_structure_set
+
+NAMES = {1: "liver", 2: "spleen"}
+
+
+def placed(points: Sequence[Sequence[float]], k: int) -> np.ndarray:
+    """Pixels (N, 2) of slice k of `write_series` as (N, 3) LPS millimetres."""
+    x, y = np.asarray(points, dtype=float).T
+    z = np.full(len(x), -50.0 + STEP * k)
+    return np.stack([-3.0 + SPACING[0] * x, 4.0 + SPACING[1] * y, z], axis=1)
+
+
+def box(left: float, top: float, right: float, bottom: float) -> list[list[float]]:
+    return [[left, top], [right, top], [right, bottom], [left, bottom]]
+
+
+def filled(*contours: Sequence[Sequence[float]], size: tuple[int, int] = SIZE) -> np.ndarray:
+    """(W, H) with 1 inside, 2 on an edge."""
+    plane = np.zeros(size, int)
+    window, inside, edge = _fill([np.asarray(one, float) for one in contours], size)
+    plane[window] = inside + 2 * edge
+    return plane
+
+
+def refusal(case: Case, labels: dict[int, str] = NAMES) -> str:
+    with pytest.raises(DataError) as caught:
+        load_case(case, labels)
+    message = str(caught.value)
+    assert message.startswith("case s: ")
+    assert "Doe" not in message
+    assert "MRN123" not in message
+    return message
+
+
+@pytest.fixture
+def series(tmp_path: Path) -> Path:
+    return write_series(tmp_path / "s")
+
+
+def test_contours_become_a_label_map(tmp_path, series):
+    liver = [placed(box(1.5, 2.5, 6.5, 7.5), k) for k in (2, 3, 5)]
+    spleen = [placed(box(8.6, 2.2, 11.4, 5.4), 3)]
+    file = write_structure_set(tmp_path / "r.dcm", series, {"Liver ": liver, "spleen": spleen})
+    image, label = load_case(Case(series, file, "p"), NAMES)
+    expected = np.zeros((*SIZE, COUNT), int)
+    expected[2:7, 3:8, [2, 3, 5]] = 1
+    expected[9:12, 3:6, 3] = 2
+    assert label.shape == image.shape
+    assert label.dtype.is_floating_point is False
+    np.testing.assert_array_equal(label[0].numpy(), expected)
+    np.testing.assert_array_equal(label.affine, image.affine)
+    assert label.meta["notes"] == ["liver: 1 slices between its contours without one"]
+
+
+@pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
+def test_the_plane_of_the_slices_does_not_matter(tmp_path, series, plane):
+    liver = [placed(box(1.5, 2.5, 6.2, 7.5), k) for k in range(2, 6)]
+    file = write_structure_set(tmp_path / "r.dcm", series, {"liver": liver})
+    image, label = load_case(Case(series, file, "p"), NAMES, Reading(plane=plane))
+    inside = image[label == 1].numpy()
+    assert sorted(inside) == sorted(stored()[2:6, 3:8, 2:7].ravel() - 1000.0)
+
+
+def test_oblique_series(tmp_path):
+    c, s = np.cos(0.5), np.sin(0.5)
+    row, column = np.array([c, s, 0]), np.array([-s * c, c * c, s])
+    start, normal = np.array([5.0, 6.0, 7.0]), np.cross(row, column)
+
+    def turn(k, image):
+        image.ImageOrientationPatient = [*row, *column]
+        image.ImagePositionPatient = list(start + STEP * k * normal)
+
+    series = write_series(tmp_path / "s", turn)
+    corners = np.asarray(box(1.5, 2.5, 6.5, 7.5)) * SPACING
+    liver = [
+        start + corners[:, :1] * row + corners[:, 1:] * column + STEP * k * normal for k in (2, 3)
+    ]
+    file = write_structure_set(tmp_path / "r.dcm", series, {"liver": liver})
+    image, label = load_case(Case(series, file, "p"), NAMES)
+    inside = image[label == 1].numpy()
+    assert sorted(inside) == sorted(stored()[2:4, 3:8, 2:7].ravel() - 1000.0)
+
+
+def test_holes_and_keyholes():
+    outer, inner = box(0.5, 0.5, 9.5, 9.5), box(3.5, 3.5, 6.5, 6.5)
+    expected = np.zeros(SIZE, int)
+    expected[1:10, 1:10] = 1
+    expected[4:7, 4:7] = 0
+    np.testing.assert_array_equal(filled(outer, inner), expected)
+    np.testing.assert_array_equal(filled(outer, inner[::-1]), expected)
+    keyhole = [*outer, outer[0], *inner, inner[0]]  # and back to the first point
+    np.testing.assert_array_equal(filled(keyhole) > 0, expected > 0)
+    channel_on_centres = [[0.5, 2], [3.5, 4], *inner[3:0:-1], [3.5, 3.5], [3.5, 4], [0.5, 2]]
+    walked = [*outer, outer[0], *channel_on_centres, outer[0]]
+    np.testing.assert_array_equal(filled(walked) > 0, expected > 0)
+
+
+def test_a_closed_rule_on_centres():
+    """Contours that tools trace through the outermost voxels' centres give these back."""
+    plane = filled(box(2, 3, 5, 7))
+    expected = np.zeros(SIZE, int)
+    expected[2:6, 3:8] = 2
+    expected[3:5, 4:7] = 1
+    np.testing.assert_array_equal(plane, expected)
+    assert filled([[4, 5]]).sum() == 2
+    np.testing.assert_array_equal(
+        np.argwhere(filled([[4, 5], [7, 8]])), [[n, n + 1] for n in (4, 5, 6, 7)]
+    )
+    np.testing.assert_array_equal(filled(box(-4, -4, 40, 40)), np.ones(SIZE))  # beyond the image
+    assert not filled(box(-9, 2, -5, 6)).any()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_polygons_as_matplotlib_fills_them(seed):
+    """Self-crossing ones as well."""
+    points = np.random.default_rng(seed).uniform(-4, 44, (17, 2))
+    centres = np.stack(np.meshgrid(range(40), range(36), indexing="ij"), -1).reshape(-1, 2)
+    expected = Outline([*points, points[0]], closed=True).contains_points(centres).reshape(40, 36)
+    np.testing.assert_array_equal(filled(points, size=(40, 36)), expected)
+
+
+def test_which_regions_count(tmp_path, series):
+    liver, body = [placed(box(1.5, 2.5, 6.5, 7.5), 2)], [placed(box(-1, -1, 20, 20), 2)]
+    regions = {"liver": liver, "BODY": body, "Couch": body, "other": body}
+    kinds = {"BODY": "EXTERNAL", "Couch": "SUPPORT"}
+    file = write_structure_set(tmp_path / "r.dcm", series, regions, kinds)
+    assert label_kind(file) == "RTSTRUCT"
+    assert label_kind(series) != "RTSTRUCT"
+    assert label_names("s", file) == {11: "liver", 14: "other"}
+    _, label = load_case(Case(series, file, "p"), NAMES)
+    assert label.unique().tolist() == [0, 1]
+    assert label.meta["notes"] == ["3 ROIs that the datalist does not name left out"]
+    _, label = load_case(Case(series, file, "p"), {1: "body"})
+    assert int((label == 1).sum()) == SIZE[0] * SIZE[1]
+    isocentre = write_structure_set(
+        tmp_path / "p.dcm", series, {"liver": [placed([[2, 2]], 2)]}, shape="POINT"
+    )
+    assert read_regions(isocentre) == []
+    assert load_case(Case(series, isocentre, "p"), NAMES)[1].max() == 0
+
+
+def test_what_a_structure_set_is_refused_for(tmp_path, series):
+    def write(regions, **options):
+        return Case(
+            series, write_structure_set(tmp_path / "r.dcm", series, regions, **options), "p"
+        )
+
+    square = box(1.5, 2.5, 6.5, 7.5)
+    message = refusal(write({"Doe": [placed(square, 2)], "Jane": [placed(square, 3)]}))
+    assert "none of the 2 ROIs with contours has a name of the datalist: liver, spleen" in message
+    message = refusal(write({"liver": [placed(square, 2)], "LIVER": [placed(square, 3)]}))
+    assert "ROIs 11 and 12 are both 'liver'" in message
+    message = refusal(write({"liver": [placed(square, 2)]}), {1: "liver", 2: "Liver"})
+    assert "labels 1 and 2 are both 'Liver' but for their case" in message
+    message = refusal(write({"liver": [placed(square, 2.3)]}))
+    assert "points 0.75 mm beside the centre of the nearest slice, the slices are 2.50" in message
+    assert load_case(write({"liver": [placed(square, 2.1)]}), NAMES)[1].sum() == 25
+    message = refusal(write({"liver": [placed(square, COUNT)]}))
+    assert "a contour of 'liver' lies in slice 8 of 0 to 7" in message
+    both = {"liver": [placed(square, 2)], "spleen": [placed(box(5.5, 2.5, 9.5, 7.5), 2)]}
+    assert "ROIs overlap in 5 voxels" in refusal(write(both))
+    assert "'liver' and 'spleen' in 5; expected each" in refusal(write(both))
+    flat = write({"liver": [placed(square, 2)[:, :2]]})
+    with pytest.raises(DataError, match=r"r\.dcm: cannot read this RTSTRUCT \(ValueError\)"):
+        load_case(flat, NAMES)
+
+
+def test_organs_that_share_a_contour_do_not_overlap(tmp_path, series):
+    regions = {"spleen": [placed(box(5, 2, 9, 6), 2)], "liver": [placed(box(1, 2, 5, 6), 2)]}
+    file = write_structure_set(tmp_path / "r.dcm", series, regions)
+    _, label = load_case(Case(series, file, "p"), NAMES)
+    assert label[0, 5, 2:7, 2].tolist() == [1] * 5
+    assert label[0, 6, 2:7, 2].tolist() == [2] * 5
+
+
+def test_another_series_is_refused(tmp_path, series):
+    regions = {"liver": [placed(box(1.5, 2.5, 6.5, 7.5), 2)]}
+    file = write_structure_set(tmp_path / "r.dcm", series, regions)
+    same_frame = pydicom.dcmread(next(series.iterdir())).FrameOfReferenceUID
+
+    def in_frame(uid):
+        def change(_, image):
+            image.FrameOfReferenceUID = uid
+
+        return change
+
+    other = write_series(tmp_path / "other" / "s")
+    assert "the label's frame of reference is " in refusal(Case(other, file, "p"))
+    phase = write_series(tmp_path / "phase" / "s", in_frame(same_frame))
+    assert load_case(Case(phase, file, "p"), NAMES)[1].sum() == 25
+    nowhere = write_series(tmp_path / "nowhere" / "s", in_frame(""))
+    assert "nothing says that they share a frame" in refusal(Case(nowhere, file, "p"))
+    image, _ = load_case(Case(series, None, "p"), NAMES)
+    nifti = write_nifti(tmp_path / "s.nii.gz", image[0].numpy(), image.affine.numpy())
+    assert load_case(Case(nifti, file, "p"), NAMES)[1].sum() == 25  # it does not say
+
+
+def test_names_over_cases(tmp_path):
+    """Numbers of ROIs mean nothing across structure sets; names do."""
+    liver, spleen = [placed(box(1.5, 2.5, 6.5, 7.5), 2)], [placed(box(8.6, 2, 11.4, 5), 3)]
+    for name, regions in {
+        "a": {"liver": liver, "spleen": spleen},
+        "b": {"Spleen": spleen, "Liver": liver, "BODY": [placed(box(0, 0, 9, 9), 1)]},
+    }.items():
+        series = write_series(
+            tmp_path / "images" / name, lambda _, i, name=name: setattr(i, "PatientID", name)
+        )
+        file = tmp_path / "labels" / f"{name}.dcm"
+        write_structure_set(file, series, regions, kinds={"BODY": "EXTERNAL"})
+    data = find_cases(tmp_path, modality="CT")
+    assert data.labels == {1: "liver", 2: "spleen"}
+    assert list(labels_of_patients(data).values()) == [{1, 2}, {1, 2}]
+    first, second = (load_case(case, data.labels)[1] for case in data.training)
+    np.testing.assert_array_equal(first.numpy(), second.numpy())
+    (tmp_path / "labels.json").write_text(json.dumps({"7": "SPLEEN"}))
+    data = find_cases(tmp_path, modality="CT")
+    assert load_case(data.training[1], data.labels)[1].unique().tolist() == [0, 7]
+
+
+def test_without_a_preamble():
+    file = REAL_DATA / "odd_inputs" / "pydicom" / "rtstruct.dcm"
+    if not file.is_file():
+        pytest.skip("real scans are not here: odd_inputs beside the repository")
+    assert label_kind(file) == "RTSTRUCT"
+    (region,) = read_regions(file)
+    assert [len(points) for points in region.contours] == [5, 6, 6]

@@ -1,0 +1,148 @@
+"""Pictures show what they say: contours, boxes and the slices where something is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine
+from matplotlib.figure import Figure
+from PIL import Image
+
+from medsam_tune.evaluation.pictures import Overlays, draw_overlays
+from medsam_tune.prompts import SlicePrompts, prompts_from_labels
+
+LABELS = {1: "liver", 2: "spleen", 7: "kidney"}
+
+
+def truth() -> torch.Tensor:
+    labels = torch.zeros(9, 40, 50, dtype=torch.long)
+    labels[2:7, 8:30, 5:25] = 1
+    labels[4, 10:35, 30:48] = 2
+    return labels
+
+
+def image() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(60, 200, (9, 1, 40, 50), dtype=torch.uint8, generator=generator)
+
+
+def pixels(path: Path, colour: int) -> int:
+    """How many pixels of a PNG are of a colour of matplotlib's tab10."""
+    picture = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    wanted = np.round(np.array(mpl.colormaps["tab10"](colour)[:3]) * 255)
+    return int((np.abs(picture - wanted).max(-1) <= 3).sum())
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """Each figure that is saved."""
+    seen: list[Figure] = []
+    save = Figure.savefig
+
+    def spy(figure: Figure, path: Path) -> None:
+        seen.append(figure)
+        save(figure, path)
+
+    monkeypatch.setattr(Figure, "savefig", spy)
+    return seen
+
+
+def texts(figures: list[Figure]) -> list[str]:
+    """Titles and axis labels, row by row."""
+    found = [text for a in figures[0].axes for text in (a.get_title(), a.get_ylabel())]
+    return [text for text in found if text]
+
+
+def test_picture_has_the_contours_of_the_labels_that_are_there(tmp_path: Path) -> None:
+    path = draw_overlays(tmp_path / "new" / "a.png", image(), {"truth": truth()}, LABELS)
+    assert path == tmp_path / "new" / "a.png"
+    assert np.asarray(Image.open(path).convert("L")).std() > 10
+    liver, spleen, kidney = (pixels(path, n) for n in range(3))
+    assert min(liver, spleen) > 100
+    assert kidney == 0  # nor is it in the legend
+
+
+def test_legend_of_many_labels_covers_no_picture(tmp_path: Path, figures: list[Figure]) -> None:
+    many = torch.arange(40 * 50).reshape(1, 40, 50) // 45
+    labels = {k: f"organ {k}" for k in range(1, 45)}
+    draw_overlays(tmp_path / "a.png", image()[:1], {"truth": many, "model": many}, labels)
+    (legend,) = figures[0].legends
+    assert len(legend.get_texts()) == 44
+    top = legend.get_window_extent().y1
+    assert all(axis.get_window_extent().y0 > top for axis in figures[0].axes)
+
+
+def test_boxes_are_drawn_in_the_first_column_only(tmp_path: Path) -> None:
+    columns = {"truth": truth() * 0, "model": truth() * 0}
+    prompts = prompts_from_labels(truth(), LABELS)
+    bare = draw_overlays(tmp_path / "bare.png", image(), columns, LABELS)
+    boxed = draw_overlays(tmp_path / "boxed.png", image(), columns, LABELS, prompts)
+    assert pixels(boxed, 0) > pixels(bare, 0) + 100
+    there = (np.asarray(Image.open(bare)) != np.asarray(Image.open(boxed))).any(-1).nonzero()[1]
+    assert there.max() < Image.open(bare).width / 2
+
+
+def test_contours_and_tight_boxes_lie_on_each_other(tmp_path: Path, figures: list[Figure]) -> None:
+    prompts = prompts_from_labels(truth(), [2])
+    draw_overlays(tmp_path / "a.png", image(), {"truth": truth()}, {2: "spleen"}, prompts, rows=1)
+    axis = figures[0].axes[0]
+    edges = [[29.5, 9.5], [47.5, 34.5]]  # of the pixels 30..47 and 10..34
+    (line,), (contour,) = axis.lines, axis.collections
+    assert [line.get_xydata().min(0).tolist(), line.get_xydata().max(0).tolist()] == edges
+    assert contour.get_paths()[0].get_extents().get_points().tolist() == edges
+
+
+def test_slices_with_labels_are_shown_with_their_dice(
+    tmp_path: Path, figures: list[Figure]
+) -> None:
+    half = truth()
+    half[half == 2] = 0
+    draw_overlays(tmp_path / "a.png", image(), {"truth": truth(), "model": half}, LABELS)
+    # liver 1, spleen 0; the kidney is nowhere and does not count
+    assert texts(figures) == ["truth", "slice 2", "model\nDice 0.50", "slice 4", "slice 6"]
+
+
+def test_fewer_slices_with_labels_than_rows(tmp_path: Path, figures: list[Figure]) -> None:
+    one = torch.where(torch.arange(9).view(-1, 1, 1) == 5, truth(), 0)
+    draw_overlays(tmp_path / "a.png", image(), {"truth": one}, LABELS)
+    assert texts(figures) == ["truth", "slice 5"]
+
+
+def test_empty_truth_shows_the_middle(tmp_path: Path, figures: list[Figure]) -> None:
+    empty = truth() * 0
+    path = draw_overlays(tmp_path / "a.png", image(), {"truth": empty, "model": empty + 0}, LABELS)
+    assert texts(figures) == ["truth", "slice 4", "model"]  # nothing and nothing have no Dice
+    assert np.asarray(Image.open(path).convert("L")).std() > 10
+
+
+def test_label_that_fills_the_slice_has_an_outline(tmp_path: Path) -> None:
+    none = draw_overlays(tmp_path / "none.png", image(), {"truth": truth() * 0}, LABELS, rows=1)
+    full = draw_overlays(tmp_path / "full.png", image(), {"truth": truth() * 0 + 1}, LABELS, rows=1)
+    assert pixels(full, 0) > pixels(none, 0) + 200
+
+
+def run(handler: Overlays, batches: list[dict[str, object]]) -> None:
+    """What an evaluator does, with the truth as its prediction."""
+    engine = Engine(lambda _, batch: {"pred": batch["label"]})
+    handler.attach(engine)
+    engine.run(batches)
+
+
+def batch(case: str, prompts: SlicePrompts) -> dict[str, object]:
+    return {"case": case, "image": image(), "label": truth(), "prompts": prompts}
+
+
+def test_overlays_of_the_first_cases(tmp_path: Path) -> None:
+    some = prompts_from_labels(truth(), LABELS)
+    run(Overlays(tmp_path / "out", LABELS, count=2), [batch(name, some) for name in "abc"])
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.png", "b.png"]
+
+
+def test_cases_without_boxes_have_no_picture(tmp_path: Path) -> None:
+    some, none = (prompts_from_labels(truth(), ids) for ids in (LABELS, []))
+    run(Overlays(tmp_path, LABELS), [batch("a", none), batch("b", some)])
+    assert [p.name for p in tmp_path.iterdir()] == ["b.png"]

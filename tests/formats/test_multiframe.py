@@ -1,0 +1,143 @@
+"""Row 37: an enhanced multi-frame file is read as its single images would be, or refused."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import highdicom as hd
+import numpy as np
+import pydicom
+import pytest
+from pydicom.dataset import Dataset
+
+from medsam_tune.cases.checks import DataError
+from medsam_tune.cases.datalist import Case
+from medsam_tune.cases.load import load_case
+from medsam_tune.formats.dicom.stack import AIR
+from medsam_tune.formats.open import load_image
+from tests.conftest import REAL_DATA
+from tests.dicom_series import STEP, Change, write_series
+
+_EMPTY = ("StudyDate", "StudyTime", "AccessionNumber", "StudyID", "PatientBirthDate", "PatientSex")
+
+
+def both(folder: Path, change: Change | None = None, modality: str = "CT") -> tuple[Path, Path]:
+    """A series as single images and as one multi-frame file, frames in the order of the files."""
+
+    def complete(k: int, image: Dataset) -> None:
+        for name in (*_EMPTY, "ReferringPhysicianName", "PositionReferenceIndicator", "Laterality"):
+            setattr(image, name, "")
+        image.Manufacturer, image.AcquisitionNumber = "x", 1
+        image.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
+        if change is not None:
+            change(k, image)
+
+    series = write_series(folder / "series", complete, modality)
+    kind = {
+        "CT": hd.legacy.LegacyConvertedEnhancedCTImage,
+        "MR": hd.legacy.LegacyConvertedEnhancedMRImage,
+    }[modality]
+    file = folder / "multiframe.dcm"
+    kind(
+        [pydicom.dcmread(path) for path in sorted(series.iterdir())],
+        series_instance_uid=hd.UID(),
+        series_number=5,
+        sop_instance_uid=hd.UID(),
+        instance_number=1,
+    ).save_as(file)
+    return series, file
+
+
+def assert_equal(series: Path, file: Path) -> None:
+    """In values and place, after both are turned to LPS."""
+    (single, _), (multi, _) = (load_case(Case(path, None, "p"), {}) for path in (series, file))
+    assert multi.dtype == single.dtype
+    np.testing.assert_allclose(multi.numpy(), single.numpy(), atol=1e-3)
+    np.testing.assert_allclose(multi.affine, single.affine, atol=1e-6)
+    assert multi.meta["notes"] == single.meta["notes"]
+
+
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+def test_row_37_multiframe_equals_its_single_images(tmp_path, modality):
+    assert_equal(*both(tmp_path, modality=modality))
+
+
+def test_row_37_oblique(tmp_path):
+    c, s = np.cos(0.5), np.sin(0.5)
+    row, column = np.array([c, s, 0]), np.array([-s * c, c * c, s])
+    normal = np.cross(row, column)
+
+    def turn(k, image):
+        image.ImageOrientationPatient = [*row, *column]
+        image.ImagePositionPatient = list(np.array([5.0, 6.0, 7.0]) + STEP * k * normal)
+
+    assert_equal(*both(tmp_path, turn))
+
+
+def test_row_37_padding_and_monochrome1(tmp_path):
+    def padded(_, image):
+        pixels = np.frombuffer(image.PixelData, "<i2").copy()
+        pixels[:5] = -2000
+        image.PixelData = pixels.tobytes()
+        image.add_new("PixelPaddingValue", "SS", -2000)
+
+    series, file = both(tmp_path / "ct", padded)
+    assert_equal(series, file)
+    assert (load_image("c", file)[0, :5, 0] == AIR).all()
+
+    for modality in ("MR", "CT"):  # set afterwards: highdicom turns MONOCHROME1 over as it writes
+        series, file = both(tmp_path / f"inverted-{modality}", modality=modality)
+        for path in (file, *series.iterdir()):
+            image = pydicom.dcmread(path)
+            image.PhotometricInterpretation = "MONOCHROME1"
+            image.save_as(path)
+        assert_equal(series, file)
+
+
+def refusal(file: Path) -> str:
+    with pytest.raises(DataError) as caught:
+        load_image("c1", file)
+    assert str(caught.value).startswith(f"case c1: {file}: ")
+    assert "Doe" not in str(caught.value)
+    return str(caught.value)
+
+
+def uneven(k: int, image: Dataset) -> None:
+    image.ImagePositionPatient = [-3.0, 4.0, float(k + 0.4 * k * k)]
+
+
+def two_stacks(k: int, image: Dataset) -> None:
+    image.ImagePositionPatient = [-3.0, 4.0, STEP * (k // 2)]
+    if k % 2:
+        image.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
+
+
+def two_phases(k: int, image: Dataset) -> None:
+    image.ImagePositionPatient = [-3.0, 4.0, STEP * (k // 2)]
+
+
+@pytest.mark.parametrize("change", [uneven, two_stacks, two_phases])
+def test_row_37_what_is_no_volume_is_refused(tmp_path, change):
+    _, file = both(tmp_path, change)
+    message = refusal(file)
+    assert "its 8 frames are no volume (" in message
+    assert "expected an enhanced multi-frame scan whose frames lie evenly" in message
+
+
+def test_row_37_without_highdicom_the_way_out_is_named(tmp_path, monkeypatch):
+    _, file = both(tmp_path)
+    monkeypatch.setitem(sys.modules, "highdicom", None)
+    assert "needs highdicom. Install it: pip install 'medsam_tune[dicom]'" in refusal(file)
+
+
+def test_row_37_real_multiframe_equals_its_single_images():
+    folder = REAL_DATA / "dcmqi_ct3slice"
+    if not folder.is_dir():
+        pytest.skip("real scans are not here: dcmqi_ct3slice beside the repository")
+    for name in ("23x38x3", "24x38x3"):
+        assert_equal(folder / name / "image", folder / name / "multiframe")
+    assert load_image("c", folder / "23x38x3" / "multiframe").shape[0] == 1
+    label = folder / "24x38x3" / "seg" / "label.seg"
+    _, found = load_case(Case(folder / "24x38x3" / "multiframe", label, "p"), {1: "Liver"})
+    assert found.sum() > 100  # of another series, in the same frame of reference

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from medsam_tune.cases.checks import DataError
+from medsam_tune.slices.intensity import (
+    WINDOWS,
+    Percentiles,
+    Window,
+    Windows,
+    ZScore,
+    for_modality,
+    intensity_from,
+    window_of,
+)
+
+
+def volume(*values: float) -> torch.Tensor:
+    return torch.tensor(values).reshape(1, 1, 1, -1)
+
+
+def test_window_known_values():
+    out = Window(40, 400)(volume(-1000, -160, 40, 240, 3000, -159.3))
+    assert out.dtype == torch.uint8
+    assert out.flatten().tolist() == [0, 0, 128, 255, 255, 0]
+
+
+def test_window_does_not_change_its_input():
+    image = volume(-1000, 40, 300)
+    Window(40, 400)(image)
+    assert image.flatten().tolist() == [-1000, 40, 300]
+
+
+@pytest.mark.parametrize("name", list(WINDOWS))
+def test_presets_reach_black_and_white(name):
+    window = WINDOWS[name]
+    low, high = window.center - window.width / 2, window.center + window.width / 2
+    assert window(volume(low, high)).flatten().tolist() == [0, 255]
+
+
+def test_full_range_keeps_12_bits():
+    low = WINDOWS["full"].center - WINDOWS["full"].width / 2
+    assert (low, low + WINDOWS["full"].width) == (-1024, 3071)
+
+
+def test_percentiles_follow_medsam():
+    image = torch.cat([torch.zeros(500), torch.arange(1.0, 1001)]).reshape(1, 10, 15, 10)
+    inside = image[image > 0].numpy()
+    low, high = np.percentile(inside, [0.5, 99.5])
+    expected = np.rint(np.clip((image.numpy() - low) / (high - low), 0, 1) * 255)
+    np.testing.assert_allclose(Percentiles()(image).numpy(), expected, atol=1)
+    assert (Percentiles()(image)[image == 0] == 0).all()
+
+
+def test_percentiles_do_not_depend_on_scale():
+    image = torch.rand(1, 8, 9, 10)
+    torch.testing.assert_close(Percentiles()(image), Percentiles()(image * 65536))
+
+
+@pytest.mark.parametrize("value", [0.0, -3.0, 7.0])
+def test_row_17_constant_image_is_black(value):
+    out = Percentiles()(torch.full((1, 3, 4, 5), value))
+    assert out.dtype == torch.uint8
+    assert not out.any()
+
+
+@pytest.mark.parametrize("rule", [Window(50, 350), Percentiles(), Percentiles(1, 99)])
+def test_description_round_trip(rule):
+    assert intensity_from(json.loads(json.dumps(rule.describe()))) == rule
+
+
+def test_for_modality():
+    assert for_modality("CT") == Window(40, 400)
+    assert for_modality("MR") == for_modality("XR") == Percentiles(0.5, 99.5)
+    stored = torch.arange(256.0).reshape(1, 16, 16, 1)
+    assert torch.equal(for_modality("US")(stored).float(), stored)
+
+
+def test_unknown_modality():
+    with pytest.raises(DataError, match="no intensity rule for modality 'PET'; known: CT, MR"):
+        for_modality("PET")
+
+
+@pytest.mark.parametrize("width", [0, -5, float("nan")])
+def test_bad_width(width):
+    with pytest.raises(DataError, match=r"window width is .* HU; expected a positive number"):
+        Window(40, width)
+
+
+@pytest.mark.parametrize("pair", [(5, 5), (-1, 99), (1, 101)])
+def test_bad_percentiles(pair):
+    with pytest.raises(DataError, match="expected 0 <= lower < upper <= 100"):
+        Percentiles(*pair)
+
+
+def test_unknown_description():
+    with pytest.raises(DataError, match="intensity rule 'gamma' is not known; known: window"):
+        intensity_from({"name": "gamma"})
+    with pytest.raises(DataError, match="'window' does not take"):
+        intensity_from({"name": "window", "level": 3})
+
+
+def test_windows_are_channels():
+    image = volume(-1350, -160, 240, 1300)
+    out = Windows(("lung", (40, 400), "bone"))(image)
+    assert tuple(out.shape) == (3, 1, 1, 4)
+    for channel, name in zip(out, ("lung", "abdomen", "bone"), strict=True):
+        assert torch.equal(channel[None], WINDOWS[name](image))
+    rule = intensity_from(json.loads(json.dumps(Windows().describe())))
+    assert rule.describe() == Windows().describe()
+    assert torch.equal(rule(image), Windows()(image))
+    with pytest.raises(DataError, match="window 'liber' is not known; known: abdomen, liver"):
+        Windows(("liber",))
+    with pytest.raises(DataError, match="windows is empty"):
+        Windows(())
+    with pytest.raises(DataError, match="expected a name, or center and width"):
+        window_of((1.0, 2.0, 3.0))
+
+
+def test_z_score_known_values():
+    image = volume(0.0, 90, 100, 110, -5)
+    out = ZScore(2)(image).flatten().tolist()  # mean 100, deviation 10
+    assert out == [0, 64, 128, 191, 0]
+    assert ZScore()(volume(0.0, 0, 7)).flatten().tolist() == [0, 0, 0]
+    torch.testing.assert_close(ZScore()(image * 1000), ZScore()(image))
+    rule = ZScore(2.5)
+    assert intensity_from(json.loads(json.dumps(rule.describe()))) == rule
+    with pytest.raises(DataError, match="deviations is 0"):
+        ZScore(0)

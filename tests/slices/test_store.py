@@ -1,0 +1,563 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import shutil
+import signal
+import time
+import warnings
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor, get_track_meta
+from monai.transforms import (
+    Compose,
+    Lambdad,
+    Rand2DElasticd,
+    RandFlipd,
+    RandGaussianNoised,
+    RandScaleCropd,
+)
+from torch.utils.data import DataLoader
+
+from medsam_tune.cases.checks import DataError
+from medsam_tune.cases.datalist import Case
+from medsam_tune.cases.folders import find_cases
+from medsam_tune.cases.load import load_case
+from medsam_tune.slices import store as slices
+from medsam_tune.slices.intensity import Percentiles, Window
+from medsam_tune.slices.store import SliceStore
+from medsam_tune.training.samples import SeededSampler, SliceDataset
+from tests.scans import LABELS, SHAPE, small_scan, write_nifti
+
+WINDOW = Window(100, 200)
+FORK = multiprocessing.get_context("fork")  # a fresh interpreter takes seconds to import torch
+
+
+@pytest.fixture
+def store(tmp_path):
+    return SliceStore(tmp_path / "store", WINDOW, LABELS)
+
+
+@pytest.fixture
+def prepared(store, make_case):
+    return store.prepare([make_case("a"), make_case("b")], progress=False)
+
+
+def augmentation() -> Compose:
+    return Compose(
+        [
+            Rand2DElasticd(
+                ["image", "label"],
+                spacing=(6, 6),
+                magnitude_range=(0.2, 0.6),
+                prob=1.0,
+                rotate_range=0.26,
+                scale_range=0.1,
+                mode=["bilinear", "nearest"],
+                padding_mode="zeros",
+            ),
+            RandScaleCropd(["image", "label"], roi_scale=0.8, max_roi_scale=1.0, random_size=True),
+            RandFlipd(["image", "label"], prob=0.5, spatial_axis=1),
+            RandGaussianNoised(["image"], prob=1.0, std=0.3),
+        ]
+    )
+
+
+# SliceStore
+
+
+def test_slices_are_windowed_lps(prepared):
+    case = prepared[0]
+    array, ids = small_scan()
+    lps = array[::-1, ::-1]  # the file is RAS
+    expected = np.rint(np.clip(lps / 200, 0, 1) * 255).astype(np.uint8)
+    assert case.shape == (6, 12, 10)
+    assert case.spacing == pytest.approx((4, 3, 2))
+    for k in range(6):
+        np.testing.assert_array_equal(case.image_slice(k), expected[None, :, :, k].swapaxes(1, 2))
+        np.testing.assert_array_equal(case.label_slice(k), ids[::-1, ::-1, k].T)
+    np.testing.assert_array_equal(case.image()[2], case.image_slice(2))
+    np.testing.assert_array_equal(case.label()[2], case.label_slice(2))
+    assert case.image().dtype == case.label().dtype == np.uint8
+
+
+def test_what_a_case_tells(prepared):
+    case = prepared[1]
+    assert (case.id, case.patient, case.has_label) == ("b", "patient_a", True)
+    assert case.labels_in_slice == [(), (1,), (1, 2), (1, 2), (1,), ()]
+    corner = case.affine @ [9, 11, 0, 1]  # LPS index of the file's voxel (0, 0, 0)
+    np.testing.assert_allclose(corner, [0, 0, 0, 1])
+
+
+@pytest.mark.parametrize("count", [1, 300])
+def test_files_do_not_grow_with_slices(store, make_case, count):
+    volume = np.ones((4, 4, count), np.float32)
+    case = make_case(image=volume, label=volume.astype(np.uint8))
+    (prepared,) = store.prepare([case], progress=False)
+    assert prepared.shape == (count, 4, 4)
+    files = sorted(f.relative_to(prepared.path).as_posix() for f in _files(prepared.path))
+    assert files == [
+        "files.json",
+        "image/c/0/0/0/0",
+        "image/zarr.json",
+        "label/c/0/0/0",
+        "label/zarr.json",
+        "zarr.json",
+    ]
+
+
+def test_rotated_scan_keeps_its_place(store, make_case):
+    turn = np.radians(30)
+    affine = np.eye(4)
+    affine[:2, :2] = [[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]
+    affine = affine @ np.diag([0.7, 0.8, 5.0, 1])
+    affine[:3, 3] = [11, -22, 333]
+    (case,) = store.prepare([make_case(affine=affine)], progress=False)
+    back = np.diag([-1.0, -1, 1, 1])
+    back[:2, 3] = [SHAPE[0] - 1, SHAPE[1] - 1]
+    np.testing.assert_allclose(case.affine @ back, affine, atol=1e-5)
+    assert case.spacing == pytest.approx((5, 0.8, 0.7), abs=1e-5)
+
+
+def test_label_ids_above_255(tmp_path, make_case):
+    label = small_scan()[1].astype(np.int16)
+    label[label == 2] = 300
+    labels = {1: "liver", 300: "spleen"}
+    (case,) = SliceStore(tmp_path / "s", WINDOW, labels).prepare([make_case(label=label)], False)
+    assert case.label().dtype == np.uint16
+    assert case.label().max() == 300
+    assert case.labels_in_slice[2] == (1, 300)
+
+
+def test_case_without_label(store, make_case):
+    case = make_case()
+    (prepared,) = store.prepare([Case(case.image, None, "p")], progress=False)
+    assert prepared.labels_in_slice == [()] * 6
+    with pytest.raises(DataError, match="case case_017: has no label; expected one"):
+        prepared.label_slice(0)
+
+
+def test_an_empty_label_is_stored_too(store, make_case):
+    (case,) = store.prepare([make_case(label=np.zeros(SHAPE, np.uint8))], progress=False)
+    assert (case.path / "label/c/0/0/0").is_file()
+    assert not case.label().any()
+
+
+def test_entries_are_reused(store, make_case, monkeypatch):
+    case = make_case()
+    first = store.prepare([case], progress=False)[0]
+    monkeypatch.setattr("medsam_tune.slices.store.load_case", None)
+    second = store.prepare([case], progress=False)[0]
+    assert second.path == first.path
+
+
+def test_row_66_another_source_or_rule_is_another_entry(tmp_path, make_case):
+    case = make_case()
+    root = tmp_path / "store"
+    paths = {SliceStore(root, WINDOW, LABELS).prepare([case], False)[0].path}
+    paths.add(SliceStore(root, Percentiles(), LABELS).prepare([case], False)[0].path)
+    os.utime(case.image, ns=(1, 1))
+    paths.add(SliceStore(root, WINDOW, LABELS).prepare([case], False)[0].path)
+    write_nifti(case.image, small_scan(1)[0])
+    paths.add(SliceStore(root, WINDOW, LABELS).prepare([case], False)[0].path)
+    assert len(paths) == 4
+
+
+@pytest.mark.parametrize(
+    "file", ["image/c/0/0/0/0", "label/c/0/0/0", "image/zarr.json", "zarr.json"]
+)
+@pytest.mark.parametrize("fault", ["flip", "half", "zero", "gone"])
+def test_row_65_broken_entries_are_made_again(store, make_case, file, fault):
+    case = make_case()
+    first = store.prepare([case], progress=False)[0]
+    image, label = first.image(), first.label()
+    _break(first.path / file, fault)
+    with pytest.warns(UserWarning, match=r"case_017-\w+: is damaged") as caught:
+        again = store.prepare([case], progress=False)[0]
+    assert len(caught) == 1
+    np.testing.assert_array_equal(again.image(), image)
+    np.testing.assert_array_equal(again.label(), label)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        store.prepare([case], progress=False)
+
+
+@pytest.mark.parametrize("fault", ["flip", "half", "zero", "gone"])
+def test_a_broken_list_of_files_does_no_harm(store, make_case, fault):
+    case = make_case()
+    first = store.prepare([case], progress=False)[0]
+    _break(first.path / "files.json", fault)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a flipped time is made good by the checksum
+        again = store.prepare([case], progress=False)[0]
+    np.testing.assert_array_equal(again.image(), first.image())
+    assert _unfinished(store) == []
+
+
+def test_a_copied_store_is_read_again_but_not_made_again(store, make_case, monkeypatch):
+    case = make_case()
+    first = store.prepare([case], progress=False)[0]
+    for file in _files(first.path):
+        os.utime(file, (1, 1))
+    monkeypatch.setattr("medsam_tune.slices.store.load_case", None)
+    store.prepare([case], progress=False)
+    _break(first.path / "image/c/0/0/0/0", "flip")
+    assert store.find(case) is None
+
+
+@pytest.mark.parametrize("file", ["image/c/0/0/0/0", "label/c/0/0/0"])
+def test_damage_that_keeps_size_and_time_is_found_at_reading(store, make_case, file):
+    case = make_case()
+    path = store.prepare([case], progress=False)[0].path / file
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    _break(path, "flip")
+    os.utime(path, ns=times)
+    prepared = store.prepare([case], progress=False)[0]
+    with pytest.raises(DataError, match=r"case case_017: .* cannot be read any more .* Delete"):
+        prepared.image(), prepared.label()
+
+
+def test_slices_of_a_deleted_store_are_not_zeros(store, make_case):
+    prepared = store.prepare([make_case()], progress=False)[0]
+    prepared.image_slice(0)
+    shutil.rmtree(prepared.path)
+    with pytest.raises(DataError, match=r"case case_017: .* cannot be read any more"):
+        prepared.image_slice(1)
+
+
+def test_row_64_nothing_half_written(store, make_case, monkeypatch):
+    case = make_case()
+    monkeypatch.setattr(
+        "medsam_tune.slices.store._seal", lambda _: (_ for _ in ()).throw(OSError("disk full"))
+    )
+    with pytest.raises(OSError, match="disk full"):
+        store.prepare([case], progress=False)
+    assert _entries(store) == _unfinished(store) == []
+
+
+def test_row_64_a_killed_preparation_is_cleaned_up_and_done_again(store, make_case, monkeypatch):
+    victim, other = make_case("a"), make_case("b")
+    seal = slices._seal
+    reached = FORK.Event()
+
+    def hang(_):
+        reached.set()
+        time.sleep(60)
+
+    monkeypatch.setattr(slices, "_seal", hang)
+    process = _started(store, victim)
+    assert reached.wait(30)
+    monkeypatch.setattr(slices, "_seal", seal)
+    store.prepare([other], progress=False)
+    assert len(_unfinished(store)) == 1, "it belongs to a living process"
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert store.find(victim) is None
+    store.prepare([other], progress=False)
+    assert _unfinished(store) == []
+    (prepared,) = store.prepare([victim], progress=False)
+    assert prepared.label().any()
+    assert len(_entries(store)) == 2
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_row_67_processes_that_meet_make_an_entry_once(
+    store, make_case, monkeypatch, tmp_path, damaged
+):
+    case = make_case()
+    if damaged:
+        _break(store.prepare([case], progress=False)[0].path / "label/c/0/0/0", "half")
+    log = tmp_path / "loaded"
+
+    def load(*arguments):
+        with log.open("a") as file:
+            file.write("once\n")
+        time.sleep(0.5)
+        return load_case(*arguments)
+
+    monkeypatch.setattr(slices, "load_case", load)
+    processes = [_started(store, case) for _ in range(3)]
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert log.read_text() == "once\n"
+    assert len(_entries(store)) == 1
+    assert _unfinished(store) == []
+    prepared = store.find(case)
+    np.testing.assert_array_equal(prepared.label()[2], small_scan()[1][::-1, ::-1, 2].T)
+
+
+def test_an_entry_is_whole_to_readers_while_it_is_made_again(store, make_case, monkeypatch):
+    case = make_case()
+    prepared = store.prepare([case], progress=False)[0]
+    image = prepared.image()
+    _break(prepared.path / "label/c/0/0/0", "zero")
+    replace, seen = os.replace, []
+
+    def replace_and_read(*paths):
+        seen.append(prepared.image())
+        replace(*paths)
+
+    monkeypatch.setattr(slices.os, "replace", replace_and_read)
+    with pytest.warns(UserWarning, match="is damaged"):
+        store.prepare([case], progress=False)
+    assert len(seen) > 6
+    for each in seen:
+        np.testing.assert_array_equal(each, image)
+    assert prepared.label().any()
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_jobs_keep_the_order_and_the_first_refusal(store, make_case, jobs):
+    bad = small_scan()[1]
+    bad[0, 0, 0] = 7
+    cases = [make_case(name) for name in "ab"]
+    assert [p.id for p in store.prepare(cases[::-1], False, jobs)] == ["b", "a"]
+    cases = [make_case("c"), make_case("d", label=bad), make_case("e", label=bad)]
+    with pytest.raises(DataError, match="case d: label has the values 7"):
+        store.prepare(cases, False, jobs)
+    assert {name[0] for name in _entries(store)} == {"a", "b", "c"}
+    assert _unfinished(store) == []
+
+
+def test_missing_scan(store, make_case):
+    case = make_case()
+    case.label.unlink()
+    with pytest.raises(DataError, match="case case_017: no such file"):
+        store.prepare([case], progress=False)
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_progress_can_be_silenced(store, make_case, monkeypatch, progress):
+    asked = []
+    bar = "medsam_tune.slices.store.tqdm"  # the environment may silence the real one
+    monkeypatch.setattr(bar, lambda cases, **options: asked.append(options) or cases)
+    store.prepare([make_case()], progress=progress)
+    assert [options["disable"] for options in asked] == [None if progress else True]
+
+
+def test_patient_is_the_datalists(store, make_case):
+    case = make_case()
+    store.prepare([case], progress=False)
+    (again,) = store.prepare([Case(case.image, case.label, "patient_b")], progress=False)
+    assert again.patient == "patient_b"
+
+
+def test_prepared_case_is_picklable(prepared):
+    prepared[0].image_slice(0)
+    copy = pickle.loads(pickle.dumps(prepared[0]))
+    assert copy._arrays == {}
+    np.testing.assert_array_equal(copy.image(), prepared[0].image())
+
+
+# SliceDataset
+
+
+def test_sample(prepared):
+    data = SliceDataset(prepared, LABELS, image_size=32, objects=3, jitter=0)
+    assert len(data) == 8  # four slices with foreground in each case
+    sample = data[1]
+    assert sample["image"].shape == (3, 32, 32)
+    assert sample["image"].dtype == torch.float32
+    assert 0 <= sample["image"].min() < sample["image"].max() <= 1
+    assert sample["masks"].shape == (3, 32, 32)
+    assert sample["masks"].dtype == torch.bool
+    assert (sample["boxes"].shape, sample["boxes"].dtype) == ((3, 4), torch.float32)
+    assert sample["labels"].dtype == torch.int64
+    assert (sample["case"], sample["slice"]) == ("a", 2)
+    assert not sample["image"][:, :, 28:].any()  # 10 of 12 columns are the slice
+
+
+def test_every_class_on_every_slice(prepared):
+    data = SliceDataset(prepared, LABELS, image_size=24, objects=None)  # scale 2
+    assert len(data) == 12  # empty slices as well
+    for index in (0, 2):
+        sample = data[index]
+        assert "boxes" not in sample
+        assert sample["labels"].tolist() == [1, 2]
+        ids = torch.from_numpy(prepared[0].label_slice(index).astype(np.int64))
+        for mask, label in zip(sample["masks"], (1, 2), strict=True):
+            torch.testing.assert_close(mask[::2, ::2][:12, :10], ids == label)
+    assert not data[0]["masks"].any()
+    turned = SliceDataset(prepared, {2: "spleen", 1: "liver"}, image_size=24, objects=None)
+    torch.testing.assert_close(turned[2]["masks"], data[2]["masks"])  # as the inferer orders them
+    augmented = SliceDataset(
+        prepared, LABELS, 24, objects=None, augment=RandFlipd(["image", "label"], 1.0, 1)
+    )
+    torch.testing.assert_close(augmented[2]["masks"][..., :20], data[2]["masks"][..., :20].flip(-1))
+
+
+def test_masks_belong_to_their_labels_and_boxes(prepared):
+    data = SliceDataset(prepared, LABELS, image_size=24, objects=8, jitter=0)  # scale 2
+    sample = data[1]
+    ids = torch.from_numpy(prepared[0].label_slice(2).astype(np.int64))
+    assert set(sample["labels"].tolist()) == {1, 2}
+    for mask, box, label in zip(sample["masks"], sample["boxes"], sample["labels"], strict=True):
+        torch.testing.assert_close(mask[::2, ::2][:12, :10], ids == label)
+        rows, columns = mask.nonzero().unbind(1)
+        expected = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        assert box.tolist() == [float(value) for value in expected]
+
+
+def test_only_the_wanted_labels(prepared):
+    data = SliceDataset(prepared, [2], image_size=32)
+    assert len(data) == 4
+    assert data[0]["labels"].tolist() == [2] * 4
+
+
+def test_the_seed_fixes_a_sample(prepared):
+    data = SliceDataset(prepared, LABELS, 32, augment=augmentation())
+    first, again, other = data[1, 7], data[1, 7], data[1, 8]
+    for key in ("image", "masks", "boxes", "labels"):
+        assert torch.equal(first[key], again[key])
+    assert not torch.equal(first["image"], other["image"])
+    assert torch.equal(data[3]["image"], data[3, 3]["image"])
+
+
+def test_large_slices_are_shrunk_before_they_are_augmented(prepared):
+    seen = []
+
+    def look(item):
+        seen.append((item["image"].shape, item["label"].unique().tolist()))
+        return item
+
+    SliceDataset(prepared, LABELS, 8, augment=look)[0]  # of 12 x 10
+    SliceDataset(prepared, LABELS, 10, augment=look)[0]
+    assert [tuple(shape) for shape, _ in seen] == [(1, 10, 8), (1, 12, 10)]
+    assert seen[0][1] == seen[1][1]
+
+
+def test_augmented_sample_is_plain_and_in_range(prepared):
+    data = SliceDataset(prepared, LABELS, 32, augment=augmentation())
+    for seed in range(20):
+        sample = data[1, seed]
+        assert not any(isinstance(value, MetaTensor) for value in sample.values())
+        assert 0 <= sample["image"].min() <= sample["image"].max() <= 1
+        assert sample["masks"].flatten(1).any(1).all()
+    assert get_track_meta()
+
+
+def test_the_number_of_workers_changes_nothing(prepared):
+    data = SliceDataset(prepared, LABELS, 32, augment=augmentation())
+    prepared[0].image_slice(0)  # arrays that are open when the workers start
+    batches = []
+    for workers in (0, 2):
+        sampler = SeededSampler(len(data), seed=1)
+        loader = DataLoader(data, batch_size=4, sampler=sampler, num_workers=workers)
+        batches.append(list(loader))
+    for one, two in zip(*batches, strict=True):
+        assert one["case"] == two["case"]
+        for key in ("image", "masks", "boxes", "labels", "slice"):
+            assert torch.equal(one[key], two[key])
+
+
+def test_slice_that_the_augmentation_empties_is_used_as_it_is(prepared):
+    plain = SliceDataset(prepared, LABELS, 32)
+    emptied = SliceDataset(
+        prepared, LABELS, 32, augment=Compose([Lambdad(["image", "label"], lambda x: x * 0)])
+    )
+    for key in ("image", "masks", "boxes"):
+        assert torch.equal(plain[1][key], emptied[1][key])
+
+
+def test_object_smaller_than_a_model_pixel_keeps_a_mask(store, make_case):
+    image = np.random.default_rng(0).uniform(1, 200, (64, 64, 2)).astype(np.float32)
+    label = np.zeros((64, 64, 2), np.uint8)
+    label[17, 33, 1] = 2
+    cases = store.prepare([make_case(image=image, label=label)], progress=False)
+    sample = SliceDataset(cases, LABELS, image_size=16, augment=augmentation())[0]
+    assert sample["masks"].flatten(1).sum(1).tolist() == [1] * 4
+    # LPS: column 63 - 17 = 46, row 63 - 33 = 30, four slice pixels to a model pixel
+    assert sample["masks"][0].nonzero().tolist() == [[7, 11]]
+
+
+def test_row_52_no_foreground_anywhere(store, make_case):
+    cases = store.prepare([make_case(label=np.zeros(SHAPE, np.uint8))], progress=False)
+    with pytest.raises(DataError, match="no slice of 1 cases has one of the labels 1, 2"):
+        SliceDataset(cases, LABELS, 32)
+
+
+# SeededSampler
+
+
+def test_sampler_is_a_shuffled_pass():
+    sampler = SeededSampler(10, seed=3)
+    keys = list(sampler)
+    assert len(sampler) == 10
+    assert sorted(index for index, _ in keys) == list(range(10))
+    assert keys == list(SeededSampler(10, seed=3))
+    assert keys != list(SeededSampler(10, seed=4))
+
+
+def test_sampler_epochs_differ_and_can_be_repeated():
+    sampler = SeededSampler(10)
+    epochs = []
+    for epoch in (1, 2, 1):
+        sampler.set_epoch(epoch)
+        epochs.append(list(sampler))
+    assert epochs[0] == epochs[2]
+    assert epochs[0] != epochs[1]
+    assert {seed for _, seed in epochs[0]}.isdisjoint(seed for _, seed in epochs[1])
+
+
+@pytest.mark.parametrize("num_samples", [4, 25])
+def test_sampler_draws_each_slice_equally_often(num_samples):
+    sampler = SeededSampler(10, num_samples=num_samples)
+    drawn: list[int] = []
+    for epoch in range(10):
+        sampler.set_epoch(epoch)
+        keys = list(sampler)
+        assert len(keys) == len(sampler) == num_samples
+        drawn += [index for index, _ in keys]
+    assert set(Counter(drawn).values()) == {num_samples}
+
+
+@pytest.mark.parametrize(("length", "num_samples"), [(0, None), (10, 0)])
+def test_sampler_of_nothing(length, num_samples):
+    with pytest.raises(DataError, match="expected at least one of each"):
+        SeededSampler(length, num_samples=num_samples)
+
+
+# real scans
+
+
+@pytest.mark.real_data
+def test_hippocampus(hippocampus, tmp_path):
+    data = find_cases(hippocampus)
+    cases = SliceStore(tmp_path, Percentiles(), data.labels).prepare(data.training[:4], False)
+    for case, source in zip(cases, data.training, strict=False):
+        _, label = load_case(source, data.labels)
+        np.testing.assert_array_equal(case.label(), label[0].numpy().transpose(2, 1, 0))
+        assert case.image().max() == 255
+    sample = SliceDataset(cases, data.labels, 128, augment=augmentation())[0]
+    assert sample["masks"].any()
+
+
+def _started(store, case):
+    process = FORK.Process(target=store.prepare, args=([case], False))
+    process.start()
+    return process
+
+
+def _entries(store):
+    return [path.name for path in store.root.iterdir() if path.name != ".making"]
+
+
+def _unfinished(store):
+    return [path for path in (store.root / ".making").iterdir() if path.suffix != ".lock"]
+
+
+def _files(folder):
+    return [file for file in folder.rglob("*") if file.is_file()]
+
+
+def _break(file, fault):
+    content = file.read_bytes()
+    middle = len(content) // 2
+    flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+    broken = {"flip": flipped, "half": content[:middle], "zero": b""}
+    file.unlink() if fault == "gone" else file.write_bytes(broken[fault])
