@@ -31,7 +31,8 @@ from numpy.typing import NDArray
 from pydicom.encaps import generate_frames
 from pydicom.uid import JPEGExtended12Bit, JPEGLosslessSV1
 
-from medsam_tune.cases.checks import DataError, check_image
+from medsam_tune.cases.checks import check_image
+from medsam_tune.errors import DataError
 from medsam_tune.files import written_whole
 from medsam_tune.formats.dicom.series import find_series
 from medsam_tune.formats.dicom.stack import AIR

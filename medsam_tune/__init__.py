@@ -1,13 +1,12 @@
 """Fine-tune Segment Anything on your own scans with MONAI, and know how good it got."""
 
-__version__ = "0.1.0"
-
-from medsam_tune.cases.checks import DataError
+from medsam_tune.errors import DataError
 from medsam_tune.inference.inferers import Segmenter
 from medsam_tune.methods import METHODS, apply_method
 from medsam_tune.methods.export import export_sam
 from medsam_tune.methods.tuned import load_tuned, save_tuned
 from medsam_tune.sam.build import build_sam
+from medsam_tune.version import __version__
 
 __all__ = [
     "METHODS",

@@ -18,11 +18,11 @@ from fire.parser import DefaultParseValue
 import medsam_tune
 from medsam_tune import downloads
 from medsam_tune.cases.audit import check_place
-from medsam_tune.cases.checks import DataError
 from medsam_tune.cases.datalist import write_datalist
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.splits import few_shots, fold_cases, labels_of_patients, split_cases
 from medsam_tune.demo import IMAGE_SIZE, LEARNING_RATES, SETTINGS, run_demo
+from medsam_tune.errors import DataError
 from medsam_tune.methods import METHODS, apply_method
 from medsam_tune.methods.export import export_onnx, export_sam, is_stock
 from medsam_tune.methods.peft_folder import save_peft

@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 from monai.apps.utils import HashCheckError, check_hash, download_url
 
-from medsam_tune.cases.checks import DataError
+from medsam_tune.errors import DataError
 from medsam_tune.files import written_whole
 
 # Seconds without an answer: a firewall that drops packets would keep the user waiting for ever.

@@ -1,12 +1,16 @@
-"""Files that are there whole or not at all."""
+"""JSON files, and files that are there whole or not at all."""
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from medsam_tune.errors import DataError
 
 
 @contextmanager
@@ -45,3 +49,18 @@ def folder_written_whole(folder: str | Path) -> Iterator[Path]:
         beside.mkdir()
         yield beside
         os.replace(beside, folder)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        DataError: it is not JSON, or holds something else than an object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: is not JSON ({error}). Correct it or make it again.") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: holds a JSON {type(content).__name__}; expected an object.")
+    return content

@@ -16,10 +16,10 @@ from typing import Any
 from monai.bundle import ConfigParser
 from monai.utils import ensure_tuple
 
-import medsam_tune
-from medsam_tune.cases.checks import DataError
+from medsam_tune.errors import DataError
 from medsam_tune.files import written_whole
 from medsam_tune.sam.build import RANDOM
+from medsam_tune.version import __version__
 
 _RECORD = "run.json"
 # What `python -m monai.bundle run` takes for itself; everything else overrides the config.
@@ -59,7 +59,7 @@ class RunRecord:
     seed: int
     reading: dict[str, Any] = field(default_factory=dict)
     squash: bool = False
-    version: str = medsam_tune.__version__
+    version: str = __version__
 
 
 def refuse_other_run(output_dir: str | Path, resume: bool = False) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from medsam_tune.cases.checks import DataError
+from medsam_tune.errors import DataError
 from tests.bad_inputs import INPUTS, BadInput, run
 
 PAGE = Path(__file__).parents[1] / "bundles" / "sam_volume" / "docs" / "bad_inputs.md"

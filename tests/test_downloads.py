@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shlex
 import signal
 import socket
@@ -11,7 +10,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event, Thread, main_thread
 from typing import Any
 
 import pytest
@@ -19,9 +18,9 @@ import yaml
 from monai.bundle import ConfigParser, download_large_files
 
 from medsam_tune import downloads
-from medsam_tune.cases.checks import DataError
 from medsam_tune.cli import bundle_folder, main
 from medsam_tune.downloads import choose, download, published
+from medsam_tune.errors import DataError
 from medsam_tune.sam.build import ARCHITECTURES
 
 CONTENT = b"weights" * 1000
@@ -208,7 +207,8 @@ def test_an_interrupted_transfer_leaves_nothing_and_starts_again(
     done = Event()
 
     def interrupt() -> None:
-        os.kill(os.getpid(), signal.SIGINT)
+        # To the thread that waits for the server: another one would not wake it.
+        signal.pthread_kill(main_thread().ident, signal.SIGINT)
         done.wait(30)
 
     head = b"HTTP/1.0 200 OK\r\nContent-Length: 7000\r\n\r\n"

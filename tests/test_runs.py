@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from medsam_tune.cases.checks import DataError
+from medsam_tune.errors import DataError
 from medsam_tune.runs import (
     RunRecord,
     read_record,

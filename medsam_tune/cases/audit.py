@@ -16,10 +16,11 @@ import numpy as np
 from monai.data import MetaTensor
 from tqdm import tqdm
 
-from medsam_tune.cases.checks import DataError, check_image
+from medsam_tune.cases.checks import check_image
 from medsam_tune.cases.datalist import SUBSETS, Case, Datalist, leaks_of, read_datalist
 from medsam_tune.cases.folders import has_pairs, labels_of, paired_cases, studies_cases
 from medsam_tune.cases.load import load_case
+from medsam_tune.errors import DataError
 from medsam_tune.files import written_whole
 from medsam_tune.formats.dicom.series import Series
 from medsam_tune.formats.dicom.stack import read_series

@@ -6,77 +6,22 @@ what was expected and what to do, and never text from a file's header.
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from monai.data import MetaTensor
-from numpy.typing import NDArray
 from torch import Tensor
 
-POSITION_TOLERANCE = 1e-3
-"""Largest accepted difference of two affines' origins and spacings, millimetres."""
-
-DIRECTION_TOLERANCE = 1e-3
-"""Largest accepted difference of two affines' unit axis directions, dimensionless.
-
-NIfTI's qform stores a quaternion in float32, which is exact to about 3e-4 for the common 180
-degree rotations; a tighter tolerance would refuse sound files.
-"""
-
-BYTES_PER_VOXEL = 16
-"""Memory that reading a scan and its label takes: four times float32 (measured: 15 for a CT window,
-19 for percentiles)."""
-
-
-class DataError(ValueError):
-    """A fault in the user's data: which file, what was found, what was expected, what to do."""
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        DataError: it is not JSON, or holds something else than an object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: is not JSON ({error}). Correct it or make it again.") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: holds a JSON {type(content).__name__}; expected an object.")
-    return content
-
-
-def listed(names: Iterable[str], shown: int = 10, separator: str = ", ") -> str:
-    """Names for a message: the first so many, then how many there are."""
-    every = list(names)
-    rest = f"{separator}... ({len(every)} in all)" if len(every) > shown else ""
-    return separator.join(every[:shown]) + rest
-
-
-def check_memory(source: str, shape: Sequence[int]) -> None:
-    """Refuse a scan that would not fit into memory, by its header, before a voxel is read.
-
-    Args:
-        source: case and file, for messages.
-        shape: of its voxels, as the header has it.
-
-    Raises:
-        DataError: `BYTES_PER_VOXEL` for all of them is more than is free.
-    """
-    needed, free = BYTES_PER_VOXEL * math.prod(map(int, shape)), psutil.virtual_memory().available
-    if needed > free:
-        raise DataError(
-            f"{source}: the header speaks of {' x '.join(map(str, shape))} voxels, "
-            f"{needed / 1e9:.1f} GB of memory; {free / 1e9:.1f} GB are free. Crop or resample the "
-            "scan, or take a machine with more. Where it is not that large, export it again."
-        )
+from medsam_tune.errors import DataError, listed
+from medsam_tune.formats.volume import (
+    DIRECTION_TOLERANCE,
+    POSITION_TOLERANCE,
+    check_not_empty,
+    same_affine,
+    show_affine,
+)
 
 
 def check_image(case_id: str, image: MetaTensor, path: Path) -> None:
@@ -162,15 +107,6 @@ def _check_finite(case_id: str, image: Tensor, path: Path) -> None:
     )
 
 
-def check_not_empty(case_id: str, shape: Sequence[int], path: Path) -> None:
-    """Refuse a scan without a voxel."""
-    if 0 in shape:
-        raise DataError(
-            f"case {case_id}: image of shape {tuple(shape)} has an empty dimension ({path}); "
-            "expected at least one voxel along each axis. Export it again."
-        )
-
-
 def check_affine(case_id: str, image: MetaTensor, path: Path) -> None:
     """Refuse an affine that is singular or not finite."""
     affine = np.asarray(image.affine, dtype=np.float64)
@@ -232,31 +168,10 @@ def _check_values(case_id: str, label: Tensor, labels: Iterable[int], path: Path
         )
 
 
-def same_affine(first: NDArray[np.float64], second: NDArray[np.float64]) -> bool:
-    """Whether two (4, 4) affines agree within `POSITION_TOLERANCE` and `DIRECTION_TOLERANCE`."""
-    if not (np.isfinite(first).all() and np.isfinite(second).all()):
-        return False
-    spacings = [np.linalg.norm(affine[:3, :3], axis=0) for affine in (first, second)]
-    directions = [
-        affine[:3, :3] / np.maximum(spacing, 1e-12)
-        for affine, spacing in zip((first, second), spacings, strict=True)
-    ]
-    position = max(
-        np.abs(first[:3, 3] - second[:3, 3]).max(), np.abs(spacings[0] - spacings[1]).max()
-    )
-    direction = np.abs(directions[0] - directions[1]).max()
-    return bool(position <= POSITION_TOLERANCE and direction <= DIRECTION_TOLERANCE)
-
-
 def _shape(image: Tensor) -> tuple[int, ...]:
     """(1, X, Y, Z) -> (X, Y, Z); several volumes keep their count at the end, as in the file."""
     volumes, *shape = image.shape
     return tuple(shape) if volumes == 1 else (*shape, volumes)
-
-
-def show_affine(affine: NDArray[np.float64]) -> str:
-    """For messages."""
-    return str(np.round(affine[:3], 4).tolist())
 
 
 def _some(values: Iterable[float] | Tensor) -> str:

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from medsam_tune.cases.checks import DataError, listed, read_json
-from medsam_tune.files import written_whole
+from medsam_tune.errors import DataError, listed
+from medsam_tune.files import read_json, written_whole
 from medsam_tune.formats.open import case_id
 from medsam_tune.slices.intensity import MODALITIES
 

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from medsam_tune.cases.checks import DataError, listed, read_json
 from medsam_tune.cases.datalist import (
     Case,
     Datalist,
@@ -18,6 +17,8 @@ from medsam_tune.cases.datalist import (
     refuse_same_names,
 )
 from medsam_tune.cases.labels.maps import label_kind, label_names, organ_files
+from medsam_tune.errors import DataError, listed
+from medsam_tune.files import read_json
 from medsam_tune.formats.dicom.series import choose_series
 from medsam_tune.formats.dicom.studies import Labelled, Tree, choose_labelled, read_tree
 from medsam_tune.formats.open import ENDINGS, case_id

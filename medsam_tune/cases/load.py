@@ -12,9 +12,10 @@ from monai.data import MetaTensor
 from monai.transforms import Orientation, Rand3DElasticd
 from torch import Tensor
 
-from medsam_tune.cases.checks import DataError, check_image
+from medsam_tune.cases.checks import check_image
 from medsam_tune.cases.datalist import Case
 from medsam_tune.cases.labels.maps import load_label
+from medsam_tune.errors import DataError
 from medsam_tune.formats.open import load_image
 from medsam_tune.slices.rules import Reading
 

@@ -10,9 +10,9 @@ from dataclasses import replace
 
 from tqdm import tqdm
 
-from medsam_tune.cases.checks import DataError
 from medsam_tune.cases.datalist import Case, Datalist
 from medsam_tune.cases.labels.maps import labels_present
+from medsam_tune.errors import DataError
 
 
 def split_cases(

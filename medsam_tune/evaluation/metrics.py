@@ -21,7 +21,7 @@ from ignite.engine import Engine, Events
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from medsam_tune.cases.checks import DataError
+from medsam_tune.errors import DataError
 from medsam_tune.files import written_whole
 from medsam_tune.inference.inferers import EllipseInferer
 from medsam_tune.prompts import SlicePrompts, prompts_from_labels

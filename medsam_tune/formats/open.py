@@ -22,16 +22,16 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from medsam_tune.cases.checks import (
+from medsam_tune.errors import DataError
+from medsam_tune.formats.dicom.series import LPS_TO_RAS, choose_series, has_dicom_prefix
+from medsam_tune.formats.dicom.stack import Volume, read_series, reason_of
+from medsam_tune.formats.volume import (
     POSITION_TOLERANCE,
-    DataError,
     check_memory,
     check_not_empty,
     same_affine,
     show_affine,
 )
-from medsam_tune.formats.dicom.series import LPS_TO_RAS, choose_series, has_dicom_prefix
-from medsam_tune.formats.dicom.stack import Volume, read_series, reason_of
 from medsam_tune.slices.rules import Reading
 
 _NIFTI = (".nii", ".nii.gz")

@@ -16,9 +16,9 @@ from monai.inferers import Inferer
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medsam_tune.cases.checks import DataError
 from medsam_tune.cases.datalist import Case
 from medsam_tune.cases.load import load_case
+from medsam_tune.errors import DataError
 from medsam_tune.files import written_whole
 from medsam_tune.formats.open import case_id
 from medsam_tune.inference.prompt_files import read_prompts

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medsam_tune.cases.checks import DataError, read_json
+from medsam_tune.errors import DataError
+from medsam_tune.files import read_json
 from medsam_tune.prompts import SlicePrompts
 from medsam_tune.slices.frames import ScanGrid
 

@@ -15,11 +15,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-import medsam_tune
 from medsam_tune.files import written_whole
 from medsam_tune.methods import apply_method
 from medsam_tune.sam.build import build_sam
 from medsam_tune.sam.model import BaseModel, PromptableSam, Tuning
+from medsam_tune.version import __version__
 
 _KEY = "medsam_tune"
 
@@ -94,7 +94,7 @@ def save_tuned(
         "method": model.tuning.method,
         "options": model.tuning.options,
         "labels": {str(k): v for k, v in (labels or {}).items()},
-        "version": medsam_tune.__version__,
+        "version": __version__,
     }
     write_safetensors(tensors, path, {_KEY: json.dumps(header, default=_plain)})
     return path

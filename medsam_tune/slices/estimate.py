@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from medsam_tune.cases.checks import DataError, check_memory
 from medsam_tune.cases.datalist import Case
+from medsam_tune.errors import DataError
 from medsam_tune.formats.open import read_grid
+from medsam_tune.formats.volume import check_memory
 from medsam_tune.slices.store import SliceStore
 
 COMPRESSED = {"image": 0.3, "label": 0.05}

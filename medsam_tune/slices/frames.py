@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medsam_tune.cases.checks import DataError
+from medsam_tune.errors import DataError
 
 
 def slices_from_volume(volume: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medsam_tune.cases.checks import DataError
+from medsam_tune.errors import DataError
 
 
 class Intensity(Protocol):

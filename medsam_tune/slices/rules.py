@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from medsam_tune.cases.checks import DataError
+from medsam_tune.errors import DataError
 
 PLANES = {"axial": "LPS", "coronal": "LIP", "sagittal": "PIL"}
 """Plane -> where the columns, the rows and the slices of its volume run to, as nibabel's codes."""

@@ -31,9 +31,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from medsam_tune.cases.checks import DataError
 from medsam_tune.cases.datalist import Case
 from medsam_tune.cases.load import Deformation, load_case
+from medsam_tune.errors import DataError
 from medsam_tune.formats.open import files_of
 from medsam_tune.slices.frames import resized, slices_from_volume, with_neighbours
 from medsam_tune.slices.intensity import Intensity

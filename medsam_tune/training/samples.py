@@ -15,7 +15,7 @@ from monai.transforms import Randomizable
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from medsam_tune.cases.checks import DataError, listed
+from medsam_tune.errors import DataError, listed
 from medsam_tune.prompts import boxes_from_masks
 from medsam_tune.slices.frames import ModelFrame
 from medsam_tune.slices.store import PreparedCase

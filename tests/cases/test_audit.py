@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from medsam_tune.cases.audit import LEAKING, REFUSED, SOUND, check_place
-from medsam_tune.cases.checks import DataError
 from medsam_tune.cases.datalist import read_datalist, write_datalist
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.splits import split_cases
+from medsam_tune.errors import DataError
 from medsam_tune.slices.rules import Reading
 from tests.conftest import REAL_DATA
 from tests.dicom_series import write_series

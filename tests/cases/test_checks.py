@@ -10,15 +10,11 @@ import torch
 from monai.data import MetaTensor
 
 from medsam_tune.cases import checks
-from medsam_tune.cases.checks import (
-    DataError,
-    check_image,
-    check_pair,
-    label_values,
-    same_affine,
-)
+from medsam_tune.cases.checks import check_image, check_pair, label_values
 from medsam_tune.cases.load import load_case
+from medsam_tune.errors import DataError
 from medsam_tune.formats.open import load_image
+from medsam_tune.formats.volume import same_affine
 from medsam_tune.slices.rules import Reading
 from tests.dicom_series import write_series
 from tests.scans import LABELS, SHAPE, small_scan, write_nifti

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from monai.data import load_decathlon_datalist
 
-from medsam_tune.cases.checks import DataError
 from medsam_tune.cases.datalist import read_datalist, write_datalist
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.splits import split_cases
+from medsam_tune.errors import DataError
 from tests.scans import listed, msd_folder
 
 

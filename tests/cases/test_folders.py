@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from medsam_tune.cases.checks import DataError
 from medsam_tune.cases.datalist import Case
 from medsam_tune.cases.folders import find_cases
+from medsam_tune.errors import DataError
 from tests.scans import msd_folder, plain_folder, small_scan, write_nifti
 
 

@@ -9,12 +9,12 @@ import pytest
 import SimpleITK as sitk
 from pydicom.sr.codedict import codes
 
-from medsam_tune.cases.checks import DataError
 from medsam_tune.cases.datalist import Case
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.labels.maps import label_kind, label_names
 from medsam_tune.cases.load import load_case
 from medsam_tune.cases.splits import labels_of_patients
+from medsam_tune.errors import DataError
 from tests.conftest import REAL_DATA
 from tests.dicom_series import COUNT, SIZE, write_series
 from tests.scans import SHAPE, small_scan, write_nifti

@@ -11,12 +11,12 @@ import pydicom
 import pytest
 from matplotlib.path import Path as Outline
 
-from medsam_tune.cases.checks import DataError
 from medsam_tune.cases.datalist import Case
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.labels.maps import label_kind, label_names
 from medsam_tune.cases.load import load_case
 from medsam_tune.cases.splits import labels_of_patients
+from medsam_tune.errors import DataError
 from medsam_tune.formats.dicom.rtstruct import _fill, read_regions
 from medsam_tune.slices.rules import Reading
 from tests.conftest import REAL_DATA

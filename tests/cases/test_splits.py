@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from monai.data import MetaTensor
 
-from medsam_tune.cases.checks import DataError
 from medsam_tune.cases.datalist import SUBSETS, Case, Datalist
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.splits import few_shots, fold_cases, labels_of_patients, split_cases
+from medsam_tune.errors import DataError
 from medsam_tune.formats.open import load_image
 from tests.scans import listed, plain_folder, write_nifti
 

@@ -15,8 +15,8 @@ from monai.engines import SupervisedEvaluator
 from torch import nn
 from torch.utils.data import DataLoader
 
-from medsam_tune.cases.checks import DataError
 from medsam_tune.cases.datalist import Case
+from medsam_tune.errors import DataError
 from medsam_tune.evaluation.metrics import (
     CaseDataset,
     CaseScores,

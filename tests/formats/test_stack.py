@@ -14,7 +14,7 @@ from monai.transforms import LoadImage
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
-from medsam_tune.cases.checks import DataError
+from medsam_tune.errors import DataError
 from medsam_tune.formats.dicom.series import choose_series, find_series, without_warnings
 from medsam_tune.formats.dicom.stack import AIR, read_series
 from medsam_tune.formats.open import SimpleITKReader, load_image

@@ -12,11 +12,11 @@ import pydicom
 import pytest
 
 from medsam_tune.cases.audit import REFUSED, SOUND, check_place
-from medsam_tune.cases.checks import DataError
 from medsam_tune.cases.datalist import Case, read_datalist, write_datalist
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.load import load_case
 from medsam_tune.cases.splits import labels_of_patients, split_cases
+from medsam_tune.errors import DataError
 from medsam_tune.formats.dicom.series import choose_series
 from tests.cases.test_labels import masks, write_seg
 from tests.cases.test_rtstruct import box, placed

@@ -14,7 +14,7 @@ import pytest
 import torch
 from monai.engines import SupervisedEvaluator
 
-from medsam_tune.cases.checks import DataError
+from medsam_tune.errors import DataError
 from medsam_tune.inference.inferers import (
     ClassSliceInferer,
     EllipseInferer,

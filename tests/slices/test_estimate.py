@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from medsam_tune.cases.checks import DataError
 from medsam_tune.cases.datalist import Case
 from medsam_tune.cases.load import load_case
+from medsam_tune.errors import DataError
 from medsam_tune.formats.open import load_image, read_grid
 from medsam_tune.slices import estimate as module
 from medsam_tune.slices.estimate import estimate

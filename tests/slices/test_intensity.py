@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from medsam_tune.cases.checks import DataError
+from medsam_tune.errors import DataError
 from medsam_tune.slices.intensity import (
     WINDOWS,
     Percentiles,

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from medsam_tune.cases.checks import DataError
 from medsam_tune.cases.datalist import Case, with_copies
 from medsam_tune.cases.load import Deformation, load_case
+from medsam_tune.errors import DataError
 from medsam_tune.evaluation.metrics import CaseDataset
 from medsam_tune.inference.inferers import LoadPromptedScan, grid_of
 from medsam_tune.slices.frames import ModelFrame, slices_from_volume, with_neighbours

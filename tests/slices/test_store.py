@@ -23,10 +23,10 @@ from monai.transforms import (
 )
 from torch.utils.data import DataLoader
 
-from medsam_tune.cases.checks import DataError
 from medsam_tune.cases.datalist import Case
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.load import load_case
+from medsam_tune.errors import DataError
 from medsam_tune.slices import store as slices
 from medsam_tune.slices.intensity import Percentiles, Window
 from medsam_tune.slices.store import SliceStore

@@ -16,20 +16,14 @@ from monai.data import MetaTensor
 from monai.transforms import Orientation, ResampleToMatch
 from numpy.typing import NDArray
 
-from medsam_tune.cases.checks import (
-    DIRECTION_TOLERANCE,
-    POSITION_TOLERANCE,
-    DataError,
-    check_affine,
-    check_pair,
-    label_values,
-    same_affine,
-)
+from medsam_tune.cases.checks import check_affine, check_pair, label_values
+from medsam_tune.errors import DataError
 from medsam_tune.formats.dicom.references import check_references
 from medsam_tune.formats.dicom.rtstruct import named_regions, organ_regions, rasterise
 from medsam_tune.formats.dicom.series import import_highdicom, object_kind, without_warnings
 from medsam_tune.formats.dicom.stack import from_highdicom
 from medsam_tune.formats.open import ENDINGS, case_id, image_from, load_image
+from medsam_tune.formats.volume import DIRECTION_TOLERANCE, POSITION_TOLERANCE, same_affine
 from medsam_tune.slices.rules import Reading
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from monai.data import MetaTensor
 
-from medsam_tune.cases.checks import DataError
+from medsam_tune.errors import DataError
 from medsam_tune.formats.dicom.series import read_header
 
 

@@ -19,7 +19,7 @@ import torch
 from monai.data import MetaTensor
 from numpy.typing import NDArray
 
-from medsam_tune.cases.checks import DataError
+from medsam_tune.errors import DataError
 from medsam_tune.formats.dicom.series import LPS_TO_RAS, import_pydicom, without_warnings
 
 PLANE_TOLERANCE = 0.5

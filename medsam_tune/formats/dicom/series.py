@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medsam_tune.cases.checks import DataError, listed
+from medsam_tune.errors import DataError, listed
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """(4, 4) of DICOM's and ITK's millimetres to nibabel's, and back."""

@@ -19,7 +19,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from medsam_tune.cases.checks import DataError, check_memory
+from medsam_tune.errors import DataError
 from medsam_tune.formats.dicom.series import (
     LPS_TO_RAS,
     Series,
@@ -32,6 +32,7 @@ from medsam_tune.formats.dicom.series import (
     normal_of,
     without_warnings,
 )
+from medsam_tune.formats.volume import check_memory
 
 SPACING_TOLERANCE = 0.1
 """Largest accepted deviation of a slice from even spacing and from a straight line, millimetres

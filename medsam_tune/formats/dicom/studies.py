@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from medsam_tune.cases.checks import DataError, listed
+from medsam_tune.errors import DataError, listed
 from medsam_tune.formats.dicom.references import References, references
 from medsam_tune.formats.dicom.series import Series, find_objects
 
