@@ -39,8 +39,10 @@ from medsam_tune.inference.inferers import EllipseInferer, PromptedSliceInferer,
 from medsam_tune.prompts import SlicePrompts, points_in_masks, prompts_from_labels
 from medsam_tune.sam.build import build_sam
 from medsam_tune.sam.model import PromptableSam
-from medsam_tune.slices.frames import ModelFrame, slices_from_volume
+from medsam_tune.slices.cut import cut, cut_label
+from medsam_tune.slices.frames import ModelFrame
 from medsam_tune.slices.intensity import Percentiles, for_modality
+from medsam_tune.slices.rules import ScanRules
 
 RESULTS = Path(__file__).parent / "results" / "nano.md"
 WAYS = ("ellipse", "box", "point", "moved", "grown", "shrunk")
@@ -69,9 +71,10 @@ def volume(case: Case, modality: str, names: dict[int, str] | None = None) -> Pi
     known = names or {i: str(i) for i in range(1, 256)}
     image, label = load_case(case, known)
     assert label is not None
-    truth = slices_from_volume(label.as_tensor())[:, 0].long()
+    slices, grid = cut(image, ScanRules(for_modality(modality)))
+    truth = cut_label(label, grid)[0].long()
     there = {i: known[i] for i in truth.unique().tolist() if i}
-    return Picture(case.id, slices_from_volume(for_modality(modality)(image)), truth, there)
+    return Picture(case.id, slices, truth, there)
 
 
 def totalseg(folder: Path, image: str, label: str, modality: str) -> Iterator[Picture]:

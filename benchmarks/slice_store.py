@@ -28,6 +28,7 @@ from medsam_tune.cases.datalist import Case
 from medsam_tune.files import written_whole
 from medsam_tune.slices.estimate import estimate
 from medsam_tune.slices.intensity import WINDOWS
+from medsam_tune.slices.rules import ScanRules
 from medsam_tune.slices.store import PreparedCase, SliceStore
 from medsam_tune.training.samples import SeededSampler, SliceDataset
 
@@ -152,7 +153,7 @@ def main() -> None:
     count = options.volumes * options.slices
     with tempfile.TemporaryDirectory() as scratch:
         cases = write_cases(Path(scratch), options.volumes, options.slices)
-        store = SliceStore(Path(scratch) / "store", WINDOWS["abdomen"], LABELS)
+        store = SliceStore(Path(scratch) / "store", ScanRules(WINDOWS["abdomen"]), LABELS)
         start = time.perf_counter()
         expected = estimate(store, cases, progress=False)
         rows = [f"| estimated from headers, ms a case | {_ms(start) / len(cases):.1f} |"]

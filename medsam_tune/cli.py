@@ -23,6 +23,7 @@ from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.splits import few_shots, fold_cases, labels_of_patients, split_cases
 from medsam_tune.demo import IMAGE_SIZE, LEARNING_RATES, SETTINGS, run_demo
 from medsam_tune.errors import DataError
+from medsam_tune.formats.mending import Mending
 from medsam_tune.methods import METHODS, apply_method
 from medsam_tune.methods.export import export_onnx, export_sam, is_stock
 from medsam_tune.methods.peft_folder import save_peft
@@ -30,7 +31,6 @@ from medsam_tune.methods.tuned import load_tuned, read_header
 from medsam_tune.runs import read_record
 from medsam_tune.sam.build import ARCHITECTURES, architecture, build_sam
 from medsam_tune.slices.intensity import MODALITIES
-from medsam_tune.slices.rules import Reading
 
 app = typer.Typer(
     help=medsam_tune.__doc__,
@@ -112,7 +112,7 @@ def check(
     jobs: Annotated[int, typer.Option(help="Scans read at once.")] = 2,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="As for train, e.g. reading::resample_uneven=true."),
+        typer.Option("--set", help="As for train, e.g. mending::resample_uneven=true."),
     ] = None,
 ) -> None:
     """Read every scan: what it is, what is refused, which are the same.
@@ -120,7 +120,7 @@ def check(
     Exit code 0: all sound; 3: some refused; 4: a patient or a scan is in two subsets; 1: the
     datalist or folder itself is refused.
     """
-    report = check_place(place, jobs, reading=_reading(set_))
+    report = check_place(place, jobs, mending=_mending(set_))
     typer.echo("\n".join(report.lines()))
     if output is not None:
         report.write(output)
@@ -399,20 +399,20 @@ def _settings(pairs: list[str] | None) -> dict[str, Any]:
     return settings
 
 
-def _reading(pairs: list[str] | None) -> Reading:
-    """`reading::key=value` words as the recipes understand them."""
-    known = {field.name for field in fields(Reading)}
+def _mending(pairs: list[str] | None) -> Mending:
+    """`mending::key=value` words as the recipes understand them."""
+    known = {field.name for field in fields(Mending)}
     chosen: dict[str, Any] = {}
     for pair in pairs or []:
         key, equals, value = pair.partition("=")
-        name = key.removeprefix("reading::")
+        name = key.removeprefix("mending::")
         if not equals or name == key or name not in known:
             raise ValueError(
-                f"--set {pair!r}: expected reading::key=value, the key one of "
+                f"--set {pair!r}: expected mending::key=value, the key one of "
                 f"{', '.join(sorted(known))}."
             )
         chosen[name] = yaml.safe_load(value)
-    return Reading(**chosen)
+    return Mending(**chosen)
 
 
 class _Verbatim:

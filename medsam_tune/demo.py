@@ -18,6 +18,7 @@ from medsam_tune.inference.inferers import PromptedSliceInferer
 from medsam_tune.methods.tuned import load_tuned
 from medsam_tune.sam.build import build_sam
 from medsam_tune.slices.intensity import for_modality
+from medsam_tune.slices.rules import ScanRules
 from medsam_tune.slices.store import SliceStore
 from medsam_tune.synthetic.phantom import write_phantoms
 
@@ -63,7 +64,9 @@ def compare_table(zero_shot: Mapping[str, Any], tuned: Mapping[str, Any]) -> str
 def draw_demo(folder: Path, tuned_run: Path, count: int = 2) -> list[Path]:
     """Pictures of held-out phantoms: annotator, zero-shot, tuned."""
     data = read_datalist(folder / "datalist.json")
-    store = SliceStore(folder / "datalist.slices", for_modality(data.modality), data.labels)
+    store = SliceStore(
+        folder / "datalist.slices", ScanRules(for_modality(data.modality)), data.labels
+    )
     cases = store.prepare(data.subset("test")[:count], progress=False)
     models = {
         "zero-shot": build_sam("nano", image_size=IMAGE_SIZE),

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from pydoc import locate
@@ -43,22 +43,20 @@ class RunRecord:
         datalist: path of the datalist it was trained on.
         slices_dir: folder of the slice store.
         checkpoint: of the base, "random", or None for the embedded model.
-        intensity: description of the intensity rule, see `data.intensity`.
+        rules: description of how scans become slices, see `slices.rules`.
+        mending: description of what is mended in a scan, see `formats.mending`.
         jitter: of the boxes in validation, a share of the box side.
         seed: of everything random.
-        reading: description of how scans become slices, see `data.reading`.
-        squash: of the model frame, see `data.frames`.
         version: of the package.
     """
 
     datalist: str
     slices_dir: str
     checkpoint: str | None
-    intensity: dict[str, Any]
+    rules: dict[str, Any]
+    mending: dict[str, Any]
     jitter: float
     seed: int
-    reading: dict[str, Any] = field(default_factory=dict)
-    squash: bool = False
     version: str = __version__
 
 

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from monai.data import MetaTensor
 
 from medsam_tune.cases.datalist import Case, Datalist
+from medsam_tune.cases.load import load_case
+from medsam_tune.formats.mending import Mending
+from medsam_tune.slices.cut import grid_of, turned
+from medsam_tune.slices.intensity import WINDOWS
+from medsam_tune.slices.rules import ScanRules
 
 SHAPE = (10, 12, 6)
 LABELS = {1: "liver", 2: "spleen"}
@@ -63,3 +70,12 @@ def listed(patients: int, per_patient: int = 1) -> Datalist:
         for s in range(per_patient)
     )
     return Datalist("Small", "CT", {1: "liver"}, cases)
+
+
+def load_turned(
+    case: Case, labels: Mapping[int, str], mending: Mending | None = None, plane: str = "axial"
+) -> tuple[MetaTensor, MetaTensor | None]:
+    """`load_case`, with the axes along columns, rows and slices of the plane."""
+    image, label = load_case(case, labels, mending)
+    grid = grid_of(image, ScanRules(WINDOWS["abdomen"], plane))
+    return turned(image, grid), None if label is None else turned(label, grid)

@@ -120,7 +120,7 @@ def test_overrides_reach_the_method(lora_run: Path) -> None:
     tensors = load_file(lora_run / "tuned.safetensors")
     assert all(4 in tensor.shape for tensor in tensors.values())
     record = json.loads((lora_run / "run.json").read_text())
-    assert record["intensity"] == {"name": "window", "center": 40.0, "width": 400.0}
+    assert record["rules"]["intensity"] == {"name": "window", "center": 40.0, "width": 400.0}
 
 
 def test_evaluate(lora_run: Path, datalist: Path) -> None:
@@ -143,14 +143,22 @@ def test_evaluate(lora_run: Path, datalist: Path) -> None:
 def test_reading_and_frame_are_the_same_at_prediction(datalist: Path, tmp_path: Path) -> None:
     """Coronal slices of even pixels with their neighbours, squashed; few cases, mixed images."""
     configs = ["train.yaml", "method_lora.yaml", "few_shot.yaml"]
-    reading = ("--reading::plane", "coronal", "--reading::spacing", "[0,6,0]")
-    options = (*reading, "--reading::neighbours", True, "--squash", True, "--output_dir", "run")
+    reading = ("--rules::plane", "coronal", "--rules::spacing", "[0,6,0]")
+    options = (
+        *reading,
+        "--rules::neighbours",
+        True,
+        "--rules::squash",
+        True,
+        "--output_dir",
+        "run",
+    )
     done = bundle_run(configs, "--datalist", datalist, *options, *SMALL, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert record["squash"]
-    assert record["reading"]["plane"] == "coronal"
-    assert record["reading"]["spacing"] == [0, 6, 0]
+    assert record["rules"]["squash"]
+    assert record["rules"]["plane"] == "coronal"
+    assert record["rules"]["spacing"] == [0, 6, 0]
     done = bundle_run(["evaluate.yaml"], "--run_dir", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     case = read_datalist(datalist).test[0]

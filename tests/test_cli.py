@@ -26,6 +26,8 @@ from medsam_tune.methods.tuned import save_tuned
 from medsam_tune.runs import RunRecord, write_record
 from medsam_tune.sam.build import build_sam
 from medsam_tune.sam.encoder import fuse_qkv
+from medsam_tune.slices.intensity import Percentiles
+from medsam_tune.slices.rules import ScanRules
 from medsam_tune.synthetic.phantom import write_phantoms
 from tests.bad_inputs import INPUTS
 
@@ -103,7 +105,7 @@ def test_export_formats(tune: Tune, tmp_path: Path) -> None:
     run = tmp_path / "run"
     sam = apply_method(build_sam("nano", image_size=64), "lora", rank=2)
     save_tuned(sam, run / "tuned.safetensors", {1: "liver"})
-    record = RunRecord("d.json", "d.slices", None, {"name": "percentiles"}, 0.0, 0)
+    record = RunRecord("d.json", "d.slices", None, ScanRules(Percentiles()).describe(), {}, 0.0, 0)
     write_record(run, record)
     code, _, err = tune("export", "--run", run, "--format", "peft", "--output", tmp_path / "p")
     assert code == 0, err
@@ -149,13 +151,13 @@ def test_check(tune: Tune, phantoms: Path, tmp_path: Path) -> None:
     scan[0, 0, 0] = np.nan
     nib.save(nib.Nifti1Image(scan, np.eye(4)), tmp_path / "nan.nii.gz")
     assert tune("check", tmp_path / "nan.nii.gz")[0] == 3
-    code, out, _ = tune("check", tmp_path / "nan.nii.gz", "--set", "reading::fill_nan=-5")
+    code, out, _ = tune("check", tmp_path / "nan.nii.gz", "--set", "mending::fill_nan=-5")
     assert code == 0
     assert "-5 to 1; 1 NaN or infinite voxels set to -5" in out
-    for words in ("fill_nan=0", "reading::nan=0", "reading::fill_nan"):
+    for words in ("fill_nan=0", "mending::nan=0", "mending::fill_nan"):
         code, _, err = tune("check", tmp_path / "nan.nii.gz", "--set", words)
         assert code == 1
-        assert "expected reading::key=value, the key one of fill_nan, neighbours, plane" in err
+        assert "expected mending::key=value, the key one of fill_nan, resample_label" in err
     code, _, err = tune("check", tmp_path / "nowhere")
     assert code == 1
     assert "no such file or folder" in err
@@ -229,7 +231,9 @@ BAD = {bad.id: bad for bad in INPUTS}
 def test_bad_inputs_exit_and_leave_nothing(tune: Tune, tmp_path: Path) -> None:
     run = tmp_path / "run"
     save_tuned(apply_method(build_sam("nano", image_size=64), "decoder"), run / "tuned.safetensors")
-    write_record(run, RunRecord("d.json", "d.slices", None, {"name": "percentiles"}, 0.0, 0))
+    write_record(
+        run, RunRecord("d.json", "d.slices", None, ScanRules(Percentiles()).describe(), {}, 0.0, 0)
+    )
     prompts = tmp_path / "boxes.json"
     prompts.write_text(json.dumps({"objects": [{"label": 1, "box3d": [1, 1, 1, 5, 5, 5]}]}))
     calls = {
@@ -267,8 +271,8 @@ def test_overlays_of_the_bundle_and_of_the_user(tune: Tune, phantoms: Path, tmp_
     assert code == 0, err
     record = json.loads((run / "run.json").read_text())
     assert record["jitter"] == 0.125
-    assert record["intensity"]["name"] == "windows"
-    assert len(record["intensity"]["windows"]) == 3
+    assert record["rules"]["intensity"]["name"] == "windows"
+    assert len(record["rules"]["intensity"]["windows"]) == 3
     code, _, err = tune("evaluate", "--run", run)
     assert code == 0, err
     code, _, err = tune("train", "decoder", *flags, "--overlay", "window.yaml", *SMALL)

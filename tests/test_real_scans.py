@@ -13,6 +13,7 @@ from medsam_tune.cases.splits import split_cases
 from medsam_tune.evaluation.metrics import CaseDataset, CaseScores, prepare_case, summarise
 from medsam_tune.inference.inferers import EllipseInferer
 from medsam_tune.slices.intensity import for_modality
+from medsam_tune.slices.rules import ScanRules
 from medsam_tune.slices.store import SliceStore
 
 
@@ -21,7 +22,7 @@ def test_ellipse_baseline_of_the_hippocampus(hippocampus: Path, tmp_path: Path) 
     data = split_cases(find_cases(hippocampus), (0.7, 0.15, 0.15), seed=0)
     assert [len(data.subset(name)) for name in ("training", "validation", "test")] == [126, 27, 27]
     assert (data.modality, data.labels) == ("MR", {1: "Anterior", 2: "Posterior"})
-    store = SliceStore(tmp_path, for_modality(data.modality), data.labels)
+    store = SliceStore(tmp_path, ScanRules(for_modality(data.modality)), data.labels)
     dataset = CaseDataset(store.prepare(data.test, progress=False), data.labels, jitter=0.05)
     scores = CaseScores(data.labels)
     evaluator = SupervisedEvaluator(

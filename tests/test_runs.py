@@ -15,8 +15,10 @@ from medsam_tune.runs import (
     refuse_unknown_overrides,
     write_record,
 )
+from medsam_tune.slices.intensity import Percentiles
+from medsam_tune.slices.rules import ScanRules
 
-RECORD = RunRecord("d.json", "d.slices", None, {"name": "percentiles"}, 0.05, 3)
+RECORD = RunRecord("d.json", "d.slices", None, ScanRules(Percentiles()).describe(), {}, 0.05, 3)
 
 
 def test_record_comes_back(tmp_path: Path) -> None:
@@ -85,14 +87,14 @@ def test_unknown_overrides_are_named_with_the_nearest(config: Path) -> None:
 def test_unknown_arguments_of_a_component_are_named(tmp_path: Path) -> None:
     config = tmp_path / "a.yaml"
     config.write_text(
-        "reading: {_target_: medsam_tune.slices.rules.Reading, plane: axial}\n"
+        "rules: {_target_: medsam_tune.slices.rules.ScanRules, plane: axial}\n"
         "net: {_target_: medsam_tune.apply_method, sam: 1, method: lora}\n"
-        "reading::strict: true\n"
+        "mending::strict: true\n"
     )
     run = ["run", "--config_file", str(config)]
-    refuse_unknown_overrides([*run, "--reading::neighbours", "True", "--net::rank", "4"])
-    with pytest.raises(ValueError, match=r"reading::plan is no setting of reading; .*: plane"):
-        refuse_unknown_overrides([*run, "--reading::plan", "coronal"])
+    refuse_unknown_overrides([*run, "--rules::neighbours", "True", "--net::rank", "4"])
+    with pytest.raises(ValueError, match=r"rules::plan is no setting of rules; .*: plane"):
+        refuse_unknown_overrides([*run, "--rules::plan", "coronal"])
 
 
 def test_other_programs_are_let_alone() -> None:

@@ -10,10 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import nibabel as nib
 import numpy as np
 from monai.data import MetaTensor
+from monai.transforms import Orientation
 from tqdm import tqdm
 
 from medsam_tune.cases.checks import check_image
@@ -25,8 +27,8 @@ from medsam_tune.files import written_whole
 from medsam_tune.formats.dicom.series import Series
 from medsam_tune.formats.dicom.stack import read_series
 from medsam_tune.formats.dicom.studies import read_tree
+from medsam_tune.formats.mending import Mending
 from medsam_tune.formats.open import ENDINGS, image_from
-from medsam_tune.slices.rules import Reading
 
 SOUND, REFUSED, LEAKING = 0, 3, 4
 """What `medsam-tune check` exits with; 1 is an error of the call itself, 2 of its options. Where
@@ -47,7 +49,7 @@ class Finding:
         range: lowest and highest value.
         labels: label id -> voxels.
         notes: what was changed on the way.
-        voxels: hash of the values, whatever the file.
+        voxels: hash of the values in LPS order, whatever the file.
     """
 
     case: str
@@ -119,7 +121,7 @@ def _line(one: Finding) -> str:
 
 
 def check_place(
-    place: Path, jobs: int = 2, progress: bool = True, reading: Reading | None = None
+    place: Path, jobs: int = 2, progress: bool = True, mending: Mending | None = None
 ) -> Report:
     """Read every scan of a place.
 
@@ -128,14 +130,14 @@ def check_place(
             series and scans are read one by one, or one file.
         jobs: scans read at once.
         progress: show a bar on standard error, if that is a terminal.
-        reading: what is mended instead of refused.
+        mending: what is mended instead of refused.
 
     Raises:
         DataError: the datalist or the folder itself is refused, e.g. for missing files.
     """
     if not place.exists():
         raise DataError(f"{place}: no such file or folder. Correct the path.")
-    reading = reading or Reading()
+    mending = mending or Mending()
     leaks: list[str] = []
     twice: list[str] = []
     known: set[tuple[str, str]] = set()
@@ -144,12 +146,12 @@ def check_place(
         leaks += leaks_of(data)
         known = _same_bytes(data, leaks, twice)
         tasks = [
-            _case_task(case, subset, data.labels, reading)
+            _case_task(case, subset, data.labels, mending)
             for subset in SUBSETS
             for case in getattr(data, subset)
         ]
     else:
-        tasks = _tasks(place, reading)
+        tasks = _tasks(place, mending)
     with ThreadPoolExecutor(jobs) as pool:
         done = pool.map(lambda task: task(), tasks)
         disable = None if progress else True
@@ -158,18 +160,18 @@ def check_place(
     return Report(str(place), findings, tuple(leaks), tuple(twice))
 
 
-def _tasks(place: Path, reading: Reading) -> list[_Task]:
+def _tasks(place: Path, mending: Mending) -> list[_Task]:
     if place.is_dir() and has_pairs(place):
         cases, content = paired_cases(place)
         labels, _ = labels_of(place, cases, content)
-        return [_case_task(case, "", labels, reading) for case in cases]
+        return [_case_task(case, "", labels, mending) for case in cases]
     if place.name.lower().endswith(ENDINGS):
-        return [_scan_task(place, reading)]
+        return [_scan_task(place, mending)]
     files = [path for path in sorted(place.rglob("*")) if path.is_file()]
     scans = [path for path in files if path.name.lower().endswith(ENDINGS)]
-    tasks = [_scan_task(path, reading) for path in scans]
+    tasks = [_scan_task(path, mending) for path in scans]
     if not tasks or len(scans) < len(files):
-        tasks += _tree_tasks(place, bool(tasks), reading)
+        tasks += _tree_tasks(place, bool(tasks), mending)
     return tasks
 
 
@@ -193,16 +195,16 @@ def _task(finding: Finding, read: Callable[[], tuple[MetaTensor, MetaTensor | No
     return run
 
 
-def _case_task(case: Case, subset: str, labels: Mapping[int, str], reading: Reading) -> _Task:
-    return _task(Finding(case.id, subset), lambda: load_case(case, labels, reading))
+def _case_task(case: Case, subset: str, labels: Mapping[int, str], mending: Mending) -> _Task:
+    return _task(Finding(case.id, subset), lambda: load_case(case, labels, mending))
 
 
-def _scan_task(path: Path, reading: Reading) -> _Task:
+def _scan_task(path: Path, mending: Mending) -> _Task:
     case = Case(path, None, "")
-    return _task(Finding(case.id), lambda: load_case(case, {}, reading))
+    return _task(Finding(case.id), lambda: load_case(case, {}, mending))
 
 
-def _tree_tasks(place: Path, optional: bool, reading: Reading) -> list[_Task]:
+def _tree_tasks(place: Path, optional: bool, mending: Mending) -> list[_Task]:
     """Of DICOM: series with their SEG or RTSTRUCT, then those without one."""
     try:
         tree = read_tree(place)
@@ -212,19 +214,19 @@ def _tree_tasks(place: Path, optional: bool, reading: Reading) -> list[_Task]:
         raise
     cases = studies_cases(tree.labelled)
     labels = labels_of(place, cases)[0] if cases else {}
-    tasks = [_case_task(case, "", labels, reading) for case in cases]
-    tasks += [_series_task(series, reading) for series in tree.others]
+    tasks = [_case_task(case, "", labels, mending) for case in cases]
+    tasks += [_series_task(series, mending) for series in tree.others]
     for path, problem in tree.problems.items():
         tasks.append(partial(Finding, path.name, problem=problem))
     return tasks
 
 
-def _series_task(series: Series, reading: Reading) -> _Task:
+def _series_task(series: Series, mending: Mending) -> _Task:
     name = str(series)
 
     def read() -> tuple[MetaTensor, None]:
         try:
-            image = image_from(read_series(series, reading.resample_uneven))
+            image = image_from(read_series(series, mending.resample_uneven))
             check_image(name, image, series.files[0].parent)
         except DataError as error:
             raise DataError(f"{name}: {error}") from error
@@ -243,7 +245,8 @@ def _describe(finding: Finding, image: MetaTensor) -> None:
     finding.orientation = "".join(nib.orientations.aff2axcodes(affine))
     finding.range = (float(values.min()), float(values.max()))
     finding.notes = tuple(image.meta.get("notes", ()))
-    finding.voxels = hashlib.sha256(values.contiguous().numpy().data).hexdigest()[:16]
+    same = cast(MetaTensor, Orientation(axcodes="LPS", labels=None)(image)).as_tensor()
+    finding.voxels = hashlib.sha256(same.contiguous().numpy().data).hexdigest()[:16]
 
 
 def _same_bytes(data: Datalist, leaks: list[str], twice: list[str]) -> set[tuple[str, str]]:

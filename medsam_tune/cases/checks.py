@@ -91,7 +91,7 @@ def _check_dimensions(case_id: str, image: Tensor, path: Path) -> None:
     if image.shape[0] != 1:
         raise DataError(
             f"case {case_id}: image is 4-D, {image.shape[0]} volumes of {tuple(image.shape[1:])} "
-            f"({path}); expected one 3-D volume. Choose it: reading::volume_index=0."
+            f"({path}); expected one 3-D volume. Choose it: mending::volume_index=0."
         )
 
 
@@ -103,7 +103,7 @@ def _check_finite(case_id: str, image: Tensor, path: Path) -> None:
     first = tuple(bad[0, 1:].tolist())
     raise DataError(
         f"case {case_id}: {len(bad)} NaN or infinite voxels, the first at {first} ({path}); "
-        "expected finite values. Mend the file, or fill them in: reading::fill_nan=-1024."
+        "expected finite values. Mend the file, or fill them in: mending::fill_nan=-1024."
     )
 
 
@@ -127,7 +127,7 @@ def _check_same_shape(
     raise DataError(
         f"case {case_id}: label shape {found} differs from image shape {_shape(image)} "
         f"({label_path}, {image_path}); they must come from the same scan. "
-        "Re-export the label on the image's grid, or choose reading::resample_label=true."
+        "Re-export the label on the image's grid, or choose mending::resample_label=true."
     )
 
 
@@ -142,7 +142,7 @@ def _check_same_affine(
         f"case {case_id}: label affine {show_affine(found)} differs from image affine "
         f"{show_affine(expected)} ({label_path}, {image_path}) by more than "
         f"{POSITION_TOLERANCE} mm or {DIRECTION_TOLERANCE} in direction; they must lie on the same "
-        "grid. Re-export the label, or choose reading::resample_label=true."
+        "grid. Re-export the label, or choose mending::resample_label=true."
     )
 
 

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from medsam_tune.errors import DataError
 from medsam_tune.formats.dicom.series import LPS_TO_RAS, choose_series, has_dicom_prefix
 from medsam_tune.formats.dicom.stack import Volume, read_series, reason_of
+from medsam_tune.formats.mending import Mending
 from medsam_tune.formats.volume import (
     POSITION_TOLERANCE,
     check_memory,
@@ -32,7 +33,6 @@ from medsam_tune.formats.volume import (
     same_affine,
     show_affine,
 )
-from medsam_tune.slices.rules import Reading
 
 _NIFTI = (".nii", ".nii.gz")
 _ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
@@ -56,7 +56,7 @@ def _is_itk(path: Path) -> bool:
 
 
 def load_image(
-    case_id: str, path: Path, reading: Reading | None = None, series_uid: str | None = None
+    case_id: str, path: Path, mending: Mending | None = None, series_uid: str | None = None
 ) -> MetaTensor:
     """Read one scan or label map; every failure names the case and the file.
 
@@ -66,7 +66,7 @@ def load_image(
         case_id: for messages.
         path: .nii, .nii.gz, .nrrd, .nhdr, .mha or .mhd file, or DICOM: a file, or a folder with one
             series in it.
-        reading: whether uneven series are resampled, and guessed orientations refused.
+        mending: whether uneven series are resampled, and guessed orientations refused.
         series_uid: SeriesInstanceUID (or its end) where a folder holds several.
 
     Returns:
@@ -78,15 +78,15 @@ def load_image(
         DataError: the file is missing, empty, truncated, or of another kind; its qform and sform
             differ; it does not fit into memory; a series that is refused, see `data.dicom`.
     """
-    reading = reading or Reading()
+    mending = mending or Mending()
     if not path.exists():
         raise DataError(f"case {case_id}: no such file: {path}. Correct the path in the datalist.")
     if path.is_file() and path.stat().st_size == 0:
         raise DataError(f"case {case_id}: the file has zero bytes ({path}). Copy it again.")
     if is_nifti(path):
-        return _load_nifti(case_id, path, reading.strict)
+        return _load_nifti(case_id, path, mending.strict)
     try:
-        return image_from(SimpleITKReader(series_uid, reading.resample_uneven).read(path))
+        return image_from(SimpleITKReader(series_uid, mending.resample_uneven).read(path))
     except DataError as error:
         raise DataError(f"case {case_id}: {error}") from error
 

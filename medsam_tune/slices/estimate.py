@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from medsam_tune.cases.datalist import Case
@@ -79,7 +78,7 @@ def estimate(store: SliceStore, cases: Sequence[Case], progress: bool = True) ->
         DataError: a scan that is missing, cannot be read, or does not fit into memory.
     """
     there = slices = image_bytes = label_bytes = 0
-    channels = len(store.intensity(torch.zeros(1, 1, 1, 1)))
+    channels = store.rules.stored.channels
     id_bytes = store.label_dtype.itemsize
     for case in tqdm(cases, desc="headers", unit="case", disable=None if progress else True):
         if store.find(case) is not None:
@@ -87,7 +86,7 @@ def estimate(store: SliceStore, cases: Sequence[Case], progress: bool = True) ->
             continue
         grid = read_grid(case.id, case.image, case.series)
         check_memory(f"case {case.id}: {case.image}", grid.shape)
-        size = store.reading.stored(grid.shape, grid.affine)
+        size = store.rules.grid(grid.shape, grid.affine).size
         slices += size[2]
         voxels = math.prod(size)
         image_bytes += voxels * channels

@@ -1,7 +1,7 @@
 """The maps between a file's voxels, world, slices and the model's square input. One small place.
 
 A *volume* is (C, X, Y, Z), its axes along the columns, rows and slices of the plane that was chosen
-(`reading.PLANES`): for axial slices LPS, x grows to the patient's left, y to posterior, z to
+(`rules.PLANES`): for axial slices LPS, x grows to the patient's left, y to posterior, z to
 superior. Its *slices* are (Z, C, H, W) with H = Y (rows) and W = X (columns). The *model frame* is
 the slice, its longest side scaled to S, padded with zeros at the right or the bottom; or both sides
 scaled to S, squashed, as MedSAM was trained. Pixel coordinates are continuous with pixel i covering
@@ -53,7 +53,7 @@ def with_neighbours(slices: Tensor) -> Tensor:
     if slices.shape[1] != 1:
         raise DataError(
             f"neighbours need one channel of each slice, the intensity rule gives "
-            f"{slices.shape[1]}. Choose one window, or reading::neighbours=false."
+            f"{slices.shape[1]}. Choose one window, or rules::neighbours=false."
         )
     padded = torch.cat([slices[:1], slices, slices[-1:]])[:, 0]
     return padded.unfold(0, 3, 1).permute(0, 3, 1, 2)
@@ -67,13 +67,17 @@ class ScanGrid:
         affine: (4, 4) float64 of the file's array (i, j, k), nibabel's RAS+ millimetres.
         shape: (I, J, K) of the file's array.
         axes: orientation of the slices' volume (X, Y, Z), "LPS" for axial ones.
-        size: (X, Y, Z) of that volume as it was resampled; None if it was not.
+        size: (X, Y, Z) of that volume as it was resampled; by default it was not.
     """
 
     affine: NDArray[np.float64]
     shape: tuple[int, int, int]
     axes: str = "LPS"
-    size: tuple[int, int, int] | None = None
+    size: tuple[int, int, int] = (0, 0, 0)
+
+    def __post_init__(self) -> None:
+        if not any(self.size):
+            object.__setattr__(self, "size", self._whole)
 
     @property
     def _to_slices(self) -> NDArray[np.float64]:
@@ -88,16 +92,27 @@ class ScanGrid:
     def _of_slices(self) -> NDArray[np.float64]:
         return np.asarray(nib.orientations.axcodes2ornt(tuple(self.axes)))
 
+    @property
+    def _order(self) -> list[int]:
+        """Axis of the file's array along X, Y and Z of the volume."""
+        return np.argsort(self._to_slices[:, 0]).tolist()  # type: ignore[no-any-return]
+
+    @property
     def _whole(self) -> tuple[int, int, int]:
         """(X, Y, Z) of the volume before it was resampled."""
-        size = [0, 0, 0]
-        for axis, (target, _flip) in enumerate(self._to_slices):
-            size[int(target)] = self.shape[axis]
-        return size[0], size[1], size[2]
+        x, y, z = (self.shape[axis] for axis in self._order)
+        return x, y, z
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Millimetres along X, Y and Z of the volume before it was resampled."""
+        spacing = np.linalg.norm(self.affine[:3, :3], axis=0)
+        x, y, z = (float(spacing[axis]) for axis in self._order)
+        return x, y, z
 
     def to_file(self, labels: Tensor) -> NDArray[np.generic]:
         """Label slices (Z, H, W) -> the file's own array (I, J, K), by the nearest voxel."""
-        volume = resized(volume_from_slices(labels[:, None]), self._whole(), nearest=True)
+        volume = resized(volume_from_slices(labels[:, None]), self._whole, nearest=True)
         back = nib.orientations.ornt_transform(self._of_slices, self._of_file)
         array = nib.orientations.apply_orientation(volume[0].cpu().numpy(), back)
         return np.ascontiguousarray(array)
@@ -117,7 +132,7 @@ class ScanGrid:
             if flip < 0:
                 low, high = self.shape[axis] - high, self.shape[axis] - low
             lower[int(target)], upper[int(target)] = low, high
-        ratio = np.divide(self.size or self._whole(), self._whole())
+        ratio = np.divide(self.size, self._whole)
         return np.concatenate([lower * ratio, upper * ratio])
 
     def box_from_world(self, box: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -139,7 +154,7 @@ class ScanGrid:
     @property
     def slice_axis(self) -> int:
         """Axis of the file's array (0, 1 or 2) along which the slices are stacked."""
-        return int(np.flatnonzero(self._to_slices[:, 0] == 2)[0])
+        return self._order[2]
 
 
 class ModelFrame:
@@ -175,10 +190,6 @@ class ModelFrame:
     def boxes(self, boxes: Tensor) -> Tensor:
         """(..., 4) XYXY in the slice frame -> the model frame."""
         return boxes * self._ratio(boxes)
-
-    def boxes_to_slice(self, boxes: Tensor) -> Tensor:
-        """(..., 4) XYXY in the model frame -> the slice frame."""
-        return boxes / self._ratio(boxes)
 
     def logits(self, logits: Tensor) -> Tensor:
         """(N, P, h, w) logits of the model frame -> (N, P, H, W), bilinear, in the slice frame."""

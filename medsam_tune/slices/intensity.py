@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +19,10 @@ from medsam_tune.errors import DataError
 
 class Intensity(Protocol):
     """What a rule offers."""
+
+    @property
+    def channels(self) -> int:
+        """Number of channels C that it makes of one."""
 
     def __call__(self, image: Tensor) -> Tensor:
         """(1, X, Y, Z) float in the scanner's unit -> (C, X, Y, Z) uint8, C 1 but for `Windows`."""
@@ -41,6 +45,7 @@ class Window:
 
     center: float
     width: float
+    channels: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         if not self.width > 0:
@@ -75,6 +80,11 @@ class Windows:
 
     _rules: tuple[Window, ...] = field(default=(), init=False, repr=False, compare=False)
 
+    @property
+    def channels(self) -> int:
+        """One for each window."""
+        return len(self.windows)
+
     def __call__(self, image: Tensor) -> Tensor:
         """(1, X, Y, Z) float HU -> (C, X, Y, Z) uint8."""
         return torch.cat([rule(image) for rule in self._rules])
@@ -97,6 +107,7 @@ class ZScore:
     """
 
     deviations: float = 3.0
+    channels: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         if not self.deviations > 0:
@@ -132,6 +143,7 @@ class Percentiles:
 
     lower: float = 0.5
     upper: float = 99.5
+    channels: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.lower < self.upper <= 100:

@@ -1,15 +1,18 @@
-"""What a reader may do with a scan that is not as it should be, and how it is cut into slices."""
+"""The rules by which a scan becomes slices."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
 from medsam_tune.errors import DataError
+from medsam_tune.slices.frames import ModelFrame, ScanGrid
+from medsam_tune.slices.intensity import Intensity, intensity_from
 
 PLANES = {"axial": "LPS", "coronal": "LIP", "sagittal": "PIL"}
 """Plane -> where the columns, the rows and the slices of its volume run to, as nibabel's codes."""
@@ -19,33 +22,27 @@ _TIE = 0.99  # spacings of a share above this are the same
 
 
 @dataclass(frozen=True)
-class Reading:
-    """From a scan's file to its slices: chosen in YAML, recorded in the run, used at prediction.
+class ScanRules:
+    """From a scan to the model's input: chosen in YAML, recorded in the run, used at prediction.
 
     Attributes:
-        plane: of the slices: "axial", "coronal", "sagittal", or "finest", the one with the smallest
-            pixels, which is chosen for each scan (axial where they are equal).
+        intensity: rule from scanner values to 8 bits, see `slices.intensity`.
+        plane: plane of the slices: "axial", "coronal", "sagittal", or "finest", the one with the
+            smallest pixels, which is chosen for each scan (axial where they are equal).
         spacing: millimetres along columns, rows and slices that the volume is resampled to; 0 keeps
             an axis as it is. None keeps all.
         neighbours: the slice before, the slice and the slice after as the three channels.
-        fill_nan: value for NaN and infinite voxels; None refuses them.
-        volume_index: which volume of a 4-D file; None refuses those.
-        resample_uneven: interpolate DICOM series with uneven or tilted slices; else refused.
-        resample_label: bring a label of another grid onto its image's, nearest voxel; else refused.
-        strict: refuse a NIfTI file without qform and sform, whose orientation is a guess.
+        squash: scale both sides of a slice to the model's input instead of padding the shorter one.
 
     Raises:
         DataError: an unknown plane, or a spacing that is not three numbers.
     """
 
+    intensity: Intensity
     plane: str = "axial"
     spacing: Sequence[float] | None = None
     neighbours: bool = False
-    fill_nan: float | None = None
-    volume_index: int | None = None
-    resample_uneven: bool = False
-    resample_label: bool = False
-    strict: bool = False
+    squash: bool = False
 
     def __post_init__(self) -> None:
         if self.plane not in (*PLANES, "finest"):
@@ -61,35 +58,65 @@ class Reading:
                 )
             object.__setattr__(self, "spacing", spacing)
 
-    def describe(self) -> dict[str, object]:
-        """The choices as JSON, from which `Reading(**...)` makes the same again."""
-        return asdict(self)
+    def describe(self) -> dict[str, Any]:
+        """Return the rules as JSON, from which `rules_from` makes the same again."""
+        return {
+            "intensity": self.intensity.describe(),
+            "plane": self.plane,
+            "spacing": self.spacing,
+            "neighbours": self.neighbours,
+            "squash": self.squash,
+        }
 
-    def axes(self, affine: NDArray[np.float64]) -> str:
-        """Orientation of the volume (W, H, K) whose slices are those of the plane.
+    @property
+    def channels(self) -> int:
+        """Number of channels C of a slice."""
+        return 3 if self.neighbours else self.intensity.channels
 
-        Args:
-            affine: (4, 4) of the file's array, RAS+ millimetres.
-        """
-        return PLANES[_finest(affine) if self.plane == "finest" else self.plane]
+    @property
+    def stored(self) -> ScanRules:
+        """The rules without what is done after slices are read from a store."""
+        return replace(self, neighbours=False, squash=False)
 
-    def stored(self, shape: Sequence[int], affine: NDArray[np.float64]) -> tuple[int, int, int]:
-        """Voxels along (W, H, K) of the slices of a scan.
+    def grid(self, shape: Sequence[int], affine: NDArray[np.float64]) -> ScanGrid:
+        """The grid of a scan and of its slices.
 
         Args:
             shape: (I, J, K) of the file's array.
             affine: (4, 4) of it, RAS+ millimetres.
         """
-        wanted = nib.orientations.axcodes2ornt(tuple(self.axes(affine)))
-        turn = nib.orientations.ornt_transform(nib.orientations.io_orientation(affine), wanted)
-        spacing = np.linalg.norm(affine[:3, :3], axis=0)
-        order = np.argsort(turn[:, 0])
-        wanted_spacing = self.spacing or (0.0, 0.0, 0.0)
+        axes = PLANES[_finest(affine) if self.plane == "finest" else self.plane]
+        whole = ScanGrid(affine, (int(shape[0]), int(shape[1]), int(shape[2])), axes)
+        if self.spacing is None:
+            return whole
         w, h, k = (
-            max(1, round(int(shape[i]) * float(spacing[i]) / to)) if to else int(shape[i])
-            for i, to in zip(order, wanted_spacing, strict=True)
+            max(1, round(size * mm / wanted)) if wanted else size
+            for size, mm, wanted in zip(whole.size, whole.spacing, self.spacing, strict=True)
         )
-        return w, h, k
+        return replace(whole, size=(w, h, k))
+
+    def frame(self, size: tuple[int, int], image_size: int) -> ModelFrame:
+        """The map between slices of a size (H, W) and the model's square input."""
+        return ModelFrame(size, image_size, self.squash)
+
+
+def rules_from(description: Mapping[str, Any]) -> ScanRules:
+    """The rules that a `ScanRules.describe()` came from.
+
+    Args:
+        description: `intensity`, as of `Intensity.describe`, and the other fields.
+
+    Raises:
+        DataError: fields that the rules do not have.
+    """
+    fields = {key: value for key, value in description.items() if key != "intensity"}
+    try:
+        return ScanRules(intensity_from(description["intensity"]), **fields)
+    except (KeyError, TypeError) as error:
+        raise DataError(
+            f"rules {dict(description)} are not those of a scan: {error}. They are of another "
+            "version; train again."
+        ) from error
 
 
 def _finest(affine: NDArray[np.float64]) -> str:

@@ -8,7 +8,6 @@ kernel frees when a process dies, so that any number of processes can fill one s
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -20,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -32,19 +31,20 @@ from tqdm import tqdm
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from medsam_tune.cases.datalist import Case
-from medsam_tune.cases.load import Deformation, load_case
+from medsam_tune.cases.load import load_case
 from medsam_tune.errors import DataError
+from medsam_tune.formats.mending import Mending
 from medsam_tune.formats.open import files_of
-from medsam_tune.slices.frames import resized, slices_from_volume, with_neighbours
-from medsam_tune.slices.intensity import Intensity
-from medsam_tune.slices.rules import Reading
+from medsam_tune.slices.cut import cut, cut_label, grid_of, turned
+from medsam_tune.slices.frames import with_neighbours
+from medsam_tune.slices.rules import ScanRules
 
-FORMAT = 3
+FORMAT = 4
 """Version of the entries; raise it when what they hold changes."""
 
-_FILES = "files.json"  # size, modification time in ns and CRC-32 of each other file of an entry
+_FILES = "files.json"  # size, modification time in ns and (of JSON) CRC-32 of an entry's files
 _MAKING = ".making"  # folder for locks and unfinished entries
-_DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)
+_DAMAGED = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,6 @@ class PreparedCase:
     Attributes:
         path: of the entry.
         id: of the case.
-        patient: whose scan it is.
-        affine: (4, 4) float64 of the volume (X, Y, Z) in the scan's own grid, RAS+ millimetres.
-        spacing: (z, y, x) millimetres of that grid.
         shape: (Z, H, W) of the slices, which may be resampled.
         labels_in_slice: for each slice the label ids in it, ascending, without 0.
         has_label: whether there is a label map.
@@ -67,9 +64,6 @@ class PreparedCase:
 
     path: Path
     id: str
-    patient: str
-    affine: NDArray[np.float64]
-    spacing: tuple[float, float, float]
     shape: tuple[int, int, int]
     labels_in_slice: list[tuple[int, ...]]
     has_label: bool
@@ -129,30 +123,42 @@ class PreparedCase:
         return {**self.__dict__, "_arrays": {}}
 
 
+class Deformation(Protocol):
+    """What makes deformed copies of a scan, such as `training.deformation.Deformation`."""
+
+    def describe(self) -> dict[str, object]:
+        """Return its settings as JSON."""
+
+    def __call__(
+        self, image: MetaTensor, label: MetaTensor | None, seed: int
+    ) -> tuple[MetaTensor, MetaTensor | None]:
+        """Deform image and label (1, W, H, K), turned to the plane; one seed, one result."""
+
+
 class SliceStore:
     """Prepared scans under one folder; what is there and sound is not made again.
 
     Args:
         root: folder of the store, made if absent.
-        intensity: rule from scanner values to uint8.
+        rules: how scans become slices.
         labels: label id -> name.
-        reading: plane and resampling of the slices, and what is mended instead of refused.
-        deformation: of the copies among the cases.
+        mending: what is mended in a scan instead of refused.
+        deformation: what makes the copies among the cases; None where there are none.
     """
 
     def __init__(
         self,
         root: Path,
-        intensity: Intensity,
+        rules: ScanRules,
         labels: Mapping[int, str],
-        reading: Reading | None = None,
+        mending: Mending | None = None,
         deformation: Deformation | None = None,
     ) -> None:
         self.root = Path(root)
-        self.intensity = intensity
+        self.rules = rules
         self.labels = labels
-        self.reading = reading or Reading()
-        self.deformation = deformation or Deformation()
+        self.mending = mending or Mending()
+        self.deformation = deformation
 
     def prepare(
         self, cases: Sequence[Case], progress: bool = True, jobs: int = 2
@@ -201,9 +207,9 @@ class SliceStore:
         with FileLock(making / f"{entry.name}.lock"):
             if (there := self.find(case)) is not None:
                 return there
-            image, label = load_case(case, self.labels, self.reading)
+            image, label = load_case(case, self.labels, self.mending)
             if case.copy:
-                image, label = self.deformation(image, label, zlib.crc32(case.id.encode()))
+                image, label = self._deformed(case, image, label)
             beside = Path(tempfile.mkdtemp(dir=making, prefix=f"{entry.name}."))
             try:
                 os.chmod(beside, 0o755)  # mkdtemp's 0700 would keep the colleagues out
@@ -213,9 +219,18 @@ class SliceStore:
                 shutil.rmtree(beside, ignore_errors=True)
             return self._open(entry, case)
 
+    def _deformed(
+        self, case: Case, image: MetaTensor, label: MetaTensor | None
+    ) -> tuple[MetaTensor, MetaTensor | None]:
+        if self.deformation is None:
+            raise ValueError(f"case {case.id} is a copy; the store has no deformation to make it.")
+        grid = grid_of(image, self.rules)
+        seed = zlib.crc32(case.id.encode())
+        turned_label = None if label is None else turned(label, grid)
+        return self.deformation(turned(image, grid), turned_label, seed)
+
     def _open(self, entry: Path, case: Case) -> PreparedCase:
-        # The datalist's patient, who may have been corrected since.
-        return _open_entry(entry, case.patient, self.reading.neighbours)
+        return _open_entry(entry, self.rules.neighbours)
 
     def _remove_leftovers(self) -> None:
         """Delete what killed processes did not finish; a living one holds its entry's lock."""
@@ -237,10 +252,9 @@ class SliceStore:
 
     def _key(self, case: Case) -> str:
         """Changes when a source file, how it is read, the rule, the labels or the format does."""
-        made_from: list[object] = [FORMAT, self.intensity.describe(), sorted(self.labels)]
-        stored = dataclasses.replace(self.reading, neighbours=False)  # which are put together later
-        made_from += [stored.describe(), case.series]
-        if case.copy:
+        made_from: list[object] = [FORMAT, self.rules.stored.describe(), sorted(self.labels)]
+        made_from += [self.mending.describe(), case.series]
+        if case.copy and self.deformation is not None:
             made_from += [case.copy, self.deformation.describe()]
         for file in (case.image, case.label):
             if file is not None:
@@ -253,36 +267,27 @@ class SliceStore:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def _write(self, folder: Path, case: Case, image: MetaTensor, label: MetaTensor | None) -> None:
-        affine = np.asarray(image.affine, dtype=np.float64)
-        x, y, z = np.linalg.norm(affine[:3, :3], axis=0).tolist()
-        size = self.reading.stored(image.shape[1:], affine)
-        volume = self.intensity(resized(image.as_tensor(), size))
-        slices = slices_from_volume(volume).numpy()  # (Z, C, H, W)
+        slices, grid = cut(image, self.rules.stored)  # (Z, C, H, W)
         group = zarr.open_group(folder, mode="w", zarr_format=3)
-        _write_array(group, "image", slices)
+        _write_array(group, "image", slices.numpy())
         present: list[list[int]] = [[] for _ in slices]
         if label is not None:
-            truth = label.as_tensor()
-            stored = resized(truth, size, nearest=True)
-            ids = slices_from_volume(stored)[:, 0].numpy().astype(self.label_dtype)  # (Z, H, W)
+            stored, own = cut_label(label, grid)  # (Z, H, W)
+            ids = stored.numpy().astype(self.label_dtype)
             _write_array(group, "label", ids)
-            if stored is not truth:
-                own = slices_from_volume(truth)[:, 0].numpy().astype(self.label_dtype)
-                _write_array(group, "truth", own)
+            if own is not None:
+                _write_array(group, "truth", own.numpy().astype(self.label_dtype))
             present = [[int(i) for i in np.flatnonzero(np.bincount(s.ravel())) if i] for s in ids]
         attributes: dict[str, Any] = {
-            "format": FORMAT,
             "case": case.id,
-            "patient": case.patient,
-            "affine": affine.tolist(),
-            "spacing": [z, y, x],
             "shape": [slices.shape[0], *slices.shape[2:]],
             "labels_in_slice": present,
-            "constant": np.flatnonzero(np.ptp(slices, axis=(2, 3)).max(1) == 0).tolist(),
+            "constant": np.flatnonzero(np.ptp(slices.numpy(), axis=(2, 3)).max(1) == 0).tolist(),
             "has_label": label is not None,
             "has_truth": "truth" in group,
-            "intensity": self.intensity.describe(),
-            "reading": self.reading.describe(),
+            "format": FORMAT,
+            "rules": self.rules.describe(),
+            "mending": self.mending.describe(),
         }
         group.attrs.update(attributes)
         _seal(folder)
@@ -309,7 +314,8 @@ def _seal(folder: Path) -> None:
     for path in sorted(folder.rglob("*")):
         _flush(path)
         if path.is_file():
-            status, checksum = path.stat(), zlib.crc32(path.read_bytes())
+            status = path.stat()
+            checksum = zlib.crc32(path.read_bytes()) if path.suffix == ".json" else None
             name = path.relative_to(folder).as_posix()
             files[name] = [status.st_size, status.st_mtime_ns, checksum]
     (folder / _FILES).write_text(json.dumps(files, indent=1))
@@ -342,31 +348,32 @@ def _put(beside: Path, entry: Path) -> None:
 
 
 def _check_files(entry: Path) -> None:
-    """Refuse what is not as it was written; only files whose size or time differ are read."""
+    """Refuse what is not as it was written; only files whose time differs are read."""
     for name, (size, time, checksum) in json.loads((entry / _FILES).read_text()).items():
-        status = (entry / name).stat()
-        if (status.st_size, status.st_mtime_ns) == (size, time):
+        file = entry / name
+        status = file.stat()
+        if status.st_size != size:
+            raise ValueError(f"{name} has {status.st_size} bytes, not {size}")
+        if status.st_mtime_ns == time:
             continue
-        if zlib.crc32((entry / name).read_bytes()) != checksum:
+        if checksum is None:  # its slices carry their own
+            zarr.open_array(entry / Path(name).parts[0], mode="r")[:]
+        elif zlib.crc32(file.read_bytes()) != checksum:
             raise ValueError(f"{name} is not as it was written")
 
 
-def _open_entry(entry: Path, patient: str, neighbours: bool) -> PreparedCase:
+def _open_entry(entry: Path, neighbours: bool) -> PreparedCase:
     _check_files(entry)
     # By zarr it takes ten times as long, and there may be thousands of cases.
     attributes: Mapping[str, Any] = json.loads((entry / "zarr.json").read_text())["attributes"]
-    z, y, x = attributes["spacing"]
     depth, height, width = attributes["shape"]
     return PreparedCase(
         path=entry,
         id=str(attributes["case"]),
-        patient=patient,
-        affine=np.asarray(attributes["affine"], dtype=np.float64),
-        spacing=(z, y, x),
         shape=(depth, height, width),
         labels_in_slice=[tuple(ids) for ids in attributes["labels_in_slice"]],
         has_label=bool(attributes["has_label"]),
         has_truth=bool(attributes["has_truth"]),
         neighbours=neighbours,
-        constant=frozenset(attributes.get("constant", ())),
+        constant=frozenset(attributes["constant"]),
     )

@@ -233,7 +233,7 @@ INPUTS: tuple[BadInput, ...] = (
         load,
         monai,
         r"mm between neighbours, \d\.\d\d mm elsewhere; expected even spacing\. .*"
-        r"reading::resample_uneven=true",
+        r"mending::resample_uneven=true",
     ),
     BadInput(
         27,

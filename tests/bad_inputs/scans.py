@@ -15,10 +15,12 @@ import torch
 from monai.data import MetaTensor
 
 from medsam_tune.cases.datalist import Case
-from medsam_tune.inference.inferers import Segmenter, grid_of, write_mask
+from medsam_tune.inference.output import write_mask
+from medsam_tune.inference.segmenter import Segmenter
 from medsam_tune.sam.build import build_sam
-from medsam_tune.slices.frames import slices_from_volume
+from medsam_tune.slices.cut import cut_label, grid_of
 from medsam_tune.slices.intensity import Percentiles
+from medsam_tune.slices.rules import ScanRules
 from medsam_tune.slices.store import SliceStore
 from medsam_tune.training.samples import SliceDataset
 from tests.bad_inputs.calls import Pair, load, monai, sam_mask, same_in_world
@@ -197,14 +199,17 @@ def through_mask(case: Case) -> Pair:
     image, label = load(case)
     assert label is not None
     path = case.image.parent / "mask.nii.gz"
-    write_mask(slices_from_volume(label.as_tensor())[:, 0], grid_of(image), path)
+    grid = grid_of(image, ScanRules(Percentiles()))
+    write_mask(cut_label(label, grid)[0], grid, path)
     mask = nib.load(path)
     return image, MetaTensor(torch.from_numpy(mask.get_fdata())[None], affine=mask.affine)
 
 
 def segment(scan: Path, box: list[float]) -> np.ndarray:
     """Ours, by the embedded model at a small size."""
-    segmenter = Segmenter(build_sam("nano", image_size=64), Percentiles(), LABELS, device="cpu")
+    segmenter = Segmenter(
+        build_sam("nano", image_size=64), ScanRules(Percentiles()), LABELS, device="cpu"
+    )
     return segmenter(scan, {"objects": [{"label": 1, "box3d": box}]})
 
 
@@ -222,7 +227,7 @@ def segment_all(case: Case) -> np.ndarray:
 
 def train_and_segment(case: Case) -> tuple[list[int], np.ndarray]:
     """Slices that training takes, and the mask of a box through all slices."""
-    store = SliceStore(case.image.parent / "store", Percentiles(), LABELS)
+    store = SliceStore(case.image.parent / "store", ScanRules(Percentiles()), LABELS)
     dataset = SliceDataset(store.prepare([case], progress=False), LABELS, 64)
     return [k for _, k in dataset.index], segment(case.image, [1, 2, 1, 9, 9, 5])
 
@@ -283,7 +288,7 @@ INPUTS: tuple[BadInput, ...] = (
             load,
             monai,
             rf"^case case_017: 2 NaN or infinite voxels, the first at \(1, 2, 3\) \({FILE}\); "
-            r".*reading::fill_nan=-1024",
+            r".*mending::fill_nan=-1024",
         )
         for name, what, value in (("nan", "NaN", np.nan), ("inf", "infinite", np.inf))
     ),
@@ -295,7 +300,7 @@ INPUTS: tuple[BadInput, ...] = (
         load,
         monai,
         rf"^case case_017: image is 4-D, 3 volumes of \(10, 12, 6\) \({FILE}\); expected one 3-D "
-        r"volume\. Choose it: reading::volume_index=0\.$",
+        r"volume\. Choose it: mending::volume_index=0\.$",
     ),
     BadInput(
         8,
@@ -426,7 +431,7 @@ INPUTS: tuple[BadInput, ...] = (
         load,
         monai,
         r"^case case_017: label shape \(10, 12, 5\) differs from image shape \(10, 12, 6\) "
-        rf"\(\S*labels/case_017\.nii\.gz, {FILE}\); .*reading::resample_label=true\.$",
+        rf"\(\S*labels/case_017\.nii\.gz, {FILE}\); .*mending::resample_label=true\.$",
     ),
     BadInput(
         19,
@@ -435,8 +440,8 @@ INPUTS: tuple[BadInput, ...] = (
         shifted_label,
         load,
         monai,
-        r"^case case_017: label affine \[\[.*18\.5\].* differs from image affine \[\[.*18\.0\].*by "
-        r"more than 0\.001 mm or 0\.001 in direction; .*reading::resample_label=true\.$",
+        r"^case case_017: label affine \[\[.*0\.5\].* differs from image affine \[\[.*by "
+        r"more than 0\.001 mm or 0\.001 in direction; .*mending::resample_label=true\.$",
     ),
     BadInput(
         20,

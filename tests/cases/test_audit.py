@@ -12,7 +12,7 @@ from medsam_tune.cases.datalist import read_datalist, write_datalist
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.splits import split_cases
 from medsam_tune.errors import DataError
-from medsam_tune.slices.rules import Reading
+from medsam_tune.formats.mending import Mending
 from tests.conftest import REAL_DATA
 from tests.dicom_series import write_series
 from tests.scans import LABELS, SHAPE, small_scan, write_nifti
@@ -153,6 +153,6 @@ def test_what_is_mended(datalist):
     image = small_scan(int(path.name[1]))[0]
     image[0, 0, 0] = np.nan
     write_nifti(path, image)
-    report = check_place(datalist, progress=False, reading=Reading(fill_nan=0.0))
+    report = check_place(datalist, progress=False, mending=Mending(fill_nan=0.0))
     assert report.outcome == SOUND
     assert report.findings[0].notes == ("1 NaN or infinite voxels set to 0",)

@@ -9,26 +9,24 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from medsam_tune.cases import checks
 from medsam_tune.cases.checks import check_image, check_pair, label_values
-from medsam_tune.cases.load import load_case
 from medsam_tune.errors import DataError
+from medsam_tune.formats.mending import Mending
 from medsam_tune.formats.open import load_image
 from medsam_tune.formats.volume import same_affine
-from medsam_tune.slices.rules import Reading
 from tests.dicom_series import write_series
-from tests.scans import LABELS, SHAPE, small_scan, write_nifti
+from tests.scans import LABELS, SHAPE, load_turned, small_scan, write_nifti
 
 
 def refusal(case, labels=LABELS) -> str:
     with pytest.raises(DataError) as caught:
-        load_case(case, labels)
+        load_turned(case, labels)
     return str(caught.value)
 
 
 def test_sound_case_is_loaded_in_lps(make_case):
     case = make_case()
-    image, label = load_case(case, LABELS)
+    image, label = load_turned(case, LABELS)
     array, ids = small_scan()
     assert image.dtype == torch.float32
     assert label.dtype == torch.int32
@@ -100,7 +98,7 @@ def test_bad_affine(affine):
 def test_tiny_differences_of_affines_are_accepted(make_case):
     near = np.diag([2.0, 3, 4, 1])
     near[0, 3] = 5e-4
-    load_case(make_case(label_affine=near), LABELS)
+    load_turned(make_case(label_affine=near), LABELS)
 
 
 def test_same_affine_sees_direction():
@@ -137,7 +135,7 @@ def test_many_values_are_cut_and_counted(make_case):
 def test_bad_voxels_are_filled_where_asked(make_case):
     image, _ = small_scan()
     image[1, 2, 3], image[4, 5, 3] = np.nan, np.inf
-    found, _ = load_case(make_case(image=image), LABELS, Reading(fill_nan=-1024))
+    found, _ = load_turned(make_case(image=image), LABELS, Mending(fill_nan=-1024))
     image[1, 2, 3] = image[4, 5, 3] = -1024
     np.testing.assert_array_equal(found[0].numpy(), image[::-1, ::-1])
     assert found.meta["notes"] == ["2 NaN or infinite voxels set to -1024"]
@@ -146,17 +144,17 @@ def test_bad_voxels_are_filled_where_asked(make_case):
 def test_one_volume_of_several(make_case):
     image, _ = small_scan()
     case = make_case(image=np.stack([image, image + 1, image + 2], -1))
-    found, _ = load_case(case, LABELS, Reading(volume_index=1))
+    found, _ = load_turned(case, LABELS, Mending(volume_index=1))
     np.testing.assert_array_equal(found[0].numpy(), image[::-1, ::-1] + 1)
     assert found.meta["notes"] == ["volume 1 of 3"]
     with pytest.raises(DataError, match=r"no volume 3 \(.*\); it has 3, counted from 0"):
-        load_case(case, LABELS, Reading(volume_index=3))
+        load_turned(case, LABELS, Mending(volume_index=3))
 
 
 def test_guessed_orientation_is_refused_where_asked(tmp_path):
     nib.save(nib.Nifti1Image(small_scan()[0], None), tmp_path / "a.nii.gz")
     with pytest.raises(DataError, match=r"neither qform nor sform is set .*; the orientation"):
-        load_image("a", tmp_path / "a.nii.gz", Reading(strict=True))
+        load_image("a", tmp_path / "a.nii.gz", Mending(strict=True))
 
 
 def test_label_of_another_grid_is_resampled_where_asked(make_case):
@@ -164,7 +162,7 @@ def test_label_of_another_grid_is_resampled_where_asked(make_case):
     half[:2, 3] = -0.5, -0.75
     label = small_scan()[1].repeat(2, 0).repeat(2, 1)
     case = make_case(label=label, affine=np.diag([2.0, 3, 4, 1]), label_affine=half)
-    image, found = load_case(case, LABELS, Reading(resample_label=True))
+    image, found = load_turned(case, LABELS, Mending(resample_label=True))
     np.testing.assert_array_equal(found[0].numpy(), small_scan()[1][::-1, ::-1])
     np.testing.assert_allclose(found.affine, image.affine)
 
@@ -203,7 +201,7 @@ def test_memory_is_asked_before_voxels_are_read(tmp_path, monkeypatch):
     for file in files:
         load_image("a", file)
     free = SimpleNamespace(available=1000)
-    monkeypatch.setattr(checks.psutil, "virtual_memory", lambda: free)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: free)
     for file in files:
         with pytest.raises(DataError, match=r"case a: .* voxels, 0\.0 GB of memory; 0\.0 GB are"):
             load_image("a", file)

@@ -8,7 +8,7 @@ import pytest
 from medsam_tune.cases.datalist import Case
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.errors import DataError
-from tests.scans import msd_folder, plain_folder, small_scan, write_nifti
+from tests.scans import load_turned, msd_folder, plain_folder, small_scan, write_nifti
 
 
 def test_msd_folder(tmp_path):
@@ -63,7 +63,6 @@ def test_nnunet_raw_folder(tmp_path):
 def test_folders_of_dicom_and_other_formats(tmp_path):
     import SimpleITK as sitk
 
-    from medsam_tune.cases.load import load_case
     from tests.dicom_series import stored, write_series
 
     for name in ("a", "b"):
@@ -84,7 +83,7 @@ def test_folders_of_dicom_and_other_formats(tmp_path):
     assert a != "a"
     assert c == "c"
     for case in data.training:
-        image, label = load_case(case, data.labels)
+        image, label = load_turned(case, data.labels)
         inside = image[label == 1]
         assert float(inside.min()) == 501 - 1000 * (case.id != "c")
 

@@ -12,12 +12,11 @@ from pydicom.sr.codedict import codes
 from medsam_tune.cases.datalist import Case
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.labels.maps import label_kind, label_names
-from medsam_tune.cases.load import load_case
 from medsam_tune.cases.splits import labels_of_patients
 from medsam_tune.errors import DataError
 from tests.conftest import REAL_DATA
 from tests.dicom_series import COUNT, SIZE, write_series
-from tests.scans import SHAPE, small_scan, write_nifti
+from tests.scans import SHAPE, load_turned, small_scan, write_nifti
 
 NAMES = {1: "liver", 2: "spleen"}
 
@@ -72,7 +71,7 @@ def test_segmentation_lies_on_its_series(tmp_path):
     write_seg(tmp_path / "labels" / "a.dcm", series, masks())
     data = find_cases(tmp_path, modality="CT")
     assert data.labels == NAMES
-    image, label = load_case(data.training[0], data.labels)
+    image, label = load_turned(data.training[0], data.labels)
     assert label.shape == image.shape
     np.testing.assert_array_equal(label[0].numpy(), masks().transpose(2, 1, 0))
     assert labels_of_patients(data) == {data.training[0].patient: {1, 2}}
@@ -80,9 +79,9 @@ def test_segmentation_lies_on_its_series(tmp_path):
         tmp_path / "other", lambda k, i: setattr(i, "ImagePositionPatient", [9.0, 4.0, 2.5 * k])
     )
     with pytest.raises(DataError, match="case other: the segmentation's grid is no part of the im"):
-        load_case(Case(other, tmp_path / "labels" / "a.dcm", "p"), NAMES)
+        load_turned(Case(other, tmp_path / "labels" / "a.dcm", "p"), NAMES)
     with pytest.raises(DataError, match=r"a\.dcm\); expected only 0, 1\. Add them"):
-        load_case(data.training[0], {1: "liver"})
+        load_turned(data.training[0], {1: "liver"})
 
 
 def test_what_is_no_segmentation(tmp_path):
@@ -105,19 +104,19 @@ def test_one_file_for_each_organ(tmp_path):
     assert data.labels == {1: "kidney", 2: "liver", 3: "spleen"}
     assert labels_of_patients(data) == {"a": {2, 3}, "b": {2, 3}}
     for case in data.training:
-        _, merged = load_case(case, data.labels)
+        _, merged = load_turned(case, data.labels)
         np.testing.assert_array_equal(
             np.flip(merged[0].numpy(), (0, 1)), np.where(label > 0, label + 1, 0)
         )
     with pytest.raises(DataError, match=r"kidney\.nii\.gz is of no label that the datalist names"):
-        load_case(data.training[1], NAMES)
+        load_turned(data.training[1], NAMES)
     write_nifti(kidney, (label == 2).astype(np.uint8))
     twice = int((label == 2).sum())
     with pytest.raises(DataError, match=rf"{twice} voxels of .*spleen\.nii\.gz are in another"):
-        load_case(data.training[1], data.labels)
+        load_turned(data.training[1], data.labels)
     write_nifti(kidney, np.zeros((10, 12, 5), np.uint8))
     with pytest.raises(DataError, match=r"label shape \(10, 12, 5\) differs from image shape"):
-        load_case(data.training[1], data.labels)
+        load_turned(data.training[1], data.labels)
 
 
 def test_numbers_with_two_meanings(tmp_path):
@@ -140,12 +139,12 @@ def test_real_segmentations_equal_their_masks():
     ):
         names = label_names("c", folder / segmentation)
         found = [
-            load_case(Case(folder / series, folder / file, "p"), {i: str(i) for i in range(9)})[1]
+            load_turned(Case(folder / series, folder / file, "p"), {i: str(i) for i in range(9)})[1]
             for file in (segmentation, mask)
         ]
         assert names == {1: "Liver"}
         assert found[0].sum() > 100
         assert np.array_equal(found[0].numpy(), found[1].numpy())
     with pytest.raises(DataError, match="its segments cannot be one label map"):
-        load_case(Case(folder / "ct-3slice", folder / "partial_overlaps.dcm", "p"), {})
+        load_turned(Case(folder / "ct-3slice", folder / "partial_overlaps.dcm", "p"), {})
     assert sitk.ReadImage(str(folder / "liver_seg.nrrd")).GetSize() == (512, 512, 3)

@@ -14,14 +14,12 @@ from matplotlib.path import Path as Outline
 from medsam_tune.cases.datalist import Case
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.labels.maps import label_kind, label_names
-from medsam_tune.cases.load import load_case
 from medsam_tune.cases.splits import labels_of_patients
 from medsam_tune.errors import DataError
 from medsam_tune.formats.dicom.rtstruct import _fill, read_regions
-from medsam_tune.slices.rules import Reading
 from tests.conftest import REAL_DATA
 from tests.dicom_series import COUNT, SIZE, SPACING, STEP, stored, write_series
-from tests.scans import write_nifti
+from tests.scans import load_turned, write_nifti
 from tests.structure_set import write_structure_set
 
 NAMES = {1: "liver", 2: "spleen"}
@@ -48,7 +46,7 @@ def filled(*contours: Sequence[Sequence[float]], size: tuple[int, int] = SIZE) -
 
 def refusal(case: Case, labels: dict[int, str] = NAMES) -> str:
     with pytest.raises(DataError) as caught:
-        load_case(case, labels)
+        load_turned(case, labels)
     message = str(caught.value)
     assert message.startswith("case s: ")
     assert "Doe" not in message
@@ -65,7 +63,7 @@ def test_contours_become_a_label_map(tmp_path, series):
     liver = [placed(box(1.5, 2.5, 6.5, 7.5), k) for k in (2, 3, 5)]
     spleen = [placed(box(8.6, 2.2, 11.4, 5.4), 3)]
     file = write_structure_set(tmp_path / "r.dcm", series, {"Liver ": liver, "spleen": spleen})
-    image, label = load_case(Case(series, file, "p"), NAMES)
+    image, label = load_turned(Case(series, file, "p"), NAMES)
     expected = np.zeros((*SIZE, COUNT), int)
     expected[2:7, 3:8, [2, 3, 5]] = 1
     expected[9:12, 3:6, 3] = 2
@@ -80,7 +78,7 @@ def test_contours_become_a_label_map(tmp_path, series):
 def test_the_plane_of_the_slices_does_not_matter(tmp_path, series, plane):
     liver = [placed(box(1.5, 2.5, 6.2, 7.5), k) for k in range(2, 6)]
     file = write_structure_set(tmp_path / "r.dcm", series, {"liver": liver})
-    image, label = load_case(Case(series, file, "p"), NAMES, Reading(plane=plane))
+    image, label = load_turned(Case(series, file, "p"), NAMES, plane=plane)
     inside = image[label == 1].numpy()
     assert sorted(inside) == sorted(stored()[2:6, 3:8, 2:7].ravel() - 1000.0)
 
@@ -100,7 +98,7 @@ def test_oblique_series(tmp_path):
         start + corners[:, :1] * row + corners[:, 1:] * column + STEP * k * normal for k in (2, 3)
     ]
     file = write_structure_set(tmp_path / "r.dcm", series, {"liver": liver})
-    image, label = load_case(Case(series, file, "p"), NAMES)
+    image, label = load_turned(Case(series, file, "p"), NAMES)
     inside = image[label == 1].numpy()
     assert sorted(inside) == sorted(stored()[2:4, 3:8, 2:7].ravel() - 1000.0)
 
@@ -151,16 +149,16 @@ def test_which_regions_count(tmp_path, series):
     assert label_kind(file) == "RTSTRUCT"
     assert label_kind(series) != "RTSTRUCT"
     assert label_names("s", file) == {11: "liver", 14: "other"}
-    _, label = load_case(Case(series, file, "p"), NAMES)
+    _, label = load_turned(Case(series, file, "p"), NAMES)
     assert label.unique().tolist() == [0, 1]
     assert label.meta["notes"] == ["3 ROIs that the datalist does not name left out"]
-    _, label = load_case(Case(series, file, "p"), {1: "body"})
+    _, label = load_turned(Case(series, file, "p"), {1: "body"})
     assert int((label == 1).sum()) == SIZE[0] * SIZE[1]
     isocentre = write_structure_set(
         tmp_path / "p.dcm", series, {"liver": [placed([[2, 2]], 2)]}, shape="POINT"
     )
     assert read_regions(isocentre) == []
-    assert load_case(Case(series, isocentre, "p"), NAMES)[1].max() == 0
+    assert load_turned(Case(series, isocentre, "p"), NAMES)[1].max() == 0
 
 
 def test_what_a_structure_set_is_refused_for(tmp_path, series):
@@ -178,7 +176,7 @@ def test_what_a_structure_set_is_refused_for(tmp_path, series):
     assert "labels 1 and 2 are both 'Liver' but for their case" in message
     message = refusal(write({"liver": [placed(square, 2.3)]}))
     assert "points 0.75 mm beside the centre of the nearest slice, the slices are 2.50" in message
-    assert load_case(write({"liver": [placed(square, 2.1)]}), NAMES)[1].sum() == 25
+    assert load_turned(write({"liver": [placed(square, 2.1)]}), NAMES)[1].sum() == 25
     message = refusal(write({"liver": [placed(square, COUNT)]}))
     assert "a contour of 'liver' lies in slice 8 of 0 to 7" in message
     both = {"liver": [placed(square, 2)], "spleen": [placed(box(5.5, 2.5, 9.5, 7.5), 2)]}
@@ -186,13 +184,13 @@ def test_what_a_structure_set_is_refused_for(tmp_path, series):
     assert "'liver' and 'spleen' in 5; expected each" in refusal(write(both))
     flat = write({"liver": [placed(square, 2)[:, :2]]})
     with pytest.raises(DataError, match=r"r\.dcm: cannot read this RTSTRUCT \(ValueError\)"):
-        load_case(flat, NAMES)
+        load_turned(flat, NAMES)
 
 
 def test_organs_that_share_a_contour_do_not_overlap(tmp_path, series):
     regions = {"spleen": [placed(box(5, 2, 9, 6), 2)], "liver": [placed(box(1, 2, 5, 6), 2)]}
     file = write_structure_set(tmp_path / "r.dcm", series, regions)
-    _, label = load_case(Case(series, file, "p"), NAMES)
+    _, label = load_turned(Case(series, file, "p"), NAMES)
     assert label[0, 5, 2:7, 2].tolist() == [1] * 5
     assert label[0, 6, 2:7, 2].tolist() == [2] * 5
 
@@ -211,12 +209,12 @@ def test_another_series_is_refused(tmp_path, series):
     other = write_series(tmp_path / "other" / "s")
     assert "the label's frame of reference is " in refusal(Case(other, file, "p"))
     phase = write_series(tmp_path / "phase" / "s", in_frame(same_frame))
-    assert load_case(Case(phase, file, "p"), NAMES)[1].sum() == 25
+    assert load_turned(Case(phase, file, "p"), NAMES)[1].sum() == 25
     nowhere = write_series(tmp_path / "nowhere" / "s", in_frame(""))
     assert "nothing says that they share a frame" in refusal(Case(nowhere, file, "p"))
-    image, _ = load_case(Case(series, None, "p"), NAMES)
+    image, _ = load_turned(Case(series, None, "p"), NAMES)
     nifti = write_nifti(tmp_path / "s.nii.gz", image[0].numpy(), image.affine.numpy())
-    assert load_case(Case(nifti, file, "p"), NAMES)[1].sum() == 25  # it does not say
+    assert load_turned(Case(nifti, file, "p"), NAMES)[1].sum() == 25  # it does not say
 
 
 def test_names_over_cases(tmp_path):
@@ -234,11 +232,11 @@ def test_names_over_cases(tmp_path):
     data = find_cases(tmp_path, modality="CT")
     assert data.labels == {1: "liver", 2: "spleen"}
     assert list(labels_of_patients(data).values()) == [{1, 2}, {1, 2}]
-    first, second = (load_case(case, data.labels)[1] for case in data.training)
+    first, second = (load_turned(case, data.labels)[1] for case in data.training)
     np.testing.assert_array_equal(first.numpy(), second.numpy())
     (tmp_path / "labels.json").write_text(json.dumps({"7": "SPLEEN"}))
     data = find_cases(tmp_path, modality="CT")
-    assert load_case(data.training[1], data.labels)[1].unique().tolist() == [0, 7]
+    assert load_turned(data.training[1], data.labels)[1].unique().tolist() == [0, 7]
 
 
 def test_without_a_preamble():

@@ -32,6 +32,7 @@ from medsam_tune.evaluation.metrics import (
 from medsam_tune.inference.inferers import EllipseInferer, PromptedSliceInferer
 from medsam_tune.sam.model import PromptableSam
 from medsam_tune.slices.intensity import Window
+from medsam_tune.slices.rules import ScanRules
 from medsam_tune.slices.store import SliceStore
 from tests.scans import LABELS, small_scan, write_nifti
 
@@ -151,7 +152,7 @@ def test_failing_write_leaves_the_old_files(tmp_path: Path) -> None:
 def cases(tmp_path: Path) -> list[Any]:
     """Three prepared cases; the second has no label 2, the third none at all."""
     image, label = small_scan()
-    store = SliceStore(tmp_path / "store", Window(100, 200), LABELS)
+    store = SliceStore(tmp_path / "store", ScanRules(Window(100, 200)), LABELS)
     found = []
     for name, ids in (("a", label), ("b", label * (label == 1)), ("c", label * 0)):
         path = write_nifti(tmp_path / "images" / f"{name}.nii", image)

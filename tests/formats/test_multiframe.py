@@ -12,12 +12,12 @@ import pytest
 from pydicom.dataset import Dataset
 
 from medsam_tune.cases.datalist import Case
-from medsam_tune.cases.load import load_case
 from medsam_tune.errors import DataError
 from medsam_tune.formats.dicom.stack import AIR
 from medsam_tune.formats.open import load_image
 from tests.conftest import REAL_DATA
 from tests.dicom_series import STEP, Change, write_series
+from tests.scans import load_turned
 
 _EMPTY = ("StudyDate", "StudyTime", "AccessionNumber", "StudyID", "PatientBirthDate", "PatientSex")
 
@@ -51,7 +51,7 @@ def both(folder: Path, change: Change | None = None, modality: str = "CT") -> tu
 
 def assert_equal(series: Path, file: Path) -> None:
     """In values and place, after both are turned to LPS."""
-    (single, _), (multi, _) = (load_case(Case(path, None, "p"), {}) for path in (series, file))
+    (single, _), (multi, _) = (load_turned(Case(path, None, "p"), {}) for path in (series, file))
     assert multi.dtype == single.dtype
     np.testing.assert_allclose(multi.numpy(), single.numpy(), atol=1e-3)
     np.testing.assert_allclose(multi.affine, single.affine, atol=1e-6)
@@ -139,5 +139,5 @@ def test_row_37_real_multiframe_equals_its_single_images():
         assert_equal(folder / name / "image", folder / name / "multiframe")
     assert load_image("c", folder / "23x38x3" / "multiframe").shape[0] == 1
     label = folder / "24x38x3" / "seg" / "label.seg"
-    _, found = load_case(Case(folder / "24x38x3" / "multiframe", label, "p"), {1: "Liver"})
+    _, found = load_turned(Case(folder / "24x38x3" / "multiframe", label, "p"), {1: "Liver"})
     assert found.sum() > 100  # of another series, in the same frame of reference

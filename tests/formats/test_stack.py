@@ -20,7 +20,7 @@ from medsam_tune.formats.dicom.stack import AIR, read_series
 from medsam_tune.formats.open import SimpleITKReader, load_image
 from tests.conftest import REAL_DATA
 from tests.dicom_series import COUNT, SIZE, SPACING, STEP, stored, write_series
-from tests.scans import write_nifti
+from tests.scans import load_turned, write_nifti
 
 
 def read(folder: Path, **options: bool):
@@ -123,7 +123,7 @@ def uneven(k: int, image: Dataset) -> None:
 
 def test_uneven_spacing_resampled(tmp_path):
     folder = write_series(tmp_path / "s", uneven)
-    assert "To interpolate to an even grid: reading::resample_uneven=true" in refusal(folder)
+    assert "To interpolate to an even grid: mending::resample_uneven=true" in refusal(folder)
     volume = read(folder, resample_uneven=True)
     step = float(volume.affine[2, 2])
     assert step == pytest.approx(1.4)
@@ -332,10 +332,9 @@ def test_liver_lies_under_its_label():
     if not folder.is_dir():
         pytest.skip("real scans are not here: totalseg beside the repository")
     from medsam_tune.cases.datalist import Case
-    from medsam_tune.cases.load import load_case
 
     case = Case(folder / "example_ct_dicom", folder / "example_seg_dicom.nii.gz", "p")
-    image, label = load_case(case, {i: str(i) for i in range(1, 118)})
+    image, label = load_turned(case, {i: str(i) for i in range(1, 118)})
     liver = image[label == 5]
     assert float(liver.mean()) == pytest.approx(89, abs=1)
     assert float(liver.std()) == pytest.approx(22, abs=1)

@@ -14,7 +14,6 @@ import pytest
 from medsam_tune.cases.audit import REFUSED, SOUND, check_place
 from medsam_tune.cases.datalist import Case, read_datalist, write_datalist
 from medsam_tune.cases.folders import find_cases
-from medsam_tune.cases.load import load_case
 from medsam_tune.cases.splits import labels_of_patients, split_cases
 from medsam_tune.errors import DataError
 from medsam_tune.formats.dicom.series import choose_series
@@ -22,6 +21,7 @@ from tests.cases.test_labels import masks, write_seg
 from tests.cases.test_rtstruct import box, placed
 from tests.conftest import REAL_DATA
 from tests.dicom_series import stored, write_series
+from tests.scans import load_turned
 from tests.structure_set import write_structure_set
 
 
@@ -59,7 +59,7 @@ def test_patient_study_series_folders(tmp_path):
         assert case.id.split("-")[0] == case.patient[:8]
         assert case.series is None  # the folder holds this series alone
         assert not any(name in case.id for name in ("ann", "bob", "cid", "Doe", "SERIES"))
-        assert load_case(case, data.labels)[1].sum() == 50
+        assert load_turned(case, data.labels)[1].sum() == 50
     path = tmp_path / "datalist.json"
     split = split_cases(data, (0.34, 0.33, 0.33), present=labels_of_patients(data))
     write_datalist(split, path)
@@ -95,7 +95,7 @@ def test_all_in_one_folder(tmp_path):
     sums = []
     for case in data.training:
         assert case.series is not None
-        sums.append(int((load_case(case, data.labels)[1] > 0).sum()))
+        sums.append(int((load_turned(case, data.labels)[1] > 0).sum()))
     assert sorted(sums) == [50, int((masks() > 0).sum())]
     write_datalist(split_cases(data, (0.5, 0.0, 0.5)), tmp_path / "d.json")
     assert len(read_datalist(tmp_path / "d.json").cases) == 2  # one folder, but two scans
@@ -167,7 +167,7 @@ def test_real_trees(tmp_path):
     with pytest.warns(UserWarning, match="1 series without a label"):  # the multi-frame twin
         data = find_cases(folder / "24x38x3")
     assert (data.modality, data.labels) == ("CT", {1: "Liver"})
-    _, label = load_case(data.training[0], data.labels)
+    _, label = load_turned(data.training[0], data.labels)
     assert int(label.sum()) > 100
     with warnings.catch_warnings():
         warnings.simplefilter("error")

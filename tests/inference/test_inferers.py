@@ -18,21 +18,20 @@ from medsam_tune.errors import DataError
 from medsam_tune.inference.inferers import (
     ClassSliceInferer,
     EllipseInferer,
-    LoadPromptedScan,
     PromptedSliceInferer,
-    Segmenter,
-    WriteMask,
-    prepare_scan,
     to_channels,
     volume_inferer,
-    write_mask,
 )
+from medsam_tune.inference.output import WriteMask, write_mask
 from medsam_tune.inference.prompt_files import read_prompts
+from medsam_tune.inference.scans import LoadPromptedScan, prepare_scan
+from medsam_tune.inference.segmenter import Segmenter
 from medsam_tune.methods import apply_method
 from medsam_tune.prompts import SlicePrompts, ellipses_in_boxes
 from medsam_tune.sam.model import PromptableSam
 from medsam_tune.slices.frames import ModelFrame, ScanGrid
 from medsam_tune.slices.intensity import Window
+from medsam_tune.slices.rules import ScanRules
 from tests.scans import write_nifti
 
 Build = Callable[..., PromptableSam]
@@ -229,7 +228,7 @@ def test_a_model_of_classes_segments_without_prompts(tiny_sam: Build, tmp_path: 
     with torch.no_grad():
         sam.learned.present[:, -1] = torch.tensor([100.0, -100.0])  # one is there, one is not
     file = scan(tmp_path, np.diag([2.0, 2.0, 3.0, 1.0]), (20, 24, 4))
-    segmenter = Segmenter(sam, Window(40, 400), {3: "liver", 9: "spleen"})
+    segmenter = Segmenter(sam, ScanRules(Window(40, 400)), {3: "liver", 9: "spleen"})
     mask = segmenter(file)
     assert mask.shape == (20, 24, 4)
     assert set(np.unique(mask)) <= {0, 3}
@@ -510,7 +509,7 @@ def test_segmenter_writes_into_the_scans_grid(
     box: list[int],
     slices: tuple[int, int, int],
 ) -> None:
-    segmenter = Segmenter(tiny_sam(), Window(100, 200), LABELS, device="cpu")
+    segmenter = Segmenter(tiny_sam(), ScanRules(Window(100, 200)), LABELS, device="cpu")
     path, content = scan(tmp_path, affine, shape), objects({"label": 2, "box3d": box})
     written = nib.load(segmenter.predict(path, content, tmp_path / "mask.nii.gz"))
     mask = np.asarray(written.dataobj)
@@ -530,7 +529,7 @@ def test_boxes_come_back_through_file_slices_and_model(
     box: list[int],
     slices: tuple[int, int, int],
 ) -> None:
-    item = LoadPromptedScan(Window(100, 200), LABELS)(
+    item = LoadPromptedScan(ScanRules(Window(100, 200)), LABELS)(
         {"scan": scan(tmp_path, affine, shape), "prompts": objects({"label": 1, "box3d": box})}
     )
     assert (item.case, item.image.shape, item.image.dtype) == ("scan", (6, 1, 12, 10), torch.uint8)
@@ -543,7 +542,7 @@ def test_boxes_come_back_through_file_slices_and_model(
 
 
 def test_missing_scan_is_named(tiny_sam: Build, tmp_path: Path) -> None:
-    segmenter = Segmenter(tiny_sam(), Window(100, 200), LABELS, device="cpu")
+    segmenter = Segmenter(tiny_sam(), ScanRules(Window(100, 200)), LABELS, device="cpu")
     with pytest.raises(DataError, match=r"no such file: .*gone\.nii"):
         segmenter(tmp_path / "gone.nii", objects({"label": 1, "box3d": GOOD}))
 
@@ -554,7 +553,9 @@ def test_evaluator_writes_the_same_mask(tiny_sam: Build, tmp_path: Path) -> None
     sam, window = tiny_sam(), Window(100, 200)
     evaluator = SupervisedEvaluator(
         device=torch.device("cpu"),
-        val_data_loader=[LoadPromptedScan(window, LABELS)({"scan": path, "prompts": content})],
+        val_data_loader=[
+            LoadPromptedScan(ScanRules(window), LABELS)({"scan": path, "prompts": content})
+        ],
         network=sam,
         inferer=PromptedSliceInferer(),
         prepare_batch=prepare_scan,
@@ -562,6 +563,6 @@ def test_evaluator_writes_the_same_mask(tiny_sam: Build, tmp_path: Path) -> None
         decollate=False,
     )
     evaluator.run()
-    expected = Segmenter(sam, window, LABELS, device="cpu")(path, content)
+    expected = Segmenter(sam, ScanRules(window), LABELS, device="cpu")(path, content)
     np.testing.assert_array_equal(np.asarray(nib.load(tmp_path / "mask.nii").dataobj), expected)
     assert expected.any()

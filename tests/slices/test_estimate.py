@@ -9,16 +9,15 @@ import pytest
 import SimpleITK as sitk
 
 from medsam_tune.cases.datalist import Case
-from medsam_tune.cases.load import load_case
 from medsam_tune.errors import DataError
 from medsam_tune.formats.open import load_image, read_grid
 from medsam_tune.slices import estimate as module
 from medsam_tune.slices.estimate import estimate
 from medsam_tune.slices.intensity import Window, Windows
-from medsam_tune.slices.rules import Reading
+from medsam_tune.slices.rules import ScanRules
 from medsam_tune.slices.store import SliceStore
 from tests.dicom_series import COUNT, SIZE, write_series
-from tests.scans import LABELS, SHAPE, write_nifti
+from tests.scans import LABELS, SHAPE, load_turned, write_nifti
 
 VOXELS = int(np.prod(SHAPE))
 SAGITTAL = np.array([[0, 0, 3.0, 0], [0.5, 0, 0, 0], [0, 0.5, 0, 0], [0, 0, 0, 1]])
@@ -26,7 +25,7 @@ SAGITTAL = np.array([[0, 0, 3.0, 0], [0.5, 0, 0, 0], [0, 0.5, 0, 0], [0, 0, 0, 1
 
 @pytest.fixture
 def store(tmp_path):
-    return SliceStore(tmp_path / "new" / "store", Window(100, 200), LABELS)
+    return SliceStore(tmp_path / "new" / "store", ScanRules(Window(100, 200)), LABELS)
 
 
 def test_what_there_is_to_do(store, make_case):
@@ -55,7 +54,7 @@ def test_bytes_are_an_upper_bound_of_what_is_stored(store, make_case):
 
 
 def test_channels_and_wide_ids_count(tmp_path, make_case):
-    store = SliceStore(tmp_path / "s", Windows(), {1: "liver", 300: "spleen"})
+    store = SliceStore(tmp_path / "s", ScanRules(Windows()), {1: "liver", 300: "spleen"})
     assert estimate(store, [make_case()], progress=False).bytes == (3 + 2) * VOXELS
 
 
@@ -107,9 +106,11 @@ def test_grid_is_what_would_be_read(tmp_path, write, shape, slices):
     path = write(tmp_path)
     grid = read_grid("a", path)
     assert grid.shape[:3] == tuple(load_image("a", path).shape[1:]) == shape
-    assert Reading().stored(grid.shape, grid.affine)[2] == slices
-    image, _ = load_case(Case(path, None, ""), {}, Reading(plane="coronal"))
-    assert Reading(plane="coronal").stored(grid.shape, grid.affine) == tuple(image.shape[1:])
+    assert ScanRules(Window(100, 200)).grid(grid.shape, grid.affine).size[2] == slices
+    image, _ = load_turned(Case(path, None, ""), {}, plane="coronal")
+    assert ScanRules(Window(100, 200), "coronal").grid(grid.shape, grid.affine).size == tuple(
+        image.shape[1:]
+    )
     np.testing.assert_allclose(grid.affine, image.meta["original_affine"], atol=1e-5)
 
 

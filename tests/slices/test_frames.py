@@ -12,11 +12,12 @@ import torch
 from monai.data import MetaTensor
 
 from medsam_tune.cases.datalist import Case
-from medsam_tune.cases.load import load_case
-from medsam_tune.inference.inferers import grid_of
 from medsam_tune.prompts import boxes_from_masks, ellipses_in_boxes
+from medsam_tune.slices.cut import grid_of
 from medsam_tune.slices.frames import ModelFrame, ScanGrid, slices_from_volume, volume_from_slices
-from tests.scans import write_nifti
+from medsam_tune.slices.intensity import WINDOWS
+from medsam_tune.slices.rules import ScanRules
+from tests.scans import load_turned, write_nifti
 
 SHAPE = (5, 6, 7)
 SPACING = (0.7, 1.5, 4.0)
@@ -60,9 +61,9 @@ def load(folder: Path, affine: np.ndarray) -> tuple[np.ndarray, MetaTensor, Scan
     """A label map of distinct values, as stored and as MONAI turns it to LPS."""
     array = np.arange(np.prod(SHAPE), dtype=np.uint8).reshape(SHAPE)
     path = write_nifti(folder / "scan.nii", array, affine)
-    image, label = load_case(Case(path, path, ""), {i: str(i) for i in range(256)})
+    image, label = load_turned(Case(path, path, ""), {i: str(i) for i in range(256)})
     assert label is not None
-    return array, label, grid_of(image)
+    return array, label, grid_of(image, ScanRules(WINDOWS["abdomen"]))
 
 
 def structure(array: np.ndarray) -> np.ndarray:
@@ -180,11 +181,9 @@ def test_masks_and_boxes_take_the_same_way(size: tuple[int, int], side: int) -> 
 
 
 @every_size
-def test_boxes_come_back(size: tuple[int, int], side: int) -> None:
+def test_boxes_scale_with_the_slice(size: tuple[int, int], side: int) -> None:
     frame = ModelFrame(size, side)
     h, w = size
-    boxes = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(0)) * min(size)
-    assert torch.allclose(frame.boxes_to_slice(frame.boxes(boxes)), boxes, atol=1e-4)
     whole = frame.boxes(torch.tensor([0.0, 0.0, w, h]))
     assert whole.tolist() == pytest.approx([0, 0, frame.inner[1], frame.inner[0]])
 

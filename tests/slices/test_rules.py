@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import permutations, product
 from pathlib import Path
 
@@ -11,15 +12,18 @@ import pytest
 import torch
 
 from medsam_tune.cases.datalist import Case, with_copies
-from medsam_tune.cases.load import Deformation, load_case
+from medsam_tune.cases.load import load_case
 from medsam_tune.errors import DataError
 from medsam_tune.evaluation.metrics import CaseDataset
-from medsam_tune.inference.inferers import LoadPromptedScan, grid_of
+from medsam_tune.formats.mending import Mending
+from medsam_tune.inference.scans import LoadPromptedScan
+from medsam_tune.slices.cut import cut, cut_label, grid_of
 from medsam_tune.slices.frames import ModelFrame, slices_from_volume, with_neighbours
 from medsam_tune.slices.intensity import Window, Windows
-from medsam_tune.slices.rules import PLANES, Reading
+from medsam_tune.slices.rules import PLANES, ScanRules, rules_from
 from medsam_tune.slices.store import PreparedCase, SliceStore
-from tests.scans import LABELS, SHAPE, small_scan, write_nifti
+from medsam_tune.training.deformation import Deformation
+from tests.scans import LABELS, SHAPE, load_turned, small_scan, write_nifti
 
 WINDOW = Window(100, 200)
 ORIENTATIONS = [
@@ -63,15 +67,15 @@ def test_mask_in_world_space_comes_back_through_every_plane(
     assert 50 < mask.sum() < mask.size / 2
     path = write_nifti(tmp_path / "scan.nii", mask, affine)
     for plane in PLANES:
-        reading = Reading(plane=plane)
-        image, label = load_case(Case(path, path, ""), {1: "it"}, reading)
+        image, label = load_case(Case(path, path, ""), {1: "it"})
         assert label is not None
-        slices = slices_from_volume(label.as_tensor()) > 0
+        _, grid = cut(image, ScanRules(WINDOW, plane))
+        slices = cut_label(label, grid)[0][:, None] > 0
         height, width = slices.shape[-2:]
         frame = ModelFrame((height, width), 4 * max(height, width))
         logits = frame.masks(slices).float() - 0.5
         back = (frame.logits(logits) > 0)[:, 0].to(torch.uint8)
-        np.testing.assert_array_equal(grid_of(image, reading).to_file(back), mask)
+        np.testing.assert_array_equal(grid.to_file(back), mask)
 
 
 def test_slices_are_as_a_radiologist_sees_them(tmp_path: Path) -> None:
@@ -82,7 +86,7 @@ def test_slices_are_as_a_radiologist_sees_them(tmp_path: Path) -> None:
     path = write_nifti(tmp_path / "a.nii", world, np.eye(4))
     seen = {}
     for plane in PLANES:
-        image, _ = load_case(Case(path, None, ""), {}, Reading(plane=plane))
+        image, _ = load_turned(Case(path, None, ""), {}, plane=plane)
         seen[plane] = slices_from_volume(image.as_tensor())[2, 0].numpy()
     left, right, front, back, head, foot = 4, 1, 2, 5, 3, 6
     for plane, (west, east, north, south) in {
@@ -111,13 +115,13 @@ def test_slices_are_as_a_radiologist_sees_them(tmp_path: Path) -> None:
 def test_finest_plane_has_the_coarse_axis_across(
     codes: str, spacing: tuple[float, float, float], axes: str
 ) -> None:
-    assert Reading(plane="finest").axes(placed(codes, spacing, 0)) == axes
+    assert ScanRules(WINDOW, "finest").grid((9, 9, 9), placed(codes, spacing, 0)).axes == axes
 
 
 def test_resampled_slices_are_measured_in_the_scans_own_grid(tmp_path: Path) -> None:
     case = write_case(tmp_path)  # voxels of 2 x 3 x 4 mm
-    reading = Reading(spacing=(1.0, 1.0, 0.0))
-    (prepared,) = SliceStore(tmp_path / "s", WINDOW, LABELS, reading).prepare([case], False)
+    rules = ScanRules(WINDOW, spacing=(1.0, 1.0, 0.0))
+    (prepared,) = SliceStore(tmp_path / "s", rules, LABELS).prepare([case], False)
     assert prepared.shape == (6, 36, 20)
     assert prepared.label().shape == (6, 36, 20)
     own = slices_from_volume(torch.from_numpy(small_scan()[1])[None]).numpy()[:, 0, ::-1, ::-1]
@@ -126,11 +130,11 @@ def test_resampled_slices_are_measured_in_the_scans_own_grid(tmp_path: Path) -> 
     item = CaseDataset([prepared], LABELS)[0]
     assert item["label"].shape == (6, 36, 20)
     assert item["truth"].shape == (6, 12, 10)
-    image, _ = load_case(case, LABELS, reading)
-    grid = grid_of(image, reading)
+    image, _ = load_turned(case, LABELS)
+    grid = grid_of(image, rules)
     np.testing.assert_array_equal(grid.to_file(torch.from_numpy(prepared.label())), small_scan()[1])
     prompts = {"objects": [{"label": 1, "box3d": [1, 2, 1, 5, 8, 5]}]}
-    scan = LoadPromptedScan(WINDOW, LABELS, reading)({"scan": case.image, "prompts": prompts})
+    scan = LoadPromptedScan(rules, LABELS)({"scan": case.image, "prompts": prompts})
     assert scan.image.shape == (6, 1, 36, 20)
     ys, xs = np.nonzero(prepared.label()[1] == 1)
     assert scan.prompts is not None
@@ -149,8 +153,8 @@ def write_case(folder: Path) -> Case:
 
 def test_neighbours_are_the_channels(tmp_path: Path) -> None:
     case = write_case(tmp_path)
-    plain = prepare(tmp_path, case, Reading())
-    beside = prepare(tmp_path, case, Reading(neighbours=True))
+    plain = prepare(tmp_path, case, ScanRules(WINDOW))
+    beside = prepare(tmp_path, case, ScanRules(WINDOW, neighbours=True))
     assert plain.path == beside.path  # put together when read
     slices = plain.image()[:, 0]
     stacked = beside.image()
@@ -159,38 +163,40 @@ def test_neighbours_are_the_channels(tmp_path: Path) -> None:
         expected = np.stack([slices[max(k - 1, 0)], slices[k], slices[min(k + 1, 5)]])
         np.testing.assert_array_equal(stacked[k], expected)
         np.testing.assert_array_equal(beside.image_slice(k), expected)
-    loaded = LoadPromptedScan(WINDOW, LABELS, Reading(neighbours=True))(
+    loaded = LoadPromptedScan(ScanRules(WINDOW, neighbours=True), LABELS)(
         {"scan": case.image, "prompts": None}
     )
     np.testing.assert_array_equal(loaded.image.numpy(), stacked)
     assert with_neighbours(torch.zeros(1, 1, 4, 4)).shape == (1, 3, 4, 4)
 
 
-def prepare(folder: Path, case: Case, reading: Reading) -> PreparedCase:
-    return SliceStore(folder / "store", WINDOW, LABELS, reading).prepare([case], False)[0]
+def prepare(folder: Path, case: Case, rules: ScanRules) -> PreparedCase:
+    return SliceStore(folder / "store", rules, LABELS).prepare([case], False)[0]
 
 
 def test_neighbours_of_several_windows_are_refused(tmp_path: Path) -> None:
-    store = SliceStore(tmp_path, Windows(), LABELS, Reading(neighbours=True))
+    store = SliceStore(tmp_path, ScanRules(Windows(), neighbours=True), LABELS)
     (case,) = store.prepare([write_case(tmp_path)], False)
     with pytest.raises(DataError, match=r"neighbours need one channel .* gives 3"):
         case.image()
 
 
-@pytest.mark.parametrize("other", [{"plane": "coronal"}, {"spacing": (1, 1, 1)}, {"fill_nan": 0}])
+@pytest.mark.parametrize(
+    "other", [{"plane": "coronal"}, {"spacing": (1, 1, 1)}, {"squash": False, "plane": "sagittal"}]
+)
 def test_another_reading_is_another_entry(tmp_path: Path, other: dict[str, object]) -> None:
     case = write_case(tmp_path)
-    first = prepare(tmp_path, case, Reading())
-    assert prepare(tmp_path, case, Reading(**other)).path != first.path  # type: ignore[arg-type]
+    first = prepare(tmp_path, case, ScanRules(WINDOW))
+    assert prepare(tmp_path, case, ScanRules(WINDOW, **other)).path != first.path  # type: ignore[arg-type]
 
 
 def test_nan_is_filled_on_request(tmp_path: Path) -> None:
     values = small_scan()[0]
     values[1, 2, 3], values[0, 0, 0] = np.nan, np.inf
     case = Case(write_nifti(tmp_path / "a.nii", values), None, "")
-    with pytest.raises(DataError, match=r"2 NaN or infinite voxels.*reading::fill_nan"):
-        load_case(case, {})
-    image, _ = load_case(case, {}, Reading(fill_nan=-5))
+    with pytest.raises(DataError, match=r"2 NaN or infinite voxels.*mending::fill_nan"):
+        load_turned(case, {})
+    image, _ = load_turned(case, {}, Mending(fill_nan=-5))
     assert (image == -5).sum() == 2
     assert image.meta["notes"] == ["2 NaN or infinite voxels set to -5"]
 
@@ -198,13 +204,13 @@ def test_nan_is_filled_on_request(tmp_path: Path) -> None:
 def test_a_volume_of_a_4d_file_is_chosen(tmp_path: Path) -> None:
     values = np.stack([small_scan(seed)[0] for seed in range(3)], -1)
     case = Case(write_nifti(tmp_path / "a.nii", values), None, "")
-    with pytest.raises(DataError, match=r"4-D, 3 volumes.*reading::volume_index=0"):
-        load_case(case, {})
-    image, _ = load_case(case, {}, Reading(volume_index=2))
+    with pytest.raises(DataError, match=r"4-D, 3 volumes.*mending::volume_index=0"):
+        load_turned(case, {})
+    image, _ = load_turned(case, {}, Mending(volume_index=2))
     assert tuple(image.shape) == (1, *SHAPE)
     np.testing.assert_array_equal(image.numpy()[0, ::-1, ::-1], values[..., 2])
     with pytest.raises(DataError, match=r"no volume 3 .*it has 3, counted from 0"):
-        load_case(case, {}, Reading(volume_index=3))
+        load_turned(case, {}, Mending(volume_index=3))
 
 
 def test_label_of_another_grid_is_resampled_on_request(tmp_path: Path) -> None:
@@ -214,9 +220,9 @@ def test_label_of_another_grid_is_resampled_on_request(tmp_path: Path) -> None:
     case = Case(
         write_nifti(tmp_path / "a.nii", image), write_nifti(tmp_path / "b.nii", coarse, affine), ""
     )
-    with pytest.raises(DataError, match="reading::resample_label=true"):
-        load_case(case, LABELS)
-    scan, found = load_case(case, LABELS, Reading(resample_label=True))
+    with pytest.raises(DataError, match="mending::resample_label=true"):
+        load_turned(case, LABELS)
+    scan, found = load_turned(case, LABELS, Mending(resample_label=True))
     assert found is not None
     np.testing.assert_allclose(found.affine, scan.affine)
     array = found.numpy()[0, ::-1, ::-1]
@@ -228,7 +234,7 @@ def test_guessed_orientation_is_refused_when_strict(tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(small_scan()[0], None), tmp_path / "a.nii")
     case = Case(tmp_path / "a.nii", None, "")
     with pytest.raises(DataError, match=r"orientation is a guess. Export"):
-        load_case(case, {}, Reading(strict=True))
+        load_turned(case, {}, Mending(strict=True))
 
 
 @pytest.mark.parametrize(
@@ -241,12 +247,14 @@ def test_guessed_orientation_is_refused_when_strict(tmp_path: Path) -> None:
 )
 def test_impossible_readings_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        Reading(**options)  # type: ignore[arg-type]
+        ScanRules(WINDOW, **options)  # type: ignore[arg-type]
 
 
 def test_reading_comes_back_from_its_description() -> None:
-    reading = Reading(plane="finest", spacing=[1, 1, 0], neighbours=True)
-    assert Reading(**reading.describe()) == reading  # type: ignore[arg-type]
+    rules = ScanRules(WINDOW, plane="finest", spacing=[1, 1, 0], neighbours=True, squash=True)
+    assert rules_from(json.loads(json.dumps(rules.describe()))) == rules
+    with pytest.raises(DataError, match=r"are not those of a scan: .*'reading'"):
+        rules_from({**rules.describe(), "reading": 1})
 
 
 def test_copies_are_deformed_in_three_dimensions(tmp_path: Path) -> None:
@@ -256,7 +264,7 @@ def test_copies_are_deformed_in_three_dimensions(tmp_path: Path) -> None:
     scan = write_nifti(tmp_path / "image" / "a.nii", image)
     case = Case(scan, write_nifti(tmp_path / "a.nii", label), "p")
     deformation = Deformation(sigma=(3, 3), magnitude=(60, 60))
-    store = SliceStore(tmp_path / "s", WINDOW, {1: "it"}, deformation=deformation)
+    store = SliceStore(tmp_path / "s", ScanRules(WINDOW), {1: "it"}, deformation=deformation)
     whole, first, second = store.prepare(with_copies([case], 2), False)
     assert [whole.id, first.id, second.id] == ["a", "a~1", "a~2"]
     assert len({whole.path, first.path, second.path}) == 3
@@ -267,7 +275,7 @@ def test_copies_are_deformed_in_three_dimensions(tmp_path: Path) -> None:
     assert (bright != (first.label() == 1)).sum() < 0.1 * label.sum()
     occupied = [len(ids) > 0 for ids in first.labels_in_slice]
     assert occupied != [len(ids) > 0 for ids in whole.labels_in_slice]  # across slices too
-    again = SliceStore(tmp_path / "t", WINDOW, {1: "it"}, deformation=deformation)
+    again = SliceStore(tmp_path / "t", ScanRules(WINDOW), {1: "it"}, deformation=deformation)
     _, same = again.prepare(with_copies([case], 1), False)
     np.testing.assert_array_equal(same.label(), first.label())
 
@@ -281,6 +289,5 @@ def test_squashed_frame_fills_the_square() -> None:
     assert model[0, 0].nonzero().amax(0).tolist() == [39, 59]
     box = torch.tensor([8.0, 5.0, 30.0, 10.0])
     assert frame.boxes(box).tolist() == [16, 20, 60, 40]
-    assert frame.boxes_to_slice(frame.boxes(box)).tolist() == box.tolist()
     assert torch.equal(frame.logits(model.float() - 0.5) > 0, mask)
     assert frame.image(torch.ones(1, 3, 20, 40)).min() == 1

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from medsam_tune.cases.folders import find_cases
-from medsam_tune.cases.load import load_case
 from medsam_tune.prompts import boxes_from_masks, ellipses_in_boxes
 from medsam_tune.synthetic.phantom import LABELS, write_phantoms
+from tests.scans import load_turned
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +41,12 @@ def test_is_a_sound_decathlon_folder(phantoms):
     data = find_cases(phantoms)
     assert (data.modality, data.labels, len(data.training)) == ("CT", LABELS, 4)
     for case in data.training:
-        image, label = load_case(case, data.labels)
+        image, label = load_turned(case, data.labels)
         assert image.shape == label.shape == (1, 96, 80, 24)
 
 
 def test_units_and_contrast(phantoms):
-    image, label = load_case(find_cases(phantoms).training[0], LABELS)
+    image, label = load_turned(find_cases(phantoms).training[0], LABELS)
     image, label = image.as_tensor(), label.as_tensor()
     assert abs(image[0, :3, :3].mean() + 1000) < 15
     assert 95 < image[label == 1].mean() < 120
@@ -58,7 +58,7 @@ def test_liver_lies_on_the_patients_right_whatever_the_storage(phantoms):
     codes = set()
     for case in find_cases(phantoms).training:
         codes.add(nib.aff2axcodes(nib.load(case.image).affine))
-        _, label = load_case(case, LABELS)
+        _, label = load_turned(case, LABELS)
         x = {i: (label[0] == i).nonzero()[:, 0].float().mean() for i in (1, 2, 3, 4)}
         assert x[1] < x[2]  # LPS: x grows to the left
         assert x[3] < x[4]
@@ -76,7 +76,7 @@ def test_stored_as_int16_with_anisotropic_voxels(phantoms):
 def test_a_box_is_not_already_the_answer(phantoms, organ):
     overlaps = []
     for case in find_cases(phantoms).training:
-        _, label = load_case(case, LABELS)
+        _, label = load_turned(case, LABELS)
         masks = torch.stack([plane == organ for plane in label[0].as_tensor().unbind(-1)])
         masks = masks[masks.flatten(1).any(1)]
         ellipses = ellipses_in_boxes(boxes_from_masks(masks), tuple(masks.shape[1:])) > 0
@@ -86,5 +86,5 @@ def test_a_box_is_not_already_the_answer(phantoms, organ):
 
 def test_other_shapes(tmp_path):
     folder = write_phantoms(tmp_path, count=1, shape=(40, 36, 10), spacing=(8.0, 7.0, 12.0))
-    _, label = load_case(find_cases(folder).training[0], LABELS)
+    _, label = load_turned(find_cases(folder).training[0], LABELS)
     assert {1, 2, 3, 4} <= set(label.as_tensor().unique().tolist())

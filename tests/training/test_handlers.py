@@ -197,7 +197,7 @@ def test_checkpoint_holds_what_is_tuned_and_survives_a_failed_write(
     tiny_sam: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sam = apply_method(tiny_sam(), "adapter")
-    record = RunRecord("d.json", "d.slices", None, {}, 0.05, 0)
+    record = RunRecord("d.json", "d.slices", None, {}, {}, 0.05, 0)
     keep = KeepLast(record, {"tuned": TunedState(sam)}, tmp_path)
     trainer = Engine(lambda *_: None)
     keep.attach(trainer)

@@ -22,9 +22,9 @@ from medsam_tune.formats.dicom.references import check_references
 from medsam_tune.formats.dicom.rtstruct import named_regions, organ_regions, rasterise
 from medsam_tune.formats.dicom.series import import_highdicom, object_kind, without_warnings
 from medsam_tune.formats.dicom.stack import from_highdicom
+from medsam_tune.formats.mending import Mending
 from medsam_tune.formats.open import ENDINGS, case_id, image_from, load_image
 from medsam_tune.formats.volume import DIRECTION_TOLERANCE, POSITION_TOLERANCE, same_affine
-from medsam_tune.slices.rules import Reading
 
 
 def load_label(
@@ -33,7 +33,7 @@ def load_label(
     image: MetaTensor,
     image_path: Path,
     labels: Mapping[int, str],
-    reading: Reading | None = None,
+    mending: Mending | None = None,
 ) -> MetaTensor:
     """A label map on the grid of its image.
 
@@ -45,7 +45,7 @@ def load_label(
         image: (1, X, Y, Z), in the orientation that the label shall have.
         image_path: for messages.
         labels: label id -> name.
-        reading: whether a label of another grid is resampled.
+        mending: whether a label of another grid is resampled.
 
     Returns:
         (1, X, Y, Z) int32, of the image's affine.
@@ -55,7 +55,7 @@ def load_label(
             reference; values that are no ids, organs that overlap, an organ without an id. ROIs of
             an RTSTRUCT that `labels` does not name are left out, which `meta["notes"]` says.
     """
-    resample = bool(reading and reading.resample_label)
+    resample = bool(mending and mending.resample_label)
     if path.is_dir():
         return _merged(case, path, image, image_path, labels, resample)
     kind = label_kind(path)

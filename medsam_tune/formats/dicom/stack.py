@@ -314,7 +314,7 @@ def _even(
     if uneven and not resample:
         raise DataError(
             f"{between}: {steps[where]:.2f} mm between neighbours, {usual:.2f} mm elsewhere; "
-            "expected even spacing. To interpolate to an even grid: reading::resample_uneven=true."
+            "expected even spacing. To interpolate to an even grid: mending::resample_uneven=true."
         )
     lateral = positions - positions[0] - (along - along[0])[:, None] * normal
     drift = lateral[-1] / (along[-1] - along[0])
@@ -324,7 +324,7 @@ def _even(
         raise DataError(
             f"{slices[0].path.parent}: the slices lean by {tilt:.1f} degrees from their normal"
             f"{', not along a line' if bent else ''} (a tilted gantry); expected a straight "
-            "stack. To shift them back: reading::resample_uneven=true."
+            "stack. To shift them back: mending::resample_uneven=true."
         )
     if tilt > TILT_TOLERANCE or bent:
         array = _upright(array, slices[0], lateral)

@@ -1,0 +1,57 @@
+"""Masks as files in the scan's own grid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from ignite.engine import Engine, Events
+from torch import Tensor
+
+from medsam_tune.errors import DataError
+from medsam_tune.files import written_whole
+from medsam_tune.slices.frames import ScanGrid
+
+
+class WriteMask:
+    """Handler of an evaluator over `PromptedScan`s: writes the mask in the scan's own grid.
+
+    Args:
+        path: of the mask, .nii or .nii.gz.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = path
+
+    def attach(self, engine: Engine) -> None:
+        """Called by MONAI for each handler."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """After each scan."""
+        state: Any = engine.state
+        labels = state.output["pred"]
+        write_mask(labels, state.batch.grid, self.path)
+        engine.logger.info(f"{self.path}: {int((labels > 0).sum())} voxels in the mask")
+
+
+def write_mask(labels: Tensor, grid: ScanGrid, path: str | Path) -> Path:
+    """Write label slices as NIfTI in the scan's own grid, whole or not at all.
+
+    Args:
+        labels: (Z, H, W) integer label slices.
+        grid: of the scan.
+        path: ends in .nii or .nii.gz.
+    """
+    path = Path(path)
+    if not path.name.endswith((".nii", ".nii.gz")):
+        raise DataError(f"{path}: expected a name that ends in .nii or .nii.gz.")
+    array = grid.to_file(labels)
+    dtype = np.uint8 if array.max(initial=0) < 256 else np.int16
+    image = nib.Nifti1Image(array.astype(dtype), grid.affine)
+    image.header.set_xyzt_units("mm")
+    with written_whole(path) as beside:
+        nib.save(image, beside)
+    return path

@@ -1,0 +1,84 @@
+"""Scans and their prompts, ready for an inferer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from medsam_tune.cases.datalist import Case
+from medsam_tune.cases.load import load_case
+from medsam_tune.formats.mending import Mending
+from medsam_tune.inference.prompt_files import read_prompts
+from medsam_tune.prompts import SlicePrompts
+from medsam_tune.slices.cut import cut
+from medsam_tune.slices.frames import ScanGrid
+from medsam_tune.slices.rules import ScanRules
+
+
+@dataclass(frozen=True)
+class PromptedScan:
+    """A scan ready for the inferer, and the way back to its own grid.
+
+    Attributes:
+        case: id of the scan.
+        image: (Z, C, H, W) uint8 slices.
+        prompts: boxes in the slice frame; None for models that need none.
+        grid: where the file's voxels lie.
+    """
+
+    case: str
+    image: Tensor
+    prompts: SlicePrompts | None
+    grid: ScanGrid
+
+
+class LoadPromptedScan:
+    """Transform: paths of a scan and of its prompts -> `PromptedScan`.
+
+    Args:
+        rules: how scans became slices in training.
+        labels: label id -> name that prompts may name.
+        mending: what is mended in a scan instead of refused, as in training.
+    """
+
+    def __init__(
+        self, rules: ScanRules, labels: Mapping[int, str], mending: Mending | None = None
+    ) -> None:
+        self.rules = rules
+        self.labels = labels
+        self.mending = mending
+
+    def __call__(self, item: Mapping[str, Any]) -> PromptedScan:
+        """Read one scan.
+
+        Args:
+            item: `scan`, a file or a DICOM folder; `series`, the SeriesInstanceUID (or its end)
+                where the folder holds several; `prompts`, a prompt file, its content
+                (`read_prompts`), or None.
+
+        Raises:
+            DataError: a scan or prompts that are not usable.
+        """
+        path = Path(item["scan"])
+        case = Case(path, None, "", item.get("series"))
+        prompts = item["prompts"]
+        image, _ = load_case(case, self.labels, self.mending)
+        slices, grid = cut(image, self.rules)
+        return PromptedScan(
+            case=case.id,
+            image=slices,
+            prompts=None if prompts is None else read_prompts(prompts, grid, self.labels),
+            grid=grid,
+        )
+
+
+def prepare_scan(
+    item: PromptedScan, device: torch.device, non_blocking: bool = False, **_: Any
+) -> tuple[Tensor, None, tuple[SlicePrompts | None], dict[str, Any]]:
+    """`prepare_batch` of an evaluator over `PromptedScan`s; volumes stay where they are loaded."""
+    return item.image, None, (item.prompts,), {}

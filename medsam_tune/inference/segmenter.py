@@ -1,0 +1,95 @@
+"""The Python side of `medsam-tune predict`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.inferers import Inferer
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medsam_tune.formats.mending import Mending
+from medsam_tune.inference.inferers import volume_inferer
+from medsam_tune.inference.output import write_mask
+from medsam_tune.inference.scans import LoadPromptedScan, PromptedScan
+from medsam_tune.methods.tuned import load_tuned, read_header
+from medsam_tune.runs import read_record
+from medsam_tune.sam.model import PromptableSam
+from medsam_tune.slices.rules import ScanRules, rules_from
+
+
+class Segmenter:
+    """A tuned model with all it needs to segment a scan: the Python side of `predict`.
+
+    Args:
+        model: a tuned `PromptableSam`.
+        rules: how scans became slices in training.
+        labels: label id -> name.
+        device: where it runs; a GPU if there is one.
+        inferer: how the slices are segmented; by default as the model asks for.
+        mending: what is mended in a scan instead of refused, as in training.
+
+    Example:
+        >>> segmenter = Segmenter.from_run("runs/liver")
+        >>> segmenter.predict("scan.nii.gz", "boxes.json", "mask.nii.gz")
+    """
+
+    def __init__(
+        self,
+        model: PromptableSam,
+        rules: ScanRules,
+        labels: Mapping[int, str],
+        device: str | torch.device | None = None,
+        inferer: Inferer | None = None,
+        mending: Mending | None = None,
+    ) -> None:
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model = model.to(self.device).eval()
+        self.load = LoadPromptedScan(rules, labels, mending)
+        self.inferer = inferer or volume_inferer(model, labels, frame=rules.frame)
+
+    @classmethod
+    def from_run(
+        cls, run: str | Path, checkpoint: str | Path | None = None, **options: Any
+    ) -> Segmenter:
+        """The model of a training run's output folder.
+
+        Args:
+            run: folder written by `medsam-tune train`.
+            checkpoint: the base's checkpoint, if it moved since.
+            options: of the constructor.
+        """
+        record = read_record(run)
+        tuned = Path(run) / "tuned.safetensors"
+        model = load_tuned(tuned, checkpoint=checkpoint or record.checkpoint)
+        labels = read_header(tuned).labels
+        options.setdefault("mending", Mending(**record.mending))
+        return cls(model, rules_from(record.rules), labels, **options)
+
+    def __call__(
+        self, scan: str | Path, prompts: str | Path | Mapping[str, Any] | None = None
+    ) -> NDArray[np.generic]:
+        """Label array (I, J, K) in the scan's own grid, 0 = background."""
+        item = self.load({"scan": scan, "prompts": prompts})
+        return item.grid.to_file(self._labels(item))
+
+    def predict(
+        self, scan: str | Path, prompts: str | Path | Mapping[str, Any] | None, output: str | Path
+    ) -> Path:
+        """Segment a scan and write the mask as NIfTI in the scan's own grid.
+
+        Args:
+            scan: NIfTI, NRRD or MetaImage file, or a DICOM folder.
+            prompts: prompt file, its content, or None for a model that needs none.
+            output: of the mask, .nii or .nii.gz.
+        """
+        item = self.load({"scan": scan, "prompts": prompts})
+        return write_mask(self._labels(item), item.grid, output)
+
+    @torch.inference_mode()
+    def _labels(self, item: PromptedScan) -> Tensor:
+        return self.inferer(item.image, self.model, item.prompts)  # type: ignore[no-any-return]

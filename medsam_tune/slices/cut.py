@@ -1,0 +1,70 @@
+"""Scan to slices: the one place, for training and for prediction."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Orientation
+from torch import Tensor
+
+from medsam_tune.slices.frames import (
+    ScanGrid,
+    resized,
+    slices_from_volume,
+    with_neighbours,
+)
+from medsam_tune.slices.rules import ScanRules
+
+
+def cut(image: MetaTensor, rules: ScanRules) -> tuple[Tensor, ScanGrid]:
+    """Cut a scan into the slices that the model sees.
+
+    Args:
+        image: (1, X, Y, Z) float32 in the scanner's unit, in any orientation, from `load_case`.
+        rules: plane, spacing, intensity and neighbours.
+
+    Returns:
+        (Z, C, H, W) uint8 slices, and the grid that leads back to the scan.
+    """
+    grid = grid_of(image, rules)
+    volume = turned(image, grid).as_tensor()
+    slices = slices_from_volume(rules.intensity(resized(volume, grid.size)))
+    return (with_neighbours(slices) if rules.neighbours else slices), grid
+
+
+def cut_label(label: MetaTensor, grid: ScanGrid) -> tuple[Tensor, Tensor | None]:
+    """Cut a label map into slices that lie on those of its image.
+
+    Args:
+        label: (1, X, Y, Z) integer, on the image's grid.
+        grid: from `cut`.
+
+    Returns:
+        (Z, H, W) label ids, nearest voxel; and where slices are resampled, (Z, H, W) ids that are
+        not: what a prediction is measured against.
+    """
+    whole = turned(label, grid).as_tensor()
+    stored = resized(whole, grid.size, nearest=True)
+    own = None if stored is whole else slices_from_volume(whole)[:, 0]
+    return slices_from_volume(stored)[:, 0], own
+
+
+def turned(volume: MetaTensor, grid: ScanGrid) -> MetaTensor:
+    """Turn a volume (C, X, Y, Z) so that its axes run along columns, rows and slices."""
+    return cast(MetaTensor, Orientation(axcodes=grid.axes, labels=None)(volume))
+
+
+def grid_of(image: MetaTensor, rules: ScanRules) -> ScanGrid:
+    """The grid of the file that an image was loaded from.
+
+    Args:
+        image: (C, X, Y, Z); its meta has the file's `original_affine` and `spatial_shape`, else it
+            is taken as the file has it.
+        rules: plane and spacing.
+    """
+    affine = np.asarray(image.meta.get("original_affine", image.affine), dtype=np.float64)
+    shape = torch.as_tensor(image.meta.get("spatial_shape", image.shape[1:])).tolist()
+    return rules.grid(shape, affine)

@@ -1,0 +1,54 @@
+"""Elastic deformation of whole scans."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import asdict, dataclass
+
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Rand3DElasticd
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Deformation:
+    """Elastic deformation of a whole scan, before it is cut into slices; MONAI's `Rand3DElastic`.
+
+    Attributes:
+        sigma: least and largest standard deviation of the kernel that smooths the field, voxels.
+        magnitude: least and largest factor of the smoothed field, whose values are below 1, voxels.
+        rotation: largest angle about the axis across the slices, radians.
+    """
+
+    sigma: tuple[float, float] = (5.0, 8.0)
+    magnitude: tuple[float, float] = (50.0, 150.0)
+    rotation: float = 0.17
+
+    def describe(self) -> dict[str, object]:
+        """As JSON, for the keys of the slice store."""
+        return asdict(self)
+
+    def __call__(
+        self, image: MetaTensor, label: MetaTensor | None, seed: int
+    ) -> tuple[MetaTensor, MetaTensor | None]:
+        """Image and label (1, W, H, K) on the grid they had; the same seed deforms alike."""
+        keys = ["image"] if label is None else ["image", "label"]
+        elastic = Rand3DElasticd(
+            keys,
+            sigma_range=self.sigma,
+            magnitude_range=self.magnitude,
+            prob=1.0,
+            rotate_range=(0.0, 0.0, self.rotation),
+            mode=["bilinear", "nearest"][: len(keys)],
+            padding_mode=["border", "zeros"][: len(keys)],
+        ).set_random_state(seed)
+        values: dict[Hashable, Tensor] = {"image": image.as_tensor()}
+        if label is not None:
+            values["label"] = label.as_tensor().float()
+        moved = elastic(values)
+        image = MetaTensor(torch.as_tensor(moved["image"]), meta=dict(image.meta))
+        if label is None:
+            return image, None
+        ids = torch.as_tensor(moved["label"]).to(label.dtype)
+        return image, MetaTensor(ids, meta=dict(label.meta))
