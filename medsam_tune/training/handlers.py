@@ -1,4 +1,4 @@
-"""What training needs beyond MONAI: the batch, the loss, and what is kept of a run."""
+"""Handlers of a trainer and its validator: checks, progress, and what is kept of a run."""
 
 from __future__ import annotations
 
@@ -19,95 +19,6 @@ from medsam_tune.methods.tuned import load_tuned_tensors, save_tuned, tuned_tens
 from medsam_tune.runs import RunRecord, write_record
 from medsam_tune.sam.model import PromptableSam
 from medsam_tune.training.samples import SeededSampler
-
-
-def prepare_batch(
-    batch: Mapping[str, Any], device: torch.device, non_blocking: bool = False, **_: Any
-) -> tuple[Tensor, Tensor, tuple[Tensor, ...], dict[str, Any]]:
-    """A batch of `SliceDataset` -> what MONAI's `SupervisedTrainer` hands to network and loss.
-
-    Args:
-        batch: `image` (B, C, S, S) float in [0, 1], `masks` (B, P, S, S) bool, and `boxes`
-            (B, P, 4), unless P are the classes of a model that needs no prompt.
-        device: of the network.
-        non_blocking: copy from pinned memory without waiting.
-
-    Returns:
-        image, masks (B, P, S, S) bool, and what else the network is called with: (boxes,), {}, or
-        (), {"return_quality": True}.
-    """
-    image, masks = (batch[key].to(device, non_blocking=non_blocking) for key in ("image", "masks"))
-    if "boxes" in batch:
-        return image, masks, (batch["boxes"].to(device, non_blocking=non_blocking),), {}
-    return image, masks, (), {"return_quality": True}
-
-
-class MixUp:
-    """`prepare_batch` for few cases: images are mixed with others of their batch, kept fainter.
-
-    A mixed image keeps its own masks and prompts: what is asked for is the object that a box stands
-    on, so a share of the other's masks would ask for what no prompt names.
-
-    Args:
-        alpha: of the Beta distribution of the share that an image keeps, at least one half.
-        prob: of a batch to be mixed.
-
-    References:
-        Zhang et al., "mixup: beyond empirical risk minimization", ICLR 2018.
-    """
-
-    def __init__(self, alpha: float = 0.4, prob: float = 0.5) -> None:
-        self.prob = prob
-        self.shares = torch.distributions.Beta(alpha, alpha)
-
-    def __call__(
-        self, batch: Mapping[str, Any], device: torch.device, non_blocking: bool = False, **_: Any
-    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...], dict[str, Any]]:
-        """As `prepare_batch`."""
-        image, masks, prompts, options = prepare_batch(batch, device, non_blocking)
-        if torch.rand(()) < self.prob:
-            share = self.shares.sample((len(image), 1, 1, 1)).to(image)
-            share = torch.maximum(share, 1 - share)
-            image = share * image + (1 - share) * image[torch.randperm(len(image))]
-        return image, masks, prompts, options
-
-
-def parameter_groups(
-    network: PromptableSam, lr: float, layer_decay: float = 1.0
-) -> list[dict[str, Any]]:
-    """What trains, for an optimizer, with a learning rate that falls towards the input.
-
-    Args:
-        network: with a method applied.
-        lr: of everything behind the encoder's blocks.
-        layer_decay: what the rate is multiplied by from one block to the one before; 1 for one
-            rate everywhere.
-
-    Raises:
-        ValueError: a decay outside (0, 1].
-
-    References:
-        Bao et al., "BEiT", ICLR 2022; ViTDet tunes vit_b with 0.7, vit_l with 0.8, vit_h with 0.9.
-    """
-    if not 0 < layer_decay <= 1:
-        raise ValueError(f"layer_decay is {layer_decay}; expected more than 0 and at most 1.")
-    names = {key: _BLOCK.match(key) for key, _ in network.named_parameters()}
-    blocks = list(dict.fromkeys(found[0] for found in names.values() if found))
-    groups: dict[float, list[nn.Parameter]] = {}
-    for key, parameter in network.named_parameters():
-        if parameter.requires_grad:
-            found = names[key]
-            depth = len(blocks) + 1
-            if found:
-                depth = blocks.index(found[0]) + 1
-            elif key.startswith(("image_encoder.patch_embed", "image_encoder.pos_embed")):
-                depth = 0
-            rate = lr * layer_decay ** (len(blocks) + 1 - depth)
-            groups.setdefault(rate, []).append(parameter)
-    return [{"params": members, "lr": rate} for rate, members in groups.items()]
-
-
-_BLOCK = re.compile(r"image_encoder\.(?:layers\.\d+\.)?blocks\.\d+\.")
 
 
 class EpochSeed:

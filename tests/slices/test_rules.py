@@ -1,103 +1,19 @@
-"""How scans are read and cut: planes, resampling, neighbours, faults mended on request."""
+"""Rules by which scans become slices."""
 
 from __future__ import annotations
 
 import json
-from itertools import permutations, product
-from pathlib import Path
 
-import nibabel as nib
-import numpy as np
 import pytest
 import torch
 
-from medsam_tune.cases.datalist import Case, with_copies
-from medsam_tune.cases.load import load_case
 from medsam_tune.errors import DataError
-from medsam_tune.evaluation.metrics import CaseDataset
-from medsam_tune.formats.mending import Mending
-from medsam_tune.inference.scans import LoadPromptedScan
-from medsam_tune.slices.cut import cut, cut_label, grid_of
-from medsam_tune.slices.frames import ModelFrame, slices_from_volume, with_neighbours
-from medsam_tune.slices.intensity import Window, Windows
-from medsam_tune.slices.rules import PLANES, ScanRules, rules_from
-from medsam_tune.slices.store import PreparedCase, SliceStore
-from medsam_tune.training.deformation import Deformation
-from tests.scans import LABELS, SHAPE, load_turned, small_scan, write_nifti
+from medsam_tune.slices.frames import ModelFrame
+from medsam_tune.slices.intensity import Window
+from medsam_tune.slices.rules import ScanRules, rules_from
+from tests.slices.test_cut import placed
 
 WINDOW = Window(100, 200)
-ORIENTATIONS = [
-    "".join(codes) for axes in permutations(("LR", "PA", "SI")) for codes in product(*axes)
-]
-
-
-def placed(codes: str, spacing: tuple[float, float, float], degrees: float) -> np.ndarray:
-    """An affine whose axes run along the codes before they are turned about x and y."""
-    axes = nib.orientations.axcodes2ornt(tuple(codes))
-    turn = np.zeros((3, 3))
-    for file_axis, (axis, flip) in enumerate(axes):
-        turn[int(axis), file_axis] = flip
-    s, c = np.sin(np.radians(degrees)), np.cos(np.radians(degrees))
-    about_x = np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
-    about_y = np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]])
-    affine = np.eye(4)
-    affine[:3, :3] = (about_y @ about_x if degrees else np.eye(3)) @ turn @ np.diag(spacing)
-    affine[:3, 3] = 12, -40, 77
-    return affine
-
-
-def drawn_in_world(affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """An ellipsoid with a dent, fixed in world space about the grid's middle: no symmetry left."""
-    voxels = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
-    middle = nib.affines.apply_affine(affine, np.array(shape) / 2)
-    x, y, z = np.moveaxis(nib.affines.apply_affine(affine, voxels) - middle, -1, 0)
-    inside = (x / 7) ** 2 + (y / 5) ** 2 + (z / 9) ** 2 < 1
-    return (inside & ~((x > 1) & (y > 0) & (z > 2))).astype(np.uint8)
-
-
-@pytest.mark.parametrize("degrees", [0, 30])
-@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (1.0, 1.0, 5.0)], ids=["even", "1:5"])
-@pytest.mark.parametrize("codes", ORIENTATIONS)
-def test_mask_in_world_space_comes_back_through_every_plane(
-    tmp_path: Path, codes: str, spacing: tuple[float, float, float], degrees: float
-) -> None:
-    shape = (20, 18, 24) if spacing[2] == 1 else (20, 18, 6)
-    affine = placed(codes, spacing, degrees)
-    mask = drawn_in_world(affine, shape)
-    assert 50 < mask.sum() < mask.size / 2
-    path = write_nifti(tmp_path / "scan.nii", mask, affine)
-    for plane in PLANES:
-        image, label = load_case(Case(path, path, ""), {1: "it"})
-        assert label is not None
-        _, grid = cut(image, ScanRules(WINDOW, plane))
-        slices = cut_label(label, grid)[0][:, None] > 0
-        height, width = slices.shape[-2:]
-        frame = ModelFrame((height, width), 4 * max(height, width))
-        logits = frame.masks(slices).float() - 0.5
-        back = (frame.logits(logits) > 0)[:, 0].to(torch.uint8)
-        np.testing.assert_array_equal(grid.to_file(back), mask)
-
-
-def test_slices_are_as_a_radiologist_sees_them(tmp_path: Path) -> None:
-    """Patient's left on the right, front and head at the top; sagittal: front on the left."""
-    world = np.zeros((5, 5, 5), np.float32)
-    world[4, 2, 2], world[2, 4, 2], world[2, 2, 4] = 1, 2, 3  # RAS: right, anterior, superior
-    world[0, 2, 2], world[2, 0, 2], world[2, 2, 0] = 4, 5, 6
-    path = write_nifti(tmp_path / "a.nii", world, np.eye(4))
-    seen = {}
-    for plane in PLANES:
-        image, _ = load_turned(Case(path, None, ""), {}, plane=plane)
-        seen[plane] = slices_from_volume(image.as_tensor())[2, 0].numpy()
-    left, right, front, back, head, foot = 4, 1, 2, 5, 3, 6
-    for plane, (west, east, north, south) in {
-        "axial": (right, left, front, back),
-        "coronal": (right, left, head, foot),
-        "sagittal": (front, back, head, foot),
-    }.items():
-        assert seen[plane][2, 0] == west
-        assert seen[plane][2, 4] == east
-        assert seen[plane][0, 2] == north
-        assert seen[plane][4, 2] == south
 
 
 @pytest.mark.parametrize(
@@ -118,125 +34,6 @@ def test_finest_plane_has_the_coarse_axis_across(
     assert ScanRules(WINDOW, "finest").grid((9, 9, 9), placed(codes, spacing, 0)).axes == axes
 
 
-def test_resampled_slices_are_measured_in_the_scans_own_grid(tmp_path: Path) -> None:
-    case = write_case(tmp_path)  # voxels of 2 x 3 x 4 mm
-    rules = ScanRules(WINDOW, spacing=(1.0, 1.0, 0.0))
-    (prepared,) = SliceStore(tmp_path / "s", rules, LABELS).prepare([case], False)
-    assert prepared.shape == (6, 36, 20)
-    assert prepared.label().shape == (6, 36, 20)
-    own = slices_from_volume(torch.from_numpy(small_scan()[1])[None]).numpy()[:, 0, ::-1, ::-1]
-    np.testing.assert_array_equal(prepared.truth(), own)
-    np.testing.assert_array_equal(prepared.label(), own.repeat(3, 1).repeat(2, 2))
-    item = CaseDataset([prepared], LABELS)[0]
-    assert item["label"].shape == (6, 36, 20)
-    assert item["truth"].shape == (6, 12, 10)
-    image, _ = load_turned(case, LABELS)
-    grid = grid_of(image, rules)
-    np.testing.assert_array_equal(grid.to_file(torch.from_numpy(prepared.label())), small_scan()[1])
-    prompts = {"objects": [{"label": 1, "box3d": [1, 2, 1, 5, 8, 5]}]}
-    scan = LoadPromptedScan(rules, LABELS)({"scan": case.image, "prompts": prompts})
-    assert scan.image.shape == (6, 1, 36, 20)
-    ys, xs = np.nonzero(prepared.label()[1] == 1)
-    assert scan.prompts is not None
-    assert scan.prompts.boxes[0].tolist() == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
-    torch.testing.assert_close(scan.image, torch.from_numpy(prepared.image()))
-
-
-def write_case(folder: Path) -> Case:
-    image, label = small_scan()
-    return Case(
-        write_nifti(folder / "image" / "a.nii.gz", image),
-        write_nifti(folder / "label" / "a.nii.gz", label),
-        "p",
-    )
-
-
-def test_neighbours_are_the_channels(tmp_path: Path) -> None:
-    case = write_case(tmp_path)
-    plain = prepare(tmp_path, case, ScanRules(WINDOW))
-    beside = prepare(tmp_path, case, ScanRules(WINDOW, neighbours=True))
-    assert plain.path == beside.path  # put together when read
-    slices = plain.image()[:, 0]
-    stacked = beside.image()
-    assert stacked.shape == (6, 3, 12, 10)
-    for k in range(6):
-        expected = np.stack([slices[max(k - 1, 0)], slices[k], slices[min(k + 1, 5)]])
-        np.testing.assert_array_equal(stacked[k], expected)
-        np.testing.assert_array_equal(beside.image_slice(k), expected)
-    loaded = LoadPromptedScan(ScanRules(WINDOW, neighbours=True), LABELS)(
-        {"scan": case.image, "prompts": None}
-    )
-    np.testing.assert_array_equal(loaded.image.numpy(), stacked)
-    assert with_neighbours(torch.zeros(1, 1, 4, 4)).shape == (1, 3, 4, 4)
-
-
-def prepare(folder: Path, case: Case, rules: ScanRules) -> PreparedCase:
-    return SliceStore(folder / "store", rules, LABELS).prepare([case], False)[0]
-
-
-def test_neighbours_of_several_windows_are_refused(tmp_path: Path) -> None:
-    store = SliceStore(tmp_path, ScanRules(Windows(), neighbours=True), LABELS)
-    (case,) = store.prepare([write_case(tmp_path)], False)
-    with pytest.raises(DataError, match=r"neighbours need one channel .* gives 3"):
-        case.image()
-
-
-@pytest.mark.parametrize(
-    "other", [{"plane": "coronal"}, {"spacing": (1, 1, 1)}, {"squash": False, "plane": "sagittal"}]
-)
-def test_another_reading_is_another_entry(tmp_path: Path, other: dict[str, object]) -> None:
-    case = write_case(tmp_path)
-    first = prepare(tmp_path, case, ScanRules(WINDOW))
-    assert prepare(tmp_path, case, ScanRules(WINDOW, **other)).path != first.path  # type: ignore[arg-type]
-
-
-def test_nan_is_filled_on_request(tmp_path: Path) -> None:
-    values = small_scan()[0]
-    values[1, 2, 3], values[0, 0, 0] = np.nan, np.inf
-    case = Case(write_nifti(tmp_path / "a.nii", values), None, "")
-    with pytest.raises(DataError, match=r"2 NaN or infinite voxels.*mending::fill_nan"):
-        load_turned(case, {})
-    image, _ = load_turned(case, {}, Mending(fill_nan=-5))
-    assert (image == -5).sum() == 2
-    assert image.meta["notes"] == ["2 NaN or infinite voxels set to -5"]
-
-
-def test_a_volume_of_a_4d_file_is_chosen(tmp_path: Path) -> None:
-    values = np.stack([small_scan(seed)[0] for seed in range(3)], -1)
-    case = Case(write_nifti(tmp_path / "a.nii", values), None, "")
-    with pytest.raises(DataError, match=r"4-D, 3 volumes.*mending::volume_index=0"):
-        load_turned(case, {})
-    image, _ = load_turned(case, {}, Mending(volume_index=2))
-    assert tuple(image.shape) == (1, *SHAPE)
-    np.testing.assert_array_equal(image.numpy()[0, ::-1, ::-1], values[..., 2])
-    with pytest.raises(DataError, match=r"no volume 3 .*it has 3, counted from 0"):
-        load_turned(case, {}, Mending(volume_index=3))
-
-
-def test_label_of_another_grid_is_resampled_on_request(tmp_path: Path) -> None:
-    image, label = small_scan()
-    coarse = label[::2, ::2, ::2]
-    affine = np.diag([4.0, 6.0, 8.0, 1.0])
-    case = Case(
-        write_nifti(tmp_path / "a.nii", image), write_nifti(tmp_path / "b.nii", coarse, affine), ""
-    )
-    with pytest.raises(DataError, match="mending::resample_label=true"):
-        load_turned(case, LABELS)
-    scan, found = load_turned(case, LABELS, Mending(resample_label=True))
-    assert found is not None
-    np.testing.assert_allclose(found.affine, scan.affine)
-    array = found.numpy()[0, ::-1, ::-1]
-    np.testing.assert_array_equal(array[::2, ::2, ::2], coarse)  # where the grids meet
-    assert set(np.unique(array)) == {0, 1, 2}
-
-
-def test_guessed_orientation_is_refused_when_strict(tmp_path: Path) -> None:
-    nib.save(nib.Nifti1Image(small_scan()[0], None), tmp_path / "a.nii")
-    case = Case(tmp_path / "a.nii", None, "")
-    with pytest.raises(DataError, match=r"orientation is a guess. Export"):
-        load_turned(case, {}, Mending(strict=True))
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -255,29 +52,6 @@ def test_reading_comes_back_from_its_description() -> None:
     assert rules_from(json.loads(json.dumps(rules.describe()))) == rules
     with pytest.raises(DataError, match=r"are not those of a scan: .*'reading'"):
         rules_from({**rules.describe(), "reading": 1})
-
-
-def test_copies_are_deformed_in_three_dimensions(tmp_path: Path) -> None:
-    image = np.zeros((24, 24, 16), np.float32)
-    image[6:18, 8:16, 4:12] = 150
-    label = (image > 0).astype(np.uint8)
-    scan = write_nifti(tmp_path / "image" / "a.nii", image)
-    case = Case(scan, write_nifti(tmp_path / "a.nii", label), "p")
-    deformation = Deformation(sigma=(3, 3), magnitude=(60, 60))
-    store = SliceStore(tmp_path / "s", ScanRules(WINDOW), {1: "it"}, deformation=deformation)
-    whole, first, second = store.prepare(with_copies([case], 2), False)
-    assert [whole.id, first.id, second.id] == ["a", "a~1", "a~2"]
-    assert len({whole.path, first.path, second.path}) == 3
-    for one, other in ((whole, first), (whole, second), (first, second)):
-        assert one.shape == other.shape
-        assert 20 < (one.label() != other.label()).sum() < label.sum()
-    bright = first.image()[:, 0] > 95  # image and label move together
-    assert (bright != (first.label() == 1)).sum() < 0.1 * label.sum()
-    occupied = [len(ids) > 0 for ids in first.labels_in_slice]
-    assert occupied != [len(ids) > 0 for ids in whole.labels_in_slice]  # across slices too
-    again = SliceStore(tmp_path / "t", ScanRules(WINDOW), {1: "it"}, deformation=deformation)
-    _, same = again.prepare(with_copies([case], 1), False)
-    np.testing.assert_array_equal(same.label(), first.label())
 
 
 def test_squashed_frame_fills_the_square() -> None:

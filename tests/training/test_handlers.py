@@ -1,4 +1,4 @@
-"""What training adds to MONAI: the batch, the loss, and what is kept of a run."""
+"""Handlers: what they check, log and keep."""
 
 from __future__ import annotations
 
@@ -18,70 +18,13 @@ from medsam_tune.training.handlers import (
     EpochSeed,
     KeepBest,
     KeepLast,
-    MixUp,
     StopAtBadLoss,
     TunedState,
-    parameter_groups,
-    prepare_batch,
 )
 from medsam_tune.training.samples import SeededSampler
 from tests.conftest import image_and_boxes
 
 Build = Callable[..., PromptableSam]
-
-
-def test_a_batch_with_boxes_and_one_without() -> None:
-    batch = {"image": torch.rand(2, 3, 8, 8), "masks": torch.ones(2, 3, 8, 8, dtype=torch.bool)}
-    image, masks, args, kwargs = prepare_batch(batch, torch.device("cpu"))
-    assert image is batch["image"]
-    assert masks is batch["masks"]
-    assert (args, kwargs) == ((), {"return_quality": True})
-    batch["boxes"] = torch.rand(2, 3, 4)
-    *_, args, kwargs = prepare_batch(batch, torch.device("cpu"))
-    assert args[0] is batch["boxes"]
-    assert kwargs == {}
-
-
-def test_mixed_images_keep_the_larger_share_and_their_own_masks() -> None:
-    image = torch.arange(4.0)[:, None, None, None].expand(4, 3, 8, 8)
-    batch = {"image": image, "masks": torch.rand(4, 2, 8, 8) > 0.5, "boxes": torch.rand(4, 2, 4)}
-    torch.manual_seed(0)
-    mixed, masks, args, _ = MixUp(alpha=1.0, prob=1.0)(batch, torch.device("cpu"))
-    values = mixed[:, 0, 0, 0]
-    assert torch.equal(mixed, values[:, None, None, None].expand_as(mixed))
-    assert not torch.equal(values, torch.arange(4.0))
-    assert (values - torch.arange(4.0)).abs().max() <= 1.5  # half of the way to any other
-    assert masks is batch["masks"]
-    assert args[0] is batch["boxes"]
-    plain, *_ = MixUp(prob=0.0)(batch, torch.device("cpu"))
-    assert torch.equal(plain, image)
-
-
-def test_one_rate_is_one_group(tiny_sam: Build) -> None:
-    sam = apply_method(tiny_sam(), "full")
-    (group,) = parameter_groups(sam, 0.1)
-    assert group["lr"] == 0.1
-    assert [id(p) for p in group["params"]] == [id(p) for p in sam.parameters() if p.requires_grad]
-
-
-@pytest.mark.parametrize("method", ["full", "lora", "adapter"])
-def test_rates_fall_towards_the_input(tiny_sam: Build, method: str) -> None:
-    sam = apply_method(tiny_sam(), method)
-    names = {id(p): key for key, p in sam.named_parameters()}
-    rates = {
-        names[id(p)]: group["lr"]
-        for group in parameter_groups(sam, 1.0, layer_decay=0.5)
-        for p in group["params"]
-    }
-    assert rates.keys() == {k for k, p in sam.named_parameters() if p.requires_grad}
-    expected = {"blocks.0.": 0.125, "blocks.1.": 0.25, "blocks.2.": 0.5, "pos_embed": 0.0625}
-    for key, rate in rates.items():
-        wanted = next((value for part, value in expected.items() if part in key), None)
-        if key.startswith("image_encoder.patch_embed"):
-            wanted = 0.0625
-        assert rate == (wanted or 1.0), key
-    with pytest.raises(ValueError, match="layer_decay is 0; expected more than 0"):
-        parameter_groups(sam, 1.0, layer_decay=0)
 
 
 def first_step(

@@ -1,0 +1,48 @@
+"""What trains, for an optimizer."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from torch import nn
+
+from medsam_tune.sam.model import PromptableSam
+
+
+def parameter_groups(
+    network: PromptableSam, lr: float, layer_decay: float = 1.0
+) -> list[dict[str, Any]]:
+    """What trains, for an optimizer, with a learning rate that falls towards the input.
+
+    Args:
+        network: with a method applied.
+        lr: of everything behind the encoder's blocks.
+        layer_decay: what the rate is multiplied by from one block to the one before; 1 for one
+            rate everywhere.
+
+    Raises:
+        ValueError: a decay outside (0, 1].
+
+    References:
+        Bao et al., "BEiT", ICLR 2022; ViTDet tunes vit_b with 0.7, vit_l with 0.8, vit_h with 0.9.
+    """
+    if not 0 < layer_decay <= 1:
+        raise ValueError(f"layer_decay is {layer_decay}; expected more than 0 and at most 1.")
+    names = {key: _BLOCK.match(key) for key, _ in network.named_parameters()}
+    blocks = list(dict.fromkeys(found[0] for found in names.values() if found))
+    groups: dict[float, list[nn.Parameter]] = {}
+    for key, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            found = names[key]
+            depth = len(blocks) + 1
+            if found:
+                depth = blocks.index(found[0]) + 1
+            elif key.startswith(("image_encoder.patch_embed", "image_encoder.pos_embed")):
+                depth = 0
+            rate = lr * layer_decay ** (len(blocks) + 1 - depth)
+            groups.setdefault(rate, []).append(parameter)
+    return [{"params": members, "lr": rate} for rate, members in groups.items()]
+
+
+_BLOCK = re.compile(r"image_encoder\.(?:layers\.\d+\.)?blocks\.\d+\.")

@@ -1,0 +1,146 @@
+"""Whole cases through an evaluator."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from monai.engines import SupervisedEvaluator
+from torch import nn
+from torch.utils.data import DataLoader
+
+from medsam_tune.cases.datalist import Case
+from medsam_tune.errors import DataError
+from medsam_tune.evaluation.metrics import (
+    CaseDataset,
+    CaseScores,
+    prepare_case,
+    write_scores,
+)
+from medsam_tune.inference.inferers import EllipseInferer, PromptedSliceInferer
+from medsam_tune.sam.model import PromptableSam
+from medsam_tune.slices.intensity import Window
+from medsam_tune.slices.rules import ScanRules
+from medsam_tune.slices.store import SliceStore
+from tests.evaluation.test_metrics import COLUMNS
+from tests.evaluation.test_statistics import score
+from tests.scans import LABELS, small_scan, write_nifti
+
+
+def test_files(tmp_path: Path) -> None:
+    scores = [score("a", 1, 0.5), score("b", 1, None, None)]
+    write_scores(tmp_path / "new", scores, {"mean_dice": 0.5})
+    lines = (tmp_path / "new" / "metrics.csv").read_text().splitlines()
+    assert lines == [COLUMNS, f"a,1,liver,0.5,{0.5 / 1.5},9,9,0.5", "b,1,liver,,,9,9,"]
+    assert json.loads((tmp_path / "new" / "summary.json").read_text()) == {"mean_dice": 0.5}
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["metrics.csv", "summary.json"]
+
+
+def test_failing_write_leaves_the_old_files(tmp_path: Path) -> None:
+    write_scores(tmp_path, [score("a", 1, 0.5)], {"mean_dice": 0.5})
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        write_scores(tmp_path, [score("a", 1, 0.9)], {"mean_dice": 0.9, "device": object()})
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+@pytest.fixture
+def cases(tmp_path: Path) -> list[Any]:
+    """Three prepared cases; the second has no label 2, the third none at all."""
+    image, label = small_scan()
+    store = SliceStore(tmp_path / "store", ScanRules(Window(100, 200)), LABELS)
+    found = []
+    for name, ids in (("a", label), ("b", label * (label == 1)), ("c", label * 0)):
+        path = write_nifti(tmp_path / "images" / f"{name}.nii", image)
+        found.append(Case(path, write_nifti(tmp_path / "labels" / f"{name}.nii", ids), name))
+    return store.prepare(found, progress=False)
+
+
+def test_items(cases: list[Any]) -> None:
+    item = CaseDataset(cases, LABELS)[0]
+    assert (item["image"].shape, item["image"].dtype) == ((6, 1, 12, 10), torch.uint8)
+    assert (item["label"].shape, item["label"].dtype) == ((6, 12, 10), torch.int64)
+    assert item["case"] == "a"
+    assert item["prompts"].slices.tolist() == [1, 2, 2, 3, 3, 4]
+    assert len(CaseDataset(cases, {2: "spleen"})[0]["prompts"]) == 2
+    assert len(CaseDataset(cases, LABELS)[2]["prompts"]) == 0
+
+
+def test_same_seed_same_boxes(cases: list[Any]) -> None:
+    def boxes(seed: int, index: int = 0, jitter: float = 0.1) -> torch.Tensor:
+        return CaseDataset(cases, LABELS, jitter=jitter, seed=seed)[index]["prompts"].boxes
+
+    first = boxes(0)
+    torch.manual_seed(7)
+    assert torch.equal(first, boxes(0))
+    assert not torch.equal(first, boxes(1))
+    assert not torch.equal(first, boxes(0, jitter=0.0))
+    # the same liver on the same slice in another case
+    assert torch.equal(boxes(0, 0, 0.0)[0], boxes(0, 1, 0.0)[0])
+    assert not torch.equal(first[0], boxes(0, 1)[0])
+
+
+def evaluate(
+    dataset: CaseDataset, network: nn.Module, inferer: object, *handlers: object
+) -> SupervisedEvaluator:
+    evaluator = SupervisedEvaluator(
+        device=torch.device("cpu"),
+        val_data_loader=DataLoader(dataset, batch_size=None),
+        network=network,
+        inferer=inferer,
+        prepare_batch=prepare_case,
+        val_handlers=list(handlers),
+        decollate=False,
+    )
+    evaluator.run()
+    return evaluator
+
+
+def test_evaluation_of_ellipses_scores_as_ellipses(cases: list[Any], tmp_path: Path) -> None:
+    handler = CaseScores(LABELS, tmp_path / "out", about={"method": "ellipse"})
+    dataset = CaseDataset(cases, LABELS, jitter=0.05)
+    evaluator = evaluate(dataset, nn.Identity(), EllipseInferer(), handler)
+    metrics = evaluator.state.metrics
+    assert metrics["mean_dice"] == metrics["mean_ellipse_dice"] > 0.5
+    assert set(metrics) == {"mean_dice", "mean_iou", "mean_ellipse_dice"}
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["method"] == "ellipse"
+    assert summary["mean_dice"] == metrics["mean_dice"]
+    assert {k: (v["cases"], v["excluded"]) for k, v in summary["labels"].items()} == {
+        "1": (2, 1),
+        "2": (1, 2),
+    }
+    with (tmp_path / "out" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert ",".join(rows[0]) == COLUMNS
+    assert [(r["case"], r["label"]) for r in rows] == [(c, n) for c in "abc" for n in "12"]
+    assert all(r["dice"] == r["ellipse_dice"] for r in rows)
+    assert rows[3]["dice"] == rows[4]["dice"] == ""
+    truth = int((dataset[0]["label"] == 1).sum())
+    assert int(rows[0]["truth_voxels"]) == truth
+
+
+def test_second_run_starts_anew(
+    cases: list[Any], tiny_sam: Callable[..., PromptableSam], tmp_path: Path
+) -> None:
+    handler = CaseScores(LABELS)
+    dataset = CaseDataset(cases, LABELS)
+    evaluator = evaluate(dataset, tiny_sam(), PromptedSliceInferer(), handler)
+    first, metrics = list(handler.scores), dict(evaluator.state.metrics)
+    evaluator.run()
+    assert handler.scores == first
+    assert evaluator.state.metrics == metrics
+    assert len(first) == 6
+    assert not (tmp_path / "out").exists()
+
+
+def test_evaluation_of_nothing_is_an_error(cases: list[Any]) -> None:
+    with pytest.raises(DataError, match="there is no Dice to report"):
+        evaluate(
+            CaseDataset(cases[2:], LABELS), nn.Identity(), EllipseInferer(), CaseScores(LABELS)
+        )

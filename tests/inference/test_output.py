@@ -1,0 +1,56 @@
+"""Masks as files in the scan's own grid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from medsam_tune.errors import DataError
+from medsam_tune.inference.output import write_mask
+from medsam_tune.slices.frames import ScanGrid
+from tests.inference.made import GRIDS, LPS_GRID
+
+
+@pytest.mark.parametrize(("affine", "shape"), GRIDS)
+@pytest.mark.parametrize(("label", "dtype"), [(2, np.uint8), (255, np.uint8), (300, np.int16)])
+def test_mask_has_the_scans_grid(
+    tmp_path: Path, affine: np.ndarray, shape: tuple[int, ...], label: int, dtype: type
+) -> None:
+    labels = torch.zeros(6, 12, 10, dtype=torch.int16)
+    labels[3, 2:8, 5:9] = label
+    grid = ScanGrid(affine, shape)  # type: ignore[arg-type]
+    path = write_mask(labels, grid, tmp_path / "new" / "mask.nii.gz")
+    found = nib.load(path)
+    assert found.shape == shape
+    assert found.get_data_dtype() == dtype
+    np.testing.assert_allclose(found.affine, affine)
+    np.testing.assert_array_equal(np.asarray(found.dataobj), grid.to_file(labels))
+    assert np.asarray(found.dataobj).sum() == 24 * label
+
+
+def test_mask_of_another_kind_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"mask\.mha: expected a name that ends in \.nii or"):
+        write_mask(torch.zeros(6, 12, 10), LPS_GRID, tmp_path / "mask.mha")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_failing_write_leaves_the_old_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_mask(torch.zeros(6, 12, 10, dtype=torch.int16), LPS_GRID, tmp_path / "mask.nii")
+    before = path.read_bytes()
+
+    def fail(image: nib.Nifti1Image, file: Path) -> None:
+        file.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(nib, "save", fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_mask(torch.ones(6, 12, 10, dtype=torch.int16), LPS_GRID, path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["mask.nii"]
+
+
+# Segmenter

@@ -1,0 +1,38 @@
+"""Learning rates of what trains."""
+
+from __future__ import annotations
+
+import pytest
+
+from medsam_tune.methods import apply_method
+from medsam_tune.training.handlers import (
+    parameter_groups,
+)
+from tests.inference.made import Build
+
+
+def test_one_rate_is_one_group(tiny_sam: Build) -> None:
+    sam = apply_method(tiny_sam(), "full")
+    (group,) = parameter_groups(sam, 0.1)
+    assert group["lr"] == 0.1
+    assert [id(p) for p in group["params"]] == [id(p) for p in sam.parameters() if p.requires_grad]
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "adapter"])
+def test_rates_fall_towards_the_input(tiny_sam: Build, method: str) -> None:
+    sam = apply_method(tiny_sam(), method)
+    names = {id(p): key for key, p in sam.named_parameters()}
+    rates = {
+        names[id(p)]: group["lr"]
+        for group in parameter_groups(sam, 1.0, layer_decay=0.5)
+        for p in group["params"]
+    }
+    assert rates.keys() == {k for k, p in sam.named_parameters() if p.requires_grad}
+    expected = {"blocks.0.": 0.125, "blocks.1.": 0.25, "blocks.2.": 0.5, "pos_embed": 0.0625}
+    for key, rate in rates.items():
+        wanted = next((value for part, value in expected.items() if part in key), None)
+        if key.startswith("image_encoder.patch_embed"):
+            wanted = 0.0625
+        assert rate == (wanted or 1.0), key
+    with pytest.raises(ValueError, match="layer_decay is 0; expected more than 0"):
+        parameter_groups(sam, 1.0, layer_decay=0)
