@@ -13,7 +13,10 @@ import torch
 from medsam_tune.cases.datalist import Case
 from medsam_tune.sam.build import ARCHITECTURES, Architecture, build_sam
 from medsam_tune.sam.model import PromptableSam
-from tests.scans import small_scan, write_nifti
+from medsam_tune.slices.intensity import Window
+from medsam_tune.slices.rules import ScanRules
+from medsam_tune.slices.store import PreparedCase, SliceStore
+from tests.scans import LABELS, small_scan, write_nifti
 
 # Windowed and global blocks, 2 x 2 windows with padding at 80 pixels, in well under a second.
 TINY = Architecture(
@@ -72,6 +75,18 @@ def make_case(tmp_path: Path) -> Callable[..., Case]:
         )
 
     return make
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> SliceStore:
+    """An empty slice store."""
+    return SliceStore(tmp_path / "store", ScanRules(Window(100, 200)), LABELS)
+
+
+@pytest.fixture
+def prepared(store: SliceStore, make_case: Callable[..., Case]) -> list[PreparedCase]:
+    """Two small cases in the store."""
+    return store.prepare([make_case("a"), make_case("b")], progress=False)
 
 
 def image_and_boxes(size: int = 96, images: int = 2, prompts: int = 3) -> tuple[torch.Tensor, ...]:

@@ -24,11 +24,6 @@ WINDOW = Window(100, 200)
 FORK = multiprocessing.get_context("fork")  # a fresh interpreter takes seconds to import torch
 
 
-@pytest.fixture
-def store(tmp_path):
-    return SliceStore(tmp_path / "store", ScanRules(WINDOW), LABELS)
-
-
 def test_slices_are_windowed_lps(prepared):
     case = prepared[0]
     array, ids = small_scan()

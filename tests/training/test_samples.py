@@ -27,11 +27,6 @@ from medsam_tune.training.samples import SeededSampler, SliceDataset
 from tests.scans import LABELS, SHAPE, load_turned
 
 
-@pytest.fixture
-def prepared(store, make_case):
-    return store.prepare([make_case("a"), make_case("b")], progress=False)
-
-
 def augmentation() -> Compose:
     return Compose(
         [
