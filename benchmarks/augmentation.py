@@ -28,7 +28,7 @@ from medsam_tune.cases.splits import split_cases
 from medsam_tune.files import written_whole
 from medsam_tune.synthetic.phantom import write_phantoms
 from medsam_tune.training import samples
-from medsam_tune.training.handlers import prepare_batch
+from medsam_tune.training.batches import prepare_batch
 from medsam_tune.training.samples import SliceDataset
 
 ROOT = Path(__file__).resolve().parents[1]

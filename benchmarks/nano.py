@@ -33,7 +33,8 @@ from medsam_tune.cases.datalist import Case
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.load import load_case
 from medsam_tune.cases.splits import split_cases
-from medsam_tune.evaluation.metrics import bootstrap_interval, overlap
+from medsam_tune.evaluation.metrics import overlap
+from medsam_tune.evaluation.statistics import bootstrap_interval
 from medsam_tune.files import written_whole
 from medsam_tune.inference.inferers import EllipseInferer, PromptedSliceInferer, to_channels
 from medsam_tune.prompts import SlicePrompts, points_in_masks, prompts_from_labels

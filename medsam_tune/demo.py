@@ -12,7 +12,7 @@ import torch
 from medsam_tune.cases.datalist import read_datalist, write_datalist
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.splits import split_cases
-from medsam_tune.evaluation.metrics import CaseDataset
+from medsam_tune.evaluation.cases import CaseDataset
 from medsam_tune.evaluation.pictures import draw_overlays
 from medsam_tune.inference.inferers import PromptedSliceInferer
 from medsam_tune.methods.tuned import load_tuned

@@ -10,7 +10,8 @@ from monai.engines import SupervisedEvaluator
 
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.splits import split_cases
-from medsam_tune.evaluation.metrics import CaseDataset, CaseScores, prepare_case, summarise
+from medsam_tune.evaluation.cases import CaseDataset, CaseScores, prepare_case
+from medsam_tune.evaluation.statistics import summarise
 from medsam_tune.inference.inferers import EllipseInferer
 from medsam_tune.slices.intensity import for_modality
 from medsam_tune.slices.rules import ScanRules

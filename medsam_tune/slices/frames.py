@@ -172,7 +172,12 @@ class ModelFrame:
         scale = image_size / max(size)
         h, w = (image_size if squash else max(1, round(side * scale)) for side in size)
         self.inner = (h, w)
-        self._pad = (0, image_size - w, 0, image_size - h)
+        self.padding = (0, image_size - w, 0, image_size - h)
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Pixels of the model frame to a pixel of the slice, along x and y."""
+        return self.inner[1] / self.size[1], self.inner[0] / self.size[0]
 
     def image(self, image: Tensor) -> Tensor:
         """(N, C, H, W) float -> (N, C, S, S), bilinear, zeros where the slice does not reach."""
@@ -180,26 +185,40 @@ class ModelFrame:
         inner = F.interpolate(
             image, self.inner, mode="bilinear", align_corners=False, antialias=shrinks
         )
-        return F.pad(inner, self._pad)
+        return F.pad(inner, self.padding)
 
     def masks(self, masks: Tensor) -> Tensor:
-        """(N, P, H, W) bool -> (N, P, S, S) bool, nearest."""
-        inner = F.interpolate(masks.to(torch.uint8), self.inner, mode="nearest-exact")
-        return F.pad(inner, self._pad).bool()
+        """(N, P, H, W) bool -> (N, P, S, S) bool, nearest.
+
+        A mask too small for that keeps the pixels that any of it lies in.
+        """
+        if masks.numel() == 0:
+            return masks.new_zeros(*masks.shape[:2], self.image_size, self.image_size)
+        inner = F.interpolate(masks.to(torch.uint8), self.inner, mode="nearest-exact").bool()
+        lost = masks.flatten(2).any(2) & ~inner.flatten(2).any(2)
+        if lost.any():
+            inner[lost] = F.adaptive_max_pool2d(masks[lost].float(), self.inner) > 0
+        return F.pad(inner, self.padding)
 
     def boxes(self, boxes: Tensor) -> Tensor:
         """(..., 4) XYXY in the slice frame -> the model frame."""
-        return boxes * self._ratio(boxes)
+        return boxes * boxes.new_tensor(self.scale + self.scale)
+
+    def points(self, points: Tensor) -> Tensor:
+        """(..., 2) XY in the slice frame -> the model frame."""
+        return points * points.new_tensor(self.scale)
 
     def logits(self, logits: Tensor) -> Tensor:
         """(N, P, h, w) logits of the model frame -> (N, P, H, W), bilinear, in the slice frame."""
         full = F.interpolate(logits, (self.image_size,) * 2, mode="bilinear", align_corners=False)
+        return self.back(full)
+
+    def back(self, image: Tensor, nearest: bool = False) -> Tensor:
+        """(N, C, S, S) of the model frame -> (N, C, H, W) in the slice frame."""
         h, w = self.inner
+        if nearest:
+            return F.interpolate(image[..., :h, :w], self.size, mode="nearest-exact")
         shrinks = self.inner[0] > self.size[0] or self.inner[1] > self.size[1]
         return F.interpolate(
-            full[..., :h, :w], self.size, mode="bilinear", align_corners=False, antialias=shrinks
+            image[..., :h, :w], self.size, mode="bilinear", align_corners=False, antialias=shrinks
         )
-
-    def _ratio(self, boxes: Tensor) -> Tensor:
-        (h, w), (inner_h, inner_w) = self.size, self.inner
-        return boxes.new_tensor([inner_w / w, inner_h / h, inner_w / w, inner_h / h])

@@ -1,7 +1,7 @@
-"""From scanner values to the 8 bits that SAM's input has: one rule per modality.
+"""Rules from scanner values to the 8 bits that SAM's input has: one for each modality.
 
-A rule is a callable (1, X, Y, Z) float -> (C, X, Y, Z) uint8, with a `describe()` that goes into
-cache keys and run records, and from which `intensity_from` makes the same rule again.
+A rule is a MONAI transform (1, ...) float -> (C, ...) uint8. Its `describe()` goes into cache keys
+and run records, and `intensity_from` makes the same rule from it again.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
+from monai.data import MetaTensor
+from monai.transforms import Transform
 from torch import Tensor
 
 from medsam_tune.errors import DataError
@@ -32,7 +34,7 @@ class Intensity(Protocol):
 
 
 @dataclass(frozen=True)
-class Window:
+class Window(Transform):
     """A display window: its range becomes 0..255, values outside are clipped.
 
     Attributes:
@@ -61,7 +63,7 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Windows:
+class Windows(Transform):
     """Several CT windows of one scan as the channels of its image.
 
     Attributes:
@@ -96,7 +98,7 @@ class Windows:
 
 
 @dataclass(frozen=True)
-class ZScore:
+class ZScore(Transform):
     """For MR: mean and standard deviation of the voxels above zero become the middle of 0..255.
 
     Attributes:
@@ -115,7 +117,8 @@ class ZScore:
 
     def __call__(self, image: Tensor) -> Tensor:
         """(C, X, Y, Z) float -> uint8 of the same shape; zeros stay 0."""
-        inside = image[image > 0]
+        values = _plain(image)
+        inside = values[values > 0]
         if inside.numel() < 2:
             return torch.zeros_like(image, dtype=torch.uint8)
         mean, reach = float(inside.mean()), self.deviations * float(inside.std())
@@ -127,7 +130,7 @@ class ZScore:
 
 
 @dataclass(frozen=True)
-class Percentiles:
+class Percentiles(Transform):
     """For MR and radiographs, which have no unit: percentiles of what is above zero become 0..255.
 
     Attributes:
@@ -153,7 +156,8 @@ class Percentiles:
 
     def __call__(self, image: Tensor) -> Tensor:
         """(C, X, Y, Z) float -> uint8 of the same shape; all zeros for a constant image."""
-        inside = image[image > 0].numpy()  # torch.quantile stops at 16 million values
+        values = _plain(image)
+        inside = values[values > 0].numpy()  # torch.quantile stops at 16 million values
         if inside.size == 0:
             return torch.zeros_like(image, dtype=torch.uint8)
         low, high = np.percentile(inside, [self.lower, self.upper])
@@ -244,6 +248,10 @@ def intensity_from(description: Mapping[str, object]) -> Intensity:
         return _KINDS[name](**parameters)
     except TypeError as error:
         raise DataError(f"intensity rule {name!r} does not take {parameters}: {error}.") from error
+
+
+def _plain(image: Tensor) -> Tensor:
+    return image.as_tensor() if isinstance(image, MetaTensor) else image
 
 
 def _to_bytes(image: Tensor, low: float, high: float) -> Tensor:

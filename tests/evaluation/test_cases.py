@@ -16,12 +16,7 @@ from torch.utils.data import DataLoader
 
 from medsam_tune.cases.datalist import Case
 from medsam_tune.errors import DataError
-from medsam_tune.evaluation.metrics import (
-    CaseDataset,
-    CaseScores,
-    prepare_case,
-    write_scores,
-)
+from medsam_tune.evaluation.cases import CaseDataset, CaseScores, prepare_case, write_scores
 from medsam_tune.inference.inferers import EllipseInferer, PromptedSliceInferer
 from medsam_tune.sam.model import PromptableSam
 from medsam_tune.slices.intensity import Window

@@ -5,11 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from medsam_tune.evaluation.metrics import (
-    Score,
-    overlap,
-    score_case,
-)
+from medsam_tune.evaluation.metrics import Score, overlap, score_case
 
 COLUMNS = "case,label,name,dice,iou,truth_voxels,predicted_voxels,ellipse_dice"
 

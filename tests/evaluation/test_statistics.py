@@ -6,12 +6,8 @@ import numpy as np
 import pytest
 
 from medsam_tune.errors import DataError
-from medsam_tune.evaluation.metrics import (
-    Score,
-    bootstrap_interval,
-    format_summary,
-    summarise,
-)
+from medsam_tune.evaluation.metrics import Score
+from medsam_tune.evaluation.statistics import bootstrap_interval, format_summary, summarise
 from tests.scans import LABELS
 
 

@@ -13,7 +13,7 @@ import torch
 from medsam_tune.cases.datalist import Case
 from medsam_tune.cases.load import load_case
 from medsam_tune.errors import DataError
-from medsam_tune.evaluation.metrics import CaseDataset
+from medsam_tune.evaluation.cases import CaseDataset
 from medsam_tune.inference.scans import LoadPromptedScan
 from medsam_tune.slices.cut import cut, cut_label, grid_of
 from medsam_tune.slices.frames import ModelFrame, slices_from_volume, with_neighbours

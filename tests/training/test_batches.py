@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from medsam_tune.training.handlers import (
-    MixUp,
-    prepare_batch,
-)
+from medsam_tune.training.batches import MixUp, prepare_batch
 
 
 def test_a_batch_with_boxes_and_one_without() -> None:

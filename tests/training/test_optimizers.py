@@ -5,9 +5,7 @@ from __future__ import annotations
 import pytest
 
 from medsam_tune.methods import apply_method
-from medsam_tune.training.handlers import (
-    parameter_groups,
-)
+from medsam_tune.training.optimizers import parameter_groups
 from tests.inference.made import Build
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,11 +11,14 @@ import torch
 from monai.data import MetaTensor, get_track_meta
 from monai.transforms import (
     Compose,
+    DeleteItemsd,
     Lambdad,
     Rand2DElasticd,
     RandFlipd,
     RandGaussianNoised,
     RandScaleCropd,
+    RepeatChanneld,
+    ScaleIntensityRanged,
 )
 from torch.utils.data import DataLoader
 
@@ -24,7 +28,15 @@ from medsam_tune.slices.intensity import Percentiles
 from medsam_tune.slices.rules import ScanRules
 from medsam_tune.slices.store import SliceStore
 from medsam_tune.training.samples import SeededSampler, SliceDataset
-from tests.scans import LABELS, SHAPE, load_turned
+from medsam_tune.transforms import (
+    BoxPromptsd,
+    ClassMasksd,
+    KeepObjectsd,
+    LoadSliced,
+    ModelFramed,
+    ShrinkLongestd,
+)
+from tests.scans import LABELS, SHAPE, load_turned, small_scan
 
 
 def augmentation() -> Compose:
@@ -43,15 +55,28 @@ def augmentation() -> Compose:
             RandScaleCropd(["image", "label"], roi_scale=0.8, max_roi_scale=1.0, random_size=True),
             RandFlipd(["image", "label"], prob=0.5, spatial_axis=1),
             RandGaussianNoised(["image"], prob=1.0, std=0.3),
+            ScaleIntensityRanged(["image"], 0, 1, 0, 1, clip=True),
         ]
     )
 
 
-# SliceStore
+def chain(size: int, prompts: Any = None, augment: Any = None, squash: bool = False) -> Compose:
+    """The chain of `train.yaml`."""
+    return Compose(
+        [
+            LoadSliced(),
+            ShrinkLongestd(["image", "label"], round(1.25 * size), ["bilinear", "nearest"]),
+            KeepObjectsd("label", augment or Compose([]), LABELS),
+            prompts or BoxPromptsd("label", LABELS, count=4, jitter=0.05),
+            ModelFramed(["image", "masks"], size, squash, ["bilinear", "nearest"]),
+            RepeatChanneld("image", 3),
+            DeleteItemsd("label"),
+        ]
+    )
 
 
 def test_sample(prepared):
-    data = SliceDataset(prepared, LABELS, image_size=32, objects=3, jitter=0)
+    data = SliceDataset(prepared, LABELS, chain(32, BoxPromptsd("label", LABELS, 3, jitter=0)))
     assert len(data) == 8  # four slices with foreground in each case
     sample = data[1]
     assert sample["image"].shape == (3, 32, 32)
@@ -63,29 +88,29 @@ def test_sample(prepared):
     assert sample["labels"].dtype == torch.int64
     assert (sample["case"], sample["slice"]) == ("a", 2)
     assert not sample["image"][:, :, 28:].any()  # 10 of 12 columns are the slice
+    assert sample.keys() == {"image", "masks", "boxes", "labels", "case", "slice"}
 
 
 def test_every_class_on_every_slice(prepared):
-    data = SliceDataset(prepared, LABELS, image_size=24, objects=None)  # scale 2
+    classes = ClassMasksd("label", {2: "spleen", 1: "liver"})
+    data = SliceDataset(prepared, LABELS, chain(24, classes), empty_slices=True)  # scale 2
     assert len(data) == 12  # empty slices as well
     for index in (0, 2):
         sample = data[index]
         assert "boxes" not in sample
-        assert sample["labels"].tolist() == [1, 2]
+        assert sample["labels"].tolist() == [1, 2]  # as the inferer orders them
         ids = torch.from_numpy(prepared[0].label_slice(index).astype(np.int64))
         for mask, label in zip(sample["masks"], (1, 2), strict=True):
             torch.testing.assert_close(mask[::2, ::2][:12, :10], ids == label)
     assert not data[0]["masks"].any()
-    turned = SliceDataset(prepared, {2: "spleen", 1: "liver"}, image_size=24, objects=None)
-    torch.testing.assert_close(turned[2]["masks"], data[2]["masks"])  # as the inferer orders them
-    augmented = SliceDataset(
-        prepared, LABELS, 24, objects=None, augment=RandFlipd(["image", "label"], 1.0, 1)
-    )
+    flipped = chain(24, classes, RandFlipd(["image", "label"], 1.0, 1))
+    augmented = SliceDataset(prepared, LABELS, flipped, empty_slices=True)
     torch.testing.assert_close(augmented[2]["masks"][..., :20], data[2]["masks"][..., :20].flip(-1))
 
 
 def test_masks_belong_to_their_labels_and_boxes(prepared):
-    data = SliceDataset(prepared, LABELS, image_size=24, objects=8, jitter=0)  # scale 2
+    prompts = BoxPromptsd("label", LABELS, count=8, jitter=0)
+    data = SliceDataset(prepared, LABELS, chain(24, prompts))  # scale 2
     sample = data[1]
     ids = torch.from_numpy(prepared[0].label_slice(2).astype(np.int64))
     assert set(sample["labels"].tolist()) == {1, 2}
@@ -97,13 +122,19 @@ def test_masks_belong_to_their_labels_and_boxes(prepared):
 
 
 def test_only_the_wanted_labels(prepared):
-    data = SliceDataset(prepared, [2], image_size=32)
+    data = SliceDataset(prepared, [2], chain(32, BoxPromptsd("label", [2], count=4)))
     assert len(data) == 4
     assert data[0]["labels"].tolist() == [2] * 4
 
 
+def test_a_transform_that_asks_for_nothing_is_named(prepared):
+    data = SliceDataset(prepared, LABELS, chain(32, BoxPromptsd("label", [9])))
+    with pytest.raises(DataError, match=r"case a: slice 1 has none of the labels 1, 2 left after"):
+        data[0]
+
+
 def test_the_seed_fixes_a_sample(prepared):
-    data = SliceDataset(prepared, LABELS, 32, augment=augmentation())
+    data = SliceDataset(prepared, LABELS, chain(32, augment=augmentation()))
     first, again, other = data[1, 7], data[1, 7], data[1, 8]
     for key in ("image", "masks", "boxes", "labels"):
         assert torch.equal(first[key], again[key])
@@ -111,21 +142,8 @@ def test_the_seed_fixes_a_sample(prepared):
     assert torch.equal(data[3]["image"], data[3, 3]["image"])
 
 
-def test_large_slices_are_shrunk_before_they_are_augmented(prepared):
-    seen = []
-
-    def look(item):
-        seen.append((item["image"].shape, item["label"].unique().tolist()))
-        return item
-
-    SliceDataset(prepared, LABELS, 8, augment=look)[0]  # of 12 x 10
-    SliceDataset(prepared, LABELS, 10, augment=look)[0]
-    assert [tuple(shape) for shape, _ in seen] == [(1, 10, 8), (1, 12, 10)]
-    assert seen[0][1] == seen[1][1]
-
-
 def test_augmented_sample_is_plain_and_in_range(prepared):
-    data = SliceDataset(prepared, LABELS, 32, augment=augmentation())
+    data = SliceDataset(prepared, LABELS, chain(32, augment=augmentation()))
     for seed in range(20):
         sample = data[1, seed]
         assert not any(isinstance(value, MetaTensor) for value in sample.values())
@@ -135,7 +153,7 @@ def test_augmented_sample_is_plain_and_in_range(prepared):
 
 
 def test_the_number_of_workers_changes_nothing(prepared):
-    data = SliceDataset(prepared, LABELS, 32, augment=augmentation())
+    data = SliceDataset(prepared, LABELS, chain(32, augment=augmentation()))
     prepared[0].image_slice(0)  # arrays that are open when the workers start
     batches = []
     for workers in (0, 2):
@@ -149,10 +167,9 @@ def test_the_number_of_workers_changes_nothing(prepared):
 
 
 def test_slice_that_the_augmentation_empties_is_used_as_it_is(prepared):
-    plain = SliceDataset(prepared, LABELS, 32)
-    emptied = SliceDataset(
-        prepared, LABELS, 32, augment=Compose([Lambdad(["image", "label"], lambda x: x * 0)])
-    )
+    plain = SliceDataset(prepared, LABELS, chain(32))
+    zero = Compose([Lambdad(["image", "label"], lambda x: x * 0)])
+    emptied = SliceDataset(prepared, LABELS, chain(32, augment=zero))
     for key in ("image", "masks", "boxes"):
         assert torch.equal(plain[1][key], emptied[1][key])
 
@@ -160,18 +177,30 @@ def test_slice_that_the_augmentation_empties_is_used_as_it_is(prepared):
 def test_object_smaller_than_a_model_pixel_keeps_a_mask(store, make_case):
     image = np.random.default_rng(0).uniform(1, 200, (64, 64, 2)).astype(np.float32)
     label = np.zeros((64, 64, 2), np.uint8)
-    label[17, 33, 1] = 2
+    label[16:18, 32:34, 1] = 2
     cases = store.prepare([make_case(image=image, label=label)], progress=False)
-    sample = SliceDataset(cases, LABELS, image_size=16, augment=augmentation())[0]
+    prompts = BoxPromptsd("label", LABELS, count=4, jitter=0)
+    frame = ModelFramed(["image", "masks"], 8, mode=["bilinear", "nearest"])
+    sample = SliceDataset(cases, LABELS, Compose([LoadSliced(), prompts, frame]))[0]
+    # LPS: columns 63 - 17 = 46 and 47, rows 30 and 31; eight slice pixels to a model pixel
     assert sample["masks"].flatten(1).sum(1).tolist() == [1] * 4
-    # LPS: column 63 - 17 = 46, row 63 - 33 = 30, four slice pixels to a model pixel
-    assert sample["masks"][0].nonzero().tolist() == [[7, 11]]
+    assert sample["masks"][0].nonzero().tolist() == [[3, 5]]
+    assert sample["boxes"][0].tolist() == [46 / 8, 30 / 8, 6, 4]
+
+
+def test_slices_of_one_value_are_left_out(store, make_case):
+    image, label = small_scan()
+    image[..., 2] = 77
+    cases = store.prepare([make_case(image=image, label=label)], progress=False)
+    with pytest.warns(UserWarning, match=r"1 slices of 1 cases .* left out: case_017 \(1\)"):
+        data = SliceDataset(cases, LABELS, chain(32))
+    assert [data[i]["slice"] for i in range(len(data))] == [1, 3, 4]
 
 
 def test_row_52_no_foreground_anywhere(store, make_case):
     cases = store.prepare([make_case(label=np.zeros(SHAPE, np.uint8))], progress=False)
     with pytest.raises(DataError, match="no slice of 1 cases has one of the labels 1, 2"):
-        SliceDataset(cases, LABELS, 32)
+        SliceDataset(cases, LABELS, chain(32))
 
 
 # SeededSampler
@@ -228,5 +257,5 @@ def test_hippocampus(hippocampus, tmp_path):
         _, label = load_turned(source, data.labels)
         np.testing.assert_array_equal(case.label(), label[0].numpy().transpose(2, 1, 0))
         assert case.image().max() == 255
-    sample = SliceDataset(cases, data.labels, 128, augment=augmentation())[0]
+    sample = SliceDataset(cases, data.labels, chain(128, augment=augmentation()))[0]
     assert sample["masks"].any()

@@ -1,0 +1,277 @@
+"""MONAI dictionary transforms between scans, slices and the model's input."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.config import KeysCollection
+from monai.data import MetaTensor, get_track_meta
+from monai.transforms import InvertibleTransform, MapTransform, Transform
+from monai.utils import convert_to_tensor, ensure_tuple_rep
+from torch import Tensor
+
+from medsam_tune.slices.frames import ModelFrame
+from medsam_tune.slices.intensity import Intensity, Percentiles, Window, Windows, ZScore
+
+Data = Mapping[Hashable, Any]
+
+
+class Intensityd(MapTransform):
+    """A rule of `slices.intensity` on images of a dictionary.
+
+    Args:
+        keys: images (1, ...) in the scanner's unit; they become (C, ...) uint8.
+        rule: what is done to them.
+        allow_missing_keys: leave out keys that are not there.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, rule: Intensity, allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.rule = rule
+
+    def __call__(self, data: Data) -> dict[Hashable, Any]:
+        """The dictionary with its images in 8 bits."""
+        found = dict(data)
+        for key in self.key_iterator(found):
+            found[key] = self.rule(convert_to_tensor(found[key], track_meta=get_track_meta()))
+        return found
+
+
+class Windowd(Intensityd):
+    """CT window on images of a dictionary, see `Window`.
+
+    Args:
+        keys: images (C, ...) in Hounsfield units; they become uint8.
+        center: centre of the window, Hounsfield units.
+        width: width of the window, Hounsfield units.
+        allow_missing_keys: leave out keys that are not there.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        center: float = 40.0,
+        width: float = 400.0,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, Window(center, width), allow_missing_keys)
+
+
+class Windowsd(Intensityd):
+    """Several CT windows as channels, see `Windows`.
+
+    Args:
+        keys: images (1, ...) in Hounsfield units; they become (C, ...) uint8.
+        windows: names in `WINDOWS`, or (center, width) in Hounsfield units; one for each channel.
+        allow_missing_keys: leave out keys that are not there.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        windows: Sequence[str | tuple[float, float]] = ("lung", "abdomen", "bone"),
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, Windows(tuple(windows)), allow_missing_keys)
+
+
+class Percentilesd(Intensityd):
+    """Percentiles of the voxels above zero become 0..255, see `Percentiles`.
+
+    Args:
+        keys: images (C, ...); they become uint8.
+        lower: percentile that becomes 0.
+        upper: percentile that becomes 255.
+        allow_missing_keys: leave out keys that are not there.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        lower: float = 0.5,
+        upper: float = 99.5,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, Percentiles(lower, upper), allow_missing_keys)
+
+
+class ZScored(Intensityd):
+    """Mean and standard deviation of the voxels above zero, see `ZScore`.
+
+    Args:
+        keys: images (C, ...); they become uint8.
+        deviations: how many standard deviations below and above the mean become 0 and 255.
+        allow_missing_keys: leave out keys that are not there.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, deviations: float = 3.0, allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, ZScore(deviations), allow_missing_keys)
+
+
+class LoadSliced(Transform):
+    """A slice from the store: `{"case": PreparedCase, "slice": k}` -> image, label, case id, k.
+
+    The image is (C, H, W) float32 in [0, 1], the label (1, H, W) float32, both in the slice frame.
+    """
+
+    def __call__(self, data: Data) -> dict[Hashable, Any]:
+        """Read one slice."""
+        case, k = data["case"], data["slice"]
+        return {
+            "image": torch.from_numpy(case.image_slice(k)).float() / 255,
+            "label": torch.from_numpy(case.label_slice(k).astype(np.float32))[None],
+            "case": case.id,
+            "slice": k,
+        }
+
+
+class ShrinkLongestd(MapTransform):
+    """Shrink slices whose longest side is above a limit; smaller ones stay as they are.
+
+    What augmentation costs grows with the pixels, and the model's input has no room for more.
+
+    Args:
+        keys: images (C, H, W) float.
+        longest: largest side, pixels.
+        mode: "bilinear" or "nearest"; one for all keys, or one for each.
+        allow_missing_keys: leave out keys that are not there.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        longest: int,
+        mode: str | Sequence[str] = "bilinear",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.longest = longest
+        self.mode = ensure_tuple_rep(mode, len(self.keys))
+
+    def __call__(self, data: Data) -> dict[Hashable, Any]:
+        """The dictionary with its slices shrunk."""
+        found = dict(data)
+        for key, mode in self.key_iterator(found, self.mode):
+            size = tuple(found[key].shape[-2:])
+            if max(size) > self.longest:
+                found[key] = _resized(found[key], ModelFrame(size, self.longest).inner, mode)
+        return found
+
+
+class ModelFramed(MapTransform, InvertibleTransform):
+    """Bring slices with their masks, boxes and points into the model's square input.
+
+    The longest side becomes S and the other is padded at the right or the bottom; with `squash`
+    both become S. All images of a dictionary have the same size.
+
+    Args:
+        keys: images (C, H, W), or volumes (C, H, W, D) whose slices are stacked along the last
+            axis; they become (C, S, S) or (C, S, S, D).
+        image_size: S, side of the model's input, pixels.
+        squash: scale both sides to S instead of padding the shorter one.
+        mode: "bilinear" for images and logits, "nearest" for masks and label maps; one for all
+            keys, or one for each. A mask that "nearest" would lose keeps the pixels it lies in.
+        boxes: key of boxes (..., 4) XYXY; in the slice frame before, in the model frame after.
+        points: key of points (..., 2) XY, likewise.
+        allow_missing_keys: leave out keys that are not there; boxes and points may always be.
+
+    The inverse brings images and masks of the model frame back into the slice frame, where MONAI's
+    `Invertd` asks for it by the nearest pixel.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        image_size: int,
+        squash: bool = False,
+        mode: str | Sequence[str] = "bilinear",
+        boxes: str = "boxes",
+        points: str = "points",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.image_size = image_size
+        self.squash = squash
+        self.mode = ensure_tuple_rep(mode, len(self.keys))
+        self.boxes = boxes
+        self.points = points
+
+    def __call__(self, data: Data) -> dict[Hashable, Any]:
+        """The dictionary in the model frame."""
+        found = dict(data)
+        frame = None
+        for key, mode in self.key_iterator(found, self.mode):
+            image = convert_to_tensor(found[key], track_meta=get_track_meta())
+            size = (int(image.shape[1]), int(image.shape[2]))
+            frame = ModelFrame(size, self.image_size, self.squash)
+            found[key] = self._framed(image, frame, mode)
+        if frame is not None and self.boxes in found:
+            found[self.boxes] = frame.boxes(found[self.boxes])
+        if frame is not None and self.points in found:
+            found[self.points] = frame.points(found[self.points])
+        return found
+
+    def inverse(self, data: Data) -> dict[Hashable, Any]:
+        """The dictionary's images in the slice frame."""
+        found = dict(data)
+        for key in self.key_iterator(found):
+            info = self.pop_transform(found[key])
+            mode, size = info["extra_info"]["mode"], tuple(info["orig_size"][:2])
+            frame = ModelFrame(size, self.image_size, self.squash)
+            slices = _as_slices(found[key])
+            back = frame.back(slices.float(), nearest=mode == "nearest").to(slices.dtype)
+            found[key] = self._like(back, found[key], 1 / frame.scale[1], 1 / frame.scale[0])
+        return found
+
+    def _framed(self, image: Tensor, frame: ModelFrame, mode: str) -> Tensor:
+        slices = _as_slices(image)
+        if mode == "bilinear":
+            result = frame.image(slices if slices.is_floating_point() else slices.float())
+        elif slices.dtype == torch.bool:
+            result = frame.masks(slices)
+        else:
+            inner = F.interpolate(slices.float(), frame.inner, mode="nearest-exact")
+            result = F.pad(inner.to(slices.dtype), frame.padding)
+        framed = self._like(result, image, frame.scale[1], frame.scale[0])
+        return self.push_transform(  # type: ignore[no-untyped-call,no-any-return]
+            framed, orig_size=tuple(image.shape[1:]), extra_info={"mode": mode}
+        )
+
+    @staticmethod
+    def _like(slices: Tensor, image: Tensor, rows: float, columns: float) -> Tensor:
+        """(N, C, h, w) in the layout of an image, its affine scaled by pixels per old pixel."""
+        result = slices[0] if image.ndim == 3 else slices.permute(1, 2, 3, 0)
+        if not isinstance(image, MetaTensor):
+            return result
+        before = image.affine
+        step = torch.ones(len(before) - 1, dtype=before.dtype)  # old pixels to a new one
+        step[:2] = 1 / torch.tensor([rows, columns])
+        scale = torch.diag(torch.cat([step, step.new_ones(1)]))
+        scale[:-1, -1] = (step - 1) / 2  # centres of pixels are at whole numbers
+        return MetaTensor(
+            result,
+            affine=before @ scale,
+            meta=image.meta,
+            applied_operations=image.applied_operations,
+        )
+
+
+def _as_slices(image: Tensor) -> Tensor:
+    """(C, H, W) or (C, H, W, D) -> (1 or D, C, H, W), without MONAI's metadata."""
+    plain = image.as_tensor() if isinstance(image, MetaTensor) else image
+    return plain[None] if plain.ndim == 3 else plain.permute(3, 0, 1, 2)
+
+
+def _resized(image: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+    """(C, H, W) float at another size; antialiased where it is bilinear."""
+    if mode == "nearest":
+        return F.interpolate(image[None], size, mode="nearest-exact")[0]
+    return F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]

@@ -1,0 +1,246 @@
+"""MONAI dictionary transforms that choose objects of a label map and prompt for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, Randomizable, RandomizableTransform
+from torch import Tensor
+
+from medsam_tune.prompts import boxes_from_masks, points_in_masks
+from medsam_tune.sam.prompting import INSIDE, OUTSIDE, PADDING
+
+Data = Mapping[Hashable, Any]
+
+
+class _Promptsd(RandomizableTransform, MapTransform):
+    """Choose objects of a label map; what is done with them is the sub-classes'."""
+
+    def __init__(
+        self, keys: KeysCollection, labels: Iterable[int] | None, count: int | None
+    ) -> None:
+        MapTransform.__init__(self, keys)
+        RandomizableTransform.__init__(self, prob=1.0)
+        if len(self.keys) != 1:
+            raise ValueError(f"keys are {self.keys}; expected one label map.")
+        self.labels = None if labels is None else sorted(labels)
+        self.count = count
+
+    def randomize(self, data: Any = None) -> None:
+        """Draw what fixes everything random in the next call."""
+        super().randomize(data)
+        self._seed = int(self.R.randint(2**31))
+
+    def _generator(self) -> torch.Generator:
+        self.randomize()
+        return torch.Generator().manual_seed(self._seed)
+
+    def _chosen(self, data: Data, generator: torch.Generator) -> dict[Hashable, Any]:
+        """The dictionary with `masks`, `labels` and, of a volume, `slices` of the objects."""
+        found = dict(data)
+        if "masks" in found:
+            return found
+        label = found[self.keys[0]]
+        planes = label.as_tensor() if isinstance(label, MetaTensor) else torch.as_tensor(label)
+        volume = planes.ndim == 4
+        planes = planes[0].movedim(-1, 0) if volume else planes  # (D or 1, H, W)
+        pairs = [(k, i) for k, plane in enumerate(planes) for i in self._present(plane)]
+        if self.count is not None and pairs:
+            picks = torch.randint(len(pairs), (self.count,), generator=generator)
+            pairs = [pairs[pick] for pick in picks.tolist()]
+        masks = [planes[k] == i for k, i in pairs]
+        none = planes.new_zeros((0, *planes.shape[1:]), dtype=torch.bool)
+        found["masks"] = torch.stack(masks) if masks else none
+        found["labels"] = torch.tensor([i for _, i in pairs], dtype=torch.int64)
+        if volume:
+            found["slices"] = torch.tensor([k for k, _ in pairs], dtype=torch.int64)
+        elif isinstance(label, MetaTensor):  # so that the masks lead back to where they came from
+            found["masks"] = MetaTensor(
+                found["masks"],
+                affine=label.affine,
+                meta=label.meta,
+                applied_operations=label.applied_operations,
+            )
+        return found
+
+    def _present(self, plane: Tensor) -> list[int]:
+        there = [int(value) for value in plane.unique() if value]
+        return there if self.labels is None else [i for i in there if i in self.labels]
+
+
+class BoxPromptsd(_Promptsd):
+    """Choose objects of a label map, and draw a box around each, a little off.
+
+    Adds `masks` (P, H, W) bool, `labels` (P,) int64 and `boxes` (P, 4) float32 XYXY in pixels of
+    the label map, x along W, y along H, upper bounds exclusive. An object is a label in a slice. A
+    slice without any gives P = 0, and no error. Where `masks` are there already, of an earlier
+    transform, these are prompted and none are chosen.
+
+    Args:
+        keys: label map (1, H, W); or (1, H, W, D), slices stacked along the last axis: `slices`
+            (P,) int64 then says which slice each object is in.
+        labels: ids to take objects from; all but 0 if None.
+        count: P, drawn with replacement, so that samples make a batch. None takes every object
+            once, by slice and then by ascending id.
+        jitter: standard deviation of each box side's shift as a share of the box's side.
+
+    References:
+        Ma et al., "Segment anything in medical images", Nature Communications 2024, which moves
+        each side by 0 to 20 pixels of 1024.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        labels: Iterable[int] | None = None,
+        count: int | None = None,
+        jitter: float = 0.05,
+    ) -> None:
+        super().__init__(keys, labels, count)
+        self.jitter = jitter
+
+    def __call__(self, data: Data) -> dict[Hashable, Any]:
+        """The dictionary with boxes."""
+        generator = self._generator()
+        found = self._chosen(data, generator)
+        masks = _plain(found["masks"])
+        found["boxes"] = masks.new_zeros((0, 4), dtype=torch.float32)
+        if len(masks):
+            found["boxes"] = boxes_from_masks(masks, jitter=self.jitter, generator=generator)
+        return found
+
+
+class PointPromptsd(_Promptsd):
+    """Choose objects of a label map, and draw points inside and outside of each.
+
+    Adds `masks` and `labels` as `BoxPromptsd` does, `points` (P, N, 2) float32 XY, the middles of
+    pixels of the label map, and `point_labels` (P, N) int64: 1 inside, 0 outside, -1 for a point
+    that is not there, where an object fills all that is around it.
+
+    Args:
+        keys: label map, see `BoxPromptsd`.
+        labels: ids to take objects from; all but 0 if None.
+        count: P, drawn with replacement; None takes every object once.
+        inside: points drawn evenly from the object.
+        outside: points drawn evenly from around it, where its box with a margin of half its sides
+            reaches.
+
+    References:
+        Kirillov et al., "Segment Anything", ICCV 2023.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        labels: Iterable[int] | None = None,
+        count: int | None = None,
+        inside: int = 1,
+        outside: int = 0,
+    ) -> None:
+        super().__init__(keys, labels, count)
+        self.inside = inside
+        self.outside = outside
+
+    def __call__(self, data: Data) -> dict[Hashable, Any]:
+        """The dictionary with points."""
+        generator = self._generator()
+        found = self._chosen(data, generator)
+        masks = _plain(found["masks"])
+        count = self.inside + self.outside
+        points = masks.new_zeros((len(masks), count, 2), dtype=torch.float32)
+        kinds = torch.full((len(masks), count), PADDING, dtype=torch.int64)
+        if len(masks):
+            points[:, : self.inside] = points_in_masks(masks, self.inside, generator=generator)
+            kinds[:, : self.inside] = INSIDE
+            around = _around(masks)
+            there = around.flatten(1).any(1)
+            if self.outside and there.any():
+                points[there, self.inside :] = points_in_masks(
+                    around[there], self.outside, generator=generator
+                )
+                kinds[there, self.inside :] = OUTSIDE
+        found["points"], found["point_labels"] = points, kinds
+        return found
+
+
+class KeepObjectsd(Randomizable, MapTransform):
+    """Augment, unless that moves all objects out of sight; then leave everything as it was.
+
+    Args:
+        keys: label map (1, H, W).
+        transform: augmentation of the whole dictionary; it leaves its input as it is.
+        labels: ids of the objects; all but 0 if None.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        transform: Callable[[Any], Any],
+        labels: Iterable[int] | None = None,
+    ) -> None:
+        super().__init__(keys)
+        if len(self.keys) != 1:
+            raise ValueError(f"keys are {self.keys}; expected one label map.")
+        self.transform = transform
+        self.labels = None if labels is None else torch.tensor(sorted(labels))
+
+    def set_random_state(
+        self, seed: int | None = None, state: np.random.RandomState | None = None
+    ) -> KeepObjectsd:
+        """Set the randomness of the augmentation."""
+        super().set_random_state(seed, state)
+        if isinstance(self.transform, Randomizable):
+            self.transform.set_random_state(seed=int(self.R.randint(2**31)))
+        return self
+
+    def __call__(self, data: Data) -> dict[Hashable, Any]:
+        """The dictionary, augmented or as it was."""
+        moved = dict(self.transform(dict(data)))
+        key = self.keys[0]
+        return moved if self._any(moved[key]) or not self._any(data[key]) else dict(data)
+
+    def _any(self, label: Tensor) -> bool:
+        there = label > 0 if self.labels is None else torch.isin(label, self.labels.to(label.dtype))
+        return bool(there.any())
+
+
+class ClassMasksd(MapTransform):
+    """Masks of every label, there or not, for models that need no prompt.
+
+    Adds `masks` (K, H, W) bool and `labels` (K,) int64, by ascending id.
+
+    Args:
+        keys: label map (1, H, W).
+        labels: the K ids.
+    """
+
+    def __init__(self, keys: KeysCollection, labels: Iterable[int]) -> None:
+        super().__init__(keys)
+        if len(self.keys) != 1:
+            raise ValueError(f"keys are {self.keys}; expected one label map.")
+        self.labels = torch.tensor(sorted(labels))
+
+    def __call__(self, data: Data) -> dict[Hashable, Any]:
+        """The dictionary with the masks of all labels."""
+        label = data[self.keys[0]]
+        return {**data, "masks": label == self.labels[:, None, None], "labels": self.labels}
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
+
+
+def _around(masks: Tensor) -> Tensor:
+    """(P, H, W) bool: outside of each mask, within its box and half a side more."""
+    h, w = masks.shape[-2:]
+    boxes = boxes_from_masks(masks)
+    margin = (boxes[:, 2:] - boxes[:, :2]) / 2
+    low, high = (boxes[:, :2] - margin)[..., None, None], (boxes[:, 2:] + margin)[..., None, None]
+    x, y = torch.arange(w) + 0.5, (torch.arange(h) + 0.5)[:, None]
+    near = (x >= low[:, 0]) & (x <= high[:, 0]) & (y >= low[:, 1]) & (y <= high[:, 1])
+    return near & ~masks

@@ -1,0 +1,43 @@
+"""MONAI transforms of this package, for any pipeline.
+
+`SimpleITKReader` reads DICOM, NRRD and MetaImage for MONAI's `LoadImaged`. `Windowd`, `Windowsd`,
+`Percentilesd` and `ZScored` bring scans to 8 bits, with `Window` and so on for arrays.
+`BoxPromptsd`, `PointPromptsd` and `ClassMasksd` choose objects of label maps and prompt for them;
+`KeepObjectsd` keeps an augmentation from losing them. `ModelFramed` brings slices, masks, boxes and
+points into the model's square input, and back.
+`LoadSliced` and `ShrinkLongestd` are for slices of a store.
+"""
+
+from medsam_tune.formats.open import SimpleITKReader
+from medsam_tune.slices.intensity import Percentiles, Window, Windows, ZScore
+from medsam_tune.slices.transforms import (
+    Intensityd,
+    LoadSliced,
+    ModelFramed,
+    Percentilesd,
+    ShrinkLongestd,
+    Windowd,
+    Windowsd,
+    ZScored,
+)
+from medsam_tune.training.prompting import BoxPromptsd, ClassMasksd, KeepObjectsd, PointPromptsd
+
+__all__ = [
+    "BoxPromptsd",
+    "ClassMasksd",
+    "Intensityd",
+    "KeepObjectsd",
+    "LoadSliced",
+    "ModelFramed",
+    "Percentiles",
+    "Percentilesd",
+    "PointPromptsd",
+    "ShrinkLongestd",
+    "SimpleITKReader",
+    "Window",
+    "Windowd",
+    "Windows",
+    "Windowsd",
+    "ZScore",
+    "ZScored",
+]
