@@ -253,15 +253,14 @@ class ModelFramed(MapTransform, InvertibleTransform):
             return result
         before = image.affine
         step = torch.ones(len(before) - 1, dtype=before.dtype)  # old pixels to a new one
-        step[:2] = 1 / torch.tensor([rows, columns])
+        step[:2] = 1 / torch.tensor([rows, columns], dtype=before.dtype)
         scale = torch.diag(torch.cat([step, step.new_ones(1)]))
         scale[:-1, -1] = (step - 1) / 2  # centres of pixels are at whole numbers
-        return MetaTensor(
-            result,
-            affine=before @ scale,
-            meta=image.meta,
-            applied_operations=image.applied_operations,
+        framed = MetaTensor(
+            result, meta=dict(image.meta), applied_operations=list(image.applied_operations)
         )
+        framed.affine = before @ scale
+        return framed
 
 
 def _as_slices(image: Tensor) -> Tensor:

@@ -62,9 +62,8 @@ class _Promptsd(RandomizableTransform, MapTransform):
         elif isinstance(label, MetaTensor):  # so that the masks lead back to where they came from
             found["masks"] = MetaTensor(
                 found["masks"],
-                affine=label.affine,
-                meta=label.meta,
-                applied_operations=label.applied_operations,
+                meta=dict(label.meta),
+                applied_operations=list(label.applied_operations),
             )
         return found
 
