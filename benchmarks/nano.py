@@ -37,7 +37,7 @@ from medsam_tune.evaluation.metrics import overlap
 from medsam_tune.evaluation.statistics import bootstrap_interval
 from medsam_tune.files import written_whole
 from medsam_tune.inference.inferers import EllipseInferer, PromptedSliceInferer, to_channels
-from medsam_tune.prompts import SlicePrompts, points_in_masks, prompts_from_labels
+from medsam_tune.prompts import Prompts, SlicePrompts, points_in_masks, prompts_from_labels
 from medsam_tune.sam.build import build_sam
 from medsam_tune.sam.model import PromptableSam
 from medsam_tune.slices.cut import cut, cut_label
@@ -201,9 +201,8 @@ class PointInferer:
             masks = torch.stack([truth == i for i in ids])
             points = points_in_masks(masks, generator=generator)  # (P, 1, 2)
             placed = frame.boxes(points.repeat(1, 1, 2))[..., :2][None]
-            logits, quality = model.decode_masks(
-                embedding, points=placed, point_labels=torch.ones(1, len(ids), 1).long()
-            )
+            asked = Prompts(points=placed, point_labels=torch.ones(1, len(ids), 1).long())
+            logits, quality = model.decode_masks(embedding, asked)
             best = quality.argmax(2)[0]
             chosen = frame.logits(logits[0, torch.arange(len(ids)), best][None].float())[0]
             for i, mask, point in zip(ids, chosen, points[:, 0], strict=True):

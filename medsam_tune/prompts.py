@@ -1,13 +1,47 @@
-"""Box prompts: from masks, with jitter, and for the slices of a whole volume. Tensors only."""
+"""Prompts: what a model takes, and boxes and points from masks. Tensors only."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Prompts(NamedTuple):
+    """P prompts on each of B images, of any mixture of kinds; without any kind, no prompt at all.
+
+    Attributes:
+        boxes: (B, P, 4) float XYXY in pixels, model frame, upper bounds exclusive.
+        points: (B, P, N, 2) float XY in pixels, model frame; only together with `point_labels`.
+        point_labels: (B, P, N) int, 1 = inside, 0 = outside, -1 = not there: objects with fewer
+            points than others are filled up with these, to the same masks as without them.
+            2 and 3 are a box's top-left and bottom-right corner, for batches where only some
+            objects have one.
+        masks: (B, P, 4G, 4G) float logits of an earlier mask, model frame; G is the side of the
+            embedding.
+    """
+
+    boxes: Tensor | None = None
+    points: Tensor | None = None
+    point_labels: Tensor | None = None
+    masks: Tensor | None = None
+
+    @property
+    def given(self) -> dict[str, Tensor]:
+        """The tensors that are there, by name."""
+        return {name: tensor for name, tensor in self._asdict().items() if tensor is not None}
+
+    def rows(self, index: Tensor) -> Prompts:
+        """The prompts of M of the images, for `index` (M,) int64 on any device."""
+        return Prompts(**{name: x[index.to(x.device)] for name, x in self.given.items()})
+
+    def flattened(self) -> Prompts:
+        """The same with (B * P, ...) for (B, P, ...): one row for each prompt."""
+        return Prompts(**{name: tensor.flatten(0, 1) for name, tensor in self.given.items()})
 
 
 def boxes_from_masks(

@@ -10,7 +10,7 @@ from monai.inferers import Inferer
 from torch import Tensor
 
 from medsam_tune.errors import DataError
-from medsam_tune.prompts import SlicePrompts, ellipses_in_boxes
+from medsam_tune.prompts import Prompts, SlicePrompts, ellipses_in_boxes
 from medsam_tune.sam.model import PromptableSam
 from medsam_tune.slices.frames import ModelFrame
 
@@ -70,7 +70,7 @@ class PromptedSliceInferer(Inferer):
             for part in here.split(self.prompt_batch):
                 where = torch.searchsorted(chunk, prompts.slices[part]).to(device)
                 boxes = frame.boxes(prompts.boxes[part]).to(device)
-                logits, _quality = network.decode(embedding[where], boxes[:, None])
+                logits, _quality = network.decode(embedding[where], Prompts(boxes=boxes[:, None]))
                 canvas.paint(
                     frame.logits(logits.float())[:, 0], prompts.slices[part], prompts.labels[part]
                 )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from medsam_tune.methods import apply_method
 from medsam_tune.methods.tuned import load_tuned, load_tuned_tensors, tuned_tensors
+from medsam_tune.prompts import Prompts
 from medsam_tune.sam.model import PromptableSam
 
 # peft's other initialisations of LoRA change the weights that it stands on.
@@ -163,9 +164,9 @@ class Domains(nn.Module):
             raise ValueError(f"{len(names)} domains for {len(image)} images; expected one each.")
         models = {name: self[name] for name in dict.fromkeys(names)}
         rows = [torch.tensor([i for i, n in enumerate(names) if n == name]) for name in models]
-        inputs = (image, boxes, points, point_labels, masks)
+        prompts = Prompts(boxes, points, point_labels, masks)
         parts = [
-            model(*(None if x is None else x[here.to(x.device)] for x in inputs), True)
+            model(image[here.to(image.device)], *prompts.rows(here), return_quality=True)
             for model, here in zip(models.values(), rows, strict=True)
         ]
         back = torch.cat(rows).argsort().to(image.device)

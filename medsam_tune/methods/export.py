@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from medsam_tune.files import folder_written_whole, written_whole
 from medsam_tune.methods.tuned import refuse_not_finite, write_safetensors
+from medsam_tune.prompts import Prompts
 from medsam_tune.sam.build import architecture
 from medsam_tune.sam.encoder import fuse_qkv
 from medsam_tune.sam.model import PromptableSam
@@ -138,7 +139,7 @@ class _Decoder(nn.Module):
     def forward(
         self, embedding: Tensor, points: Tensor | None = None, point_labels: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        return self.model.decode(embedding, points=points, point_labels=point_labels)
+        return self.model.decode(embedding, Prompts(points=points, point_labels=point_labels))
 
 
 _AXES = {"image": "B", "embedding": "B", "points": "BPN", "point_labels": "BPN"}

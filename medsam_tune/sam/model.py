@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from segment_anything.modeling import MaskDecoder, PromptEncoder
 from torch import Tensor, nn
 
+from medsam_tune.prompts import Prompts
 from medsam_tune.sam.decoder import predict_masks
 from medsam_tune.sam.encoder import ImageEncoder
 from medsam_tune.sam.prompting import embed_prompts
@@ -160,25 +161,12 @@ class PromptableSam(nn.Module):
             raise ValueError(f"image is {image.dtype}; expected float in [0, 1]. Divide by 255.")
         return self.image_encoder((image - self.pixel_mean) / self.pixel_std)  # type: ignore[no-any-return,operator]
 
-    def decode(
-        self,
-        embedding: Tensor,
-        boxes: Tensor | None = None,
-        points: Tensor | None = None,
-        point_labels: Tensor | None = None,
-        masks: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    def decode(self, embedding: Tensor, prompts: Prompts = Prompts()) -> tuple[Tensor, Tensor]:
         """Masks for P prompts on each of B embedded images, in one pass of the decoder.
 
         Args:
             embedding: (B, D, G, G) float, from `encode`.
-            boxes: (B, P, 4) float XYXY, model frame, upper bounds exclusive.
-            points: (B, P, N, 2) float XY, model frame.
-            point_labels: (B, P, N) 1 = inside, 0 = outside, -1 = not there: objects with fewer
-                points than others are filled up with these, to the same masks as without them.
-                2 and 3 are the corners of a box, for batches where only some objects have one.
-            masks: (B, P, 4G, 4G) float logits of an earlier mask.
-            Without any prompt P is 1, or K with learned class tokens.
+            prompts: of the same B; without any, P is 1, or K with learned class tokens.
 
         Returns:
             logits: (B, P, 4G, 4G) float, > 0 inside, model frame (4G is S/4, and S in LiteMedSAM).
@@ -186,29 +174,20 @@ class PromptableSam(nn.Module):
                 logit of the class being in the image at all.
 
         Raises:
-            ValueError: prompts of different B or P, or points without labels.
+            ValueError: prompts of different B or P, points without labels, or with class tokens
+                another P than K.
         """
-        given = (boxes, points, point_labels, masks)
-        logits, quality = self.decode_masks(embedding, *given, which=slice(0, 1))
+        logits, quality = self.decode_masks(embedding, prompts, which=slice(0, 1))
         return logits.squeeze(2), quality.squeeze(2)
 
     def decode_masks(
-        self,
-        embedding: Tensor,
-        boxes: Tensor | None = None,
-        points: Tensor | None = None,
-        point_labels: Tensor | None = None,
-        masks: Tensor | None = None,
-        which: slice = slice(1, 4),
+        self, embedding: Tensor, prompts: Prompts = Prompts(), which: slice = slice(1, 4)
     ) -> tuple[Tensor, Tensor]:
         """Several masks for each prompt, for a point that may mean a part or the whole.
 
         Args:
             embedding: as for `decode`.
-            boxes: as there.
-            points: as there.
-            point_labels: as there.
-            masks: as there.
+            prompts: as there.
             which: of the decoder's four masks: the first is `decode`'s, the other three are what
                 SAM calls the multi-mask output.
 
@@ -219,20 +198,16 @@ class PromptableSam(nn.Module):
         Raises:
             ValueError: as `decode`.
         """
-        prompts = self._prompt_count(embedding.shape[0], boxes, points, point_labels, masks)
-        count = embedding.shape[0] * prompts
-        sparse, dense, absent = embed_prompts(
-            self.prompt_encoder,
-            count,
-            *(None if p is None else p.flatten(0, 1) for p in (boxes, points, point_labels, masks)),
-        )
+        each = self._prompt_count(embedding.shape[0], prompts)
+        count = embedding.shape[0] * each
+        sparse, dense, absent = embed_prompts(self.prompt_encoder, count, prompts.flattened())
         if self.learned is not None:
             learned = self.learned(count)
             sparse = torch.cat([learned, sparse], dim=1)
             absent = None if absent is None else F.pad(absent, (learned.shape[1], 0))
         logits, quality, token = predict_masks(
             self.mask_decoder,
-            embedding.repeat_interleave(prompts, dim=0) + dense,
+            embedding.repeat_interleave(each, dim=0) + dense,
             self.prompt_encoder.get_dense_pe(),
             sparse,
             absent,
@@ -240,7 +215,7 @@ class PromptableSam(nn.Module):
         )
         if self.learned is not None and self.learned.classes:
             quality = quality + self.learned.presence(token)[:, None]
-        return logits.unflatten(0, (-1, prompts)), quality.unflatten(0, (-1, prompts))
+        return logits.unflatten(0, (-1, each)), quality.unflatten(0, (-1, each))
 
     def forward(
         self,
@@ -251,38 +226,43 @@ class PromptableSam(nn.Module):
         masks: Tensor | None = None,
         return_quality: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """`decode(encode(image), ...)`; arguments as there.
+        """`decode(encode(image), Prompts(...))`, with a tensor of prompts for each argument.
+
+        Args:
+            image: (B, C, S, S) float in [0, 1], model frame.
+            boxes: (B, P, 4) float, see `Prompts`.
+            points: (B, P, N, 2) float, see there.
+            point_labels: (B, P, N) int, see there.
+            masks: (B, P, 4G, 4G) float, see there.
+            return_quality: give the quality as well.
 
         Returns:
             logits (B, P, 4G, 4G), and with `return_quality` also quality (B, P).
+
+        Raises:
+            ValueError: as `encode` and `decode`.
         """
-        logits, quality = self.decode(self.encode(image), boxes, points, point_labels, masks)
+        prompts = Prompts(boxes, points, point_labels, masks)
+        logits, quality = self.decode(self.encode(image), prompts)
         return (logits, quality) if return_quality else logits
 
-    def _prompt_count(
-        self,
-        images: int,
-        boxes: Tensor | None,
-        points: Tensor | None,
-        point_labels: Tensor | None,
-        masks: Tensor | None,
-    ) -> int:
-        if (points is None) != (point_labels is None):
+    def _prompt_count(self, images: int, prompts: Prompts) -> int:
+        """P of prompts that fit the embedded images and the model's classes."""
+        if (prompts.points is None) != (prompts.point_labels is None):
             raise ValueError("points and point_labels come together; one of them is missing.")
-        given = {"boxes": boxes, "points": points, "point_labels": point_labels, "masks": masks}
-        shapes = {name: p.shape[:2] for name, p in given.items() if p is not None}
-        prompts = next(iter(shapes.values()))[1] if shapes else self.classes or 1
-        if any(shape[0] != images or shape[1] != prompts for shape in shapes.values()):
+        shapes = {name: tuple(tensor.shape[:2]) for name, tensor in prompts.given.items()}
+        count = next(iter(shapes.values()))[1] if shapes else self.classes or 1
+        if any(shape != (images, count) for shape in shapes.values()):
             raise ValueError(
-                f"prompts are for (B, P) = { {k: tuple(v) for k, v in shapes.items()} }, the "
-                f"embedding holds {images} images; every prompt needs the images' B and the same P."
+                f"prompts are for (B, P) = {shapes}, the embedding holds {images} images; every "
+                "prompt needs the images' B and the same P."
             )
-        if self.classes and prompts != self.classes:
+        if self.classes and count != self.classes:
             raise ValueError(
-                f"{prompts} prompts per image for a model of {self.classes} classes; give it none, "
+                f"{count} prompts per image for a model of {self.classes} classes; give it none, "
                 "or one for each class."
             )
-        return prompts
+        return count
 
 
 def _statistics(in_channels: int, normalisation: str) -> tuple[Tensor, Tensor]:

@@ -6,17 +6,14 @@ import torch
 from segment_anything.modeling import PromptEncoder
 from torch import Tensor
 
+from medsam_tune.prompts import Prompts
+
 # Labels of points, as in SAM's own ONNX model.
 PADDING, OUTSIDE, INSIDE, TOP_LEFT, BOTTOM_RIGHT = -1, 0, 1, 2, 3
 
 
 def embed_prompts(
-    encoder: PromptEncoder,
-    count: int,
-    boxes: Tensor | None = None,
-    points: Tensor | None = None,
-    point_labels: Tensor | None = None,
-    masks: Tensor | None = None,
+    encoder: PromptEncoder, count: int, prompts: Prompts
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Stock `PromptEncoder.forward`, with points that only fill up the batch told apart.
 
@@ -25,15 +22,13 @@ def embed_prompts(
     Args:
         encoder: the stock prompt encoder, whose weights are used.
         count: N.
-        boxes: (N, 4) float XYXY in the model frame.
-        points: (N, K, 2) float XY in the model frame.
-        point_labels: (N, K) -1 padding, 0 outside, 1 inside, 2 and 3 a box's corners.
-        masks: (N, 4h, 4w) float logits.
+        prompts: `flattened`, with N for (B, P); points and their labels come together.
 
     Returns:
         sparse (N, T, D), dense (N or 1, D, h, w), and absent (N, T) bool, True for tokens that
         must not be attended to, or None if all are there.
     """
+    boxes, points, point_labels, masks = prompts
     tokens: list[Tensor] = []
     absent: list[Tensor] = []
     with torch.autocast(encoder.no_mask_embed.weight.device.type, enabled=False):

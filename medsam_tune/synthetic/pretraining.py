@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from medsam_tune.methods.export import export_sam
 from medsam_tune.prompts import (
+    Prompts,
     boxes_from_masks,
     ellipses_in_boxes,
     jitter_boxes,
@@ -130,9 +131,8 @@ class SimulatedUser(Inferer):
         """Ask for `masks` (B, P, S, S) bool on `inputs` (B, 3, S, S)."""
         embedding = network.encode(inputs)
         points, labels = self.first(masks, generator)
-        logits, quality = network.decode_masks(
-            embedding, points=points, point_labels=labels, which=slice(0, 4)
-        )
+        asked = Prompts(points=points, point_labels=labels)
+        logits, quality = network.decode_masks(embedding, asked, which=slice(0, 4))
         rounds = [(logits, quality)]
         target = shares(masks, logits)
         rounds_more = generator.initial_seed() % (self.corrections + 1)  # a GPU need not answer
@@ -140,15 +140,8 @@ class SimulatedUser(Inferer):
             before = rounds[-1][0][:, :, 0].detach()
             point, label = _correction(before, target, masks.shape[-1], generator)
             points, labels = torch.cat([points, point], 2), torch.cat([labels, label], 2)
-            rounds.append(
-                network.decode_masks(
-                    embedding,
-                    points=points,
-                    point_labels=labels,
-                    masks=before,
-                    which=slice(0, 1),
-                )
-            )
+            asked = Prompts(points=points, point_labels=labels, masks=before)
+            rounds.append(network.decode_masks(embedding, asked, which=slice(0, 1)))
         return Answers(rounds, network.decode(embedding)[0])
 
     def first(self, masks: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -251,9 +244,10 @@ class Examiner(Inferer):
         boxes = boxes_from_masks(masks, jitter=0.05, generator=generator)
         points = points_in_masks(masks, generator=generator)
         embedding = network.encode(inputs)
-        by_box, _ = network.decode(embedding, boxes)
+        by_box, _ = network.decode(embedding, Prompts(boxes=boxes))
         labels = torch.ones_like(points[..., 0]).long()
-        three, quality = network.decode_masks(embedding, points=points, point_labels=labels)
+        asked = Prompts(points=points, point_labels=labels)
+        three, quality = network.decode_masks(embedding, asked)
         best = quality.argmax(2)[..., None, None, None].expand(-1, -1, 1, *three.shape[-2:])
         logits = torch.cat([by_box, three.gather(2, best)[:, :, 0]], 1)
         logits = F.interpolate(logits.float(), masks.shape[-2:], mode="bilinear")

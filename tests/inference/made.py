@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from medsam_tune.prompts import SlicePrompts
+from medsam_tune.prompts import Prompts, SlicePrompts
 from medsam_tune.sam.model import PromptableSam
 from medsam_tune.slices.frames import ScanGrid
 from tests.scans import write_nifti
@@ -43,8 +43,9 @@ class BoxFiller:
         return values
 
     def decode(
-        self, embedding: torch.Tensor, boxes: torch.Tensor
+        self, embedding: torch.Tensor, prompts: Prompts
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        (boxes,) = prompts.given.values()
         assert boxes.shape == (len(embedding), 1, 4)
         x0, y0, x1, y1 = (boxes / 4).unsqueeze(-1).unsqueeze(-1).unbind(2)  # (N, 1, 1, 1)
         n = torch.arange(32) + 0.5

@@ -19,7 +19,7 @@ from medsam_tune.inference.inferers import (
 )
 from medsam_tune.inference.segmenter import Segmenter
 from medsam_tune.methods import apply_method
-from medsam_tune.prompts import SlicePrompts, ellipses_in_boxes
+from medsam_tune.prompts import Prompts, SlicePrompts, ellipses_in_boxes
 from medsam_tune.sam.model import PromptableSam
 from medsam_tune.slices.frames import ModelFrame
 from medsam_tune.slices.intensity import Window
@@ -72,7 +72,7 @@ def loop(image: torch.Tensor, sam: PromptableSam, prompts: SlicePrompts) -> torc
     logits = torch.zeros(3, *image[:, 0].shape)  # label, slice, row, column; background is 0
     for z, box, label in zip(prompts.slices, prompts.boxes, prompts.labels, strict=True):
         model_image = frame.image(image[z][None].repeat(1, 3, 1, 1).float() / 255)
-        mask, _ = sam.decode(sam.encode(model_image), frame.boxes(box)[None, None])
+        mask, _ = sam.decode(sam.encode(model_image), Prompts(frame.boxes(box)[None, None]))
         logits[label, z] = frame.logits(mask)[0, 0]
     return logits.argmax(0).short()
 

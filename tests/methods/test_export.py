@@ -24,6 +24,7 @@ from segment_anything.modeling import (
 
 from medsam_tune.methods import apply_method
 from medsam_tune.methods.export import export_onnx, export_sam, is_stock
+from medsam_tune.prompts import Prompts
 from medsam_tune.sam.build import build_sam
 from medsam_tune.sam.model import PromptableSam
 from tests.conftest import TINY, image_and_boxes
@@ -193,7 +194,7 @@ def test_onnxruntime_gives_the_same_logits(
         logits, quality = decoder.run(None, inputs)
         with torch.no_grad():
             expected = sam.encode(image)
-            wanted, score = sam.decode(expected, **given)
+            wanted, score = sam.decode(expected, Prompts(**given))
         assert relative_difference(torch.tensor(embedding), expected) < 1e-3
         assert relative_difference(torch.tensor(logits), wanted) < 1e-3
         assert relative_difference(torch.tensor(quality), score) < 1e-3

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from medsam_tune.methods import apply_method
-from medsam_tune.prompts import boxes_from_masks, ellipses_in_boxes, points_in_masks
+from medsam_tune.prompts import Prompts, boxes_from_masks, ellipses_in_boxes, points_in_masks
 from medsam_tune.sam.build import EMBEDDED, build_sam
 from medsam_tune.sam.model import PromptableSam
 from medsam_tune.synthetic.scenes import draw_scenes
@@ -41,7 +41,7 @@ def dice(masks: Tensor, truth: Tensor) -> float:
 
 @torch.inference_mode()
 def by_boxes(nano: PromptableSam, image: Tensor, boxes: Tensor) -> Tensor:
-    logits, _ = nano.decode(nano.encode(image), boxes)
+    logits, _ = nano.decode(nano.encode(image), Prompts(boxes))
     return torch.nn.functional.interpolate(logits, (SIZE, SIZE), mode="bilinear") > 0
 
 
@@ -96,9 +96,8 @@ def test_masks_hold_their_points(nano: PromptableSam, scenes: Mapping[str, Tenso
     points = points_in_masks(scenes["masks"], generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         embedding = nano.encode(scenes["image"])
-        masks, quality = nano.decode_masks(
-            embedding, points=points, point_labels=torch.ones(points.shape[:3]).long()
-        )
+        labels = torch.ones(points.shape[:3]).long()
+        masks, quality = nano.decode_masks(embedding, Prompts(points=points, point_labels=labels))
     best = quality.argmax(2)[..., None, None, None].expand(-1, -1, 1, *masks.shape[-2:])
     chosen = torch.nn.functional.interpolate(
         masks.gather(2, best)[:, :, 0], (SIZE, SIZE), mode="bilinear"

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from medsam_tune.prompts import Prompts
 from medsam_tune.sam.model import PromptableSam
 from medsam_tune.sam.prompting import embed_prompts
 from tests.conftest import image_and_boxes
@@ -83,9 +84,10 @@ def test_points_keep_their_place_under_autocast(tiny_sam: Build) -> None:
     sam = tiny_sam()
     points = torch.rand(1, 3, 4, 2) * 96
     labels = torch.ones(1, 3, 4)
-    exact, *_ = embed_prompts(sam.prompt_encoder, 3, points=points[0], point_labels=labels[0])
+    flat = Prompts(points=points, point_labels=labels).flattened()
+    exact, *_ = embed_prompts(sam.prompt_encoder, 3, flat)
     with torch.autocast("cpu", torch.bfloat16):
-        found, *_ = embed_prompts(sam.prompt_encoder, 3, points=points[0], point_labels=labels[0])
+        found, *_ = embed_prompts(sam.prompt_encoder, 3, flat)
         logits = sam(torch.rand(1, 3, 96, 96), points=points, point_labels=labels)
     assert torch.equal(found, exact)
     assert logits.isfinite().all()
@@ -95,7 +97,7 @@ def test_quality_and_halves(tiny_sam: Build) -> None:
     sam = tiny_sam()
     image, boxes = image_and_boxes()
     logits, quality = sam(image, boxes, return_quality=True)
-    again, _ = sam.decode(sam.encode(image), boxes)
+    again, _ = sam.decode(sam.encode(image), Prompts(boxes))
     assert torch.equal(logits, again)
     assert quality.shape == (2, 3)
 
