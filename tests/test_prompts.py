@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from medsam_tune.prompts import (
+    Prompts,
     boxes_from_masks,
     ellipses_in_boxes,
     jitter_boxes,
@@ -135,3 +136,20 @@ def test_ellipse_fills_pi_quarters_of_its_box_only() -> None:
 def test_ellipse_of_one_pixel_is_that_pixel() -> None:
     inside = ellipses_in_boxes(torch.tensor([4.0, 5.0, 5.0, 6.0]), (8, 10)) > 0
     assert torch.equal(inside, filled((4, 5, 5, 6)))
+
+
+def test_prompts_name_what_is_given_and_keep_it_together() -> None:
+    points, labels = torch.rand(3, 2, 4, 2), torch.arange(24).view(3, 2, 4)
+    prompts = Prompts(points=points, point_labels=labels)
+    assert list(prompts.given) == ["points", "point_labels"]
+    assert prompts.given["point_labels"] is labels
+    assert Prompts().given == {}
+    assert Prompts().flattened() == Prompts() == Prompts().rows(torch.tensor([0]))
+    flat = prompts.flattened()
+    assert flat.boxes is None
+    assert flat.masks is None
+    assert torch.equal(flat.points, points.view(6, 4, 2))
+    assert torch.equal(flat.point_labels, labels.view(6, 4))
+    rows = prompts.rows(torch.tensor([2, 0]))
+    assert torch.equal(rows.points, points[[2, 0]])
+    assert torch.equal(rows.point_labels, labels[[2, 0]])

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 
@@ -25,6 +26,7 @@ SETS: dict[str, tuple[str, dict[str, Any]]] = {
     "tiles": ("prompt", {"tokens": 3}),
     "pages": ("decoder", {}),
 }
+_PISSA = peft.LoraConfig(r=2, init_lora_weights="pissa")
 
 
 @pytest.fixture
@@ -140,4 +142,41 @@ def test_refusals_name_what_is_there(domains: Domains, tiny_sam: Build, tmp_path
     path = save_tuned(apply_method(other, "prompt"), tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match=r"other\.safetensors: was tuned on tiny with image_size"):
         domains.add("us", path)
+    for config in ({"peft_type": "LORA", "init_lora_weights": "pissa"}, _PISSA):
+        with pytest.raises(ValueError, match=r"'pissa' rewrites .* expected one of \(True, False"):
+            domains.create("us", "lora", config=config)
+    domains.create("us", "lora", rank=2, mask_decoder=True)
+    with pytest.raises(ValueError, match="domain 'us' is not LoRA alone"):
+        domains.combine("mix", {"ct": 1.0, "us": 1.0})
+    domains.remove("us")
+    with pytest.raises(ValueError, match=r"domain 'us' is not there; domains: none\. Add it first"):
+        Domains(tiny_sam())["us"]
     assert list(domains) == list(SETS)
+
+
+def test_prompts_go_with_their_image(domains: Domains) -> None:
+    image, _ = image_and_boxes(images=3)
+    given = {
+        "points": torch.rand(3, 2, 2, 2) * 96,
+        "point_labels": torch.tensor([[[1, 0], [1, -1]]]).repeat(3, 1, 1),
+        "masks": torch.randn(3, 2, 24, 24),
+    }
+    with torch.no_grad():
+        found = domains(image, ["ct", "xray", "ct"], **given)
+        for i, name in enumerate(("ct", "xray", "ct")):
+            one = {key: value[i, None] for key, value in given.items()}
+            assert torch.allclose(found[i], domains[name](image[i, None], **one)[0], atol=1e-5)
+
+
+def test_new_domains_train_as_the_base_does(tiny_sam: Build) -> None:
+    domains = Domains(tiny_sam())
+    assert not any(p.requires_grad for p in domains.base.parameters())
+    first = domains.create("a", "lora", rank=2, lora_dropout=0.5)
+    assert not any(module.training for module in first.modules())
+    domains.train()
+    later = domains.create("b", "lora", rank=3, lora_dropout=0.5)
+    assert all(module.training for module in later.modules())
+    layer = domains.combine("c", {"a": 1.0, "b": 1.0}).get_submodule(
+        "image_encoder.blocks.0.attn.q_proj"
+    )
+    assert layer.r == {"default": 5}  # "cat" is the default: the ranks' sum

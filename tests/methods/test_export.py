@@ -23,7 +23,7 @@ from segment_anything.modeling import (
 )
 
 from medsam_tune.methods import apply_method
-from medsam_tune.methods.export import export_onnx, export_sam, is_stock
+from medsam_tune.methods.export import OPSET, export_onnx, export_sam, is_stock
 from medsam_tune.prompts import Prompts
 from medsam_tune.sam.build import build_sam
 from medsam_tune.sam.model import PromptableSam
@@ -171,8 +171,12 @@ def test_onnxruntime_gives_the_same_logits(
     folder = export_onnx(sam, tmp_path / "out" / "onnx", {1: "liver"})
     assert all(torch.equal(v, before[k]) for k, v in sam.state_dict().items())
     description = json.loads((folder / "model.json").read_text())
-    assert description["labels"] == {"1": "liver"}
-    assert (description["normalisation"], description["classes"]) == ("medsam", sam.classes)
+    assert description == {
+        **sam.base.as_dict(),
+        "method": method,
+        "classes": sam.classes,
+        "labels": {"1": "liver"},
+    }
     encoder, decoder = (
         runtime.InferenceSession(folder / f"{part}.onnx") for part in ("encoder", "decoder")
     )
@@ -259,3 +263,51 @@ def test_a_checkpoint_of_another_input_size_is_interpolated(
         assert torch.equal(same(image, boxes), sam(image, boxes))
     assert native.image_size == 96
     assert native.image_encoder.pos_embed.shape[1] == 6
+
+
+def test_onnx_files_are_for_older_runtimes_and_without_dropout(
+    tiny_sam: Build, tmp_path: Path
+) -> None:
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+    sam = apply_method(tiny_sam(), "lora", rank=2, lora_dropout=0.5).train()
+    folder = export_onnx(sam, tmp_path / "onnx")
+    assert sam.training  # the model stays as it is
+    assert all(p.requires_grad for key, p in sam.named_parameters() if ".lora_" in key)
+    assert json.loads((folder / "model.json").read_text())["labels"] == {}
+    names = {
+        "encoder": (["image"], ["embedding"]),
+        "decoder": (["embedding", "points", "point_labels"], ["logits", "quality"]),
+    }
+    for part, (inputs, outputs) in names.items():
+        model = onnx.load(folder / f"{part}.onnx")
+        assert model.opset_import[0].version == OPSET == 17
+        assert [value.name for value in model.graph.input] == inputs
+        assert [value.name for value in model.graph.output] == outputs
+        assert "Dropout" not in {node.op_type for node in model.graph.node}
+
+
+def test_an_untuned_model_is_exported_as_it_is(tiny_sam: Build, tmp_path: Path) -> None:
+    pytest.importorskip("onnx", reason="onnx is not installed")
+    folder = export_onnx(tiny_sam(), tmp_path / "onnx")
+    assert json.loads((folder / "model.json").read_text())["method"] is None
+    state = load_file(export_sam(tiny_sam(), tmp_path / "plain.safetensors"))
+    assert {value.dtype for value in state.values()} == {torch.float32}
+
+
+def test_weights_that_are_not_finite_are_not_exported(tiny_sam: Build, tmp_path: Path) -> None:
+    pytest.importorskip("onnx", reason="onnx is not installed")
+    sam = tiny_sam()
+    with torch.no_grad():
+        sam.mask_decoder.iou_token.weight[0, 0] = float("nan")
+    said = r"1 tensors hold NaN or Inf, the first is mask_decoder\.iou_token\.weight"
+    for name in ("plain.pth", "plain.safetensors"):
+        with pytest.raises(ValueError, match=rf"{name}: {said}"):
+            export_sam(sam, tmp_path / name)
+    with pytest.raises(ValueError, match=f"onnx: {said}"):
+        export_onnx(sam, tmp_path / "onnx")
+    large = tiny_sam()
+    with torch.no_grad():
+        large.mask_decoder.iou_token.weight[0, 0] = 1e6  # beyond float16
+    with pytest.raises(ValueError, match=said):
+        export_sam(large, tmp_path / "plain.safetensors", half=True)
+    assert list(tmp_path.iterdir()) == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,12 @@ from typing import Any
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from medsam_tune.methods import apply_method
 from medsam_tune.methods.lora import targets
 from medsam_tune.methods.peft_folder import load_peft, save_peft
+from medsam_tune.methods.tuned import tuned_tensors
 from medsam_tune.sam.build import build_sam
 from medsam_tune.sam.model import PromptableSam
 from tests.conftest import image_and_boxes
@@ -76,7 +80,43 @@ def test_refusals(tiny_sam: Build, tmp_path: Path) -> None:
         save_peft(apply_method(tiny_sam(), "lora", rank=2), folder)
     with pytest.raises(ValueError, match=r"tensors do not fit nano, e\.g\. image_encoder"):
         load_peft(folder, build_sam("nano", image_size=64))
+    with pytest.raises(
+        ValueError, match=r"1 tensors do not fit tiny, e\.g\. image_encoder\S*lora_A"
+    ):
+        load_peft(_wider(folder), tiny_sam())
     file = folder / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(ValueError, match=r"adapter_model\.safetensors: truncated or no safetens"):
         load_peft(folder, tiny_sam())
+    file.unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"adapter: no adapter_model\.safetensors; expected"
+    ):
+        load_peft(folder, tiny_sam())
+
+
+def _wider(folder: Path) -> Path:
+    """A copy of a peft folder in which one tensor has another shape."""
+    other = Path(shutil.copytree(folder, folder.with_name("wider")))
+    file = other / "adapter_model.safetensors"
+    tensors = load_file(file)
+    key = next(key for key in tensors if "lora_A" in key)
+    save_file({**tensors, key: torch.cat([tensors[key]] * 2)}, file)
+    return other
+
+
+def test_a_loaded_model_is_ready_for_use_and_for_more_training(
+    tiny_sam: Build, tmp_path: Path
+) -> None:
+    names = {f"image_encoder.blocks.{i}.mlp.lin{j}" for i in range(3) for j in (1, 2)}
+    sam = apply_method(tiny_sam(), "lora", rank=2, lora_dropout=0.5, target_modules=names)
+    folder = save_peft(sam, tmp_path / "adapter")
+    assert (folder / "adapter_model.safetensors").stat().st_mode & 0o044 == 0o044
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["inference_mode"] is True
+    assert config["target_modules"] == sorted(names)
+    loaded = load_peft(folder, tiny_sam().train())
+    assert not any(module.training for module in loaded.modules())
+    assert tuned_tensors(loaded).keys() == tuned_tensors(sam).keys()
+    assert loaded.tuning is not None
+    assert loaded.tuning.method == "lora"

@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from segment_anything import sam_model_registry
 from segment_anything.modeling.image_encoder import get_rel_pos
 
-from medsam_tune.sam.build import build_sam, fingerprint
+from medsam_tune.sam.build import ARCHITECTURES, build_sam, fingerprint, read_checkpoint
 from medsam_tune.sam.encoder import fuse_qkv
-from medsam_tune.sam.model import PromptableSam
+from medsam_tune.sam.model import BaseModel, PromptableSam
 from tests.conftest import image_and_boxes
 
 Build = Callable[..., PromptableSam]
@@ -182,5 +182,115 @@ def test_refuses_unknown_settings() -> None:
         build_sam("vit_x")
     with pytest.raises(ValueError, match="image_size 100 is no multiple of 16"):
         build_sam("nano", image_size=100)
-    with pytest.raises(ValueError, match="in_channels is 0"):
+    with pytest.raises(ValueError, match="image_size 16 is no multiple of 16 of at least 32"):
+        build_sam("nano", image_size=16)
+    with pytest.raises(ValueError, match="in_channels is 0; expected at least 1"):
         build_sam("nano", in_channels=0)
+
+
+def test_a_built_model_is_what_was_asked_for(tiny_sam: Build) -> None:
+    sam = tiny_sam(image_size=128, in_channels=4, normalisation="medsam")
+    assert not any(module.training for module in sam.modules())
+    assert sam.image_encoder.gradient_checkpointing is False
+    assert sam.tuning is None
+    fresh = fingerprint(build_sam("tiny", "random", 128, 4, "medsam"))
+    assert sam.base == BaseModel("tiny", 128, 4, "medsam", fresh)
+    assert build_sam(
+        "tiny", "random", gradient_checkpointing=True
+    ).image_encoder.gradient_checkpointing
+    usual = build_sam(ARCHITECTURES["tiny"], "random").base
+    assert (usual.image_size, usual.in_channels, usual.normalisation) == (96, 3, "sam")
+
+
+def test_random_weights_are_said(tiny_sam: Build, stock_file: Path) -> None:
+    assert build_sam("tiny", "random").random_weights
+    assert not build_sam("tiny", stock_file).random_weights
+    with torch.device("meta"):
+        meta = build_sam("vit_b")
+    assert not meta.random_weights
+    assert meta.base.sha256 == ""
+
+
+def test_random_weights_start_as_usual_for_vit() -> None:
+    sam = build_sam("nano", "random")
+    layer = sam.image_encoder.blocks[0].mlp.lin1
+    assert float(layer.weight.detach().std()) == pytest.approx(0.02, rel=0.05)
+    assert not layer.bias.any()
+    assert float(sam.image_encoder.pos_embed.detach().std()) == pytest.approx(0.02, rel=0.05)
+    frequencies = sam.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix.std(0)
+    few = frequencies.numel() // 4
+    assert float(frequencies[:few].mean()) < 1 < 2 < float(frequencies[-few:].mean())
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "grid"),
+    [("nano", 256, 32), ("vit_t", 1024, 64), ("vit_t_lite", 256, 64), ("vit_b", 1024, 64)],
+)
+def test_native_sizes(name: str, size: int, grid: int) -> None:
+    with torch.device("meta"):
+        sam = build_sam(name)
+    assert (sam.image_size, sam.base.image_size) == (size, size)
+    assert sam.prompt_encoder.image_embedding_size == (grid, grid)
+    assert sam.prompt_encoder.input_image_size == (size, size)
+
+
+def test_heads_are_stocks() -> None:
+    for name in ("vit_b", "vit_l", "vit_h"):
+        with torch.device("meta"):
+            ours, stock = build_sam(name), sam_model_registry[name]()
+        for a, b in zip(ours.image_encoder.blocks, stock.image_encoder.blocks, strict=True):
+            assert (a.attn.heads, a.window_size) == (b.attn.num_heads, b.window_size)
+        layer, theirs = (sam.mask_decoder.transformer.layers[0] for sam in (ours, stock))
+        assert layer.self_attn.heads == theirs.self_attn.num_heads
+
+
+def test_smaller_image_size_smooths_positions(tiny_sam: Build, stock_file: Path) -> None:
+    native, smaller = (build_sam("tiny", stock_file, size) for size in (None, 64))
+    reference = torch.nn.functional.interpolate(
+        native.image_encoder.pos_embed.permute(0, 3, 1, 2),
+        size=(4, 4),
+        mode="bicubic",
+        antialias=True,
+    ).permute(0, 2, 3, 1)
+    assert torch.allclose(smaller.image_encoder.pos_embed, reference)
+    encoder = smaller.prompt_encoder
+    assert encoder.input_image_size == (64, 64)
+    assert encoder.image_embedding_size == (4, 4)
+    assert encoder.mask_input_size == (16, 16)
+
+
+def test_fingerprint_is_of_names_shapes_and_values() -> None:
+    weight = torch.arange(6.0)
+
+    def of(name: str, value: torch.Tensor) -> str:
+        module = torch.nn.Module()
+        module.register_buffer(name, value)
+        return fingerprint(module)
+
+    assert of("a", weight) == of("a", weight.double())
+    others = [of("a", weight), of("b", weight), of("a", weight.view(2, 3)), of("a", weight + 1)]
+    assert len(set(others)) == 4
+    assert all(re.fullmatch("[0-9a-f]{64}", found) for found in others)
+
+
+def test_tensors_of_another_shape_and_foreign_models_are_named(
+    stock_file: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "other.pth"
+    state = torch.load(stock_file, weights_only=True)
+    state["mask_decoder.iou_token.weight"] = torch.zeros(1, 8)
+    torch.save(state, path)
+    said = (
+        r"other\.pth: mask_decoder\.iou_token\.weight has shape \(1, 8\), tiny needs \(1, 16\) \(1 "
+    )
+    with pytest.raises(ValueError, match=said):
+        build_sam("tiny", path)
+    state["more"] = torch.zeros(1)
+    torch.save(state, path)
+    with pytest.raises(
+        ValueError, match=r"0 tensors are missing \[\] and 1 are unknown \['more'\]"
+    ):
+        build_sam("tiny", path)
+    torch.save({"conv.weight": torch.zeros(3)}, path)
+    with pytest.raises(ValueError, match=r"checkpoint is no SAM known here, asked for tiny\. Name"):
+        read_checkpoint(path, ARCHITECTURES["tiny"])

@@ -10,7 +10,6 @@ import torch
 
 from medsam_tune.prompts import Prompts
 from medsam_tune.sam.model import PromptableSam
-from medsam_tune.sam.prompting import embed_prompts
 from tests.conftest import image_and_boxes
 
 Build = Callable[..., PromptableSam]
@@ -80,19 +79,6 @@ def test_some_objects_of_a_batch_have_a_box_and_some_points(tiny_sam: Build) -> 
     assert float((found - expected).abs().max() / expected.abs().max()) < 1e-5
 
 
-def test_points_keep_their_place_under_autocast(tiny_sam: Build) -> None:
-    sam = tiny_sam()
-    points = torch.rand(1, 3, 4, 2) * 96
-    labels = torch.ones(1, 3, 4)
-    flat = Prompts(points=points, point_labels=labels).flattened()
-    exact, *_ = embed_prompts(sam.prompt_encoder, 3, flat)
-    with torch.autocast("cpu", torch.bfloat16):
-        found, *_ = embed_prompts(sam.prompt_encoder, 3, flat)
-        logits = sam(torch.rand(1, 3, 96, 96), points=points, point_labels=labels)
-    assert torch.equal(found, exact)
-    assert logits.isfinite().all()
-
-
 def test_quality_and_halves(tiny_sam: Build) -> None:
     sam = tiny_sam()
     image, boxes = image_and_boxes()
@@ -100,6 +86,7 @@ def test_quality_and_halves(tiny_sam: Build) -> None:
     again, _ = sam.decode(sam.encode(image), Prompts(boxes))
     assert torch.equal(logits, again)
     assert quality.shape == (2, 3)
+    assert torch.equal(sam(image, boxes), logits)
 
 
 def test_gradients_reach_the_encoder(tiny_sam: Build) -> None:
@@ -132,3 +119,31 @@ def test_refuses_what_it_cannot_take(tiny_sam: Build) -> None:
         sam(image, boxes[:1])
     with pytest.raises(ValueError, match="points and point_labels come together"):
         sam(image, points=torch.rand(2, 3, 1, 2))
+    with pytest.raises(ValueError, match="points and point_labels come together"):
+        sam(image, point_labels=torch.ones(2, 3, 1))
+    with pytest.raises(ValueError, match=r"shape \(3, 96, 96\); expected \(B, C, 96, 96\)"):
+        sam(image[0])
+    both = r"\(B, P\) = \{'boxes': \(2, 3\), 'masks': \(2, 2\)\}, the embedding holds 2 images"
+    with pytest.raises(ValueError, match=both):
+        sam(image, boxes, masks=torch.zeros(2, 2, 24, 24))
+
+
+@pytest.mark.parametrize(
+    ("channels", "mean", "std"),
+    [
+        (1, [114.495], [57.63]),
+        (2, [114.495] * 2, [57.63] * 2),
+        (3, [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]),
+        (5, [123.675, 116.28, 103.53] + [114.495] * 2, [58.395, 57.12, 57.375] + [57.63] * 2),
+    ],
+)
+def test_statistics_of_any_channels(
+    tiny_sam: Build, channels: int, mean: list[float], std: list[float]
+) -> None:
+    sam = tiny_sam(in_channels=channels)
+    assert (sam.pixel_mean * 255).flatten().tolist() == pytest.approx(mean, abs=1e-3)
+    assert (sam.pixel_std * 255).flatten().tolist() == pytest.approx(std, abs=1e-3)
+    assert not {"pixel_mean", "pixel_std"} & sam.state_dict().keys()
+    plain = tiny_sam(in_channels=channels, normalisation="medsam")
+    assert not plain.pixel_mean.any()
+    assert torch.equal(plain.pixel_std, torch.ones(channels, 1, 1))
