@@ -186,15 +186,10 @@ def compared(image: MetaTensor, path: Path) -> tuple[str, str]:
 def tried(path: Path, data: Path) -> tuple[str, str]:
     """Verdict and words for one input."""
     try:
-        image = load_image("x", path)
-        check_image("x", image, path)
+        image = load_image(path)
+        check_image(image, path)
     except DataError as error:
-        text = (
-            str(error)
-            .removeprefix("case x: ")
-            .replace(f"{path}/", "")
-            .replace(str(path), path.name)
-        )
+        text = str(error).replace(f"{path}/", "").replace(str(path), path.name)
         text = " ".join(text.replace(str(data), "").split())
         return REFUSED, text if len(text) <= LENGTH else f"{text[:LENGTH].rstrip()} ..."
     except Exception as error:

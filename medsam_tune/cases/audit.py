@@ -22,7 +22,7 @@ from medsam_tune.cases.checks import check_image
 from medsam_tune.cases.datalist import SUBSETS, Case, Datalist, leaks_of, read_datalist
 from medsam_tune.cases.folders import has_pairs, labels_of, paired_cases, studies_cases
 from medsam_tune.cases.load import load_case
-from medsam_tune.errors import DataError
+from medsam_tune.errors import DataError, about
 from medsam_tune.files import written_whole
 from medsam_tune.formats.dicom.series import Series
 from medsam_tune.formats.dicom.stack import read_series
@@ -225,11 +225,9 @@ def _series_task(series: Series, mending: Mending) -> _Task:
     name = str(series)
 
     def read() -> tuple[MetaTensor, None]:
-        try:
+        with about(name):
             image = image_from(read_series(series, mending.resample_uneven))
-            check_image(name, image, series.files[0].parent)
-        except DataError as error:
-            raise DataError(f"{name}: {error}") from error
+            check_image(image, series.files[0].parent)
         return image, None
 
     return _task(Finding(name), read)

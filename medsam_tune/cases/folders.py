@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from medsam_tune.cases.datalist import (
     refuse_same_names,
 )
 from medsam_tune.cases.labels.maps import label_kind, label_names, organ_files
-from medsam_tune.errors import DataError, listed
+from medsam_tune.errors import DataError, about, listed, warn
 from medsam_tune.files import read_json
 from medsam_tune.formats.dicom.series import choose_series
 from medsam_tune.formats.dicom.studies import Labelled, Tree, choose_labelled, read_tree
@@ -58,7 +57,7 @@ def find_cases(folder: Path, *, modality: str | None = None) -> Datalist:
         labelled, modality = choose_labelled(tree, folder, modality)
         unused = len(tree.others) + len(tree.labelled) - len(labelled)
         if unused:
-            warnings.warn(f"{folder}: {unused} series without a label left out.", stacklevel=2)
+            warn(f"{folder}: {unused} series without a label left out.")
         cases, content = studies_cases(labelled), {}
     labels, present = labels_of(folder, cases, content)
     return Datalist(
@@ -195,10 +194,11 @@ def _labels_in(
     for case in cases:
         if case.label is None:
             continue
-        if case.label.is_dir():
-            organs |= {name: name for name in organ_files(case.label)}
-            continue
-        kind, names = label_kind(case.label), label_names(case.id, case.label)
+        with about(f"case {case.id}"):
+            if case.label.is_dir():
+                organs |= {name: name for name in organ_files(case.label)}
+                continue
+            kind, names = label_kind(case.label), label_names(case.label)
         if kind == "RTSTRUCT":
             for name in names.values():
                 organs.setdefault(name.casefold(), name)

@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from medsam_tune.cases.checks import check_image
 from medsam_tune.cases.datalist import Case
 from medsam_tune.cases.labels.maps import load_label
-from medsam_tune.errors import DataError
+from medsam_tune.errors import DataError, about
 from medsam_tune.formats.mending import Mending
 from medsam_tune.formats.open import load_image
 
@@ -37,22 +37,21 @@ def load_case(
         DataError: see `load_image`, `check_image` and `load_label`.
     """
     mending = mending or Mending()
-    image = load_image(case.id, case.image, mending, case.series)
-    image = _one_volume(case.id, image, mending.volume_index, case.image)
-    _fill(image, mending.fill_nan)
-    check_image(case.id, image, case.image)
-    if case.label is None:
-        return image, None
-    return image, load_label(case.id, case.label, image, case.image, labels, mending)
+    with about(f"case {case.id}"):
+        image = load_image(case.image, mending, case.series)
+        image = _one_volume(image, mending.volume_index, case.image)
+        _fill(image, mending.fill_nan)
+        check_image(image, case.image)
+        if case.label is None:
+            return image, None
+        return image, load_label(case.label, image, case.image, labels, mending)
 
 
-def _one_volume(case_id: str, image: MetaTensor, index: int | None, path: Path) -> MetaTensor:
+def _one_volume(image: MetaTensor, index: int | None, path: Path) -> MetaTensor:
     if index is None or image.shape[0] == 1:
         return image
     if not 0 <= index < image.shape[0]:
-        raise DataError(
-            f"case {case_id}: no volume {index} ({path}); it has {image.shape[0]}, counted from 0."
-        )
+        raise DataError(f"no volume {index} ({path}); it has {image.shape[0]}, counted from 0.")
     _note(image, f"volume {index} of {image.shape[0]}")
     return cast(MetaTensor, image[index : index + 1])
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from medsam_tune.cases.datalist import Case, Datalist
 from medsam_tune.cases.labels.maps import labels_present
-from medsam_tune.errors import DataError
+from medsam_tune.errors import DataError, about
 
 
 def split_cases(
@@ -120,7 +120,8 @@ def labels_of_patients(datalist: Datalist, jobs: int = 2) -> dict[str, set[int]]
     def read(case: Case) -> Collection[int]:
         if case.id in datalist.present:
             return datalist.present[case.id]
-        return labels_present(case.id, case.label, datalist.labels) if case.label else set()
+        with about(f"case {case.id}"):
+            return labels_present(case.label, datalist.labels) if case.label else set()
 
     present: dict[str, set[int]] = {case.patient: set() for case in cases}
     with ThreadPoolExecutor(jobs) as pool:

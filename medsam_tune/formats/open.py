@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from medsam_tune.errors import DataError
+from medsam_tune.errors import DataError, warn
 from medsam_tune.formats.dicom.series import LPS_TO_RAS, choose_series, has_dicom_prefix
 from medsam_tune.formats.dicom.stack import Volume, read_series, reason_of
 from medsam_tune.formats.mending import Mending
@@ -56,14 +55,13 @@ def _is_itk(path: Path) -> bool:
 
 
 def load_image(
-    case_id: str, path: Path, mending: Mending | None = None, series_uid: str | None = None
+    path: Path, mending: Mending | None = None, series_uid: str | None = None
 ) -> MetaTensor:
-    """Read one scan or label map; every failure names the case and the file.
+    """Read one scan or label map; every failure names the file.
 
     A header's texts, which may hold names, are left behind.
 
     Args:
-        case_id: for messages.
         path: .nii, .nii.gz, .nrrd, .nhdr, .mha or .mhd file, or DICOM: a file, or a folder with one
             series in it.
         mending: whether uneven series are resampled, and guessed orientations refused.
@@ -80,15 +78,12 @@ def load_image(
     """
     mending = mending or Mending()
     if not path.exists():
-        raise DataError(f"case {case_id}: no such file: {path}. Correct the path in the datalist.")
+        raise DataError(f"no such file: {path}. Correct the path in the datalist.")
     if path.is_file() and path.stat().st_size == 0:
-        raise DataError(f"case {case_id}: the file has zero bytes ({path}). Copy it again.")
+        raise DataError(f"the file has zero bytes ({path}). Copy it again.")
     if is_nifti(path):
-        return _load_nifti(case_id, path, mending.strict)
-    try:
-        return image_from(SimpleITKReader(series_uid, mending.resample_uneven).read(path))
-    except DataError as error:
-        raise DataError(f"case {case_id}: {error}") from error
+        return _load_nifti(path, mending.strict)
+    return image_from(SimpleITKReader(series_uid, mending.resample_uneven).read(path))
 
 
 @dataclass(frozen=True)
@@ -104,11 +99,10 @@ class Grid:
     affine: NDArray[np.float64]
 
 
-def read_grid(case_id: str, path: Path, series_uid: str | None = None) -> Grid:
+def read_grid(path: Path, series_uid: str | None = None) -> Grid:
     """What `load_image` would read, by the header; no voxel is read.
 
     Args:
-        case_id: for messages.
         path: of the scan.
         series_uid: SeriesInstanceUID (or its end) where a folder holds several.
 
@@ -116,17 +110,14 @@ def read_grid(case_id: str, path: Path, series_uid: str | None = None) -> Grid:
         DataError: the file cannot be read.
     """
     if is_nifti(path):
-        with _nifti_errors(case_id, path):
+        with _nifti_errors(path):
             file = _open_nifti(path)
         return Grid(file.shape, np.asarray(file.affine, dtype=np.float64))
-    try:
-        if path.name.lower().endswith(_ITK):
-            header = _itk_header(path)
-            size = header.GetSize()
-            return Grid((*size, 1) if len(size) == 2 else tuple(size), _itk_affine(header))
-        series = choose_series(path, series_uid)
-    except DataError as error:
-        raise DataError(f"case {case_id}: {error}") from error
+    if path.name.lower().endswith(_ITK):
+        header = _itk_header(path)
+        size = header.GetSize()
+        return Grid((*size, 1) if len(size) == 2 else tuple(size), _itk_affine(header))
+    series = choose_series(path, series_uid)
     return Grid(series.shape, series.affine)
 
 
@@ -186,7 +177,7 @@ class SimpleITKReader(ImageReader):
 
 def _read_itk(path: Path) -> Volume:
     reader = _itk_header(path)
-    check_memory(str(path), (*reader.GetSize(), reader.GetNumberOfComponents()))
+    check_memory(path, (*reader.GetSize(), reader.GetNumberOfComponents()))
     try:
         image = reader.Execute()
     except RuntimeError as error:
@@ -230,12 +221,12 @@ def _itk_affine(image: Any) -> NDArray[np.float64]:
     return np.asarray(LPS_TO_RAS @ affine)
 
 
-def _load_nifti(case_id: str, path: Path, strict: bool) -> MetaTensor:
-    with _nifti_errors(case_id, path):
+def _load_nifti(path: Path, strict: bool) -> MetaTensor:
+    with _nifti_errors(path):
         file = _open_nifti(path)
-        check_not_empty(case_id, file.shape, path)
-        check_memory(f"case {case_id}: {path}", file.shape)
-        _check_nifti(case_id, path, file, strict)
+        check_not_empty(path, file.shape)
+        check_memory(path, file.shape)
+        _check_nifti(path, file, strict)
         # Not by MONAI's reader: where the sform's spacing is not pixdim's to the last digit, it
         # takes the qform, even one that says nothing.
         values = np.asanyarray(file.dataobj).astype(np.float32)
@@ -247,18 +238,18 @@ def _load_nifti(case_id: str, path: Path, strict: bool) -> MetaTensor:
 
 
 @contextmanager
-def _nifti_errors(case_id: str, path: Path) -> Iterator[None]:
+def _nifti_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (EOFError, zlib.error) as error:
         raise DataError(
-            f"case {case_id}: truncated or damaged gzip ({path}); {error}. Copy the file again."
+            f"truncated or damaged gzip ({path}); {error}. Copy the file again."
         ) from error
     except DataError:
         raise
     except (ImageFileError, HeaderDataError, OSError, OverflowError, ValueError) as error:
         raise DataError(
-            f"case {case_id}: cannot read {path}: {_first_line(error)}. Expected a whole "
+            f"cannot read {path}: {_first_line(error)}. Expected a whole "
             "NIfTI file; copy or export it again."
         ) from error
 
@@ -271,11 +262,11 @@ def _open_nifti(path: Path) -> nib.Nifti1Image:
     return file
 
 
-def _check_nifti(case_id: str, path: Path, file: nib.Nifti1Image, strict: bool) -> None:
+def _check_nifti(path: Path, file: nib.Nifti1Image, strict: bool) -> None:
     """Values that are numbers, and an affine that is what the file says."""
     if file.get_data_dtype().kind not in "biuf":
         raise DataError(
-            f"case {case_id}: its values are colours or complex numbers ({path}); expected a real "
+            f"its values are colours or complex numbers ({path}); expected a real "
             "number for each voxel. Export it again."
         )
     header = file.header
@@ -283,21 +274,20 @@ def _check_nifti(case_id: str, path: Path, file: nib.Nifti1Image, strict: bool) 
     if qform is None and sform is None:
         found = f"neither qform nor sform is set ({path}); the orientation is a guess"
         if strict:
-            raise DataError(f"case {case_id}: {found}. Export the scan again from its source.")
-        warnings.warn(f"case {case_id}: {found}.", stacklevel=5)
+            raise DataError(f"{found}. Export the scan again from its source.")
+        warn(f"{found}.")
     elif qform is not None and sform is not None and not same_affine(qform, sform):
         raise DataError(
-            f"case {case_id}: qform {show_affine(qform)} and sform {show_affine(sform)} differ "
+            f"qform {show_affine(qform)} and sform {show_affine(sform)} differ "
             f"({path}); which of them places the scan is not known. Remove the wrong one and save "
             "the file."
         )
     elif sform is not None:
         spacing, pixdim = np.linalg.norm(sform[:3, :3], axis=0), header.get_zooms()[:3]
         if len(pixdim) == 3 and np.abs(spacing - pixdim).max() > POSITION_TOLERANCE:
-            warnings.warn(
-                f"case {case_id}: pixdim {np.round(pixdim, 4).tolist()} is not the sform's spacing "
-                f"{spacing.round(4).tolist()} ({path}); the sform is used.",
-                stacklevel=5,
+            warn(
+                f"pixdim {np.round(pixdim, 4).tolist()} is not the sform's spacing "
+                f"{spacing.round(4).tolist()} ({path}); the sform is used."
             )
 
 

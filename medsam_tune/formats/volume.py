@@ -27,12 +27,12 @@ BYTES_PER_VOXEL = 16
 19 for percentiles)."""
 
 
-def check_memory(source: str, shape: Sequence[int]) -> None:
+def check_memory(path: Path, shape: Sequence[int]) -> None:
     """Refuse a scan that would not fit into memory, by its header, before a voxel is read.
 
     Args:
-        source: case and file, for messages.
-        shape: of its voxels, as the header has it.
+        path: file or folder of the scan.
+        shape: number of voxels along each axis, as the header has it.
 
     Raises:
         DataError: `BYTES_PER_VOXEL` for all of them is more than is free.
@@ -40,17 +40,17 @@ def check_memory(source: str, shape: Sequence[int]) -> None:
     needed, free = BYTES_PER_VOXEL * math.prod(map(int, shape)), psutil.virtual_memory().available
     if needed > free:
         raise DataError(
-            f"{source}: the header speaks of {' x '.join(map(str, shape))} voxels, "
+            f"{path}: the header speaks of {' x '.join(map(str, shape))} voxels, "
             f"{needed / 1e9:.1f} GB of memory; {free / 1e9:.1f} GB are free. Crop or resample the "
             "scan, or take a machine with more. Where it is not that large, export it again."
         )
 
 
-def check_not_empty(case_id: str, shape: Sequence[int], path: Path) -> None:
+def check_not_empty(path: Path, shape: Sequence[int]) -> None:
     """Refuse a scan without a voxel."""
     if 0 in shape:
         raise DataError(
-            f"case {case_id}: image of shape {tuple(shape)} has an empty dimension ({path}); "
+            f"image of shape {tuple(shape)} has an empty dimension ({path}); "
             "expected at least one voxel along each axis. Export it again."
         )
 

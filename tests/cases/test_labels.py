@@ -137,7 +137,7 @@ def test_real_segmentations_equal_their_masks():
         ("ct-3slice", "liver.dcm", "liver_seg.nrrd"),
         ("24x38x3/image", "24x38x3/seg/label.seg", "24x38x3/nrrd/label.nrrd"),
     ):
-        names = label_names("c", folder / segmentation)
+        names = label_names(folder / segmentation)
         found = [
             load_turned(Case(folder / series, folder / file, "p"), {i: str(i) for i in range(9)})[1]
             for file in (segmentation, mask)

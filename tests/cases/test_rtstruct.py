@@ -148,7 +148,7 @@ def test_which_regions_count(tmp_path, series):
     file = write_structure_set(tmp_path / "r.dcm", series, regions, kinds)
     assert label_kind(file) == "RTSTRUCT"
     assert label_kind(series) != "RTSTRUCT"
-    assert label_names("s", file) == {11: "liver", 14: "other"}
+    assert label_names(file) == {11: "liver", 14: "other"}
     _, label = load_turned(Case(series, file, "p"), NAMES)
     assert label.unique().tolist() == [0, 1]
     assert label.meta["notes"] == ["3 ROIs that the datalist does not name left out"]

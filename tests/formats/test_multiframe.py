@@ -12,6 +12,7 @@ import pytest
 from pydicom.dataset import Dataset
 
 from medsam_tune.cases.datalist import Case
+from medsam_tune.cases.load import load_case
 from medsam_tune.errors import DataError
 from medsam_tune.formats.dicom.stack import AIR
 from medsam_tune.formats.open import load_image
@@ -84,7 +85,7 @@ def test_row_37_padding_and_monochrome1(tmp_path):
 
     series, file = both(tmp_path / "ct", padded)
     assert_equal(series, file)
-    assert (load_image("c", file)[0, :5, 0] == AIR).all()
+    assert (load_image(file)[0, :5, 0] == AIR).all()
 
     for modality in ("MR", "CT"):  # set afterwards: highdicom turns MONOCHROME1 over as it writes
         series, file = both(tmp_path / f"inverted-{modality}", modality=modality)
@@ -97,7 +98,7 @@ def test_row_37_padding_and_monochrome1(tmp_path):
 
 def refusal(file: Path) -> str:
     with pytest.raises(DataError) as caught:
-        load_image("c1", file)
+        load_case(Case(file, None, "p", name="c1"), {})
     assert str(caught.value).startswith(f"case c1: {file}: ")
     assert "Doe" not in str(caught.value)
     return str(caught.value)
@@ -137,7 +138,7 @@ def test_row_37_real_multiframe_equals_its_single_images():
         pytest.skip("real scans are not here: dcmqi_ct3slice beside the repository")
     for name in ("23x38x3", "24x38x3"):
         assert_equal(folder / name / "image", folder / name / "multiframe")
-    assert load_image("c", folder / "23x38x3" / "multiframe").shape[0] == 1
+    assert load_image(folder / "23x38x3" / "multiframe").shape[0] == 1
     label = folder / "24x38x3" / "seg" / "label.seg"
     _, found = load_turned(Case(folder / "24x38x3" / "multiframe", label, "p"), {1: "Liver"})
     assert found.sum() > 100  # of another series, in the same frame of reference

@@ -14,6 +14,8 @@ from monai.transforms import LoadImage
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
+from medsam_tune.cases.datalist import Case
+from medsam_tune.cases.load import load_case
 from medsam_tune.errors import DataError
 from medsam_tune.formats.dicom.series import choose_series, find_series, without_warnings
 from medsam_tune.formats.dicom.stack import AIR, read_series
@@ -29,7 +31,7 @@ def read(folder: Path, **options: bool):
 
 def refusal(folder: Path) -> str:
     with pytest.raises(DataError) as caught:
-        load_image("c1", folder)
+        load_case(Case(folder, None, "p", name="c1"), {})
     message = str(caught.value)
     assert message.startswith("case c1: ")
     assert "Doe" not in message
@@ -70,7 +72,7 @@ def test_monai_loads_with_the_reader(tmp_path):
     load.register(SimpleITKReader())
     image = load(folder)
     assert tuple(image.shape) == (1, *SIZE, COUNT)
-    ours = load_image("c1", folder)
+    ours = load_image(folder)
     assert np.array_equal(image.numpy(), ours.numpy())
     np.testing.assert_allclose(image.affine, ours.affine)
     assert "Doe" not in str(ours.meta)
@@ -99,10 +101,10 @@ def test_choice_among_several_series(tmp_path):
     message = refusal(tmp_path)
     assert f"{tmp_path}: 2 series: number 4, CT, 14 x 12, 8 images, 1.2.3.4; number 4" in message
     assert "Choose by series_uid" in message
-    assert load_image("c1", tmp_path, series_uid="1.2.3.5").shape[-1] == 3
+    assert load_image(tmp_path, series_uid="1.2.3.5").shape[-1] == 3
     assert SimpleITKReader("3.4").read(tmp_path).array.shape[-1] == COUNT
     with pytest.raises(DataError, match=r"0 series end in '9'; expected one of: number 4"):
-        load_image("c1", tmp_path, series_uid="9")
+        load_image(tmp_path, series_uid="9")
 
 
 @pytest.mark.parametrize("missing", [1, 3, COUNT - 2])
@@ -167,7 +169,7 @@ def test_single_image_without_a_place(tmp_path):
 
     folder = write_series(tmp_path / "s", nowhere)
     assert "so that its place among 8 images is not known" in refusal(folder)
-    single = load_image("c1", next(folder.iterdir()))
+    single = load_image(next(folder.iterdir()))
     assert tuple(single.shape) == (1, *SIZE, 1)
     assert float(single.affine[0, 0]) == pytest.approx(-SPACING[0])
 
@@ -314,7 +316,7 @@ def test_other_formats(tmp_path):
     image.SetOrigin((-3.0, 4.0, -50.0))
     for ending in ("nrrd", "mha", "mhd"):
         sitk.WriteImage(image, str(tmp_path / f"a.{ending}"))
-        loaded = load_image("c1", tmp_path / f"a.{ending}")
+        loaded = load_image(tmp_path / f"a.{ending}")
         np.testing.assert_array_equal(loaded[0].numpy(), array.transpose(2, 1, 0))
         expected = np.diag([-SPACING[0], -SPACING[1], STEP, 1.0])
         expected[:3, 3] = [3.0, -4.0, -50.0]
@@ -323,7 +325,7 @@ def test_other_formats(tmp_path):
     assert f"cannot read {tmp_path / 'b.nrrd'}" in refusal(tmp_path / "b.nrrd")
     vector = sitk.GetImageFromArray(np.stack([array] * 3, -1), isVector=True)
     sitk.WriteImage(vector, str(tmp_path / "c.nrrd"))
-    assert tuple(load_image("c1", tmp_path / "c.nrrd").shape) == (3, *SIZE, COUNT)
+    assert tuple(load_image(tmp_path / "c.nrrd").shape) == (3, *SIZE, COUNT)
 
 
 def test_liver_lies_under_its_label():
@@ -331,8 +333,6 @@ def test_liver_lies_under_its_label():
     folder = REAL_DATA / "totalseg"
     if not folder.is_dir():
         pytest.skip("real scans are not here: totalseg beside the repository")
-    from medsam_tune.cases.datalist import Case
-
     case = Case(folder / "example_ct_dicom", folder / "example_seg_dicom.nii.gz", "p")
     image, label = load_turned(case, {i: str(i) for i in range(1, 118)})
     liver = image[label == 5]

@@ -28,7 +28,6 @@ from medsam_tune.formats.volume import DIRECTION_TOLERANCE, POSITION_TOLERANCE, 
 
 
 def load_label(
-    case: str,
     path: Path,
     image: MetaTensor,
     image_path: Path,
@@ -38,7 +37,6 @@ def load_label(
     """A label map on the grid of its image.
 
     Args:
-        case: id, for messages.
         path: a file that `load_image` reads; a DICOM SEG, whose segment numbers are the ids; a
             DICOM RTSTRUCT, whose ROIs have the labels' names; or a folder with a file for each
             organ, named after it, where all above 0 is that organ.
@@ -57,22 +55,22 @@ def load_label(
     """
     resample = bool(mending and mending.resample_label)
     if path.is_dir():
-        return _merged(case, path, image, image_path, labels, resample)
+        return _merged(path, image, image_path, labels, resample)
     kind = label_kind(path)
     if kind == "RTSTRUCT":
-        check_references(case, image, path)
-        return rasterise(case, path, image, labels)
+        check_references(image, path)
+        return rasterise(path, image, labels)
     if kind == "SEG":
-        label = _placed(case, read_segmentation(path), path, image, resample)
-        label = _on_grid(case, path, label, image)
-        check_references(case, image, path)
+        label = _placed(read_segmentation(path), path, image, resample)
+        label = _on_grid(path, label, image)
+        check_references(image, path)
     else:
-        label = _placed(case, load_image(case, path), path, image, resample)
-    check_pair(case, image, label, labels, image_path, path)
+        label = _placed(load_image(path), path, image, resample)
+    check_pair(image, label, labels, image_path, path)
     return cast(MetaTensor, label.to(torch.int32))
 
 
-def labels_present(case: str, path: Path, labels: Mapping[int, str]) -> set[int]:
+def labels_present(path: Path, labels: Mapping[int, str]) -> set[int]:
     """Which of the labels a label file, SEG or folder of organs has a voxel of.
 
     Of an RTSTRUCT, which it has a contour of.
@@ -82,16 +80,16 @@ def labels_present(case: str, path: Path, labels: Mapping[int, str]) -> set[int]
     """
     if path.is_dir():
         ids = {name: i for i, name in labels.items()}
-        organs = {name: load_image(case, file) for name, file in organ_files(path).items()}
+        organs = {name: load_image(file) for name, file in organ_files(path).items()}
         return {ids[name] for name, organ in organs.items() if name in ids and organ.max() > 0}
     kind = label_kind(path)
     if kind == "RTSTRUCT":
-        return set(named_regions(case, path, labels)[0])
-    label = read_segmentation(path) if kind == "SEG" else load_image(case, path)
+        return set(named_regions(path, labels)[0])
+    label = read_segmentation(path) if kind == "SEG" else load_image(path)
     return set(label_values(label.as_tensor())) & set(labels)
 
 
-def label_names(case: str, path: Path) -> dict[int, str]:
+def label_names(path: Path) -> dict[int, str]:
     """Ids in a label file and their names, as far as it says.
 
     Of an RTSTRUCT the numbers and names of its ROIs, but the body's outline and the couch.
@@ -106,11 +104,11 @@ def label_names(case: str, path: Path) -> dict[int, str]:
         segments = _open_segmentation(path)
         numbers = [int(n) for n in segments.segment_numbers if n]
         return {n: str(segments.get_segment_description(n).segment_label) for n in numbers}
-    values = load_image(case, path).as_tensor()
+    values = load_image(path).as_tensor()
     odd = values[(values != values.round()) | (values < 0)]
     if len(odd):
         raise DataError(
-            f"case {case}: label map holds values that are no ids: {odd.unique()[:10].tolist()} "
+            f"label map holds values that are no ids: {odd.unique()[:10].tolist()} "
             f"({path}); expected 0, 1, 2, ... Export it again."
         )
     return {value: f"label {value}" for value in label_values(values) if value}
@@ -152,11 +150,9 @@ def _open_segmentation(path: Path) -> Any:
         ) from error
 
 
-def _placed(
-    case: str, label: MetaTensor, path: Path, image: MetaTensor, resample: bool
-) -> MetaTensor:
+def _placed(label: MetaTensor, path: Path, image: MetaTensor, resample: bool) -> MetaTensor:
     """In the image's orientation; on its grid as well, where the label's is another and may be."""
-    check_affine(case, label, path)
+    check_affine(label, path)
     axes = nib.orientations.aff2axcodes(_affine(image))
     label = cast(MetaTensor, Orientation(axcodes=axes, labels=None)(label))
     same = label.shape[1:] == image.shape[1:] and same_affine(_affine(label), _affine(image))
@@ -166,7 +162,7 @@ def _placed(
     return cast(MetaTensor, onto(label, image))
 
 
-def _on_grid(case: str, path: Path, label: MetaTensor, image: MetaTensor) -> MetaTensor:
+def _on_grid(path: Path, label: MetaTensor, image: MetaTensor) -> MetaTensor:
     """A part of the image's grid, as a SEG that leaves empty slices out, filled up to all of it."""
     step = np.linalg.inv(_affine(image)) @ _affine(label)
     start = np.round(step[:3, 3]).astype(int)
@@ -176,7 +172,7 @@ def _on_grid(case: str, path: Path, label: MetaTensor, image: MetaTensor) -> Met
     stop = start + label.shape[1:]
     if turned or beside or (start < 0).any() or (stop > image.shape[1:]).any():
         raise DataError(
-            f"case {case}: the segmentation's grid is no part of the image's ({path}); they must "
+            f"the segmentation's grid is no part of the image's ({path}); they must "
             "come from the same series. Choose the segmentation of this series."
         )
     filled = torch.zeros_like(image.as_tensor())
@@ -203,7 +199,6 @@ def organ_files(folder: Path) -> dict[str, Path]:
 
 
 def _merged(
-    case: str,
     folder: Path,
     image: MetaTensor,
     image_path: Path,
@@ -215,16 +210,16 @@ def _merged(
     for name, path in organ_files(folder).items():
         if name not in ids:
             raise DataError(
-                f"case {case}: {path} is of no label that the datalist names; known: "
+                f"{path} is of no label that the datalist names; known: "
                 f"{', '.join(ids)}. Rename or remove the file."
             )
-        organ = _placed(case, load_image(case, path), path, image, resample)
-        check_pair(case, image, organ, label_values(organ.as_tensor()), image_path, path)
+        organ = _placed(load_image(path), path, image, resample)
+        check_pair(image, organ, label_values(organ.as_tensor()), image_path, path)
         inside = organ.as_tensor() > 0
         twice = int((inside & (merged > 0)).sum())
         if twice:
             raise DataError(
-                f"case {case}: {twice} voxels of {path} are in another organ's file as well; "
+                f"{twice} voxels of {path} are in another organ's file as well; "
                 "expected each voxel in one. Correct the label maps."
             )
         merged[inside] = ids[name]

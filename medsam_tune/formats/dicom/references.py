@@ -59,14 +59,13 @@ def _series(header: Any) -> Iterator[Any]:
             yield from study.get("RTReferencedSeriesSequence") or ()
 
 
-def check_references(case: str, image: MetaTensor, path: Path) -> None:
+def check_references(image: MetaTensor, path: Path) -> None:
     """Refuse a label object whose positions are in another coordinate system than the image's.
 
     Nothing is refused where either side does not say, as an image that became a NIfTI file. A label
     of another series in the same frame of reference is accepted: its positions mean the same.
 
     Args:
-        case: id, for messages.
         image: from `load_image`, which notes the series and its frame of reference.
         path: of the DICOM SEG or RTSTRUCT.
 
@@ -79,13 +78,13 @@ def check_references(case: str, image: MetaTensor, path: Path) -> None:
         if frame == said.frame:
             return
         raise DataError(
-            f"case {case}: the label's frame of reference is {said.frame}, the image's {frame} "
+            f"the label's frame of reference is {said.frame}, the image's {frame} "
             f"({path}); positions in one mean nothing in the other. Choose the label that was "
             "drawn on this series."
         )
     if series and said.series and series not in said.series:
         raise DataError(
-            f"case {case}: the label was drawn on series {', '.join(said.series)}, the image is "
+            f"the label was drawn on series {', '.join(said.series)}, the image is "
             f"{series} ({path}), and nothing says that they share a frame of reference. Choose "
             "the label that was drawn on this series."
         )

@@ -103,13 +103,10 @@ def organ_regions(path: Path) -> list[Region]:
     return [one for one in read_regions(path) if one.name and one.kind not in _NO_ORGANS]
 
 
-def named_regions(
-    case: str, path: Path, labels: Mapping[int, str]
-) -> tuple[dict[int, Region], int]:
+def named_regions(path: Path, labels: Mapping[int, str]) -> tuple[dict[int, Region], int]:
     """The ROIs that a datalist names, compared without regard to case.
 
     Args:
-        case: id, for messages.
         path: of the structure set.
         labels: label id -> name.
 
@@ -126,7 +123,7 @@ def named_regions(
     for number, name in labels.items():
         if (other := ids.setdefault(name.strip().casefold(), number)) != number:
             raise DataError(
-                f"case {case}: labels {other} and {number} are both {name!r} but for their case; "
+                f"labels {other} and {number} are both {name!r} but for their case; "
                 f"in a structure set they are one ROI ({path}). Rename one in the datalist."
             )
     found: dict[int, Region] = {}
@@ -136,24 +133,23 @@ def named_regions(
             continue
         if label in found:
             raise DataError(
-                f"case {case}: ROIs {found[label].number} and {region.number} are both "
+                f"ROIs {found[label].number} and {region.number} are both "
                 f"{labels[label]!r} ({path}); expected one. Remove or rename one of them."
             )
         found[label] = region
     if regions and not found:
         raise DataError(
-            f"case {case}: none of the {len(regions)} ROIs with contours has a name of the "
+            f"none of the {len(regions)} ROIs with contours has a name of the "
             f"datalist: {', '.join(labels.values())} ({path}). Correct the names in the datalist's "
             "labels, or take the case out."
         )
     return found, len(regions) - len(found)
 
 
-def rasterise(case: str, path: Path, image: MetaTensor, labels: Mapping[int, str]) -> MetaTensor:
+def rasterise(path: Path, image: MetaTensor, labels: Mapping[int, str]) -> MetaTensor:
     """A structure set as a label map.
 
     Args:
-        case: id, for messages.
         path: of the structure set.
         image: (1, X, Y, Z), in any orientation; the contours lie in planes across one of its axes.
         labels: label id -> name of the ROIs that are wanted; other ROIs are left out.
@@ -167,7 +163,7 @@ def rasterise(case: str, path: Path, image: MetaTensor, labels: Mapping[int, str
         DataError: see `named_regions`; contours beside the slices' centres or outside the image;
             ROIs that overlap.
     """
-    regions, extra = named_regions(case, path, labels)
+    regions, extra = named_regions(path, labels)
     affine = np.asarray(image.affine, dtype=np.float64)
     notes = [f"{extra} ROIs that the datalist does not name left out"] if extra else []
     indices = {i: _voxels(region, affine) for i, region in sorted(regions.items())}
@@ -176,7 +172,7 @@ def rasterise(case: str, path: Path, image: MetaTensor, labels: Mapping[int, str
     by_slice: dict[int, dict[int, list[_Points]]] = defaultdict(lambda: defaultdict(list))
     for label, contours in indices.items():
         for points in contours:
-            k = _slice_of(case, path, labels[label], points, axis, spacing, image.shape[1 + axis])
+            k = _slice_of(path, labels[label], points, axis, spacing, image.shape[1 + axis])
             by_slice[k][label].append(np.delete(points, axis, axis=1))
         if without := _skipped(k for k in by_slice if label in by_slice[k]):
             notes.append(f"{labels[label]}: {without} slices between its contours without one")
@@ -186,7 +182,7 @@ def rasterise(case: str, path: Path, image: MetaTensor, labels: Mapping[int, str
     for k, drawn in by_slice.items():
         _draw(planes[k], drawn, twice)
     if twice:
-        raise _overlap(case, path, twice, labels)
+        raise _overlap(path, twice, labels)
     meta = {**image.meta, "notes": notes}
     return MetaTensor(torch.from_numpy(merged)[None], meta=meta)
 
@@ -211,7 +207,6 @@ def _across(contours: Sequence[_Points], spacing: NDArray[np.float64]) -> int:
 
 
 def _slice_of(
-    case: str,
     path: Path,
     name: str,
     points: _Points,
@@ -225,13 +220,13 @@ def _slice_of(
     off = float(np.abs(heights - k).max() * spacing[axis])
     if off > min(PLANE_TOLERANCE, spacing[axis] / 4):
         raise DataError(
-            f"case {case}: a contour of {name!r} has points {off:.2f} mm beside the centre of the "
+            f"a contour of {name!r} has points {off:.2f} mm beside the centre of the "
             f"nearest slice, the slices are {spacing[axis]:.2f} mm apart ({path}); expected "
             "contours in the image's slices. Choose the structure set of this series."
         )
     if not 0 <= k < count:
         raise DataError(
-            f"case {case}: a contour of {name!r} lies in slice {k} of 0 to {count - 1} ({path}); "
+            f"a contour of {name!r} lies in slice {k} of 0 to {count - 1} ({path}); "
             "the structure set must come from the same series. Choose that of this series, or "
             "give the whole scan."
         )
@@ -325,12 +320,12 @@ def _mark(pixels: NDArray[np.bool_], points: _Points) -> None:
 
 
 def _overlap(
-    case: str, path: Path, twice: Mapping[tuple[int, int], int], labels: Mapping[int, str]
+    path: Path, twice: Mapping[tuple[int, int], int], labels: Mapping[int, str]
 ) -> DataError:
     listed = "; ".join(
         f"{labels[one]!r} and {labels[two]!r} in {count}" for (one, two), count in twice.items()
     )
     return DataError(
-        f"case {case}: ROIs overlap in {sum(twice.values())} voxels ({path}): {listed}; expected "
+        f"ROIs overlap in {sum(twice.values())} voxels ({path}): {listed}; expected "
         "each voxel in one. Take one of them out of the datalist's labels, or correct the contours."
     )

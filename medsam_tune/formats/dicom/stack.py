@@ -87,7 +87,7 @@ def read_series(series: Series, resample_uneven: bool = False) -> Volume:
 
 def _read_volume(series: Series, resample_uneven: bool) -> Volume:
     slices = list(series.slices)
-    check_memory(str(slices[0].path.parent), series.shape)
+    check_memory(slices[0].path.parent, series.shape)
     _check_grey(series)
     if len(slices) == 1 and slices[0].frames > 1:
         return _read_multiframe(series)
