@@ -28,7 +28,8 @@ from medsam_tune.formats.dicom.series import Series
 from medsam_tune.formats.dicom.stack import read_series
 from medsam_tune.formats.dicom.studies import read_tree
 from medsam_tune.formats.mending import Mending
-from medsam_tune.formats.open import ENDINGS, image_from
+from medsam_tune.formats.open import ENDINGS
+from medsam_tune.formats.volume import image_from
 
 SOUND, REFUSED, LEAKING = 0, 3, 4
 """What `medsam-tune check` exits with; 1 is an error of the call itself, 2 of its options. Where

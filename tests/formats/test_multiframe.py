@@ -14,7 +14,7 @@ from pydicom.dataset import Dataset
 from medsam_tune.cases.datalist import Case
 from medsam_tune.cases.load import load_case
 from medsam_tune.errors import DataError
-from medsam_tune.formats.dicom.stack import AIR
+from medsam_tune.formats.dicom.pixels import AIR
 from medsam_tune.formats.open import load_image
 from tests.conftest import REAL_DATA
 from tests.dicom_series import STEP, Change, write_series

@@ -17,9 +17,12 @@ from pydicom.uid import generate_uid
 from medsam_tune.cases.datalist import Case
 from medsam_tune.cases.load import load_case
 from medsam_tune.errors import DataError
-from medsam_tune.formats.dicom.series import choose_series, find_series, without_warnings
-from medsam_tune.formats.dicom.stack import AIR, read_series
-from medsam_tune.formats.open import SimpleITKReader, load_image
+from medsam_tune.formats.dicom.headers import without_warnings
+from medsam_tune.formats.dicom.pixels import AIR
+from medsam_tune.formats.dicom.series import choose_series, find_series
+from medsam_tune.formats.dicom.stack import read_series
+from medsam_tune.formats.open import load_image
+from medsam_tune.formats.reader import SimpleITKReader
 from tests.conftest import REAL_DATA
 from tests.dicom_series import COUNT, SIZE, SPACING, STEP, stored, write_series
 from tests.scans import load_turned, write_nifti

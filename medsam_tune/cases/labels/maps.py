@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import nibabel as nib
 import numpy as np
@@ -18,13 +18,18 @@ from numpy.typing import NDArray
 
 from medsam_tune.cases.checks import check_affine, check_pair, label_values
 from medsam_tune.errors import DataError
+from medsam_tune.formats.dicom.headers import object_kind
 from medsam_tune.formats.dicom.references import check_references
 from medsam_tune.formats.dicom.rtstruct import named_regions, organ_regions, rasterise
-from medsam_tune.formats.dicom.series import import_highdicom, object_kind, without_warnings
-from medsam_tune.formats.dicom.stack import from_highdicom
+from medsam_tune.formats.dicom.seg import read_segmentation, segment_names
 from medsam_tune.formats.mending import Mending
-from medsam_tune.formats.open import ENDINGS, case_id, image_from, load_image
-from medsam_tune.formats.volume import DIRECTION_TOLERANCE, POSITION_TOLERANCE, same_affine
+from medsam_tune.formats.open import ENDINGS, case_id, load_image
+from medsam_tune.formats.volume import (
+    DIRECTION_TOLERANCE,
+    POSITION_TOLERANCE,
+    image_from,
+    same_affine,
+)
 
 
 def load_label(
@@ -61,7 +66,7 @@ def load_label(
         check_references(image, path)
         return rasterise(path, image, labels)
     if kind == "SEG":
-        label = _placed(read_segmentation(path), path, image, resample)
+        label = _placed(image_from(read_segmentation(path)), path, image, resample)
         label = _on_grid(path, label, image)
         check_references(image, path)
     else:
@@ -85,7 +90,7 @@ def labels_present(path: Path, labels: Mapping[int, str]) -> set[int]:
     kind = label_kind(path)
     if kind == "RTSTRUCT":
         return set(named_regions(path, labels)[0])
-    label = read_segmentation(path) if kind == "SEG" else load_image(path)
+    label = image_from(read_segmentation(path)) if kind == "SEG" else load_image(path)
     return set(label_values(label.as_tensor())) & set(labels)
 
 
@@ -101,9 +106,7 @@ def label_names(path: Path) -> dict[int, str]:
     if kind == "RTSTRUCT":
         return {region.number: region.name for region in organ_regions(path)}
     if kind == "SEG":
-        segments = _open_segmentation(path)
-        numbers = [int(n) for n in segments.segment_numbers if n]
-        return {n: str(segments.get_segment_description(n).segment_label) for n in numbers}
+        return segment_names(path)
     values = load_image(path).as_tensor()
     odd = values[(values != values.round()) | (values < 0)]
     if len(odd):
@@ -119,35 +122,6 @@ def label_kind(path: Path) -> str:
     if not path.is_file() or path.name.lower().endswith(ENDINGS):
         return ""
     return object_kind(path)
-
-
-def read_segmentation(path: Path) -> MetaTensor:
-    """A DICOM SEG as (1, I, J, K) float32 segment numbers, affine in RAS+ millimetres.
-
-    Raises:
-        DataError: highdicom is not installed, segments overlap, or the file is damaged.
-    """
-    segments = _open_segmentation(path)
-    try:
-        with without_warnings():
-            volume = segments.get_volume(combine_segments=True)
-    except RuntimeError as error:
-        raise DataError(
-            f"{path}: its segments cannot be one label map ({error}); expected each voxel in one "
-            "segment. Export each organ as a file of its own."
-        ) from error
-    return image_from(from_highdicom(volume))
-
-
-def _open_segmentation(path: Path) -> Any:
-    highdicom = import_highdicom(path, "a DICOM SEG")
-    try:
-        with without_warnings():
-            return highdicom.seg.segread(path)
-    except Exception as error:
-        raise DataError(
-            f"{path}: cannot read this DICOM SEG ({type(error).__name__}). Export it again."
-        ) from error
 
 
 def _placed(label: MetaTensor, path: Path, image: MetaTensor, resample: bool) -> MetaTensor:

@@ -10,7 +10,7 @@ from typing import Any
 from monai.data import MetaTensor
 
 from medsam_tune.errors import DataError
-from medsam_tune.formats.dicom.series import read_header
+from medsam_tune.formats.dicom.headers import read_header
 
 
 @dataclass(frozen=True)

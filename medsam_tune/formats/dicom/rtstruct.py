@@ -20,7 +20,8 @@ from monai.data import MetaTensor
 from numpy.typing import NDArray
 
 from medsam_tune.errors import DataError
-from medsam_tune.formats.dicom.series import LPS_TO_RAS, import_pydicom, without_warnings
+from medsam_tune.formats.dicom.headers import import_pydicom, without_warnings
+from medsam_tune.formats.volume import LPS_TO_RAS
 
 PLANE_TOLERANCE = 0.5
 """Largest accepted distance of a contour's points from the centre of their slice, millimetres (or a
