@@ -15,7 +15,7 @@ from medsam_tune.cases.datalist import (
     refuse_missing,
     refuse_same_names,
 )
-from medsam_tune.cases.labels.maps import label_kind, label_names, organ_files
+from medsam_tune.cases.labels.open import open_label
 from medsam_tune.errors import DataError, about, listed, warn
 from medsam_tune.files import read_json
 from medsam_tune.formats.dicom.series import choose_series
@@ -187,36 +187,44 @@ def _scans(folder: Path) -> Iterator[Path]:
 def _labels_in(
     cases: Iterable[Case], folder: Path
 ) -> tuple[dict[int, str], dict[str, frozenset[int]]]:
-    """Ids and names that the label files speak of; and case id -> ids, of the label maps."""
-    organs: dict[str, str] = {}  # names of an RTSTRUCT are compared without regard to case
+    """Ids and names that the label files speak of; and case id -> ids, where all were read.
+
+    Raises:
+        DataError: a number of two meanings, names beside numbers, or nothing but background.
+    """
+    exact: set[str] = set()  # names without a number
+    folded: dict[str, str] = {}  # of kinds that compare them without regard to case
     found: dict[int, str] = {}
     present: dict[str, frozenset[int]] = {}
     for case in cases:
         if case.label is None:
             continue
         with about(f"case {case.id}"):
-            if case.label.is_dir():
-                organs |= {name: name for name in organ_files(case.label)}
-                continue
-            kind, names = label_kind(case.label), label_names(case.label)
-        if kind == "RTSTRUCT":
-            for name in names.values():
-                organs.setdefault(name.casefold(), name)
+            label = open_label(case.label)
+            ids = label.names()
+        if label.names_are_present:
+            present[case.id] = frozenset(ids)
+        if not label.numbered:
+            for name in ids.values():
+                if label.folds_case:
+                    folded.setdefault(name.casefold(), name)
+                else:
+                    exact.add(name)
             continue
-        if kind != "SEG":  # whose segments may be empty
-            present[case.id] = frozenset(names)
-        for number, name in names.items():
+        for number, name in ids.items():
             if found.setdefault(number, name) != name:
                 raise DataError(
                     f"{case.label}: label {number} is {name!r}, in another case {found[number]!r}; "
                     "expected one meaning of a number. Export the labels with equal numbers."
                 )
-    if organs and found:
+    known = {name.casefold() for name in exact}
+    named = exact | {name for key, name in folded.items() if key not in known}
+    if named and found:
         raise DataError(
             f"{folder}: some labels have names only (a file for each organ, or RTSTRUCT), some "
             "have numbers (label maps, or SEG); expected one kind, or a labels.json with both."
         )
-    labels = dict(enumerate(sorted(organs.values()), start=1)) or dict(sorted(found.items()))
+    labels = dict(enumerate(sorted(named), start=1)) or dict(sorted(found.items()))
     if not labels:
         raise DataError(f"{folder}: all label maps are empty; expected values above 0.")
     return labels, present

@@ -11,7 +11,7 @@ from monai.data import MetaTensor
 
 from medsam_tune.cases.checks import check_image
 from medsam_tune.cases.datalist import Case
-from medsam_tune.cases.labels.maps import load_label
+from medsam_tune.cases.labels.open import open_label
 from medsam_tune.errors import DataError, about
 from medsam_tune.formats.mending import Mending
 from medsam_tune.formats.open import load_image
@@ -34,7 +34,7 @@ def load_case(
         says what was changed.
 
     Raises:
-        DataError: see `load_image`, `check_image` and `load_label`.
+        DataError: see `load_image`, `check_image` and the kind of the label.
     """
     mending = mending or Mending()
     with about(f"case {case.id}"):
@@ -44,7 +44,7 @@ def load_case(
         check_image(image, case.image)
         if case.label is None:
             return image, None
-        return image, load_label(case.label, image, case.image, labels, mending)
+        return image, open_label(case.label).onto(image, case.image, labels, mending)
 
 
 def _one_volume(image: MetaTensor, index: int | None, path: Path) -> MetaTensor:

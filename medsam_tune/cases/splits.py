@@ -11,7 +11,7 @@ from dataclasses import replace
 from tqdm import tqdm
 
 from medsam_tune.cases.datalist import Case, Datalist
-from medsam_tune.cases.labels.maps import labels_present
+from medsam_tune.cases.labels.open import open_label
 from medsam_tune.errors import DataError, about
 
 
@@ -121,7 +121,7 @@ def labels_of_patients(datalist: Datalist, jobs: int = 2) -> dict[str, set[int]]
         if case.id in datalist.present:
             return datalist.present[case.id]
         with about(f"case {case.id}"):
-            return labels_present(case.label, datalist.labels) if case.label else set()
+            return open_label(case.label).present(datalist.labels) if case.label else set()
 
     present: dict[str, set[int]] = {case.patient: set() for case in cases}
     with ThreadPoolExecutor(jobs) as pool:

@@ -120,6 +120,13 @@ def case_id(path: Path) -> str:
     return path.name[: len(path.name) - len(ending)]
 
 
+def dicom_modality(path: Path) -> str:
+    """Modality of a DICOM file, such as "CT" or "SEG"; empty for other files and for folders."""
+    if not path.is_file() or _format_of(path) is not None:
+        return ""
+    return headers.object_kind(path)
+
+
 def files_of(path: Path) -> Sequence[Path]:
     """The files that a scan is made of: itself, or all below a folder of DICOM."""
     return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]

@@ -11,9 +11,10 @@ from pydicom.sr.codedict import codes
 
 from medsam_tune.cases.datalist import Case
 from medsam_tune.cases.folders import find_cases
-from medsam_tune.cases.labels.maps import label_kind, label_names
+from medsam_tune.cases.labels.open import open_label
 from medsam_tune.cases.splits import labels_of_patients
 from medsam_tune.errors import DataError
+from medsam_tune.formats.open import dicom_modality
 from tests.conftest import REAL_DATA
 from tests.dicom_series import COUNT, SIZE, write_series
 from tests.scans import SHAPE, load_turned, small_scan, write_nifti
@@ -86,9 +87,9 @@ def test_segmentation_lies_on_its_series(tmp_path):
 
 def test_what_is_no_segmentation(tmp_path):
     series = write_series(tmp_path / "a")
-    assert label_kind(series) != "SEG"
-    assert label_kind(next(series.iterdir())) != "SEG"
-    assert label_kind(write_nifti(tmp_path / "b.nii.gz", small_scan()[0])) != "SEG"
+    assert dicom_modality(series) != "SEG"
+    assert dicom_modality(next(series.iterdir())) != "SEG"
+    assert dicom_modality(write_nifti(tmp_path / "b.nii.gz", small_scan()[0])) != "SEG"
 
 
 def test_one_file_for_each_organ(tmp_path):
@@ -137,7 +138,7 @@ def test_real_segmentations_equal_their_masks():
         ("ct-3slice", "liver.dcm", "liver_seg.nrrd"),
         ("24x38x3/image", "24x38x3/seg/label.seg", "24x38x3/nrrd/label.nrrd"),
     ):
-        names = label_names(folder / segmentation)
+        names = open_label(folder / segmentation).names()
         found = [
             load_turned(Case(folder / series, folder / file, "p"), {i: str(i) for i in range(9)})[1]
             for file in (segmentation, mask)

@@ -13,10 +13,12 @@ from matplotlib.path import Path as Outline
 
 from medsam_tune.cases.datalist import Case
 from medsam_tune.cases.folders import find_cases
-from medsam_tune.cases.labels.maps import label_kind, label_names
+from medsam_tune.cases.labels.open import open_label
+from medsam_tune.cases.labels.polygons import fill
 from medsam_tune.cases.splits import labels_of_patients
 from medsam_tune.errors import DataError
-from medsam_tune.formats.dicom.rtstruct import _fill, read_regions
+from medsam_tune.formats.dicom.rtstruct import read_regions
+from medsam_tune.formats.open import dicom_modality
 from tests.conftest import REAL_DATA
 from tests.dicom_series import COUNT, SIZE, SPACING, STEP, stored, write_series
 from tests.scans import load_turned, write_nifti
@@ -39,7 +41,7 @@ def box(left: float, top: float, right: float, bottom: float) -> list[list[float
 def filled(*contours: Sequence[Sequence[float]], size: tuple[int, int] = SIZE) -> np.ndarray:
     """(W, H) with 1 inside, 2 on an edge."""
     plane = np.zeros(size, int)
-    window, inside, edge = _fill([np.asarray(one, float) for one in contours], size)
+    window, inside, edge = fill([np.asarray(one, float) for one in contours], size)
     plane[window] = inside + 2 * edge
     return plane
 
@@ -146,9 +148,9 @@ def test_which_regions_count(tmp_path, series):
     regions = {"liver": liver, "BODY": body, "Couch": body, "other": body}
     kinds = {"BODY": "EXTERNAL", "Couch": "SUPPORT"}
     file = write_structure_set(tmp_path / "r.dcm", series, regions, kinds)
-    assert label_kind(file) == "RTSTRUCT"
-    assert label_kind(series) != "RTSTRUCT"
-    assert label_names(file) == {11: "liver", 14: "other"}
+    assert dicom_modality(file) == "RTSTRUCT"
+    assert dicom_modality(series) != "RTSTRUCT"
+    assert open_label(file).names() == {11: "liver", 14: "other"}
     _, label = load_turned(Case(series, file, "p"), NAMES)
     assert label.unique().tolist() == [0, 1]
     assert label.meta["notes"] == ["3 ROIs that the datalist does not name left out"]
@@ -243,6 +245,6 @@ def test_without_a_preamble():
     file = REAL_DATA / "odd_inputs" / "pydicom" / "rtstruct.dcm"
     if not file.is_file():
         pytest.skip("real scans are not here: odd_inputs beside the repository")
-    assert label_kind(file) == "RTSTRUCT"
+    assert dicom_modality(file) == "RTSTRUCT"
     (region,) = read_regions(file)
     assert [len(points) for points in region.contours] == [5, 6, 6]
