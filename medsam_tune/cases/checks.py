@@ -1,7 +1,7 @@
-"""Refusals of scans and labels that would train or evaluate wrongly without a word.
+"""Checks that reject inputs which would otherwise silently corrupt training.
 
-Each refusal is one small function. Messages name the case and its files by path, what was found,
-what was expected and what to do, and never text from a file's header.
+Each check is one small function. Its message names the files by path, what was found, what was
+expected and what to do; it never holds text from a file's header, which may name the patient.
 """
 
 from __future__ import annotations
@@ -92,11 +92,15 @@ def _check_dimensions(image: Tensor, path: Path) -> None:
         )
 
 
+def not_finite(image: Tensor) -> Tensor:
+    """Where an image (C, X, Y, Z) is NaN or infinite, as bool of the same shape."""
+    return ~torch.isfinite(image.as_tensor() if isinstance(image, MetaTensor) else image)
+
+
 def _check_finite(image: Tensor, path: Path) -> None:
-    finite = torch.isfinite(image.as_tensor() if isinstance(image, MetaTensor) else image)
-    if finite.all():
+    bad = not_finite(image).nonzero()
+    if len(bad) == 0:
         return
-    bad = (~finite).nonzero()
     first = tuple(bad[0, 1:].tolist())
     raise DataError(
         f"{len(bad)} NaN or infinite voxels, the first at {first} ({path}); "

@@ -14,7 +14,9 @@ from typing import Any
 from medsam_tune.errors import DataError, listed
 from medsam_tune.files import read_json, written_whole
 from medsam_tune.formats.open import case_id
-from medsam_tune.slices.intensity import MODALITIES
+
+MODALITIES = ("CT", "MR", "XR", "US")
+"""Known modalities: XR are radiographs in any depth, US ultrasound in 8 bits."""
 
 SUBSETS = ("training", "validation", "test")
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -64,7 +66,7 @@ class Datalist:
 
     Attributes:
         name: of the data set.
-        modality: of `intensity.MODALITIES`: "CT", "MR", "XR" or "US".
+        modality: one of `MODALITIES`.
         labels: label id -> name, without the background 0.
         training: what is learned from.
         validation: what checkpoints are chosen on.
@@ -106,7 +108,7 @@ class Datalist:
 
 
 def with_copies(cases: Sequence[Case], copies: int) -> list[Case]:
-    """Cases, and so many deformed copies of each, see `scans.Deformation`."""
+    """Cases, and so many deformed copies of each, see `training.deformation.Deformation`."""
     return [replace(case, copy=n) for n in range(copies + 1) for case in cases]
 
 
@@ -251,7 +253,7 @@ def known_modality(given: str | None, content: Mapping[str, Any], source: Path) 
     """The modality that is given, or that a JSON file's content speaks of.
 
     Raises:
-        DataError: none, or none of `intensity.MODALITIES`.
+        DataError: none, or none of `MODALITIES`.
     """
     known = ", ".join(MODALITIES)
     if given is not None:

@@ -34,7 +34,7 @@ def find_cases(folder: Path, *, modality: str | None = None) -> Datalist:
             `images/` and `labels/` with files of the same names; or DICOM studies in any layout,
             where each SEG or RTSTRUCT is paired with the series that it refers to. A `labels.json`
             such as `{"1": "spleen"}` names the labels; without it they are read for their values.
-        modality: of `intensity.MODALITIES`; by default what dataset.json or the series say. Of
+        modality: one of `datalist.MODALITIES`; by default what dataset.json or the series say. Of
             DICOM studies, only series of this modality are taken.
 
     Raises:

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
-import torch
 from monai.data import MetaTensor
 
-from medsam_tune.cases.checks import check_image
+from medsam_tune.cases.checks import check_image, not_finite
 from medsam_tune.cases.datalist import Case
 from medsam_tune.cases.labels.open import open_label
 from medsam_tune.errors import DataError, about
@@ -57,10 +56,11 @@ def _one_volume(image: MetaTensor, index: int | None, path: Path) -> MetaTensor:
 
 
 def _fill(image: MetaTensor, value: float | None) -> None:
-    values = image.as_tensor()
-    bad = ~torch.isfinite(values)
-    if value is not None and bad.any():
-        values[bad] = value
+    if value is None:
+        return
+    bad = not_finite(image)
+    if bad.any():
+        image.as_tensor()[bad] = value
         _note(image, f"{int(bad.sum())} NaN or infinite voxels set to {value:g}")
 
 
