@@ -98,9 +98,10 @@ def not_finite(image: Tensor) -> Tensor:
 
 
 def _check_finite(image: Tensor, path: Path) -> None:
-    bad = not_finite(image).nonzero()
-    if len(bad) == 0:
+    found = not_finite(image)
+    if not found.any():
         return
+    bad = found.nonzero()
     first = tuple(bad[0, 1:].tolist())
     raise DataError(
         f"{len(bad)} NaN or infinite voxels, the first at {first} ({path}); "
