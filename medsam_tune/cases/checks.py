@@ -29,7 +29,7 @@ def check_image(image: MetaTensor, path: Path) -> None:
 
     Args:
         image: (C, X, Y, Z), any dtype, as loaded, before orientation.
-        path: the file it came from.
+        path: file that it came from.
 
     Raises:
         DataError: 4-D or several channels, an empty dimension, NaN or Inf, a bad affine.
@@ -52,9 +52,9 @@ def check_pair(
         image: (1, X, Y, Z), checked by `check_image`.
         label: (1, X, Y, Z), its affine checked; both in the same orientation, as files may store
             the same grid in different ways.
-        labels: the expected ids; 0 (background) is always allowed.
-        image_path: the image's file.
-        label_path: the label's file.
+        labels: expected ids; 0 (background) is always allowed.
+        image_path: file of the image.
+        label_path: file of the label.
 
     Raises:
         DataError: another shape or affine than the image's, values that are not integers or not
@@ -93,7 +93,7 @@ def _check_dimensions(image: Tensor, path: Path) -> None:
 
 
 def not_finite(image: Tensor) -> Tensor:
-    """Where an image (C, X, Y, Z) is NaN or infinite, as bool of the same shape."""
+    """Find NaN and infinite voxels: (C, X, Y, Z) any dtype -> bool of the same shape."""
     return ~torch.isfinite(image.as_tensor() if isinstance(image, MetaTensor) else image)
 
 

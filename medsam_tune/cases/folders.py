@@ -1,4 +1,4 @@
-"""Which scans and labels a folder holds, by its layout, and what the labels mean."""
+"""Cases of a folder, by its layout, and what their labels mean."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def paired_cases(folder: Path) -> tuple[tuple[Case, ...], dict[str, Any]]:
     """The cases of a folder of pairs, and what its dataset.json says, if there is one.
 
     Raises:
-        DataError: see `find_cases`.
+        DataError: as in `find_cases`.
     """
     description = folder / "dataset.json"
     content = read_json(description) if description.is_file() else {}
@@ -116,9 +116,9 @@ def labels_of(
     """Label id -> name: from dataset.json, labels.json, or the label files themselves.
 
     Args:
-        folder: that was searched.
-        cases: found in it.
-        content: of its dataset.json.
+        folder: folder that was searched.
+        cases: cases found in it.
+        content: content of its dataset.json.
 
     Returns:
         the labels; and case id -> label ids, of the label maps that were read for them.

@@ -1,4 +1,4 @@
-"""One case's files become an image and its label on one grid."""
+"""Load one case: its image, and its label on the same grid."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ def load_case(
     """Read and check one scan.
 
     Args:
-        case: the files.
+        case: paths of its files.
         labels: label id -> name that the label may hold besides 0.
-        mending: what is mended instead of refused.
+        mending: choice of faults to mend; by default all are refused.
 
     Returns:
-        image (1, X, Y, Z) float32 in the scanner's unit and label (1, X, Y, Z) int32 or None, both
-        on the grid of the image's file, affines in nibabel's RAS+ millimetres;
-        `meta["original_affine"]` and `meta["spatial_shape"]` are the file's own, `meta["notes"]`
+        Image (1, X, Y, Z) float32 in the scanner's unit, and label (1, X, Y, Z) int32 or None, both
+        on the grid of the image's file; affines in nibabel's RAS+ millimetres.
+        `meta["original_affine"]` and `meta["spatial_shape"]` are the file's own; `meta["notes"]`
         says what was changed.
 
     Raises:
-        DataError: see `load_image`, `check_image` and the kind of the label.
+        DataError: a refusal of `load_image`, of `check_image`, or of the label's kind.
     """
     mending = mending or Mending()
     with about(f"case {case.id}"):

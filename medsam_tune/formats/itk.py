@@ -17,7 +17,7 @@ from medsam_tune.formats.volume import LPS_TO_RAS, Grid, Volume, check_memory, l
 
 ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
 WRITTEN = (".nrrd", ".mha")
-"""Not .nhdr and .mhd: they are two files, which cannot appear in one step."""
+"""Endings without .nhdr and .mhd, which are two files and cannot be replaced in one step."""
 
 
 def read(path: Path, mending: Mending) -> Volume:
@@ -25,7 +25,7 @@ def read(path: Path, mending: Mending) -> Volume:
 
     Args:
         path: .nrrd, .nhdr, .mha or .mhd file, of two dimensions or more.
-        mending: nothing of it is needed here.
+        mending: not used; the protocol has it.
 
     Raises:
         DataError: the file is truncated, damaged or of another kind, or does not fit into memory.
@@ -106,7 +106,7 @@ def _affine(image: Any) -> NDArray[np.float64]:
 
 
 def reason_of(error: BaseException) -> str:
-    """What an exception of SimpleITK says, without where in its source it says so."""
+    """The message of an exception of SimpleITK, without the place in its source."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__

@@ -108,7 +108,7 @@ def _opened(path: Path) -> nib.Nifti1Image:
 
 
 def _check_header(path: Path, file: nib.Nifti1Image, strict: bool) -> None:
-    """Values that are numbers, and an affine that is what the file says."""
+    """Refuse values that are no numbers, and an affine that the file contradicts."""
     if file.get_data_dtype().kind not in "biuf":
         raise DataError(
             f"its values are colours or complex numbers ({path}); expected a real "

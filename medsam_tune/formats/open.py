@@ -41,7 +41,7 @@ class Format(Protocol):
 
 
 FORMATS: tuple[Format, ...] = (nifti, itk)
-"""Every format but DICOM, whose files have no certain ending and which is taken for the rest."""
+"""All formats except DICOM, which has no fixed ending: every other file is read as DICOM."""
 
 ENDINGS = tuple(ending for one in FORMATS for ending in one.ENDINGS)
 WRITTEN = tuple(ending for one in FORMATS for ending in one.WRITTEN)
@@ -52,11 +52,11 @@ def load_image(
 ) -> MetaTensor:
     """Read one scan or label map; every failure names the file.
 
-    A header's texts, which may hold names, are left behind.
+    Texts of the header, which may name the patient, are not kept.
 
     Args:
         path: file of one of `ENDINGS`, or DICOM: a file, or a folder with one series in it.
-        mending: what is mended instead of refused.
+        mending: choice of faults to mend; by default all are refused.
         series_uid: SeriesInstanceUID (or its end) where a folder holds several.
 
     Returns:

@@ -1,4 +1,4 @@
-"""MONAI's side: a reader for `LoadImage`."""
+"""A reader for MONAI's `LoadImage`."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from medsam_tune.formats.volume import Volume
 
 
 class SimpleITKReader(ImageReader):
-    """MONAI's reader for DICOM, NRRD and MetaImage.
+    """Image reader of MONAI for DICOM, NRRD and MetaImage.
 
-    Register it, `LoadImaged(keys).register(SimpleITKReader())`: a reader given as `reader=` whose
-    refusal is raised is passed over by MONAI for the next one, which may not refuse.
+    Register it: `LoadImaged(keys).register(SimpleITKReader())`. Do not pass it as `reader=`: when
+    such a reader refuses a file, MONAI tries the next one, which may accept it.
 
     Args:
         series_uid: SeriesInstanceUID (or its end) where a folder holds several series.
@@ -34,7 +34,7 @@ class SimpleITKReader(ImageReader):
         self.resample_uneven = resample_uneven
 
     def verify_suffix(self, filename: Any) -> bool:
-        """Whether all of them are folders, DICOM, NRRD or MetaImage."""
+        """Whether all names are folders, DICOM, NRRD or MetaImage."""
         names = [filename] if isinstance(filename, (str, Path)) else filename
         return all(_is_known(Path(name)) for name in names)
 
@@ -42,7 +42,7 @@ class SimpleITKReader(ImageReader):
         """The volume of a file, of a folder with one DICOM series, or of a list of its files.
 
         Raises:
-            DataError: see `load_image`.
+            DataError: as in `load_image`.
         """
         paths = [Path(data)] if isinstance(data, (str, Path)) else [Path(part) for part in data]
         if len(paths) == 1 and paths[0].name.lower().endswith(itk.ENDINGS):

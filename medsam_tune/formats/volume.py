@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from medsam_tune.errors import DataError
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-"""(4, 4) of DICOM's and ITK's millimetres to nibabel's, and back."""
+"""(4, 4) from DICOM's and ITK's millimetres to nibabel's, and back."""
 
 POSITION_TOLERANCE = 1e-3
 """Largest accepted difference of two affines' origins and spacings, millimetres."""
@@ -31,7 +31,7 @@ degree rotations; a tighter tolerance would refuse sound files.
 """
 
 BYTES_PER_VOXEL = 16
-"""Memory that reading a scan and its label takes: four times float32 (measured: 15 for a CT window,
+"""Bytes that reading a scan and its label takes: four times float32 (measured: 15 for a CT window,
 19 for percentiles)."""
 
 
@@ -95,14 +95,14 @@ def label_dtype(array: NDArray[np.generic]) -> np.dtype[np.integer]:
 
 
 def check_memory(path: Path, shape: Sequence[int]) -> None:
-    """Refuse a scan that would not fit into memory, by its header, before a voxel is read.
+    """Refuse a scan that does not fit into memory, by its header, before a voxel is read.
 
     Args:
         path: file or folder of the scan.
         shape: number of voxels along each axis, as the header has it.
 
     Raises:
-        DataError: `BYTES_PER_VOXEL` for all of them is more than is free.
+        DataError: the voxels need more memory, by `BYTES_PER_VOXEL`, than is free.
     """
     needed, free = BYTES_PER_VOXEL * math.prod(map(int, shape)), psutil.virtual_memory().available
     if needed > free:
@@ -139,5 +139,5 @@ def same_affine(first: NDArray[np.float64], second: NDArray[np.float64]) -> bool
 
 
 def show_affine(affine: NDArray[np.float64]) -> str:
-    """For messages."""
+    """The affine's first three rows, rounded, for messages."""
     return str(np.round(affine[:3], 4).tolist())

@@ -25,7 +25,7 @@ def placed(label: MetaTensor, path: Path, image: MetaTensor, resample: bool) -> 
         resample: bring a label of another grid onto the image's, nearest voxel, 0 outside.
 
     Returns:
-        (1, X', Y', Z'); the image's grid if it was so, or was resampled.
+        (1, X', Y', Z'): on the image's grid if it lay there, or was resampled.
 
     Raises:
         DataError: the label's affine is singular or not finite.

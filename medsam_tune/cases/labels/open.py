@@ -1,4 +1,4 @@
-"""Labels of any kind, found by what their file is."""
+"""Labels of any kind, behind one protocol."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class LabelFile(Protocol):
     """The label of one scan, as a file or a folder.
 
     Attributes:
-        numbered: whether its ids mean the same in every label of a data set; otherwise its names
-            do, and its ids mean nothing.
-        folds_case: whether its names are compared without regard to case.
-        names_are_present: whether `names` holds exactly the ids that have a voxel.
+        numbered: True if an id means the same in every label of a data set; False if only names
+            do, as of ROIs.
+        folds_case: True if names are compared without regard to case.
+        names_are_present: True if `names` holds exactly the ids that have a voxel.
     """
 
     numbered: ClassVar[bool]
@@ -33,16 +33,16 @@ class LabelFile(Protocol):
         """Ids and their names, as far as the file says.
 
         Raises:
-            DataError: here and below, the file cannot be read, or is refused; see its kind.
+            DataError: here and below, the file cannot be read, or its kind refuses it.
         """
 
     def present(self, labels: Mapping[int, str]) -> set[int]:
-        """Which of the labels (id -> name) it has."""
+        """Ids of those of the labels (id -> name) that it has."""
 
     def onto(
         self, image: MetaTensor, image_path: Path, labels: Mapping[int, str], mending: Mending
     ) -> MetaTensor:
-        """The label map on the grid of its image.
+        """Put the label on the grid of its image.
 
         Args:
             image: (1, X, Y, Z), in the orientation that the label map shall have.
@@ -66,11 +66,11 @@ class LabelKind(Protocol):
 
 
 KINDS: tuple[LabelKind, ...] = (OrganFolder, Segmentation, StructureSet)
-"""Every kind but label maps, which are taken for the rest."""
+"""All kinds except label maps: every other file is read as a label map."""
 
 
 def open_label(path: Path) -> LabelFile:
-    """The label at a path, by its kind; nothing but a header is read.
+    """Find the kind of the label at a path; only a header is read.
 
     Args:
         path: label map in any format that `load_image` reads, DICOM SEG or RTSTRUCT, or a folder

@@ -33,7 +33,7 @@ class OrganFolder:
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
-        """Any folder."""
+        """Whether it is a folder."""
         return path.is_dir()
 
     def files(self) -> dict[str, Path]:

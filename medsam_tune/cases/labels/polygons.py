@@ -24,8 +24,8 @@ def fill(
         size: (W, H) of the slice.
 
     Returns:
-        the window of the slice that holds them, and of that window (w, h) which centres are inside
-        by the even-odd rule, and which lie on a contour and are not counted inside.
+        The window of the slice that holds the contours; and of that window two (w, h) bool masks:
+        centres inside by the even-odd rule, and centres on a contour, which are not in the first.
     """
     every = np.concatenate(contours)
     low = np.clip(np.floor(every.min(axis=0)), 0, size).astype(int)
@@ -54,11 +54,11 @@ def fill(
 def _crossings(
     starts: Points, ends: Points, axis: int
 ) -> tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.float64]]:
-    """Where edges (N, 2) -> (N, 2) meet the whole numbers of an axis.
+    """Points where edges (N, 2) -> (N, 2) meet the whole numbers of an axis.
 
     Returns:
-        for each of the M crossings the edge's index, that whole number, and where along the other
-        axis.
+        Of each of the M crossings: index of the edge, whole number on this axis, and place along
+        the other axis.
     """
     a, b = starts[:, axis], ends[:, axis]
     low, high = np.ceil(np.minimum(a, b)), np.floor(np.maximum(a, b))
@@ -71,7 +71,7 @@ def _crossings(
 
 
 def _mark(pixels: NDArray[np.bool_], points: Points) -> None:
-    """Set those (W, H) whose centre one of the points (N, 2) is."""
+    """Set the pixels (W, H) whose centre is one of the points (N, 2)."""
     whole = points[(points == np.round(points)).all(axis=1)].astype(int)
     whole = whole[((whole >= 0) & (whole < pixels.shape)).all(axis=1)]
     pixels[whole[:, 0], whole[:, 1]] = True

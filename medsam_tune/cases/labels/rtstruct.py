@@ -48,7 +48,7 @@ class StructureSet:
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
-        """By the header."""
+        """Whether the header's Modality says so."""
         return dicom_modality(path) == "RTSTRUCT"
 
     def names(self) -> dict[int, str]:
@@ -70,8 +70,8 @@ class StructureSet:
             another name.
 
         Raises:
-            DataError: see `read_regions`; a name that two ROIs or two labels have, or ROIs of which
-                the datalist names none.
+            DataError: as in `read_regions`; a name that two ROIs or two labels have, or ROIs of
+                which the datalist names none.
         """
         regions = read_regions(self.path)
         ids: dict[str, int] = {}
@@ -111,8 +111,8 @@ class StructureSet:
         out and slices without a contour. The contours lie in planes across one axis of the image.
 
         Raises:
-            DataError: it was drawn in another frame of reference; see `named`; contours beside the
-                slices' centres or outside the image; ROIs that overlap.
+            DataError: it was drawn in another frame of reference; names as in `named`; contours
+                beside the slices' centres or outside the image; ROIs that overlap.
         """
         check_references(image, self.path)
         regions, extra = self.named(labels)
@@ -167,7 +167,7 @@ def _slice_of(
     spacing: NDArray[np.float64],
     count: int,
 ) -> int:
-    """Which of the slices a contour lies in."""
+    """Index of the slice that a contour lies in."""
     heights = points[:, axis]
     k = round(float(heights.mean()))
     off = float(np.abs(heights - k).max() * spacing[axis])
@@ -187,7 +187,7 @@ def _slice_of(
 
 
 def _skipped(slices: Iterable[int]) -> int:
-    """How many whole numbers are missing between the lowest and the highest."""
+    """Number of whole numbers that are missing between the lowest and the highest."""
     found = set(slices)
     return max(found) - min(found) + 1 - len(found) if found else 0
 

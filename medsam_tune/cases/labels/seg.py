@@ -36,7 +36,7 @@ class Segmentation:
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
-        """By the header."""
+        """Whether the header's Modality says so."""
         return dicom_modality(path) == "SEG"
 
     def names(self) -> dict[int, str]:

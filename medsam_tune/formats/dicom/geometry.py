@@ -1,4 +1,4 @@
-"""Where the instances of a series lie, by their positions and orientations alone."""
+"""Places of the instances of a series, by their positions and orientations alone."""
 
 from __future__ import annotations
 

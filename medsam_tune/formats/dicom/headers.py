@@ -120,7 +120,7 @@ def read_header(path: Path, tags: tuple[str, ...] = _IMAGE_TAGS) -> Any:
                 specific_tags=wanted,
             )
 
-    with without_warnings():  # of values that break a rule of their type, with the values
+    with without_warnings():  # pydicom's own warnings quote values, which may name the patient
         try:
             return read(force=False)
         except pydicom.errors.InvalidDicomError:
@@ -156,7 +156,7 @@ def has_dicom_prefix(path: Path) -> bool:
 
 @contextmanager
 def without_warnings() -> Iterator[None]:
-    """As `warnings.catch_warnings`, which in two threads at once may not give the warnings back."""
+    """Silence warnings, one thread at a time: `catch_warnings` alone is not thread-safe."""
     with _QUIET, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -164,7 +164,7 @@ def without_warnings() -> Iterator[None]:
 
 @contextmanager
 def understood(path: Path) -> Iterator[None]:
-    """Refuse a value that pydicom cannot parse: it does so when asked, and says the value."""
+    """Refuse a value that pydicom cannot parse, without the value, which pydicom's error holds."""
     try:
         yield
     except DataError:
@@ -196,8 +196,8 @@ def import_highdicom(path: Path, what: str) -> Any:
     """The module highdicom.
 
     Args:
-        path: that is to be read, for the message.
-        what: this is, e.g. "a DICOM SEG".
+        path: file that needs it, for the message.
+        what: kind of the file, e.g. "a DICOM SEG".
 
     Raises:
         DataError: it is not installed.
@@ -260,7 +260,7 @@ def _rescale(header: Any) -> tuple[float, float] | None:
 
 
 def _padding(header: Any) -> tuple[float, float] | None:
-    """The range of stored values that are padding; the tag's type may say the wrong sign."""
+    """Range of stored values that are padding; the tag's type may have the wrong sign."""
     value = header.get("PixelPaddingValue")
     if value is None:
         return None

@@ -19,7 +19,7 @@ from medsam_tune.formats.dicom.series import Series
 from medsam_tune.formats.itk import reason_of
 
 AIR = -1024.0
-"""What padding in a CT becomes, HU."""
+"""Value of padding in a CT, HU."""
 
 
 def read_pixels(
@@ -29,8 +29,8 @@ def read_pixels(
 
     Args:
         instances: images of one series, in order.
-        modality: of the series.
-        notes: what is changed on the way is added to them.
+        modality: modality of the series.
+        notes: list to which changes of the values are added.
 
     Returns:
         (I, J, K) float32, columns, rows and slices; each slice by its own rescale, MONOCHROME1
@@ -89,7 +89,7 @@ def _pixels(instances: Sequence[Instance]) -> NDArray[np.float32]:
 
 
 def _pixels_as_stored(instances: Sequence[Instance]) -> NDArray[np.float32]:
-    """As `_pixels`, by pydicom: GDCM turns MONOCHROME1 over by its bits, or fails at that."""
+    """Values as `_pixels` gives them, by pydicom: GDCM inverts MONOCHROME1 wrongly, or fails."""
     planes = []
     for one in instances:
         try:
@@ -105,7 +105,7 @@ def _pixels_as_stored(instances: Sequence[Instance]) -> NDArray[np.float32]:
 
 
 def _undecodable(instances: Sequence[Instance]) -> DataError:
-    """Which file it is, as the series' own message does not always say."""
+    """Error that names the file, which SimpleITK's own message does not always do."""
     for one in instances:
         try:
             sitk.ReadImage(str(one.path))
@@ -128,7 +128,7 @@ def _syntax(path: Path) -> str:
 def _set_padding(
     array: NDArray[np.float32], instances: Sequence[Instance], modality: str, notes: list[str]
 ) -> None:
-    """Find padding by each slice's own rescale, see `fill_padding`; in place."""
+    """Fill padding in place, which each slice's own rescale finds; see `fill_padding`."""
     padded = np.zeros(array.shape, dtype=bool) if any(s.padding for s in instances) else None
     if padded is not None:
         for k, one in enumerate(instances):
@@ -145,7 +145,7 @@ def fill_padding(
     modality: str,
     notes: list[str],
 ) -> None:
-    """Padding becomes air in CT, the lowest measured value elsewhere; in place."""
+    """Set padding to air in CT, to the lowest measured value elsewhere; in place."""
     if padded is not None and padded.any() and not padded.all():
         value = AIR if modality == "CT" else float(array[~padded].min())
         array[padded] = value
@@ -156,7 +156,7 @@ def fill_padding(
 
 
 def bright(array: NDArray[np.float32], modality: str, notes: list[str]) -> NDArray[np.float32]:
-    """MONOCHROME1 turned over; HU are what they are, however they are shown."""
+    """Invert MONOCHROME1, except in CT, where values are HU however they are shown."""
     if modality == "CT":
         return array
     notes.append("MONOCHROME1: inverted")

@@ -1,4 +1,4 @@
-"""What a DICOM SEG or RTSTRUCT says it was drawn on, held against the image it is used with."""
+"""References of a DICOM SEG or RTSTRUCT: on which images it was drawn."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class References:
 
 
 def references(path: Path) -> References:
-    """What a DICOM SEG or RTSTRUCT refers to.
+    """Read what a DICOM SEG or RTSTRUCT refers to.
 
     Args:
-        path: of the object.
+        path: file of the object.
 
     Raises:
         DataError: its header cannot be read.
@@ -62,12 +62,12 @@ def _series(header: Any) -> Iterator[Any]:
 def check_references(image: MetaTensor, path: Path) -> None:
     """Refuse a label object whose positions are in another coordinate system than the image's.
 
-    Nothing is refused where either side does not say, as an image that became a NIfTI file. A label
-    of another series in the same frame of reference is accepted: its positions mean the same.
+    A label is accepted if it or the image does not say, e.g. after conversion to NIfTI. A label of
+    another series in the same frame of reference is accepted too: its positions mean the same.
 
     Args:
-        image: from `load_image`, which notes the series and its frame of reference.
-        path: of the DICOM SEG or RTSTRUCT.
+        image: result of `load_image`, whose meta has the series and its frame of reference.
+        path: file of the DICOM SEG or RTSTRUCT.
 
     Raises:
         DataError: another frame of reference, or another series where no frame is known.

@@ -39,7 +39,7 @@ def read_regions(path: Path) -> list[Region]:
     """The ROIs of a structure set that have closed contours; points and open lines are left out.
 
     Args:
-        path: of an RTSTRUCT file.
+        path: RTSTRUCT file.
 
     Raises:
         DataError: it cannot be read, or a contour is not made of points.
@@ -82,6 +82,6 @@ def organ_regions(path: Path) -> list[Region]:
     """ROIs that may be an organ: not the body's outline and not the couch.
 
     Raises:
-        DataError: see `read_regions`.
+        DataError: as in `read_regions`.
     """
     return [one for one in read_regions(path) if one.name and one.kind not in _NO_ORGANS]

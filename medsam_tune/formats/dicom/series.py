@@ -16,7 +16,7 @@ from medsam_tune.errors import DataError, listed
 from medsam_tune.formats.dicom.geometry import affine_of, flat_affine, in_order
 from medsam_tune.formats.dicom.headers import Instance, instance_of, read_header, understood
 
-# Objects with pixels that are no scan.
+# Objects that are no scan, although some have pixels.
 _DERIVED = {"SEG", "RTDOSE", "RTSTRUCT", "PR", "SR", "KO", "REG"}
 
 
@@ -27,9 +27,9 @@ class Series:
     Attributes:
         uid: SeriesInstanceUID.
         study: hash of StudyInstanceUID.
-        patient: hash of PatientID, equal for equal patients, and tells nothing else; empty where
+        patient: hash of PatientID, which only tells whether two patients are the same; empty where
             there is none.
-        modality: such as "CT"; empty where the header does not say.
+        modality: Modality, such as "CT"; empty where the header does not say.
         number: SeriesNumber, or None.
         instances: headers of the files.
         frame: FrameOfReferenceUID, the coordinate system of its positions; empty where unknown.
@@ -74,14 +74,14 @@ def find_series(place: Path | Sequence[Path]) -> list[Series]:
     """The image series below a folder, by modality, number and UID.
 
     Args:
-        place: a folder, searched with its sub-folders, one file, or files.
+        place: folder, which is searched with its sub-folders, or one file, or files.
 
     Returns:
-        at least one series; segmentations, structure sets and other objects without a scan are
+        At least one series. Segmentations, structure sets and other objects without a scan are
         left out, as is DICOMDIR.
 
     Raises:
-        DataError: nothing there is an image, with what there is instead.
+        DataError: nothing there is an image; the message counts what is there.
     """
     return find_objects(place)[0]
 
@@ -92,11 +92,11 @@ def find_objects(
     """The image series below a folder, and the files of other kinds.
 
     Args:
-        place: see `find_series`.
-        kinds: Modality of the other files that are wanted, e.g. "SEG".
+        place: folder, file or files, as in `find_series`.
+        kinds: modalities of the other files that are wanted, e.g. "SEG".
 
     Returns:
-        as `find_series`; and the files of those kinds, by path.
+        The series, as `find_series` gives them; and the files of those kinds, by path.
 
     Raises:
         DataError: nothing there is an image.
@@ -129,7 +129,7 @@ def choose_series(place: Path | Sequence[Path], uid: str | None = None) -> Serie
     """The one series of a folder, or the one that is asked for.
 
     Args:
-        place: see `find_series`.
+        place: folder, file or files, as in `find_series`.
         uid: SeriesInstanceUID, or its end.
 
     Raises:

@@ -35,18 +35,18 @@ ORIENTATION_TOLERANCE = 1e-3
 
 
 def read_series(series: Series, resample_uneven: bool = False) -> Volume:
-    """The volume of a series.
+    """Read the volume of a series.
 
     Args:
-        series: from `find_series`.
+        series: one series from `find_series`.
         resample_uneven: interpolate slices that are uneven or tilted onto an even grid, instead of
             refusing them. Missing slices are refused always.
 
     Returns:
-        HU for CT; MONOCHROME1 inverted, so that high values are bright; padding as air.
+        The volume: HU for CT, padding as air, MONOCHROME1 inverted so that high values are bright.
 
     Raises:
-        DataError: see the checks below, each with the file where one is to blame.
+        DataError: a fault of the checks below; the message names the file, where it is one.
     """
     volume = _read_volume(series, resample_uneven)
     return replace(volume, series=series.uid, frame=series.frame)
@@ -71,7 +71,7 @@ def _read_volume(series: Series, resample_uneven: bool) -> Volume:
 
 
 def _check_alike(series: Series) -> None:
-    """One size, orientation and spacing; the odd file out is named, e.g. a localizer."""
+    """Refuse images of several sizes, orientations or spacings, e.g. a localizer among them."""
     kinds = Counter(_kind(one) for one in series.instances)
     if len(kinds) > 1:
         usual, count = kinds.most_common(1)[0]
@@ -130,7 +130,7 @@ def _even(
     resample: bool,
     notes: list[str],
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """The slices as an even, straight stack, refused or resampled where they are not."""
+    """Refuse or resample slices that are no even, straight stack."""
     if len(instances) == 1:
         return array, positions
     normal = normal_of(instances[0])
@@ -177,7 +177,7 @@ def _even(
 def _upright(
     array: NDArray[np.float32], first: Instance, lateral: NDArray[np.float64]
 ) -> NDArray[np.float32]:
-    """Shift each slice within its plane by where it lies beside the first one's normal."""
+    """Shift each slice within its plane back onto the normal of the first slice."""
     from scipy import ndimage
 
     assert first.orientation is not None
@@ -193,7 +193,7 @@ def _upright(
 def _respaced(
     array: NDArray[np.float32], along: NDArray[np.float64]
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Linear between the neighbouring slices, at the smallest spacing there is."""
+    """Interpolate linearly between neighbouring slices, at the smallest spacing there is."""
     count = round((along[-1] - along[0]) / float(np.diff(along).min())) + 1
     even = np.linspace(along[0], along[-1], count)
     upper = np.clip(np.searchsorted(along, even), 1, len(along) - 1)
