@@ -28,7 +28,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEGLSLossless, 
 from training_step import Memory, machine
 
 from medsam_tune.files import written_whole
-from medsam_tune.formats.open import SimpleITKReader
+from medsam_tune.formats.reader import SimpleITKReader
 
 OUTPUT = Path(__file__).parent / "results" / "loading.md"
 REPEATS = 5

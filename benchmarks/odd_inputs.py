@@ -34,8 +34,8 @@ from pydicom.uid import JPEGExtended12Bit, JPEGLosslessSV1
 from medsam_tune.cases.checks import check_image
 from medsam_tune.errors import DataError
 from medsam_tune.files import written_whole
+from medsam_tune.formats.dicom.pixels import AIR
 from medsam_tune.formats.dicom.series import find_series
-from medsam_tune.formats.dicom.stack import AIR
 from medsam_tune.formats.open import load_image
 
 RESULTS = Path(__file__).parent / "results" / "odd_inputs.md"
@@ -100,7 +100,7 @@ def reference(path: Path) -> Reference:
 
 def dicom(path: Path) -> Reference:
     """By pydicom, header by header."""
-    files = [s.path for s in find_series(path)[0].slices]
+    files = [s.path for s in find_series(path)[0].instances]
     images = [pydicom.dcmread(file, force=True) for file in files]
     first = images[0]
     if "PerFrameFunctionalGroupsSequence" in first:
@@ -186,15 +186,10 @@ def compared(image: MetaTensor, path: Path) -> tuple[str, str]:
 def tried(path: Path, data: Path) -> tuple[str, str]:
     """Verdict and words for one input."""
     try:
-        image = load_image("x", path)
-        check_image("x", image, path)
+        image = load_image(path)
+        check_image(image, path)
     except DataError as error:
-        text = (
-            str(error)
-            .removeprefix("case x: ")
-            .replace(f"{path}/", "")
-            .replace(str(path), path.name)
-        )
+        text = str(error).replace(f"{path}/", "").replace(str(path), path.name)
         text = " ".join(text.replace(str(data), "").split())
         return REFUSED, text if len(text) <= LENGTH else f"{text[:LENGTH].rstrip()} ..."
     except Exception as error:

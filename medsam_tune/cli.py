@@ -18,7 +18,7 @@ from fire.parser import DefaultParseValue
 import medsam_tune
 from medsam_tune import downloads
 from medsam_tune.cases.audit import check_place
-from medsam_tune.cases.datalist import write_datalist
+from medsam_tune.cases.datalist import MODALITIES, write_datalist
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.splits import few_shots, fold_cases, labels_of_patients, split_cases
 from medsam_tune.demo import IMAGE_SIZE, LEARNING_RATES, SETTINGS, run_demo
@@ -30,7 +30,6 @@ from medsam_tune.methods.peft_folder import save_peft
 from medsam_tune.methods.tuned import load_tuned, read_header
 from medsam_tune.runs import read_record
 from medsam_tune.sam.build import ARCHITECTURES, architecture, build_sam
-from medsam_tune.slices.intensity import MODALITIES
 
 app = typer.Typer(
     help=medsam_tune.__doc__,

@@ -21,7 +21,8 @@ def about(subject: str) -> Iterator[None]:
     """Name what is worked on in every `DataError` and `warn` of the block.
 
     Args:
-        subject: such as "case liver_017". Inside another block, the inner subject counts.
+        subject: name of the case or series, such as "case liver_017". In nested blocks, the inner
+            subject counts.
     """
     token = _SUBJECT.set(subject)
     try:

@@ -1,4 +1,4 @@
-"""JSON files, and files that are there whole or not at all."""
+"""JSON files, and files that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from medsam_tune.errors import DataError
 
 @contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
-    """A path to write to; what is written there takes the place of `path` in one step at the end.
+    """Give a path to write to; what is written there replaces `path` in one step at the end.
 
     If the block raises, an older file at `path` stays and nothing is left beside it.
 
     Args:
-        path: of the file; its folder is made if absent.
+        path: file to write; its folder is made if absent.
 
     Yields:
-        a path of the same name, in a temporary folder on the same file system.
+        A path of the same name, in a temporary folder on the same file system.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +35,7 @@ def written_whole(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def folder_written_whole(folder: str | Path) -> Iterator[Path]:
-    """A folder beside `folder` to write into; renamed to it if all went well, else removed.
+    """Give a folder to write into; it is renamed to `folder` if all went well, otherwise removed.
 
     Raises:
         FileExistsError: there is one already.

@@ -6,8 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
+
+from medsam_tune.cases.datalist import Case
+from medsam_tune.cases.load import load_case
+from medsam_tune.errors import DataError
+from medsam_tune.formats.dicom.series import choose_series
+from medsam_tune.formats.dicom.stack import read_series
+from medsam_tune.formats.volume import Volume
 
 SIZE = (14, 12)  # columns, rows
 SPACING = (0.7, 0.9)  # between columns, between rows
@@ -54,6 +62,22 @@ def write_series(
             change(int(k), image)
         image.save_as(image.filename, enforce_file_format=True)
     return folder
+
+
+def read(place: Path, **options: bool) -> Volume:
+    """The one series of a place."""
+    return read_series(choose_series(place), **options)
+
+
+def refusal(place: Path, label: Path | None = None, labels: dict[int, str] | None = None) -> str:
+    """Why the case is refused; the message names it, and nothing of the patient."""
+    with pytest.raises(DataError) as caught:
+        load_case(Case(place, label, "p", name="c1"), labels or {1: "liver", 2: "spleen"})
+    message = str(caught.value)
+    assert message.startswith("case c1: ")
+    assert "Doe" not in message
+    assert "MRN123" not in message
+    return message
 
 
 def _image(path: Path, modality: str) -> FileDataset:

@@ -10,7 +10,20 @@ import pydicom
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage, generate_uid
 
+from tests.dicom_series import SPACING, STEP
+
 Contours = Sequence[np.ndarray]  # (N, 3) LPS millimetres each
+
+
+def placed(points: Sequence[Sequence[float]], k: int) -> np.ndarray:
+    """Pixels (N, 2) of slice k of `write_series` as (N, 3) LPS millimetres."""
+    x, y = np.asarray(points, dtype=float).T
+    z = np.full(len(x), -50.0 + STEP * k)
+    return np.stack([-3.0 + SPACING[0] * x, 4.0 + SPACING[1] * y, z], axis=1)
+
+
+def box(left: float, top: float, right: float, bottom: float) -> list[list[float]]:
+    return [[left, top], [right, top], [right, bottom], [left, bottom]]
 
 
 def write_structure_set(

@@ -1,1 +1,1 @@
-"""Which files belong together, and whether they are sound."""
+"""Cases: which files belong together, and whether they are sound."""

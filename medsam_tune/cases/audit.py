@@ -1,4 +1,4 @@
-"""Reads every scan of a datalist or a folder once, and says what is wrong with which."""
+"""Audit: read every scan of a datalist or a folder once, and report its faults."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ from medsam_tune.cases.checks import check_image
 from medsam_tune.cases.datalist import SUBSETS, Case, Datalist, leaks_of, read_datalist
 from medsam_tune.cases.folders import has_pairs, labels_of, paired_cases, studies_cases
 from medsam_tune.cases.load import load_case
-from medsam_tune.errors import DataError
+from medsam_tune.errors import DataError, about
 from medsam_tune.files import written_whole
 from medsam_tune.formats.dicom.series import Series
 from medsam_tune.formats.dicom.stack import read_series
 from medsam_tune.formats.dicom.studies import read_tree
 from medsam_tune.formats.mending import Mending
-from medsam_tune.formats.open import ENDINGS, image_from
+from medsam_tune.formats.open import ENDINGS
+from medsam_tune.formats.volume import image_from
 
 SOUND, REFUSED, LEAKING = 0, 3, 4
 """What `medsam-tune check` exits with; 1 is an error of the call itself, 2 of its options. Where
@@ -40,16 +41,16 @@ class Finding:
     """What is known of one scan after reading it.
 
     Attributes:
-        case: id, or the series in a folder of DICOM.
-        subset: of the datalist, or empty.
-        problem: why it is refused; empty for a sound one.
-        shape: (I, J, K) voxels of the file's array.
-        spacing: along those axes, millimetres.
+        case: id of the case, or description of the series in a folder of DICOM.
+        subset: subset of the datalist; empty without one.
+        problem: reason of the refusal; empty for a sound scan.
+        shape: (I, J, K) number of voxels of the file's array.
+        spacing: millimetres along those axes.
         orientation: nibabel's axis codes, e.g. "RAS".
         range: lowest and highest value.
-        labels: label id -> voxels.
-        notes: what was changed on the way.
-        voxels: hash of the values in LPS order, whatever the file.
+        labels: label id -> number of voxels.
+        notes: changes made while reading.
+        voxels: hash of the values in LPS order, equal for equal scans in different files.
     """
 
     case: str
@@ -72,10 +73,10 @@ class Report:
     """The findings of all scans, and which of them are the same scan.
 
     Attributes:
-        source: what was checked.
+        source: datalist, folder or file that was checked.
         findings: one for each scan.
         leaks: the same patient, file or voxels in two subsets; one sentence each.
-        twice: the same file or voxels twice in one subset.
+        twice: the same file or voxels twice in one subset; one sentence each.
     """
 
     source: str
@@ -91,7 +92,7 @@ class Report:
         return REFUSED if any(one.problem for one in self.findings) else SOUND
 
     def lines(self) -> list[str]:
-        """For a terminal: every sound scan in a line, then every problem."""
+        """Lines for a terminal: every sound scan, then every problem."""
         sound = [one for one in self.findings if not one.problem]
         refused = [one for one in self.findings if one.problem]
         lines = [_line(one) for one in sound]
@@ -104,7 +105,7 @@ class Report:
         return lines
 
     def write(self, path: Path) -> None:
-        """As JSON, whole or not at all."""
+        """Write the report as JSON, whole or not at all."""
         content = {**asdict(self), "outcome": self.outcome}
         with written_whole(path) as beside:
             beside.write_text(json.dumps(content, indent=1) + "\n")
@@ -128,9 +129,9 @@ def check_place(
     Args:
         place: a datalist (.json), a folder that `find_cases` knows, any other folder, whose DICOM
             series and scans are read one by one, or one file.
-        jobs: scans read at once.
+        jobs: number of scans read at once.
         progress: show a bar on standard error, if that is a terminal.
-        mending: what is mended instead of refused.
+        mending: choice of faults to mend; by default all are refused.
 
     Raises:
         DataError: the datalist or the folder itself is refused, e.g. for missing files.
@@ -176,7 +177,7 @@ def _tasks(place: Path, mending: Mending) -> list[_Task]:
 
 
 def _task(finding: Finding, read: Callable[[], tuple[MetaTensor, MetaTensor | None]]) -> _Task:
-    """Fills the finding in with what `read` gives, or with why it is refused."""
+    """Task that fills the finding with what `read` gives, or with the reason of the refusal."""
 
     def run() -> Finding:
         try:
@@ -205,7 +206,7 @@ def _scan_task(path: Path, mending: Mending) -> _Task:
 
 
 def _tree_tasks(place: Path, optional: bool, mending: Mending) -> list[_Task]:
-    """Of DICOM: series with their SEG or RTSTRUCT, then those without one."""
+    """Tasks of a DICOM tree: series with their SEG or RTSTRUCT, then those without one."""
     try:
         tree = read_tree(place)
     except DataError:
@@ -225,11 +226,9 @@ def _series_task(series: Series, mending: Mending) -> _Task:
     name = str(series)
 
     def read() -> tuple[MetaTensor, None]:
-        try:
+        with about(name):
             image = image_from(read_series(series, mending.resample_uneven))
-            check_image(name, image, series.files[0].parent)
-        except DataError as error:
-            raise DataError(f"{name}: {error}") from error
+            check_image(image, series.files[0].parent)
         return image, None
 
     return _task(Finding(name), read)

@@ -1,7 +1,7 @@
-"""Refusals of scans and labels that would train or evaluate wrongly without a word.
+"""Checks that reject inputs which would otherwise silently corrupt training.
 
-Each refusal is one small function. Messages name the case and its files by path, what was found,
-what was expected and what to do, and never text from a file's header.
+Each check is one small function. Its message names the files by path, what was found, what was
+expected and what to do; it never holds text from a file's header, which may name the patient.
 """
 
 from __future__ import annotations
@@ -24,24 +24,22 @@ from medsam_tune.formats.volume import (
 )
 
 
-def check_image(case_id: str, image: MetaTensor, path: Path) -> None:
+def check_image(image: MetaTensor, path: Path) -> None:
     """Refuse an image that is not one finite 3-D volume with a place in the world.
 
     Args:
-        case_id: for messages.
         image: (C, X, Y, Z), any dtype, as loaded, before orientation.
-        path: the file it came from.
+        path: file that it came from.
 
     Raises:
         DataError: 4-D or several channels, an empty dimension, NaN or Inf, a bad affine.
     """
-    _check_dimensions(case_id, image, path)
-    _check_finite(case_id, image, path)
-    check_affine(case_id, image, path)
+    _check_dimensions(image, path)
+    _check_finite(image, path)
+    check_affine(image, path)
 
 
 def check_pair(
-    case_id: str,
     image: MetaTensor,
     label: MetaTensor,
     labels: Iterable[int],
@@ -51,23 +49,22 @@ def check_pair(
     """Refuse a label that does not lie on its image's grid or has values that are not labels.
 
     Args:
-        case_id: for messages.
         image: (1, X, Y, Z), checked by `check_image`.
         label: (1, X, Y, Z), its affine checked; both in the same orientation, as files may store
             the same grid in different ways.
-        labels: the expected ids; 0 (background) is always allowed.
-        image_path: the image's file.
-        label_path: the label's file.
+        labels: expected ids; 0 (background) is always allowed.
+        image_path: file of the image.
+        label_path: file of the label.
 
     Raises:
         DataError: another shape or affine than the image's, values that are not integers or not
             in `labels`.
     """
-    _check_same_shape(case_id, image, label, image_path, label_path)
-    _check_finite(case_id, label, label_path)
-    _check_same_affine(case_id, image, label, image_path, label_path)
-    _check_integers(case_id, label, label_path)
-    _check_values(case_id, label, labels, label_path)
+    _check_same_shape(image, label, image_path, label_path)
+    _check_finite(label, label_path)
+    _check_same_affine(image, label, image_path, label_path)
+    _check_integers(label, label_path)
+    _check_values(label, labels, label_path)
 
 
 def label_values(label: Tensor) -> list[int]:
@@ -81,89 +78,92 @@ def label_values(label: Tensor) -> list[int]:
     return sorted(found)
 
 
-def _check_dimensions(case_id: str, image: Tensor, path: Path) -> None:
+def _check_dimensions(image: Tensor, path: Path) -> None:
     if image.ndim != 4:
         raise DataError(
-            f"case {case_id}: image has {image.ndim - 1} dimensions, shape {tuple(image.shape[1:])}"
+            f"image has {image.ndim - 1} dimensions, shape {tuple(image.shape[1:])}"
             f" ({path}); expected a 3-D volume."
         )
-    check_not_empty(case_id, image.shape[1:], path)
+    check_not_empty(path, image.shape[1:])
     if image.shape[0] != 1:
         raise DataError(
-            f"case {case_id}: image is 4-D, {image.shape[0]} volumes of {tuple(image.shape[1:])} "
+            f"image is 4-D, {image.shape[0]} volumes of {tuple(image.shape[1:])} "
             f"({path}); expected one 3-D volume. Choose it: mending::volume_index=0."
         )
 
 
-def _check_finite(case_id: str, image: Tensor, path: Path) -> None:
-    finite = torch.isfinite(image.as_tensor() if isinstance(image, MetaTensor) else image)
-    if finite.all():
+def not_finite(image: Tensor) -> Tensor:
+    """Find NaN and infinite voxels: (C, X, Y, Z) any dtype -> bool of the same shape."""
+    return ~torch.isfinite(image.as_tensor() if isinstance(image, MetaTensor) else image)
+
+
+def _check_finite(image: Tensor, path: Path) -> None:
+    found = not_finite(image)
+    if not found.any():
         return
-    bad = (~finite).nonzero()
+    bad = found.nonzero()
     first = tuple(bad[0, 1:].tolist())
     raise DataError(
-        f"case {case_id}: {len(bad)} NaN or infinite voxels, the first at {first} ({path}); "
+        f"{len(bad)} NaN or infinite voxels, the first at {first} ({path}); "
         "expected finite values. Mend the file, or fill them in: mending::fill_nan=-1024."
     )
 
 
-def check_affine(case_id: str, image: MetaTensor, path: Path) -> None:
+def check_affine(image: MetaTensor, path: Path) -> None:
     """Refuse an affine that is singular or not finite."""
     affine = np.asarray(image.affine, dtype=np.float64)
     if np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-9:
         return
     raise DataError(
-        f"case {case_id}: the affine {show_affine(affine)} is singular or not finite ({path}); it "
+        f"the affine {show_affine(affine)} is singular or not finite ({path}); it "
         "must place each voxel in the world. Export the scan again from its source."
     )
 
 
-def _check_same_shape(
-    case_id: str, image: Tensor, label: Tensor, image_path: Path, label_path: Path
-) -> None:
+def _check_same_shape(image: Tensor, label: Tensor, image_path: Path, label_path: Path) -> None:
     found = _shape(label)
     if found == _shape(image):
         return
     raise DataError(
-        f"case {case_id}: label shape {found} differs from image shape {_shape(image)} "
+        f"label shape {found} differs from image shape {_shape(image)} "
         f"({label_path}, {image_path}); they must come from the same scan. "
         "Re-export the label on the image's grid, or choose mending::resample_label=true."
     )
 
 
 def _check_same_affine(
-    case_id: str, image: MetaTensor, label: MetaTensor, image_path: Path, label_path: Path
+    image: MetaTensor, label: MetaTensor, image_path: Path, label_path: Path
 ) -> None:
     expected = np.asarray(image.affine, dtype=np.float64)
     found = np.asarray(label.affine, dtype=np.float64)
     if same_affine(found, expected):
         return
     raise DataError(
-        f"case {case_id}: label affine {show_affine(found)} differs from image affine "
+        f"label affine {show_affine(found)} differs from image affine "
         f"{show_affine(expected)} ({label_path}, {image_path}) by more than "
         f"{POSITION_TOLERANCE} mm or {DIRECTION_TOLERANCE} in direction; they must lie on the same "
         "grid. Re-export the label, or choose mending::resample_label=true."
     )
 
 
-def _check_integers(case_id: str, label: Tensor, path: Path) -> None:
+def _check_integers(label: Tensor, path: Path) -> None:
     values = label.as_tensor() if isinstance(label, MetaTensor) else label
     fractions = values[values != values.round()]
     if len(fractions) == 0:
         return
     raise DataError(
-        f"case {case_id}: label has values that are not integers: {_some(fractions.unique())} "
+        f"label has values that are not integers: {_some(fractions.unique())} "
         f"({path}); expected label ids. If it was resampled, use nearest-neighbour interpolation."
     )
 
 
-def _check_values(case_id: str, label: Tensor, labels: Iterable[int], path: Path) -> None:
+def _check_values(label: Tensor, labels: Iterable[int], path: Path) -> None:
     expected = sorted({0, *labels})
     values = label.as_tensor() if isinstance(label, MetaTensor) else label
     unexpected = [value for value in label_values(values) if value not in expected]
     if unexpected:
         raise DataError(
-            f"case {case_id}: label has the values {_some(unexpected)} ({path}); expected only "
+            f"label has the values {_some(unexpected)} ({path}); expected only "
             f"{', '.join(map(str, expected))}. Add them to the datalist's labels or remove them."
         )
 

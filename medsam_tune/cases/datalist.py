@@ -14,7 +14,9 @@ from typing import Any
 from medsam_tune.errors import DataError, listed
 from medsam_tune.files import read_json, written_whole
 from medsam_tune.formats.open import case_id
-from medsam_tune.slices.intensity import MODALITIES
+
+MODALITIES = ("CT", "MR", "XR", "US")
+"""Known modalities: XR are radiographs in any depth, US ultrasound in 8 bits."""
 
 SUBSETS = ("training", "validation", "test")
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -28,10 +30,10 @@ class Case:
         image: NIfTI, NRRD or MetaImage file, or a folder of DICOM.
         label: label map on the image's grid, a DICOM SEG or RTSTRUCT, a folder with a file for
             each organ, or None.
-        patient: whose scan it is; two scans of one patient stay in one subset.
+        patient: id of the patient; all scans of one patient stay in one subset.
         series: SeriesInstanceUID (or its end) where the folder holds several.
-        name: of the case, where the image's own is not unique or tells who it is.
-        copy: 0 for the scan itself, else which deformed copy of it.
+        name: name of the case, where the image's own is not unique or identifies the patient.
+        copy: 0 for the scan itself, otherwise the number of a deformed copy of it.
 
     Raises:
         DataError: a name that is not safe as a file's.
@@ -54,7 +56,7 @@ class Case:
 
     @property
     def id(self) -> str:
-        """Its name, or the image's without its ending; it names the case everywhere."""
+        """Its name, or the image's without the ending; messages and results use it."""
         return (self.name or case_id(self.image)) + (f"~{self.copy}" if self.copy else "")
 
 
@@ -63,14 +65,14 @@ class Datalist:
     """Scans in three subsets, and what their labels mean.
 
     Attributes:
-        name: of the data set.
-        modality: of `intensity.MODALITIES`: "CT", "MR", "XR" or "US".
+        name: name of the data set.
+        modality: one of `MODALITIES`.
         labels: label id -> name, without the background 0.
-        training: what is learned from.
-        validation: what checkpoints are chosen on.
-        test: held out; read by evaluation only.
-        present: case id -> label ids that it has, of the label maps that had to be read to find
-            the labels; not written.
+        training: cases to learn from.
+        validation: cases to choose checkpoints on.
+        test: held-out cases, which only the evaluation reads.
+        present: case id -> ids of the labels that it has, for label maps that had to be read to
+            find the labels; not written to the file.
     """
 
     name: str
@@ -83,7 +85,7 @@ class Datalist:
 
     @property
     def cases(self) -> list[Case]:
-        """Of all subsets."""
+        """Cases of all subsets."""
         return [case for subset in SUBSETS for case in getattr(self, subset)]
 
     def subset(self, name: str) -> tuple[Case, ...]:
@@ -106,7 +108,7 @@ class Datalist:
 
 
 def with_copies(cases: Sequence[Case], copies: int) -> list[Case]:
-    """Cases, and so many deformed copies of each, see `scans.Deformation`."""
+    """Cases, and so many deformed copies of each, see `training.deformation.Deformation`."""
     return [replace(case, copy=n) for n in range(copies + 1) for case in cases]
 
 
@@ -114,7 +116,7 @@ def write_datalist(datalist: Datalist, path: Path) -> None:
     """Write MONAI's (the Decathlon's) JSON; a file that is there is replaced in one step.
 
     Args:
-        datalist: what to write.
+        datalist: datalist to write.
         path: .json file; files below its folder are written relative to it.
     """
     path = Path(path)
@@ -219,9 +221,9 @@ def cases_from(entries: Any, folder: Path, source: Path) -> tuple[Case, ...]:
     """The entries of one subset; a bare string, as in the Decathlon's `test`, has no label.
 
     Args:
-        entries: of a JSON file.
-        folder: that their paths are relative to.
-        source: the file, for messages.
+        entries: list from a JSON file.
+        folder: folder that their paths are relative to.
+        source: the JSON file, for messages.
 
     Raises:
         DataError: no list, or an entry without an image.
@@ -251,7 +253,7 @@ def known_modality(given: str | None, content: Mapping[str, Any], source: Path) 
     """The modality that is given, or that a JSON file's content speaks of.
 
     Raises:
-        DataError: none, or none of `intensity.MODALITIES`.
+        DataError: none, or none of `MODALITIES`.
     """
     known = ", ".join(MODALITIES)
     if given is not None:
@@ -271,8 +273,8 @@ def named_labels(folder: Path, content: Mapping[str, Any], source: Path) -> dict
     """Label ids and names in either direction: {"1": "spleen"}, or nnU-Net's {"spleen": 1}.
 
     Args:
-        folder: of the data set; its labels.json is read where `content` names no labels.
-        content: of a JSON file.
+        folder: folder of the data set; its labels.json is read where `content` names no labels.
+        content: content of a JSON file.
         source: that file, for messages.
 
     Raises:

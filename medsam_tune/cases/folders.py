@@ -1,8 +1,7 @@
-"""Which scans and labels a folder holds, by its layout, and what the labels mean."""
+"""Cases of a folder, by its layout, and what their labels mean."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ from medsam_tune.cases.datalist import (
     refuse_missing,
     refuse_same_names,
 )
-from medsam_tune.cases.labels.maps import label_kind, label_names, organ_files
-from medsam_tune.errors import DataError, listed
+from medsam_tune.cases.labels.open import open_label
+from medsam_tune.errors import DataError, about, listed, warn
 from medsam_tune.files import read_json
 from medsam_tune.formats.dicom.series import choose_series
 from medsam_tune.formats.dicom.studies import Labelled, Tree, choose_labelled, read_tree
@@ -35,7 +34,7 @@ def find_cases(folder: Path, *, modality: str | None = None) -> Datalist:
             `images/` and `labels/` with files of the same names; or DICOM studies in any layout,
             where each SEG or RTSTRUCT is paired with the series that it refers to. A `labels.json`
             such as `{"1": "spleen"}` names the labels; without it they are read for their values.
-        modality: of `intensity.MODALITIES`; by default what dataset.json or the series say. Of
+        modality: one of `datalist.MODALITIES`; by default what dataset.json or the series say. Of
             DICOM studies, only series of this modality are taken.
 
     Raises:
@@ -58,7 +57,7 @@ def find_cases(folder: Path, *, modality: str | None = None) -> Datalist:
         labelled, modality = choose_labelled(tree, folder, modality)
         unused = len(tree.others) + len(tree.labelled) - len(labelled)
         if unused:
-            warnings.warn(f"{folder}: {unused} series without a label left out.", stacklevel=2)
+            warn(f"{folder}: {unused} series without a label left out.")
         cases, content = studies_cases(labelled), {}
     labels, present = labels_of(folder, cases, content)
     return Datalist(
@@ -79,7 +78,7 @@ def paired_cases(folder: Path) -> tuple[tuple[Case, ...], dict[str, Any]]:
     """The cases of a folder of pairs, and what its dataset.json says, if there is one.
 
     Raises:
-        DataError: see `find_cases`.
+        DataError: as in `find_cases`.
     """
     description = folder / "dataset.json"
     content = read_json(description) if description.is_file() else {}
@@ -117,9 +116,9 @@ def labels_of(
     """Label id -> name: from dataset.json, labels.json, or the label files themselves.
 
     Args:
-        folder: that was searched.
-        cases: found in it.
-        content: of its dataset.json.
+        folder: folder that was searched.
+        cases: cases found in it.
+        content: content of its dataset.json.
 
     Returns:
         the labels; and case id -> label ids, of the label maps that were read for them.
@@ -188,35 +187,44 @@ def _scans(folder: Path) -> Iterator[Path]:
 def _labels_in(
     cases: Iterable[Case], folder: Path
 ) -> tuple[dict[int, str], dict[str, frozenset[int]]]:
-    """Ids and names that the label files speak of; and case id -> ids, of the label maps."""
-    organs: dict[str, str] = {}  # names of an RTSTRUCT are compared without regard to case
+    """Ids and names that the label files speak of; and case id -> ids, where all were read.
+
+    Raises:
+        DataError: a number of two meanings, names beside numbers, or nothing but background.
+    """
+    exact: set[str] = set()  # names without a number
+    folded: dict[str, str] = {}  # of kinds that compare them without regard to case
     found: dict[int, str] = {}
     present: dict[str, frozenset[int]] = {}
     for case in cases:
         if case.label is None:
             continue
-        if case.label.is_dir():
-            organs |= {name: name for name in organ_files(case.label)}
+        with about(f"case {case.id}"):
+            label = open_label(case.label)
+            ids = label.names()
+        if label.names_are_present:
+            present[case.id] = frozenset(ids)
+        if not label.numbered:
+            for name in ids.values():
+                if label.folds_case:
+                    folded.setdefault(name.casefold(), name)
+                else:
+                    exact.add(name)
             continue
-        kind, names = label_kind(case.label), label_names(case.id, case.label)
-        if kind == "RTSTRUCT":
-            for name in names.values():
-                organs.setdefault(name.casefold(), name)
-            continue
-        if kind != "SEG":  # whose segments may be empty
-            present[case.id] = frozenset(names)
-        for number, name in names.items():
+        for number, name in ids.items():
             if found.setdefault(number, name) != name:
                 raise DataError(
                     f"{case.label}: label {number} is {name!r}, in another case {found[number]!r}; "
                     "expected one meaning of a number. Export the labels with equal numbers."
                 )
-    if organs and found:
+    known = {name.casefold() for name in exact}
+    named = exact | {name for key, name in folded.items() if key not in known}
+    if named and found:
         raise DataError(
             f"{folder}: some labels have names only (a file for each organ, or RTSTRUCT), some "
             "have numbers (label maps, or SEG); expected one kind, or a labels.json with both."
         )
-    labels = dict(enumerate(sorted(organs.values()), start=1)) or dict(sorted(found.items()))
+    labels = dict(enumerate(sorted(named), start=1)) or dict(sorted(found.items()))
     if not labels:
         raise DataError(f"{folder}: all label maps are empty; expected values above 0.")
     return labels, present

@@ -1,4 +1,4 @@
-"""One case's files become an image and its label on one grid."""
+"""Load one case: its image, and its label on the same grid."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
-import torch
 from monai.data import MetaTensor
 
-from medsam_tune.cases.checks import check_image
+from medsam_tune.cases.checks import check_image, not_finite
 from medsam_tune.cases.datalist import Case
-from medsam_tune.cases.labels.maps import load_label
-from medsam_tune.errors import DataError
+from medsam_tune.cases.labels.open import open_label
+from medsam_tune.errors import DataError, about
 from medsam_tune.formats.mending import Mending
 from medsam_tune.formats.open import load_image
 
@@ -23,45 +22,45 @@ def load_case(
     """Read and check one scan.
 
     Args:
-        case: the files.
+        case: paths of its files.
         labels: label id -> name that the label may hold besides 0.
-        mending: what is mended instead of refused.
+        mending: choice of faults to mend; by default all are refused.
 
     Returns:
-        image (1, X, Y, Z) float32 in the scanner's unit and label (1, X, Y, Z) int32 or None, both
-        on the grid of the image's file, affines in nibabel's RAS+ millimetres;
-        `meta["original_affine"]` and `meta["spatial_shape"]` are the file's own, `meta["notes"]`
+        Image (1, X, Y, Z) float32 in the scanner's unit, and label (1, X, Y, Z) int32 or None, both
+        on the grid of the image's file; affines in nibabel's RAS+ millimetres.
+        `meta["original_affine"]` and `meta["spatial_shape"]` are the file's own; `meta["notes"]`
         says what was changed.
 
     Raises:
-        DataError: see `load_image`, `check_image` and `load_label`.
+        DataError: a refusal of `load_image`, of `check_image`, or of the label's kind.
     """
     mending = mending or Mending()
-    image = load_image(case.id, case.image, mending, case.series)
-    image = _one_volume(case.id, image, mending.volume_index, case.image)
-    _fill(image, mending.fill_nan)
-    check_image(case.id, image, case.image)
-    if case.label is None:
-        return image, None
-    return image, load_label(case.id, case.label, image, case.image, labels, mending)
+    with about(f"case {case.id}"):
+        image = load_image(case.image, mending, case.series)
+        image = _one_volume(image, mending.volume_index, case.image)
+        _fill(image, mending.fill_nan)
+        check_image(image, case.image)
+        if case.label is None:
+            return image, None
+        return image, open_label(case.label).onto(image, case.image, labels, mending)
 
 
-def _one_volume(case_id: str, image: MetaTensor, index: int | None, path: Path) -> MetaTensor:
+def _one_volume(image: MetaTensor, index: int | None, path: Path) -> MetaTensor:
     if index is None or image.shape[0] == 1:
         return image
     if not 0 <= index < image.shape[0]:
-        raise DataError(
-            f"case {case_id}: no volume {index} ({path}); it has {image.shape[0]}, counted from 0."
-        )
+        raise DataError(f"no volume {index} ({path}); it has {image.shape[0]}, counted from 0.")
     _note(image, f"volume {index} of {image.shape[0]}")
     return cast(MetaTensor, image[index : index + 1])
 
 
 def _fill(image: MetaTensor, value: float | None) -> None:
-    values = image.as_tensor()
-    bad = ~torch.isfinite(values)
-    if value is not None and bad.any():
-        values[bad] = value
+    if value is None:
+        return
+    bad = not_finite(image)
+    if bad.any():
+        image.as_tensor()[bad] = value
         _note(image, f"{int(bad.sum())} NaN or infinite voxels set to {value:g}")
 
 

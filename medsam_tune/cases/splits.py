@@ -1,4 +1,4 @@
-"""Which subset each patient belongs to."""
+"""Splits: which subset each patient belongs to."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dataclasses import replace
 from tqdm import tqdm
 
 from medsam_tune.cases.datalist import Case, Datalist
-from medsam_tune.cases.labels.maps import labels_present
-from medsam_tune.errors import DataError
+from medsam_tune.cases.labels.open import open_label
+from medsam_tune.errors import DataError, about
 
 
 def split_cases(
@@ -27,9 +27,9 @@ def split_cases(
     of the files.
 
     Args:
-        datalist: its present subsets are put together first.
-        fractions: of the patients in training, validation and test; their sum is 1.
-        seed: of the shuffle.
+        datalist: datalist whose present subsets are put together first.
+        fractions: shares of the patients in training, validation and test; their sum is 1.
+        seed: seed of the shuffle.
         present: patient -> label ids, from `labels_of_patients`; rare labels are then shared out
             among the subsets as the patients are.
 
@@ -58,10 +58,10 @@ def fold_cases(
     The fold after the test fold is for validation, the others for training.
 
     Args:
-        datalist: its present subsets are put together first.
+        datalist: datalist whose present subsets are put together first.
         folds: k, at least 3.
-        seed: of the shuffle.
-        present: see `split_cases`.
+        seed: seed of the shuffle.
+        present: patient -> label ids, as in `split_cases`.
 
     Raises:
         DataError: fewer than 3 folds, or fewer patients than folds.
@@ -86,9 +86,9 @@ def few_shots(datalist: Datalist, shots: int, seed: int = 0) -> Datalist:
     With the same seed, the patients of fewer shots are among those of more.
 
     Args:
-        datalist: after the split.
+        datalist: datalist after the split.
         shots: patients kept, at least 1.
-        seed: of the choice.
+        seed: seed of the choice.
 
     Raises:
         DataError: no shot, or more shots than training patients.
@@ -109,8 +109,8 @@ def labels_of_patients(datalist: Datalist, jobs: int = 2) -> dict[str, set[int]]
     """Which labels each patient has; reads every label map that `datalist.present` lacks.
 
     Args:
-        datalist: cases of all subsets.
-        jobs: files read at once.
+        datalist: datalist with the cases of all subsets.
+        jobs: number of files read at once.
 
     Raises:
         DataError: a label map that cannot be read.
@@ -120,7 +120,8 @@ def labels_of_patients(datalist: Datalist, jobs: int = 2) -> dict[str, set[int]]
     def read(case: Case) -> Collection[int]:
         if case.id in datalist.present:
             return datalist.present[case.id]
-        return labels_present(case.id, case.label, datalist.labels) if case.label else set()
+        with about(f"case {case.id}"):
+            return open_label(case.label).present(datalist.labels) if case.label else set()
 
     present: dict[str, set[int]] = {case.patient: set() for case in cases}
     with ThreadPoolExecutor(jobs) as pool:

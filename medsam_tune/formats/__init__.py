@@ -1,1 +1,1 @@
-"""One file reads and writes one format."""
+"""File formats of scans and label maps: one file reads and writes one format."""

@@ -1,4 +1,4 @@
-"""What a reader may mend in a file that is not as it should be."""
+"""Faults of a scan's file that may be mended instead of refused."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True)
 class Mending:
-    """Faults that are mended instead of refused: chosen in YAML, recorded, used at prediction.
+    """Choice of faults to mend; it is made in YAML, recorded, and used at prediction.
 
     Attributes:
         fill_nan: value for NaN and infinite voxels; None refuses them.
-        volume_index: which volume of a 4-D file; None refuses those.
-        resample_uneven: interpolate DICOM series with uneven or tilted slices; else refused.
-        resample_label: bring a label of another grid onto its image's, nearest voxel; else refused.
+        volume_index: number of the volume to take from a 4-D file, from 0; None refuses 4-D files.
+        resample_uneven: interpolate DICOM series with uneven or tilted slices onto an even grid.
+        resample_label: bring a label of another grid onto its image's, by the nearest voxel.
         strict: refuse a NIfTI file without qform and sform, whose orientation is a guess.
     """
 

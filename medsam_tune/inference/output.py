@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-import numpy as np
 from ignite.engine import Engine, Events
 from torch import Tensor
 
 from medsam_tune.errors import DataError
-from medsam_tune.files import written_whole
+from medsam_tune.formats import nifti
 from medsam_tune.slices.frames import ScanGrid
 
 
@@ -48,10 +46,5 @@ def write_mask(labels: Tensor, grid: ScanGrid, path: str | Path) -> Path:
     path = Path(path)
     if not path.name.endswith((".nii", ".nii.gz")):
         raise DataError(f"{path}: expected a name that ends in .nii or .nii.gz.")
-    array = grid.to_file(labels)
-    dtype = np.uint8 if array.max(initial=0) < 256 else np.int16
-    image = nib.Nifti1Image(array.astype(dtype), grid.affine)
-    image.header.set_xyzt_units("mm")
-    with written_whole(path) as beside:
-        nib.save(image, beside)
+    nifti.write(path, grid.to_file(labels), grid.affine)
     return path

@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from medsam_tune.cases.datalist import Case
-from medsam_tune.errors import DataError
+from medsam_tune.errors import DataError, about
 from medsam_tune.formats.open import read_grid
 from medsam_tune.formats.volume import check_memory
 from medsam_tune.slices.store import SliceStore
@@ -84,8 +84,9 @@ def estimate(store: SliceStore, cases: Sequence[Case], progress: bool = True) ->
         if store.find(case) is not None:
             there += 1
             continue
-        grid = read_grid(case.id, case.image, case.series)
-        check_memory(f"case {case.id}: {case.image}", grid.shape)
+        with about(f"case {case.id}"):
+            grid = read_grid(case.image, case.series)
+            check_memory(case.image, grid.shape)
         size = store.rules.grid(grid.shape, grid.affine).size
         slices += size[2]
         voxels = math.prod(size)

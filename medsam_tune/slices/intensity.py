@@ -206,13 +206,13 @@ _KINDS: Mapping[str, Callable[..., Intensity]] = {
     "percentiles": Percentiles,
     "z_score": ZScore,
 }
-MODALITIES: Mapping[str, Callable[[], Intensity]] = {
+USUAL: Mapping[str, Callable[[], Intensity]] = {
     "CT": lambda: WINDOWS["abdomen"],
     "MR": Percentiles,
     "XR": Percentiles,
     "US": lambda: Window(127.5, 255),
 }
-"""Modality -> its usual rule: XR are radiographs in any depth, US ultrasound in 8 bits."""
+"""Modality, one of `datalist.MODALITIES` -> its usual rule."""
 
 
 def for_modality(modality: str) -> Intensity:
@@ -224,11 +224,9 @@ def for_modality(modality: str) -> Intensity:
     Raises:
         DataError: another modality.
     """
-    if modality not in MODALITIES:
-        raise DataError(
-            f"no intensity rule for modality {modality!r}; known: {', '.join(MODALITIES)}."
-        )
-    return MODALITIES[modality]()
+    if modality not in USUAL:
+        raise DataError(f"no intensity rule for modality {modality!r}; known: {', '.join(USUAL)}.")
+    return USUAL[modality]()
 
 
 def intensity_from(description: Mapping[str, object]) -> Intensity:

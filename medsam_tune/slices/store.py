@@ -32,7 +32,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from medsam_tune.cases.datalist import Case
 from medsam_tune.cases.load import load_case
-from medsam_tune.errors import DataError
+from medsam_tune.errors import DataError, about
 from medsam_tune.formats.mending import Mending
 from medsam_tune.formats.open import files_of
 from medsam_tune.slices.cut import cut, cut_label, grid_of, turned
@@ -102,20 +102,21 @@ class PreparedCase:
         return self._read("truth", slice(None)) if self.has_truth else self.label()
 
     def _read(self, name: str, where: int | slice) -> NDArray[Any]:
-        array = self._array(name)
-        try:
-            (self.path / _FILES).stat()  # zarr takes an array without its file for zeros
-            return np.asarray(array[where])
-        except (OSError, ValueError, RuntimeError) as error:
-            raise DataError(
-                f"case {self.id}: {self.path / name} cannot be read any more ({error}). Delete "
-                f"{self.path} and start again; it is made anew."
-            ) from error
+        with about(f"case {self.id}"):
+            array = self._array(name)
+            try:
+                (self.path / _FILES).stat()  # zarr takes an array without its file for zeros
+                return np.asarray(array[where])
+            except (OSError, ValueError, RuntimeError) as error:
+                raise DataError(
+                    f"{self.path / name} cannot be read any more ({error}). Delete {self.path} and "
+                    "start again; it is made anew."
+                ) from error
 
     def _array(self, name: str) -> Any:
         if name not in self._arrays:
             if name == "label" and not self.has_label:
-                raise DataError(f"case {self.id}: has no label; expected one in the datalist.")
+                raise DataError("has no label; expected one in the datalist.")
             self._arrays[name] = zarr.open_array(self.path / name, mode="r")
         return self._arrays[name]
 

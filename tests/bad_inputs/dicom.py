@@ -13,7 +13,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import EnhancedMRImageStorage, ExplicitVRLittleEndian, HTJ2KLossless, generate_uid
 
 from medsam_tune.cases.datalist import Case
-from medsam_tune.formats.dicom.stack import AIR
+from medsam_tune.formats.dicom.pixels import AIR
 from tests.bad_inputs.calls import Pair, load, monai, same_in_world
 from tests.bad_inputs.table import BadInput
 from tests.dicom_series import COUNT, SIZE, SPACING, STEP, stored, write_series

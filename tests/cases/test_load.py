@@ -1,61 +1,81 @@
-"""Cases are loaded as their files have them, and mended on request."""
+"""One case from its files."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
 from medsam_tune.cases.datalist import Case
+from medsam_tune.cases.load import load_case
 from medsam_tune.errors import DataError
 from medsam_tune.formats.mending import Mending
-from tests.scans import LABELS, SHAPE, load_turned, small_scan, write_nifti
+from medsam_tune.formats.open import load_image
+from tests.conftest import REAL_DATA
+from tests.scans import LABELS, SHAPE, load_turned, small_scan
 
 
-def test_nan_is_filled_on_request(tmp_path: Path) -> None:
-    values = small_scan()[0]
-    values[1, 2, 3], values[0, 0, 0] = np.nan, np.inf
-    case = Case(write_nifti(tmp_path / "a.nii", values), None, "")
-    with pytest.raises(DataError, match=r"2 NaN or infinite voxels.*mending::fill_nan"):
-        load_turned(case, {})
-    image, _ = load_turned(case, {}, Mending(fill_nan=-5))
-    assert (image == -5).sum() == 2
-    assert image.meta["notes"] == ["2 NaN or infinite voxels set to -5"]
+def test_sound_case_is_loaded_in_lps(make_case):
+    case = make_case()
+    image, label = load_turned(case, LABELS)
+    array, ids = small_scan()
+    assert image.dtype == torch.float32
+    assert label.dtype == torch.int32
+    np.testing.assert_array_equal(image[0].numpy(), array[::-1, ::-1])  # RAS file -> LPS
+    np.testing.assert_array_equal(label[0].numpy(), ids[::-1, ::-1])
+    np.testing.assert_allclose(image.affine[:3, :3], np.diag([-2.0, -3, 4]))
+    np.testing.assert_allclose(image.meta["original_affine"], np.diag([2.0, 3, 4, 1]))
+    assert list(image.meta["spatial_shape"]) == list(SHAPE)
 
 
-def test_a_volume_of_a_4d_file_is_chosen(tmp_path: Path) -> None:
-    values = np.stack([small_scan(seed)[0] for seed in range(3)], -1)
-    case = Case(write_nifti(tmp_path / "a.nii", values), None, "")
-    with pytest.raises(DataError, match=r"4-D, 3 volumes.*mending::volume_index=0"):
-        load_turned(case, {})
-    image, _ = load_turned(case, {}, Mending(volume_index=2))
-    assert tuple(image.shape) == (1, *SHAPE)
-    np.testing.assert_array_equal(image.numpy()[0, ::-1, ::-1], values[..., 2])
-    with pytest.raises(DataError, match=r"no volume 3 .*it has 3, counted from 0"):
-        load_turned(case, {}, Mending(volume_index=3))
+def test_missing_file(tmp_path):
+    with pytest.raises(DataError, match=r"^no such file: .*a\.nii\.gz\. Correct the path"):
+        load_image(tmp_path / "a.nii.gz")
 
 
-def test_label_of_another_grid_is_resampled_on_request(tmp_path: Path) -> None:
-    image, label = small_scan()
-    coarse = label[::2, ::2, ::2]
-    affine = np.diag([4.0, 6.0, 8.0, 1.0])
-    case = Case(
-        write_nifti(tmp_path / "a.nii", image), write_nifti(tmp_path / "b.nii", coarse, affine), ""
-    )
-    with pytest.raises(DataError, match="mending::resample_label=true"):
-        load_turned(case, LABELS)
-    scan, found = load_turned(case, LABELS, Mending(resample_label=True))
-    assert found is not None
-    np.testing.assert_allclose(found.affine, scan.affine)
-    array = found.numpy()[0, ::-1, ::-1]
-    np.testing.assert_array_equal(array[::2, ::2, ::2], coarse)  # where the grids meet
-    assert set(np.unique(array)) == {0, 1, 2}
+def test_gzip_truncated_in_the_header(make_case):
+    case = make_case()
+    case.label.write_bytes(case.label.read_bytes()[:60])
+    with pytest.raises(DataError, match=f"^case case_017: cannot read {case.label}: "):
+        load_case(case, LABELS)
 
 
-def test_guessed_orientation_is_refused_when_strict(tmp_path: Path) -> None:
-    nib.save(nib.Nifti1Image(small_scan()[0], None), tmp_path / "a.nii")
-    case = Case(tmp_path / "a.nii", None, "")
-    with pytest.raises(DataError, match=r"orientation is a guess. Export"):
-        load_turned(case, {}, Mending(strict=True))
+def test_bad_voxels_are_filled_where_asked(make_case):
+    image, _ = small_scan()
+    image[1, 2, 3], image[4, 5, 3] = np.nan, np.inf
+    found, _ = load_turned(make_case(image=image), LABELS, Mending(fill_nan=-1024))
+    image[1, 2, 3] = image[4, 5, 3] = -1024
+    np.testing.assert_array_equal(found[0].numpy(), image[::-1, ::-1])
+    assert found.meta["notes"] == ["2 NaN or infinite voxels set to -1024"]
+
+
+def test_one_volume_of_several(make_case):
+    image, _ = small_scan()
+    case = make_case(image=np.stack([image, image + 1, image + 2], -1))
+    found, _ = load_turned(case, LABELS, Mending(volume_index=1))
+    np.testing.assert_array_equal(found[0].numpy(), image[::-1, ::-1] + 1)
+    assert found.meta["notes"] == ["volume 1 of 3"]
+    with pytest.raises(DataError, match=r"no volume 3 \(.*\); it has 3, counted from 0"):
+        load_turned(case, LABELS, Mending(volume_index=3))
+
+
+def test_label_of_another_grid_is_resampled_where_asked(make_case):
+    half = np.diag([1.0, 1.5, 4, 1])
+    half[:2, 3] = -0.5, -0.75
+    label = small_scan()[1].repeat(2, 0).repeat(2, 1)
+    case = make_case(label=label, affine=np.diag([2.0, 3, 4, 1]), label_affine=half)
+    image, found = load_turned(case, LABELS, Mending(resample_label=True))
+    np.testing.assert_array_equal(found[0].numpy(), small_scan()[1][::-1, ::-1])
+    np.testing.assert_allclose(found.affine, image.affine)
+
+
+def test_liver_lies_under_its_label():
+    """The label's rows run the other way in storage; by array index it would be at -75 HU."""
+    folder = REAL_DATA / "totalseg"
+    if not folder.is_dir():
+        pytest.skip("real scans are not here: totalseg beside the repository")
+    case = Case(folder / "example_ct_dicom", folder / "example_seg_dicom.nii.gz", "p")
+    image, label = load_turned(case, {i: str(i) for i in range(1, 118)})
+    liver = image[label == 5]
+    assert float(liver.mean()) == pytest.approx(89, abs=1)
+    assert float(liver.std()) == pytest.approx(22, abs=1)

@@ -11,7 +11,7 @@ from medsam_tune.cases.datalist import SUBSETS, Case, Datalist
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.splits import few_shots, fold_cases, labels_of_patients, split_cases
 from medsam_tune.errors import DataError
-from medsam_tune.formats.open import load_image
+from medsam_tune.formats.open import case_id, load_image
 from tests.scans import listed, plain_folder, write_nifti
 
 
@@ -131,9 +131,9 @@ def test_labels_of_patients_are_read(tmp_path):
 def test_each_label_map_is_read_once(tmp_path, monkeypatch):
     read: list[str] = []
 
-    def counted(case: str, path: Path) -> MetaTensor:
-        read.append(case)
-        return load_image(case, path)
+    def counted(path: Path) -> MetaTensor:
+        read.append(case_id(path))
+        return load_image(path)
 
     monkeypatch.setattr("medsam_tune.cases.labels.maps.load_image", counted)
     data = find_cases(plain_folder(tmp_path, ["a", "b"]), modality="CT")

@@ -1,1 +1,1 @@
-"""Label maps: one file for each kind."""
+"""Labels of scans: one file for each kind."""

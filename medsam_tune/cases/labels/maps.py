@@ -1,231 +1,62 @@
-"""Label maps on their image's grid.
-
-Sources: a file, a DICOM SEG or RTSTRUCT, or a folder with a file for each organ.
-"""
+"""Label maps: one file, whose values are the ids."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import ClassVar, cast
 
-import nibabel as nib
-import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Orientation, ResampleToMatch
-from numpy.typing import NDArray
 
-from medsam_tune.cases.checks import check_affine, check_pair, label_values
+from medsam_tune.cases.checks import check_pair, label_values
+from medsam_tune.cases.labels.grid import placed
 from medsam_tune.errors import DataError
-from medsam_tune.formats.dicom.references import check_references
-from medsam_tune.formats.dicom.rtstruct import named_regions, organ_regions, rasterise
-from medsam_tune.formats.dicom.series import import_highdicom, object_kind, without_warnings
-from medsam_tune.formats.dicom.stack import from_highdicom
 from medsam_tune.formats.mending import Mending
-from medsam_tune.formats.open import ENDINGS, case_id, image_from, load_image
-from medsam_tune.formats.volume import DIRECTION_TOLERANCE, POSITION_TOLERANCE, same_affine
+from medsam_tune.formats.open import load_image
 
 
-def load_label(
-    case: str,
-    path: Path,
-    image: MetaTensor,
-    image_path: Path,
-    labels: Mapping[int, str],
-    mending: Mending | None = None,
-) -> MetaTensor:
-    """A label map on the grid of its image.
+@dataclass(frozen=True)
+class LabelMap:
+    """A label map in any format that `load_image` reads; see `LabelFile`.
 
-    Args:
-        case: id, for messages.
-        path: a file that `load_image` reads; a DICOM SEG, whose segment numbers are the ids; a
-            DICOM RTSTRUCT, whose ROIs have the labels' names; or a folder with a file for each
-            organ, named after it, where all above 0 is that organ.
-        image: (1, X, Y, Z), in the orientation that the label shall have.
-        image_path: for messages.
-        labels: label id -> name.
-        mending: whether a label of another grid is resampled.
-
-    Returns:
-        (1, X, Y, Z) int32, of the image's affine.
-
-    Raises:
-        DataError: a label that does not lie on the image's grid, or was drawn in another frame of
-            reference; values that are no ids, organs that overlap, an organ without an id. ROIs of
-            an RTSTRUCT that `labels` does not name are left out, which `meta["notes"]` says.
+    Attributes:
+        path: the file, or a folder of DICOM images.
     """
-    resample = bool(mending and mending.resample_label)
-    if path.is_dir():
-        return _merged(case, path, image, image_path, labels, resample)
-    kind = label_kind(path)
-    if kind == "RTSTRUCT":
-        check_references(case, image, path)
-        return rasterise(case, path, image, labels)
-    if kind == "SEG":
-        label = _placed(case, read_segmentation(path), path, image, resample)
-        label = _on_grid(case, path, label, image)
-        check_references(case, image, path)
-    else:
-        label = _placed(case, load_image(case, path), path, image, resample)
-    check_pair(case, image, label, labels, image_path, path)
-    return cast(MetaTensor, label.to(torch.int32))
 
+    path: Path
+    numbered: ClassVar[bool] = True
+    folds_case: ClassVar[bool] = False
+    names_are_present: ClassVar[bool] = True
 
-def labels_present(case: str, path: Path, labels: Mapping[int, str]) -> set[int]:
-    """Which of the labels a label file, SEG or folder of organs has a voxel of.
+    def names(self) -> dict[int, str]:
+        """Every value above 0, named "label 1", "label 2", ...
 
-    Of an RTSTRUCT, which it has a contour of.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    if path.is_dir():
-        ids = {name: i for i, name in labels.items()}
-        organs = {name: load_image(case, file) for name, file in organ_files(path).items()}
-        return {ids[name] for name, organ in organs.items() if name in ids and organ.max() > 0}
-    kind = label_kind(path)
-    if kind == "RTSTRUCT":
-        return set(named_regions(case, path, labels)[0])
-    label = read_segmentation(path) if kind == "SEG" else load_image(case, path)
-    return set(label_values(label.as_tensor())) & set(labels)
-
-
-def label_names(case: str, path: Path) -> dict[int, str]:
-    """Ids in a label file and their names, as far as it says.
-
-    Of an RTSTRUCT the numbers and names of its ROIs, but the body's outline and the couch.
-
-    Raises:
-        DataError: it cannot be read, or holds values that are no ids.
-    """
-    kind = label_kind(path)
-    if kind == "RTSTRUCT":
-        return {region.number: region.name for region in organ_regions(path)}
-    if kind == "SEG":
-        segments = _open_segmentation(path)
-        numbers = [int(n) for n in segments.segment_numbers if n]
-        return {n: str(segments.get_segment_description(n).segment_label) for n in numbers}
-    values = load_image(case, path).as_tensor()
-    odd = values[(values != values.round()) | (values < 0)]
-    if len(odd):
-        raise DataError(
-            f"case {case}: label map holds values that are no ids: {odd.unique()[:10].tolist()} "
-            f"({path}); expected 0, 1, 2, ... Export it again."
-        )
-    return {value: f"label {value}" for value in label_values(values) if value}
-
-
-def label_kind(path: Path) -> str:
-    """Modality of a DICOM file, "SEG" or "RTSTRUCT"; empty for other files and for folders."""
-    if not path.is_file() or path.name.lower().endswith(ENDINGS):
-        return ""
-    return object_kind(path)
-
-
-def read_segmentation(path: Path) -> MetaTensor:
-    """A DICOM SEG as (1, I, J, K) float32 segment numbers, affine in RAS+ millimetres.
-
-    Raises:
-        DataError: highdicom is not installed, segments overlap, or the file is damaged.
-    """
-    segments = _open_segmentation(path)
-    try:
-        with without_warnings():
-            volume = segments.get_volume(combine_segments=True)
-    except RuntimeError as error:
-        raise DataError(
-            f"{path}: its segments cannot be one label map ({error}); expected each voxel in one "
-            "segment. Export each organ as a file of its own."
-        ) from error
-    return image_from(from_highdicom(volume))
-
-
-def _open_segmentation(path: Path) -> Any:
-    highdicom = import_highdicom(path, "a DICOM SEG")
-    try:
-        with without_warnings():
-            return highdicom.seg.segread(path)
-    except Exception as error:
-        raise DataError(
-            f"{path}: cannot read this DICOM SEG ({type(error).__name__}). Export it again."
-        ) from error
-
-
-def _placed(
-    case: str, label: MetaTensor, path: Path, image: MetaTensor, resample: bool
-) -> MetaTensor:
-    """In the image's orientation; on its grid as well, where the label's is another and may be."""
-    check_affine(case, label, path)
-    axes = nib.orientations.aff2axcodes(_affine(image))
-    label = cast(MetaTensor, Orientation(axcodes=axes, labels=None)(label))
-    same = label.shape[1:] == image.shape[1:] and same_affine(_affine(label), _affine(image))
-    if same or not resample:
-        return label
-    onto = ResampleToMatch(mode="nearest", padding_mode="zeros", dtype=np.float64)
-    return cast(MetaTensor, onto(label, image))
-
-
-def _on_grid(case: str, path: Path, label: MetaTensor, image: MetaTensor) -> MetaTensor:
-    """A part of the image's grid, as a SEG that leaves empty slices out, filled up to all of it."""
-    step = np.linalg.inv(_affine(image)) @ _affine(label)
-    start = np.round(step[:3, 3]).astype(int)
-    spacing = np.linalg.norm(_affine(image)[:3, :3], axis=0)
-    turned = np.abs(step[:3, :3] - np.eye(3)).max() > DIRECTION_TOLERANCE
-    beside = (np.abs(step[:3, 3] - start) * spacing).max() > 10 * POSITION_TOLERANCE
-    stop = start + label.shape[1:]
-    if turned or beside or (start < 0).any() or (stop > image.shape[1:]).any():
-        raise DataError(
-            f"case {case}: the segmentation's grid is no part of the image's ({path}); they must "
-            "come from the same series. Choose the segmentation of this series."
-        )
-    filled = torch.zeros_like(image.as_tensor())
-    filled[(slice(None), *map(slice, start, stop))] = label.as_tensor()
-    return MetaTensor(filled, meta=dict(image.meta))
-
-
-def _affine(image: MetaTensor) -> NDArray[np.float64]:
-    return np.asarray(image.affine, dtype=np.float64)
-
-
-def organ_files(folder: Path) -> dict[str, Path]:
-    """Organ -> file of a folder.
-
-    Raises:
-        DataError: there is none.
-    """
-    files = [path for path in sorted(folder.iterdir()) if path.name.lower().endswith(ENDINGS)]
-    if not files:
-        raise DataError(
-            f"{folder}: no label map in it; expected a file for each organ, e.g. liver.nii.gz."
-        )
-    return {case_id(path): path for path in files}
-
-
-def _merged(
-    case: str,
-    folder: Path,
-    image: MetaTensor,
-    image_path: Path,
-    labels: Mapping[int, str],
-    resample: bool,
-) -> MetaTensor:
-    ids = {name: i for i, name in labels.items()}
-    merged = torch.zeros(image.shape, dtype=torch.int32)
-    for name, path in organ_files(folder).items():
-        if name not in ids:
+        Raises:
+            DataError: values that are no ids.
+        """
+        values = load_image(self.path).as_tensor()
+        no_ids = values[(values != values.round()) | (values < 0)]
+        if len(no_ids):
             raise DataError(
-                f"case {case}: {path} is of no label that the datalist names; known: "
-                f"{', '.join(ids)}. Rename or remove the file."
+                f"label map holds values that are no ids: {no_ids.unique()[:10].tolist()} "
+                f"({self.path}); expected 0, 1, 2, ... Export it again."
             )
-        organ = _placed(case, load_image(case, path), path, image, resample)
-        check_pair(case, image, organ, label_values(organ.as_tensor()), image_path, path)
-        inside = organ.as_tensor() > 0
-        twice = int((inside & (merged > 0)).sum())
-        if twice:
-            raise DataError(
-                f"case {case}: {twice} voxels of {path} are in another organ's file as well; "
-                "expected each voxel in one. Correct the label maps."
-            )
-        merged[inside] = ids[name]
-    return MetaTensor(merged, meta=dict(image.meta))
+        return {value: f"label {value}" for value in label_values(values) if value}
+
+    def present(self, labels: Mapping[int, str]) -> set[int]:
+        """Labels that have a voxel."""
+        return set(label_values(load_image(self.path).as_tensor())) & set(labels)
+
+    def onto(
+        self, image: MetaTensor, image_path: Path, labels: Mapping[int, str], mending: Mending
+    ) -> MetaTensor:
+        """See `LabelFile.onto`.
+
+        Raises:
+            DataError: it does not lie on the image's grid, or has values that `labels` lacks.
+        """
+        label = placed(load_image(self.path), self.path, image, mending.resample_label)
+        check_pair(image, label, labels, image_path, self.path)
+        return cast(MetaTensor, label.to(torch.int32))

@@ -1,4 +1,4 @@
-"""What a DICOM SEG or RTSTRUCT says it was drawn on, held against the image it is used with."""
+"""References of a DICOM SEG or RTSTRUCT: on which images it was drawn."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from monai.data import MetaTensor
 
 from medsam_tune.errors import DataError
-from medsam_tune.formats.dicom.series import read_header
+from medsam_tune.formats.dicom.headers import read_header
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class References:
 
 
 def references(path: Path) -> References:
-    """What a DICOM SEG or RTSTRUCT refers to.
+    """Read what a DICOM SEG or RTSTRUCT refers to.
 
     Args:
-        path: of the object.
+        path: file of the object.
 
     Raises:
         DataError: its header cannot be read.
@@ -59,16 +59,15 @@ def _series(header: Any) -> Iterator[Any]:
             yield from study.get("RTReferencedSeriesSequence") or ()
 
 
-def check_references(case: str, image: MetaTensor, path: Path) -> None:
+def check_references(image: MetaTensor, path: Path) -> None:
     """Refuse a label object whose positions are in another coordinate system than the image's.
 
-    Nothing is refused where either side does not say, as an image that became a NIfTI file. A label
-    of another series in the same frame of reference is accepted: its positions mean the same.
+    A label is accepted if it or the image does not say, e.g. after conversion to NIfTI. A label of
+    another series in the same frame of reference is accepted too: its positions mean the same.
 
     Args:
-        case: id, for messages.
-        image: from `load_image`, which notes the series and its frame of reference.
-        path: of the DICOM SEG or RTSTRUCT.
+        image: result of `load_image`, whose meta has the series and its frame of reference.
+        path: file of the DICOM SEG or RTSTRUCT.
 
     Raises:
         DataError: another frame of reference, or another series where no frame is known.
@@ -79,13 +78,13 @@ def check_references(case: str, image: MetaTensor, path: Path) -> None:
         if frame == said.frame:
             return
         raise DataError(
-            f"case {case}: the label's frame of reference is {said.frame}, the image's {frame} "
+            f"the label's frame of reference is {said.frame}, the image's {frame} "
             f"({path}); positions in one mean nothing in the other. Choose the label that was "
             "drawn on this series."
         )
     if series and said.series and series not in said.series:
         raise DataError(
-            f"case {case}: the label was drawn on series {', '.join(said.series)}, the image is "
+            f"the label was drawn on series {', '.join(said.series)}, the image is "
             f"{series} ({path}), and nothing says that they share a frame of reference. Choose "
             "the label that was drawn on this series."
         )

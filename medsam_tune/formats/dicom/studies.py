@@ -1,7 +1,7 @@
 """Trees of DICOM studies: which SEG or RTSTRUCT belongs to which series of images.
 
-Folders may be laid out in any way, and named after patients: pairs are found by the UIDs that the
-label objects refer to, and cases get names that tell nothing.
+Folders may have any layout and may be named after patients. Pairs are therefore found by the UIDs
+that the label objects refer to, and the names of cases do not identify the patient.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class Labelled:
     """A series and the one label object that was drawn on it.
 
     Attributes:
-        series: of images.
+        series: series of images.
         label: SEG or RTSTRUCT file.
-        folder: the smallest that holds all of the series.
-        alone: whether no other series lies in that folder.
+        folder: smallest folder that holds all files of the series.
+        alone: True if no other series lies in that folder.
     """
 
     series: Series
@@ -38,7 +38,7 @@ class Labelled:
 
     @property
     def name(self) -> str:
-        """For the case: 8 hexadecimal digits of the patient, 8 of the series."""
+        """Name for the case: 8 hexadecimal digits of the patient, 8 of the series."""
         return f"{self.patient[:8]}-{hashlib.sha256(self.series.uid.encode()).hexdigest()[:8]}"
 
     @property
@@ -54,7 +54,7 @@ class Tree:
     Attributes:
         labelled: series with a label.
         others: series without one, or with several.
-        problems: label that cannot be paired -> what is wrong with it.
+        problems: label that cannot be paired -> the reason.
     """
 
     labelled: tuple[Labelled, ...]
@@ -109,8 +109,8 @@ def choose_labelled(
     """The labelled series of one modality, and which it is.
 
     Args:
-        tree: from `read_tree`.
-        folder: for messages.
+        tree: result of `read_tree`.
+        folder: folder of the tree, for messages.
         modality: "CT" or "MR"; None for the only one there is.
 
     Raises:

@@ -16,13 +16,11 @@ from medsam_tune.cases.datalist import Case, read_datalist, write_datalist
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.splits import labels_of_patients, split_cases
 from medsam_tune.errors import DataError
-from medsam_tune.formats.dicom.series import choose_series
-from tests.cases.test_labels import masks, write_seg
-from tests.cases.test_rtstruct import box, placed
 from tests.conftest import REAL_DATA
-from tests.dicom_series import stored, write_series
+from tests.dicom_series import write_series
 from tests.scans import load_turned
-from tests.structure_set import write_structure_set
+from tests.segmentation import masks, write_seg
+from tests.structure_set import box, placed, write_structure_set
 
 
 def drawn(path: Path, series: Path, **options) -> Path:
@@ -150,12 +148,6 @@ def test_names_of_cases(tmp_path):
     for name in ("../a", "", ".a", "a b", "a/b", "x" * 65):
         with pytest.raises(DataError, match=r"the case's name is .*; expected up to 64 letters"):
             Case(tmp_path / "a.nii.gz", None, "p", name=name)
-
-
-def test_a_whole_uid_is_no_end_of_another(tmp_path):
-    write_series(tmp_path / "a", uid="1.2.3.4")
-    write_series(tmp_path / "b", uid="9.1.2.3.4", count=3)
-    assert len(choose_series(tmp_path, "1.2.3.4").files) == len(stored())
 
 
 def test_real_trees(tmp_path):

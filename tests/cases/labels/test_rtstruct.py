@@ -3,45 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
-from matplotlib.path import Path as Outline
 
 from medsam_tune.cases.datalist import Case
 from medsam_tune.cases.folders import find_cases
-from medsam_tune.cases.labels.maps import label_kind, label_names
+from medsam_tune.cases.labels.open import open_label
 from medsam_tune.cases.splits import labels_of_patients
 from medsam_tune.errors import DataError
-from medsam_tune.formats.dicom.rtstruct import _fill, read_regions
-from tests.conftest import REAL_DATA
+from medsam_tune.formats.dicom.rtstruct import read_regions
+from medsam_tune.formats.open import dicom_modality
 from tests.dicom_series import COUNT, SIZE, SPACING, STEP, stored, write_series
 from tests.scans import load_turned, write_nifti
-from tests.structure_set import write_structure_set
-
-NAMES = {1: "liver", 2: "spleen"}
-
-
-def placed(points: Sequence[Sequence[float]], k: int) -> np.ndarray:
-    """Pixels (N, 2) of slice k of `write_series` as (N, 3) LPS millimetres."""
-    x, y = np.asarray(points, dtype=float).T
-    z = np.full(len(x), -50.0 + STEP * k)
-    return np.stack([-3.0 + SPACING[0] * x, 4.0 + SPACING[1] * y, z], axis=1)
-
-
-def box(left: float, top: float, right: float, bottom: float) -> list[list[float]]:
-    return [[left, top], [right, top], [right, bottom], [left, bottom]]
-
-
-def filled(*contours: Sequence[Sequence[float]], size: tuple[int, int] = SIZE) -> np.ndarray:
-    """(W, H) with 1 inside, 2 on an edge."""
-    plane = np.zeros(size, int)
-    window, inside, edge = _fill([np.asarray(one, float) for one in contours], size)
-    plane[window] = inside + 2 * edge
-    return plane
+from tests.segmentation import NAMES
+from tests.structure_set import box, placed, write_structure_set
 
 
 def refusal(case: Case, labels: dict[int, str] = NAMES) -> str:
@@ -103,52 +81,17 @@ def test_oblique_series(tmp_path):
     assert sorted(inside) == sorted(stored()[2:4, 3:8, 2:7].ravel() - 1000.0)
 
 
-def test_holes_and_keyholes():
-    outer, inner = box(0.5, 0.5, 9.5, 9.5), box(3.5, 3.5, 6.5, 6.5)
-    expected = np.zeros(SIZE, int)
-    expected[1:10, 1:10] = 1
-    expected[4:7, 4:7] = 0
-    np.testing.assert_array_equal(filled(outer, inner), expected)
-    np.testing.assert_array_equal(filled(outer, inner[::-1]), expected)
-    keyhole = [*outer, outer[0], *inner, inner[0]]  # and back to the first point
-    np.testing.assert_array_equal(filled(keyhole) > 0, expected > 0)
-    channel_on_centres = [[0.5, 2], [3.5, 4], *inner[3:0:-1], [3.5, 3.5], [3.5, 4], [0.5, 2]]
-    walked = [*outer, outer[0], *channel_on_centres, outer[0]]
-    np.testing.assert_array_equal(filled(walked) > 0, expected > 0)
-
-
-def test_a_closed_rule_on_centres():
-    """Contours that tools trace through the outermost voxels' centres give these back."""
-    plane = filled(box(2, 3, 5, 7))
-    expected = np.zeros(SIZE, int)
-    expected[2:6, 3:8] = 2
-    expected[3:5, 4:7] = 1
-    np.testing.assert_array_equal(plane, expected)
-    assert filled([[4, 5]]).sum() == 2
-    np.testing.assert_array_equal(
-        np.argwhere(filled([[4, 5], [7, 8]])), [[n, n + 1] for n in (4, 5, 6, 7)]
-    )
-    np.testing.assert_array_equal(filled(box(-4, -4, 40, 40)), np.ones(SIZE))  # beyond the image
-    assert not filled(box(-9, 2, -5, 6)).any()
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_polygons_as_matplotlib_fills_them(seed):
-    """Self-crossing ones as well."""
-    points = np.random.default_rng(seed).uniform(-4, 44, (17, 2))
-    centres = np.stack(np.meshgrid(range(40), range(36), indexing="ij"), -1).reshape(-1, 2)
-    expected = Outline([*points, points[0]], closed=True).contains_points(centres).reshape(40, 36)
-    np.testing.assert_array_equal(filled(points, size=(40, 36)), expected)
-
-
 def test_which_regions_count(tmp_path, series):
-    liver, body = [placed(box(1.5, 2.5, 6.5, 7.5), 2)], [placed(box(-1, -1, 20, 20), 2)]
+    liver, body = (
+        [placed(box(1.5, 2.5, 6.5, 7.5), 2)],
+        [placed(box(-1, -1, 20, 20), 2)],
+    )
     regions = {"liver": liver, "BODY": body, "Couch": body, "other": body}
     kinds = {"BODY": "EXTERNAL", "Couch": "SUPPORT"}
     file = write_structure_set(tmp_path / "r.dcm", series, regions, kinds)
-    assert label_kind(file) == "RTSTRUCT"
-    assert label_kind(series) != "RTSTRUCT"
-    assert label_names("s", file) == {11: "liver", 14: "other"}
+    assert dicom_modality(file) == "RTSTRUCT"
+    assert dicom_modality(series) != "RTSTRUCT"
+    assert open_label(file).names() == {11: "liver", 14: "other"}
     _, label = load_turned(Case(series, file, "p"), NAMES)
     assert label.unique().tolist() == [0, 1]
     assert label.meta["notes"] == ["3 ROIs that the datalist does not name left out"]
@@ -179,7 +122,10 @@ def test_what_a_structure_set_is_refused_for(tmp_path, series):
     assert load_turned(write({"liver": [placed(square, 2.1)]}), NAMES)[1].sum() == 25
     message = refusal(write({"liver": [placed(square, COUNT)]}))
     assert "a contour of 'liver' lies in slice 8 of 0 to 7" in message
-    both = {"liver": [placed(square, 2)], "spleen": [placed(box(5.5, 2.5, 9.5, 7.5), 2)]}
+    both = {
+        "liver": [placed(square, 2)],
+        "spleen": [placed(box(5.5, 2.5, 9.5, 7.5), 2)],
+    }
     assert "ROIs overlap in 5 voxels" in refusal(write(both))
     assert "'liver' and 'spleen' in 5; expected each" in refusal(write(both))
     flat = write({"liver": [placed(square, 2)[:, :2]]})
@@ -188,7 +134,10 @@ def test_what_a_structure_set_is_refused_for(tmp_path, series):
 
 
 def test_organs_that_share_a_contour_do_not_overlap(tmp_path, series):
-    regions = {"spleen": [placed(box(5, 2, 9, 6), 2)], "liver": [placed(box(1, 2, 5, 6), 2)]}
+    regions = {
+        "spleen": [placed(box(5, 2, 9, 6), 2)],
+        "liver": [placed(box(1, 2, 5, 6), 2)],
+    }
     file = write_structure_set(tmp_path / "r.dcm", series, regions)
     _, label = load_turned(Case(series, file, "p"), NAMES)
     assert label[0, 5, 2:7, 2].tolist() == [1] * 5
@@ -219,7 +168,10 @@ def test_another_series_is_refused(tmp_path, series):
 
 def test_names_over_cases(tmp_path):
     """Numbers of ROIs mean nothing across structure sets; names do."""
-    liver, spleen = [placed(box(1.5, 2.5, 6.5, 7.5), 2)], [placed(box(8.6, 2, 11.4, 5), 3)]
+    liver, spleen = (
+        [placed(box(1.5, 2.5, 6.5, 7.5), 2)],
+        [placed(box(8.6, 2, 11.4, 5), 3)],
+    )
     for name, regions in {
         "a": {"liver": liver, "spleen": spleen},
         "b": {"Spleen": spleen, "Liver": liver, "BODY": [placed(box(0, 0, 9, 9), 1)]},
@@ -237,12 +189,3 @@ def test_names_over_cases(tmp_path):
     (tmp_path / "labels.json").write_text(json.dumps({"7": "SPLEEN"}))
     data = find_cases(tmp_path, modality="CT")
     assert load_turned(data.training[1], data.labels)[1].unique().tolist() == [0, 7]
-
-
-def test_without_a_preamble():
-    file = REAL_DATA / "odd_inputs" / "pydicom" / "rtstruct.dcm"
-    if not file.is_file():
-        pytest.skip("real scans are not here: odd_inputs beside the repository")
-    assert label_kind(file) == "RTSTRUCT"
-    (region,) = read_regions(file)
-    assert [len(points) for points in region.contours] == [5, 6, 6]

@@ -1,0 +1,79 @@
+"""Labels of any kind, behind one protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+from monai.data import MetaTensor
+
+from medsam_tune.cases.labels.maps import LabelMap
+from medsam_tune.cases.labels.organs import OrganFolder
+from medsam_tune.cases.labels.rtstruct import StructureSet
+from medsam_tune.cases.labels.seg import Segmentation
+from medsam_tune.formats.mending import Mending
+
+
+class LabelFile(Protocol):
+    """The label of one scan, as a file or a folder.
+
+    Attributes:
+        numbered: True if an id means the same in every label of a data set; False if only names
+            do, as of ROIs.
+        folds_case: True if names are compared without regard to case.
+        names_are_present: True if `names` holds exactly the ids that have a voxel.
+    """
+
+    numbered: ClassVar[bool]
+    folds_case: ClassVar[bool]
+    names_are_present: ClassVar[bool]
+
+    def names(self) -> dict[int, str]:
+        """Ids and their names, as far as the file says.
+
+        Raises:
+            DataError: here and below, the file cannot be read, or its kind refuses it.
+        """
+
+    def present(self, labels: Mapping[int, str]) -> set[int]:
+        """Ids of those of the labels (id -> name) that it has."""
+
+    def onto(
+        self, image: MetaTensor, image_path: Path, labels: Mapping[int, str], mending: Mending
+    ) -> MetaTensor:
+        """Put the label on the grid of its image.
+
+        Args:
+            image: (1, X, Y, Z), in the orientation that the label map shall have.
+            image_path: file or folder of the image, for messages.
+            labels: label id -> name.
+            mending: `resample_label` brings a label of another grid onto the image's.
+
+        Returns:
+            (1, X, Y, Z) int32 label ids, with the image's affine.
+        """
+
+
+class LabelKind(Protocol):
+    """The class of a kind of label."""
+
+    def __call__(self, path: Path) -> LabelFile:
+        """The label at a path."""
+
+    def recognises(self, path: Path) -> bool:
+        """Whether a path is of this kind."""
+
+
+KINDS: tuple[LabelKind, ...] = (OrganFolder, Segmentation, StructureSet)
+"""All kinds except label maps: every other file is read as a label map."""
+
+
+def open_label(path: Path) -> LabelFile:
+    """Find the kind of the label at a path; only a header is read.
+
+    Args:
+        path: label map in any format that `load_image` reads, DICOM SEG or RTSTRUCT, or a folder
+            with a file for each organ.
+    """
+    return next((kind for kind in KINDS if kind.recognises(path)), LabelMap)(path)

@@ -1,0 +1,67 @@
+"""Which series there are, and which is meant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pydicom
+import pytest
+from pydicom.uid import generate_uid
+
+from medsam_tune.errors import DataError
+from medsam_tune.formats.dicom.series import choose_series, find_series
+from medsam_tune.formats.open import load_image
+from medsam_tune.formats.reader import SimpleITKReader
+from tests.dicom_series import COUNT, SIZE, read, refusal, stored, write_series
+
+
+def test_series_say_nothing_of_the_patient(tmp_path):
+    write_series(tmp_path / "a", uid="1.2.3.4")
+    write_series(tmp_path / "b", modality="MR", uid="1.2.3.5")
+    write_series(tmp_path / "c", lambda _, image: setattr(image, "PatientID", "X"), uid="1.2.3.6")
+    a, c, b = find_series(tmp_path)
+    assert str(a) == "number 4, CT, 14 x 12, 8 images, 1.2.3.4"
+    assert (a.patient, b.modality) == (b.patient, "MR")
+    assert a.patient != c.patient
+    assert "MRN123" not in repr((a, b, c))
+
+
+def test_choice_among_several_series(tmp_path):
+    write_series(tmp_path / "a", uid="1.2.3.4")
+    write_series(tmp_path / "b", uid="1.2.3.5", count=3)
+    message = refusal(tmp_path)
+    assert f"{tmp_path}: 2 series: number 4, CT, 14 x 12, 8 images, 1.2.3.4; number 4" in message
+    assert "Choose by series_uid" in message
+    assert load_image(tmp_path, series_uid="1.2.3.5").shape[-1] == 3
+    assert SimpleITKReader("3.4").read(tmp_path).array.shape[-1] == COUNT
+    with pytest.raises(DataError, match=r"0 series end in '9'; expected one of: number 4"):
+        load_image(tmp_path, series_uid="9")
+
+
+def test_dicomdir_is_never_opened(tmp_path, monkeypatch):
+    folder = write_series(tmp_path / "s")
+    (folder / "DICOMDIR").write_bytes(next(folder.glob("*.dcm")).read_bytes())
+    seen = []
+    module, whole = pydicom.filereader, pydicom.filereader.read_partial
+    monkeypatch.setattr(
+        module, "read_partial", lambda file, **o: seen.append(file.name) or whole(file, **o)
+    )
+    find_series(folder)
+    assert len(seen) == COUNT
+    assert not [path for path in seen if Path(path).name == "DICOMDIR"]
+
+
+def test_uid_of_nobody(tmp_path):
+    """Files without a series' UID are one series, not none."""
+    folder = write_series(tmp_path / "s", uid=generate_uid())
+    for file in folder.iterdir():
+        image = pydicom.dcmread(file)
+        del image.SeriesInstanceUID
+        image.save_as(file)
+    assert read(folder).array.shape == (*SIZE, COUNT)
+
+
+def test_a_whole_uid_is_no_end_of_another(tmp_path):
+    write_series(tmp_path / "a", uid="1.2.3.4")
+    write_series(tmp_path / "b", uid="9.1.2.3.4", count=3)
+    assert len(choose_series(tmp_path, "1.2.3.4").files) == len(stored())

@@ -1,0 +1,75 @@
+"""NIfTI: read as its header says, or refused."""
+
+from __future__ import annotations
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from medsam_tune.errors import DataError
+from medsam_tune.formats.mending import Mending
+from medsam_tune.formats.open import load_image
+from tests.scans import small_scan, write_nifti
+
+
+def test_header_texts_are_left_behind(tmp_path):
+    nifti = nib.Nifti1Image(small_scan()[0], np.eye(4))
+    nifti.header["descrip"], nifti.header["intent_name"] = b"Doe^Jane", b"MRN123"
+    nifti.set_sform(np.eye(4), 1)
+    nib.save(nifti, tmp_path / "a.nii.gz")
+    image = load_image(tmp_path / "a.nii.gz")
+    assert not any("Doe" in str(v) or "MRN" in str(v) for v in image.meta.values())
+
+
+def test_big_endian_file_is_read(tmp_path):
+    nifti = nib.Nifti1Image(small_scan()[0].astype(">f4"), np.diag([2.0, 3, 4, 1]), None)
+    swapped = nib.Nifti1Image(
+        nifti.get_fdata(dtype=np.float32), nifti.affine, nifti.header.as_byteswapped(">")
+    )
+    nib.save(swapped, tmp_path / "a.nii.gz")
+    assert nib.load(tmp_path / "a.nii.gz").header.endianness == ">"
+    np.testing.assert_array_equal(load_image(tmp_path / "a.nii.gz")[0].numpy(), small_scan()[0])
+
+
+def test_qform_of_a_half_turn_is_accepted(tmp_path):
+    turn = np.radians(179.98)
+    affine = np.eye(4)
+    affine[:2, :2] = [[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]
+    affine = affine @ np.diag([0.8, 0.8, 5, 1])
+    affine[:3, 3] = [210.5, -180.25, 900]
+    nifti = nib.Nifti1Image(small_scan()[0], affine)
+    nifti.set_sform(affine, 1)
+    nifti.set_qform(affine, 1)
+    nib.save(nifti, tmp_path / "a.nii.gz")
+    load_image(tmp_path / "a.nii.gz")
+
+
+def test_guessed_orientation_is_refused_where_asked(tmp_path):
+    nib.save(nib.Nifti1Image(small_scan()[0], None), tmp_path / "a.nii.gz")
+    with pytest.raises(DataError, match=r"neither qform nor sform is set .*; the orientation"):
+        load_image(tmp_path / "a.nii.gz", Mending(strict=True))
+
+
+def test_pixdim_that_is_far_from_the_sform_is_said(tmp_path):
+    nifti = nib.Nifti1Image(small_scan()[0], np.diag([2.0, 3, 4, 1]))
+    nifti.header.set_zooms((1, 1, 1))
+    nib.save(nifti, tmp_path / "a.nii.gz")
+    with pytest.warns(UserWarning, match=r"pixdim \[1.0, 1.0, 1.0\] is not the sform's spacing"):
+        image = load_image(tmp_path / "a.nii.gz")
+    np.testing.assert_allclose(image.affine, np.diag([2.0, 3, 4, 1]))
+
+
+@pytest.mark.parametrize("dtype", [np.complex64, np.dtype([(c, "u1") for c in "RGB"])])
+def test_values_that_are_no_numbers(tmp_path, dtype):
+    nib.save(nib.Nifti1Image(np.zeros((4, 4, 2), dtype), np.eye(4)), tmp_path / "a.nii.gz")
+    with pytest.raises(DataError, match=r"^its values are colours or complex numbers"):
+        load_image(tmp_path / "a.nii.gz")
+
+
+def test_header_that_is_damaged(tmp_path):
+    path = write_nifti(tmp_path / "a.nii", small_scan()[0])
+    content = bytearray(path.read_bytes())
+    content[70:72] = b"\xff\x0f"  # the type of the values
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=rf"cannot read {path}: data code 4095 not recognized"):
+        load_image(path)

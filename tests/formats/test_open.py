@@ -1,0 +1,81 @@
+"""Every format that is written is read again as it was; a new format is one row of `WRITTEN`."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from medsam_tune.errors import DataError
+from medsam_tune.formats.open import (
+    ENDINGS,
+    FORMATS,
+    WRITTEN,
+    case_id,
+    load_image,
+    read_grid,
+    write_array,
+)
+
+C, S = np.cos(0.4), np.sin(0.4)
+OBLIQUE = np.array([[-C, S, 0, 5.5], [0, 0, -1, -7], [S, C, 0, 9], [0, 0, 0, 1]]) @ np.diag(
+    [0.7, 0.9, 2.5, 1.0]
+)
+
+
+def labels(highest: int = 2) -> np.ndarray:
+    """(4, 5, 6) of ids that tell every axis and direction."""
+    found = np.zeros((4, 5, 6), np.int32)
+    found[1:, 2, 3], found[0, 0, 1:], found[2, 4, 5] = 1, 2, highest
+    return found
+
+
+@pytest.mark.parametrize("ending", WRITTEN)
+@pytest.mark.parametrize("affine", [np.diag([2.0, 3, 4, 1]), OBLIQUE], ids=["straight", "oblique"])
+def test_what_is_written_is_read_again(tmp_path, ending, affine):
+    path = tmp_path / "new" / f"case_017{ending}"
+    write_array(path, labels(), affine)
+    found = load_image(path)
+    np.testing.assert_array_equal(found[0].numpy(), labels())
+    np.testing.assert_allclose(found.affine, affine, atol=1e-5)
+    grid = read_grid(path)
+    assert grid.shape == labels().shape
+    np.testing.assert_allclose(grid.affine, affine, atol=1e-5)
+    assert case_id(path) == "case_017"
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("ending", WRITTEN)
+@pytest.mark.parametrize("highest", [255, 256, 32767, 32768])
+def test_ids_of_any_size_are_written(tmp_path, ending, highest):
+    path = tmp_path / f"a{ending}"
+    write_array(path, labels(highest), np.eye(4))
+    assert load_image(path).max() == highest
+
+
+@pytest.mark.parametrize("ending", WRITTEN)
+def test_a_failed_write_leaves_the_old_file(tmp_path, ending, monkeypatch):
+    path = tmp_path / f"a{ending}"
+    write_array(path, labels(), np.eye(4))
+    before = path.read_bytes()
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_array(path, labels(7), np.eye(4))
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["mask.mhd", "mask.nhdr", "mask.dcm", "mask"])
+def test_what_is_not_written(tmp_path, name):
+    text = rf"{name}: expected a name that ends in \.nii, \.nii\.gz, \.nrrd, \.mha\.$"
+    with pytest.raises(DataError, match=text):
+        write_array(tmp_path / name, labels(), np.eye(4))
+
+
+def test_each_ending_belongs_to_one_format():
+    assert len(set(ENDINGS)) == len(ENDINGS)
+    assert all(set(one.WRITTEN) <= set(one.ENDINGS) for one in FORMATS)
+
+
+@pytest.mark.parametrize("ending", [*ENDINGS, ".dcm", ".IMA", ".NII.GZ", ""])
+def test_a_case_is_named_without_the_ending(tmp_path, ending):
+    assert case_id(tmp_path / f"a.b{ending}") == "a.b"

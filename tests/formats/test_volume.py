@@ -1,0 +1,40 @@
+"""Where a volume lies, and whether it fits."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from medsam_tune.errors import DataError
+from medsam_tune.formats.open import load_image
+from medsam_tune.formats.volume import same_affine
+from tests.dicom_series import write_series
+from tests.scans import small_scan, write_nifti
+
+
+def test_same_affine_sees_direction():
+    turned = np.eye(4)
+    turned[:2, :2] = [[np.cos(0.01), -np.sin(0.01)], [np.sin(0.01), np.cos(0.01)]]
+    assert same_affine(np.eye(4), np.eye(4))
+    assert not same_affine(np.eye(4), turned)
+    assert not same_affine(np.eye(4), np.full((4, 4), np.nan))
+
+
+def test_memory_is_asked_before_voxels_are_read(tmp_path, monkeypatch):
+
+    files = [write_nifti(tmp_path / "a.nii.gz", small_scan()[0]), tmp_path / "a.nrrd"]
+    sitk.WriteImage(sitk.GetImageFromArray(small_scan()[0]), str(files[1]))
+    files.append(write_series(tmp_path / "series"))
+    for file in files:
+        load_image(file)
+    free = SimpleNamespace(available=1000)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: free)
+    for file in files:
+        with pytest.raises(
+            DataError,
+            match=r"^\S*(a\.nii\.gz|a\.nrrd|series): .* voxels, 0\.0 GB of memory; 0\.0 GB are",
+        ):
+            load_image(file)
