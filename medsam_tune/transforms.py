@@ -8,7 +8,7 @@ points into the model's square input, and back.
 `LoadSliced` and `ShrinkLongestd` are for slices of a store.
 """
 
-from medsam_tune.formats.open import SimpleITKReader
+from medsam_tune.formats.reader import SimpleITKReader
 from medsam_tune.slices.intensity import Percentiles, Window, Windows, ZScore
 from medsam_tune.slices.transforms import (
     Intensityd,
