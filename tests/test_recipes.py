@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from pydoc import locate
 
 import nibabel as nib
 import numpy as np
@@ -257,6 +259,14 @@ def test_monai_verifies_network(method: str) -> None:
         config_file=[str(BUNDLE / "configs" / "train.yaml"), *overlay],
         device="cpu",
     )
+
+
+@pytest.mark.parametrize(
+    "config", sorted((BUNDLE / "configs").glob("*.yaml")), ids=lambda p: p.name
+)
+def test_the_package_has_what_a_config_names(config: Path) -> None:
+    names = set(re.findall(r"medsam_tune(?:\.\w+)+", config.read_text()))
+    assert not [name for name in names if locate(name) is None]
 
 
 def test_bundle_has_what_the_specification_requires() -> None:
