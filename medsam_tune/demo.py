@@ -1,17 +1,19 @@
-"""The main job on synthetic scans: write, split, tune, evaluate, draw; no data, no download."""
+"""The whole job on synthetic scans: write, split, tune, evaluate, draw; no data, no download."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from medsam_tune.bundle import run_bundle, training_configs
 from medsam_tune.cases.datalist import read_datalist, write_datalist
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.splits import split_cases
+from medsam_tune.errors import DataError
 from medsam_tune.evaluation.cases import CaseDataset
 from medsam_tune.evaluation.pictures import draw_overlays
 from medsam_tune.inference.inferers import PromptedSliceInferer
@@ -31,10 +33,14 @@ LEARNING_RATES = {"decoder": 1e-3, "full": 1e-3, "adapter": 2e-3, "lora": 4e-3, 
 
 
 def prepare_demo(folder: Path, seed: int = 0) -> Path:
-    """Write 16 phantoms and their datalist.
+    """Write 16 phantoms and their datalist, unless they are there.
+
+    Args:
+        folder: for the phantoms and the datalist.
+        seed: of the phantoms and of the split.
 
     Returns:
-        the datalist: 10 training, 2 validation and 4 test phantoms.
+        path of the datalist: 10 training, 2 validation and 4 test phantoms.
     """
     datalist = folder / "datalist.json"
     if not datalist.is_file():
@@ -45,7 +51,12 @@ def prepare_demo(folder: Path, seed: int = 0) -> Path:
 
 
 def compare_table(zero_shot: Mapping[str, Any], tuned: Mapping[str, Any]) -> str:
-    """Zero-shot beside tuned Dice of two `summary.json`s, with the box's own worth."""
+    """Table of Dice per label: the ellipse in the box, zero-shot, tuned.
+
+    Args:
+        zero_shot: content of `summary.json` of the untouched model.
+        tuned: the same of the tuned one.
+    """
     lines = [f"{'held-out Dice':<14} {'cases':>5} {'ellipse':>8} {'zero-shot':>10} {'tuned':>7}"]
     for key, entry in tuned["labels"].items():
         before = zero_shot["labels"][key]["dice"]
@@ -62,7 +73,16 @@ def compare_table(zero_shot: Mapping[str, Any], tuned: Mapping[str, Any]) -> str
 
 @torch.inference_mode()
 def draw_demo(folder: Path, tuned_run: Path, count: int = 2) -> list[Path]:
-    """Pictures of held-out phantoms: annotator, zero-shot, tuned."""
+    """Draw held-out phantoms: annotator, zero-shot, tuned.
+
+    Args:
+        folder: of the demo.
+        tuned_run: the training run in it.
+        count: phantoms to draw.
+
+    Returns:
+        paths of the pictures, one per phantom.
+    """
     data = read_datalist(folder / "datalist.json")
     store = SliceStore(
         folder / "datalist.slices", ScanRules(for_modality(data.modality)), data.labels
@@ -84,31 +104,36 @@ def draw_demo(folder: Path, tuned_run: Path, count: int = 2) -> list[Path]:
     return pictures
 
 
-def run_demo(
-    folder: Path,
-    train: Callable[[Path, Path], None],
-    evaluate: Callable[[Path], None],
-    zero_shot: Callable[[Path, Path], None],
-) -> str:
-    """The whole demo; the three steps that are bundle runs come from the command line's code.
+def run_demo(folder: Path, method: str) -> str:
+    """Evaluate the untouched model, tune it, evaluate it again, draw pictures.
 
     Args:
         folder: everything is written below it.
-        train: of (datalist, run folder).
-        evaluate: of a run folder.
-        zero_shot: of (datalist, output folder).
+        method: a key of `METHODS`.
 
     Returns:
         the table, and where the pictures are.
+
+    Raises:
+        DataError: a demo ran in the folder already.
+        ValueError: an unknown method.
     """
+    run, zero_shot = folder / "run", folder / "zero_shot"
+    if run.exists():
+        raise DataError(f"{run}: a demo ran here already; delete it or choose another --output.")
+    if method not in LEARNING_RATES:
+        raise ValueError(f"method {method!r} is unknown; known: {', '.join(LEARNING_RATES)}.")
     datalist = prepare_demo(folder)
-    zero_shot(datalist, folder / "zero_shot")
-    train(datalist, folder / "run")
-    evaluate(folder / "run")
+    base = {"model": "nano", "image_size": IMAGE_SIZE}
+    settings = SETTINGS | {"lr": LEARNING_RATES[method]}
+    evaluation = {"datalist": datalist, "run_dir": zero_shot, **base}
+    training = {"datalist": datalist, "output_dir": run, **base, **settings}
+    run_bundle("volume", ["evaluate.yaml", "zero_shot.yaml"], evaluation)
+    run_bundle("volume", training_configs(method), training)
+    run_bundle("volume", ["evaluate.yaml"], {"run_dir": run})
     before, after = (
-        json.loads((folder / name / "evaluation" / "summary.json").read_text())
-        for name in ("zero_shot", "run")
+        json.loads((place / "evaluation" / "summary.json").read_text())
+        for place in (zero_shot, run)
     )
-    pictures = draw_demo(folder, folder / "run")
-    shown = "\n".join(f"  {path}" for path in pictures)
+    shown = "\n".join(f"  {path}" for path in draw_demo(folder, run))
     return f"{compare_table(before, after)}\n\npictures:\n{shown}"

@@ -1,4 +1,4 @@
-"""Published checkpoints: fetched when asked for, never otherwise; kept only if their hash fits."""
+"""Published checkpoints: fetched only when asked for, kept only if their hash is right."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class Published:
     """A checkpoint that somebody else hosts.
 
     Attributes:
-        file: its name.
-        url: where it lies.
-        hash_val: of its bytes.
-        hash_type: "sha256", or what else its host publishes and MONAI knows.
+        file: name of the file.
+        url: address of the file.
+        hash_val: published hash of its bytes.
+        hash_type: "sha256", or another kind that its host publishes and MONAI knows.
         size: bytes; None if the bundle does not say.
-        options: of `medsam-tune train` to use it, e.g. "--model vit_b".
+        options: options of `medsam-tune train` that use it, e.g. "--model vit_b".
     """
 
     file: str
@@ -49,7 +49,7 @@ class Published:
 
 
 def published(bundle: Path) -> dict[str, Published]:
-    """Name -> checkpoint, from a bundle's `large_files.yml`, MONAI's list of such files.
+    """Read a bundle's `large_files.yml`, MONAI's list of such files: name -> checkpoint.
 
     Raises:
         DataError: the bundle has none, or lists a file without a hash.
@@ -78,10 +78,10 @@ def published(bundle: Path) -> dict[str, Published]:
 
 
 def choose(name: str, bundle: Path) -> Published:
-    """The checkpoint of a name.
+    """Find a checkpoint by its name.
 
     Raises:
-        DataError: there is none of that name; lists those that are, with their sizes.
+        DataError: an unknown name; lists the known ones, with their sizes.
     """
     known = published(bundle)
     if name not in known:
@@ -94,18 +94,18 @@ def choose(name: str, bundle: Path) -> Published:
 
 
 def download(entry: Published, folder: Path) -> tuple[Path, bool]:
-    """A checkpoint, in a folder; one that is there already is checked and kept.
+    """Fetch a checkpoint into a folder; a file that is there already is checked and kept.
 
     Args:
         entry: what to fetch.
-        folder: where it goes, made if absent.
+        folder: its folder, made if absent.
 
     Returns:
         the file, and whether it was there already.
 
     Raises:
-        DataError: a file of that name with other bytes, a folder that cannot be written to, no
-            way to the server, or other bytes than the published ones; then nothing is left.
+        DataError: a file of that name with other bytes; a folder that cannot be written to; no
+            way to the server; or a download with other bytes, which is not kept.
     """
     path = folder / entry.file
     if path.exists():
@@ -156,7 +156,7 @@ def _refuse_unwritable(folder: Path) -> None:
 
 @contextmanager
 def _timeout() -> Iterator[None]:
-    """MONAI's downloader has no time limit of its own; Python's for new sockets stands in."""
+    """Set Python's time limit for new sockets, as MONAI's downloader has none of its own."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_TIMEOUT)
     try:

@@ -1,269 +1,186 @@
-"""Every shipped config runs as `python -m monai.bundle run`, and MONAI's own checks pass."""
+"""Running a bundle: its folder, its command line, and the settings that are typed for it."""
 
 from __future__ import annotations
 
-import csv
-import json
-import subprocess
-import sys
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
-import nibabel as nib
-import numpy as np
 import pytest
-import torch
-from monai.bundle import verify_metadata, verify_net_in_out
-from safetensors.torch import load_file
+from fire.parser import DefaultParseValue
 
-from medsam_tune.cases.datalist import read_datalist, write_datalist
-from medsam_tune.cases.folders import find_cases
-from medsam_tune.cases.splits import split_cases
+from medsam_tune import bundle
+from medsam_tune.bundle import (
+    Typed,
+    bundle_folder,
+    component_from,
+    read_settings,
+    refuse_unknown_overrides,
+    run_bundle,
+    training_configs,
+)
+from medsam_tune.errors import DataError
 from medsam_tune.methods import METHODS
-from medsam_tune.sam.build import build_sam
-from medsam_tune.synthetic.phantom import write_phantoms
 
-BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "sam_volume"
-SMALL = ("--image_size", "64", "--epochs", "1", "--num_workers", "0", "--warmup_steps", "2")
+Command = Callable[..., list[str]]
 
 
-def bundle_run(
-    configs: list[str], *options: object, cwd: Path | None = None
-) -> subprocess.CompletedProcess[str]:
-    """`python -m monai.bundle run`: in the bundle's folder, or from `cwd` with --bundle_root."""
-    folder = Path("configs") if cwd is None else BUNDLE / "configs"
-    files = [str(folder / name) for name in configs]
-    argv = ["--config_file", files[0] if len(files) == 1 else str(files).replace(" ", "")]
-    argv += [] if cwd is None else ["--bundle_root", str(BUNDLE)]
-    return subprocess.run(
-        [sys.executable, "-m", "monai.bundle", "run", *argv, *map(str, options)],
-        cwd=cwd or BUNDLE,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """The arguments that `run_bundle` gives to MONAI; they must be those that it prints."""
+
+    def run(*arguments: object) -> list[str]:
+        monkeypatch.setattr("sys.argv", [])
+        monkeypatch.setattr(bundle, "runpy", SimpleNamespace(run_module=lambda *_, **__: None))
+        run_bundle(*arguments)  # type: ignore[arg-type]
+        argv = bundle.sys.argv
+        printed = shlex.split(capsys.readouterr().err)
+        assert printed == ["$", "python", "-m", *argv]
+        return argv[1:]
+
+    return run
 
 
-@pytest.fixture(scope="module")
-def datalist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four training phantoms, one for validation, one for the test."""
-    folder = tmp_path_factory.mktemp("phantoms")
-    write_phantoms(folder, count=6, shape=(48, 40, 8), spacing=(7.2, 6.4, 15.0))
-    split = split_cases(find_cases(folder), (4 / 6, 1 / 6, 1 / 6))
-    write_datalist(split, folder / "datalist.json")
-    return folder / "datalist.json"
-
-
-@pytest.fixture(scope="module")
-def lora_run(datalist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished training run, made from elsewhere with --bundle_root."""
-    folder = tmp_path_factory.mktemp("lora")
-    options = ("--datalist", datalist, "--output_dir", "run", "--network_def::rank", 4)
-    done = bundle_run(["train.yaml", "method_lora.yaml"], *options, *SMALL, cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return folder / "run"
-
-
-@pytest.mark.parametrize("method", [m for m in METHODS if m != "lora"])
-def test_train_in_the_bundles_folder(datalist: Path, tmp_path: Path, method: str) -> None:
-    configs = ["train.yaml"] if method == "decoder" else ["train.yaml", f"method_{method}.yaml"]
-    done = bundle_run(configs, "--datalist", datalist, "--output_dir", tmp_path / "run", *SMALL)
-    assert done.returncode == 0, done.stderr
-    written = {path.name for path in (tmp_path / "run").iterdir()}
-    assert written == {"run.json", "last.pt", "logs", "tuned.safetensors"}
-    assert "validation mean_dice" in done.stderr
-
-
-def test_no_prompt_from_training_to_a_mask(datalist: Path, tmp_path: Path) -> None:
-    configs = ["train.yaml", "method_lora.yaml", "no_prompt.yaml"]
-    options = ("--network_def::mask_decoder", True, "--layer_decay", 0.8)
-    options += ("--gradient_checkpointing", True)
-    run = tmp_path / "run"
-    done = bundle_run(configs, "--datalist", datalist, "--output_dir", run, *options, *SMALL)
-    assert done.returncode == 0, done.stderr
-    assert load_file(run / "tuned.safetensors")["learned.tokens"].shape == (5, 10, 96)
-    done = bundle_run(["evaluate.yaml"], "--run_dir", run)
-    assert done.returncode == 0, done.stderr
-    assert (run / "evaluation" / "metrics.csv").is_file()
-    scan = read_datalist(datalist).test[0].image
-    mask = tmp_path / "mask.nii.gz"
-    done = bundle_run(["inference.yaml"], "--run_dir", run, "--scan", scan, "--output", mask)
-    assert done.returncode == 0, done.stderr
-    assert nib.load(mask).shape == nib.load(scan).shape
-
-
-def test_pretraining_in_pieces(tmp_path: Path) -> None:
-    """Resumed after its first epoch it ends where it ends in one go, and its weights load."""
-    small = ("--image_size", 64, "--steps", 3, "--batch_size", 2, "--objects", 2, "--exam", 1)
-    folders = tmp_path / "whole", tmp_path / "pieces"
-    for folder, *more in (
-        (folders[0], "--epochs", 2),
-        (folders[1], "--epochs", 1, "--lr_scheduler::t_total", 6),
-        (folders[1], "--epochs", 2, "--resume", True),
-    ):
-        done = bundle_run(["pretrain.yaml"], "--output_dir", folder, *small, *more)
-        assert done.returncode == 0, done.stderr
-        assert "dice_box" in done.stderr
-    whole, pieces = (load_file(folder / "weights.safetensors") for folder in folders)
-    for key, value in whole.items():
-        assert torch.equal(value, pieces[key]), key
-    sam = build_sam("nano", folders[0] / "weights.safetensors", image_size=64)
-    assert not torch.equal(
-        sam.mask_decoder.iou_token.weight,
-        build_sam("nano", "random", image_size=64).mask_decoder.iou_token.weight,
-    )
-    done = bundle_run(["pretrain.yaml"], "--output_dir", folders[0], *small)
-    assert done.returncode != 0
-    assert "holds a run already" in done.stderr
-
-
-def test_overrides_reach_the_method(lora_run: Path) -> None:
-    tensors = load_file(lora_run / "tuned.safetensors")
-    assert all(4 in tensor.shape for tensor in tensors.values())
-    record = json.loads((lora_run / "run.json").read_text())
-    assert record["rules"]["intensity"] == {"name": "window", "center": 40.0, "width": 400.0}
-
-
-def test_evaluate(lora_run: Path, datalist: Path) -> None:
-    done = bundle_run(["evaluate.yaml"], "--run_dir", lora_run)
-    assert done.returncode == 0, done.stderr
-    data = read_datalist(datalist)
-    with (lora_run / "evaluation" / "metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [(row["case"], row["name"]) for row in rows] == [
-        (case.id, name) for case in data.test for name in data.labels.values()
-    ]
-    truth = np.asarray(nib.load(data.test[0].label).dataobj)
-    assert int(rows[0]["truth_voxels"]) == int((truth == 1).sum())
-    summary = json.loads((lora_run / "evaluation" / "summary.json").read_text())
-    assert summary["tuning"] == "lora"
-    assert 0.4 < summary["mean_ellipse_dice"] < 0.95
-    assert len(list((lora_run / "evaluation" / "overlays").glob("*.png"))) == 1
-
-
-def test_reading_and_frame_are_the_same_at_prediction(datalist: Path, tmp_path: Path) -> None:
-    """Coronal slices of even pixels with their neighbours, squashed; few cases, mixed images."""
-    configs = ["train.yaml", "method_lora.yaml", "few_shot.yaml"]
-    reading = ("--rules::plane", "coronal", "--rules::spacing", "[0,6,0]")
-    options = (
-        *reading,
-        "--rules::neighbours",
-        True,
-        "--rules::squash",
-        True,
-        "--output_dir",
-        "run",
-    )
-    done = bundle_run(configs, "--datalist", datalist, *options, *SMALL, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    record = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert record["rules"]["squash"]
-    assert record["rules"]["plane"] == "coronal"
-    assert record["rules"]["spacing"] == [0, 6, 0]
-    done = bundle_run(["evaluate.yaml"], "--run_dir", "run", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    case = read_datalist(datalist).test[0]
-    truth = np.asarray(nib.load(case.label).dataobj)
-    with (tmp_path / "run" / "evaluation" / "metrics.csv").open() as file:
-        row = next(csv.DictReader(file))
-    assert int(row["truth_voxels"]) == int((truth == 1).sum())  # in the scan's own grid
-    where = np.argwhere(truth == 1)
-    box = [*where.min(0).tolist(), *(where.max(0) + 1).tolist()]
-    (tmp_path / "boxes.json").write_text(json.dumps({"objects": [{"label": 1, "box3d": box}]}))
-    options = ("--run_dir", "run", "--scan", case.image, "--output", "mask.nii.gz")
-    done = bundle_run(["inference.yaml"], *options, "--prompts", "boxes.json", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    mask = np.asarray(nib.load(tmp_path / "mask.nii.gz").dataobj)
-    assert mask.shape == truth.shape
-    assert mask.any()
-    middle = np.argwhere(mask).mean(0)
-    assert (middle > box[:3]).all()
-    assert (middle < box[3:]).all()
-
-
-def test_zero_shot(datalist: Path, tmp_path: Path) -> None:
-    options = ("--datalist", datalist, "--run_dir", "zero", "--image_size", 64)
-    done = bundle_run(["evaluate.yaml", "zero_shot.yaml"], *options, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    summary = json.loads((tmp_path / "zero" / "evaluation" / "summary.json").read_text())
-    assert summary["tuning"] is None
-    assert summary["base"]["name"] == "nano"
-
-
-def test_inference_writes_the_scans_own_grid(
-    lora_run: Path, datalist: Path, tmp_path: Path
-) -> None:
-    case = read_datalist(datalist).test[0]
-    box = {"label": 1, "box3d": [10, 10, 2, 30, 30, 6]}
-    (tmp_path / "boxes.json").write_text(json.dumps({"space": "voxel", "objects": [box]}))
-    options = ("--run_dir", lora_run, "--scan", case.image, "--output", "mask.nii.gz")
-    done = bundle_run(["inference.yaml"], *options, "--prompts", "boxes.json", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    mask, scan = nib.load(tmp_path / "mask.nii.gz"), nib.load(case.image)
-    assert mask.shape == scan.shape
-    assert np.allclose(mask.affine, scan.affine, atol=1e-5)
-    assert set(np.unique(mask.dataobj)) <= {0, 1}
-    assert not np.asarray(mask.dataobj)[..., :2].any()
-
-
-def test_unknown_override_is_refused_by_name(datalist: Path, tmp_path: Path) -> None:
-    options = ("--datalist", datalist, "--output_dir", tmp_path / "run", "--epoch", 2)
-    done = bundle_run(["train.yaml"], *options)
-    assert done.returncode != 0
-    assert "--epoch is no setting of this config; did you mean: epochs" in done.stderr
-    assert not (tmp_path / "run").exists()
-
-
-def test_same_seed_same_numbers_and_resume_goes_on(datalist: Path, tmp_path: Path) -> None:
-    settings = (*SMALL[:2], *SMALL[4:], "--datalist", datalist, "--epochs", 2, "--batch_size", 4)
-    configs = ["train.yaml", "method_adapter.yaml"]
-    for name in ("first", "second"):
-        assert not bundle_run(configs, *settings, "--output_dir", tmp_path / name).returncode
-    stopped = ("--output_dir", tmp_path / "stopped")
-    one_epoch = ("--train::trainer::max_epochs", 1)
-    assert not bundle_run(configs, *settings, *stopped, *one_epoch).returncode
-    half = (tmp_path / "stopped" / "last.pt").read_bytes()
-    done = bundle_run(configs, *settings, *stopped, "--resume", True)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "stopped" / "last.pt").read_bytes() != half
-    first, second, resumed = (
-        load_file(tmp_path / name / "tuned.safetensors") for name in ("first", "second", "stopped")
-    )
-    for key, value in first.items():
-        assert value.equal(second[key]), key
-        assert value.equal(resumed[key]), key
-
-
-def test_a_run_is_not_written_over(lora_run: Path, datalist: Path) -> None:
-    before = (lora_run / "tuned.safetensors").read_bytes()
-    done = bundle_run(["train.yaml"], "--datalist", datalist, "--output_dir", lora_run, *SMALL)
-    assert done.returncode != 0
-    assert "holds a run already" in done.stderr
-    assert (lora_run / "tuned.safetensors").read_bytes() == before
-
-
-def test_monai_verifies_metadata() -> None:
-    verify_metadata(
-        meta_file=str(BUNDLE / "configs" / "metadata.json"),
-        filepath=str(Path(__file__).parent / "meta_schema.json"),
-    )
+def test_the_shipped_bundle_and_folders_are_found(tmp_path: Path) -> None:
+    shipped = bundle_folder("volume")
+    assert shipped.name == "sam_volume"
+    (tmp_path / "configs").mkdir()
+    assert bundle_folder(str(tmp_path)) == tmp_path
+    with pytest.raises(DataError, match=r"bundle 'x' is neither a folder with configs/ nor .*vol"):
+        bundle_folder("x")
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_monai_verifies_network(method: str) -> None:
-    overlay = [] if method == "decoder" else [str(BUNDLE / "configs" / f"method_{method}.yaml")]
-    verify_net_in_out(
-        net_id="network_def",
-        meta_file=str(BUNDLE / "configs" / "metadata.json"),
-        config_file=[str(BUNDLE / "configs" / "train.yaml"), *overlay],
-        device="cpu",
+def test_every_training_config_is_in_the_bundle(method: str) -> None:
+    names = training_configs(method, no_prompt=True)
+    assert names[0] == "train.yaml"
+    assert names[-1] == "no_prompt.yaml"
+    assert training_configs(method) == names[:-1]
+    assert all((bundle_folder("volume") / "configs" / name).is_file() for name in names)
+
+
+def test_the_command_has_configs_and_overrides(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "configs").mkdir()
+    for name in ("configs/a.yaml", "mine.yaml"):
+        (tmp_path / name).write_text("lr: 1\n")
+    mine = tmp_path / "mine.yaml"
+    first, root = str(tmp_path / "configs" / "a.yaml"), ("--bundle_root", str(tmp_path))
+    overrides = {"lr": 0.1, "output_dir": Path("2024"), "squash": Typed("true")}
+    assert command(str(tmp_path), ["a.yaml"], overrides) == [
+        *("run", "--config_file", first, *root),
+        *("--lr", "0.1", "--output_dir", "'2024'", "--squash", "True"),
+    ]
+    files = f"['{first}','{mine}']"
+    expected = ["run", "--config_file", files, *root]
+    assert command(str(tmp_path), ["a.yaml", str(mine)], {}) == expected
+    with pytest.raises(DataError, match=r"b.yaml: no such config here, nor in .* has a.yaml\."):
+        command(str(tmp_path), ["b.yaml"], {})
+
+
+@pytest.mark.parametrize("text", ["2024", "1e5", "[1]", "runs/a", "None", "a b"])
+def test_paths_stay_text(text: str) -> None:
+    assert DefaultParseValue(bundle._argument(Path(text))) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "argument", "value"),
+    [
+        ("true", "True", True),
+        ("False", "False", False),
+        ("null", "$None", None),
+        ("None", "$None", None),
+        ("1e-3", "1e-3", 0.001),
+        ("-5", "-5", -5),
+        ("[0,6,0]", "[0,6,0]", [0, 6, 0]),
+        ("coronal", "coronal", "coronal"),
+        ("a=b", "a=b", "a=b"),
+        ("", "", ""),
+    ],
+)
+def test_settings_are_read_once_for_both_uses(text: str, argument: str, value: object) -> None:
+    settings = read_settings([f"net::x={text}"])
+    assert list(settings) == ["net::x"]
+    assert str(settings["net::x"]) == argument
+    assert settings["net::x"].value == value
+
+
+def test_settings_of_another_form_are_refused() -> None:
+    assert read_settings(None) == {}
+    for pair in ("epochs", "=3", ""):
+        with pytest.raises(ValueError, match=rf"--set '{pair}': expected key=value"):
+            read_settings([pair])
+
+
+@dataclass
+class Cut:
+    """A component with two arguments."""
+
+    plane: str = "axial"
+    spacing: tuple[float, ...] = ()
+
+
+def test_a_component_takes_its_own_settings_alone() -> None:
+    assert component_from("cut", Cut, {}) == Cut()
+    settings = read_settings(["cut::plane=coronal", "cut::spacing=(1,2)"])
+    assert component_from("cut", Cut, settings) == Cut("coronal", (1, 2))
+    for key in ("plane", "cut::plan", "lr", "cutplane"):
+        message = f"--set {key}=1: expected cut::key=value, the key one of plane, spacing"
+        with pytest.raises(ValueError, match=message):
+            component_from("cut", Cut, read_settings([f"{key}=1"]))
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A config with three settings, one of them a group."""
+    path = tmp_path / "a.yaml"
+    path.write_text("epochs: 1\nlr: 0.1\ntrain: {trainer: {max_epochs: 3}}\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--epochs", "2"],
+        ["--lr=0.2", "--epochs", "2"],
+        ["--train::trainer::max_epochs", "9"],
+        ["--train#trainer#max_epochs", "9"],
+        [],
+    ],
+)
+def test_known_overrides_pass(config: Path, options: list[str]) -> None:
+    refuse_unknown_overrides(["run", "--config_file", str(config), *options])
+
+
+def test_keys_of_all_config_files_are_known(config: Path) -> None:
+    other = config.with_name("b.yaml")
+    other.write_text("rank: 4\n")
+    files = f"['{config}','{other}']"
+    refuse_unknown_overrides(["run", "--config_file", files, "--rank", "8", "--epochs=2"])
+    with pytest.raises(ValueError, match="--rank is no setting of this config"):
+        refuse_unknown_overrides(["run", "--config_file", str(config), "--rank", "8"])
+
+
+def test_unknown_overrides_are_named_with_the_nearest(config: Path) -> None:
+    with pytest.raises(ValueError, match="--epoch is no setting of this config; did you mean: ep"):
+        refuse_unknown_overrides(["run", "--config_file", str(config), "--epoch", "2"])
+    with pytest.raises(ValueError, match="did you mean: epochs, lr, train"):
+        refuse_unknown_overrides(["run", "--config_file", str(config), "--zzz=2"])
+
+
+def test_unknown_arguments_of_a_component_are_named(tmp_path: Path) -> None:
+    config = tmp_path / "a.yaml"
+    config.write_text(
+        "rules: {_target_: medsam_tune.slices.rules.ScanRules, plane: axial}\n"
+        "net: {_target_: medsam_tune.apply_method, sam: 1, method: lora}\n"
+        "mending::strict: true\n"
     )
+    run = ["run", "--config_file", str(config)]
+    refuse_unknown_overrides([*run, "--rules::neighbours", "True", "--net::rank", "4"])
+    with pytest.raises(ValueError, match=r"rules::plan is no setting of rules; .*: plane"):
+        refuse_unknown_overrides([*run, "--rules::plan", "coronal"])
 
 
-def test_bundle_has_what_the_specification_requires() -> None:
-    for name in ("LICENSE", "configs/metadata.json", "docs/README.md", "models"):
-        assert (BUNDLE / name).exists()
-    for config in (BUNDLE / "configs").glob("*.yaml"):
-        first = config.read_text().splitlines()[0]
-        assert first.startswith("# "), f"{config.name} does not say what it is for"
-    metadata = json.loads((BUNDLE / "configs" / "metadata.json").read_text())
-    assert metadata["version"] in metadata["changelog"]
+def test_other_programs_are_let_alone() -> None:
+    refuse_unknown_overrides(["tests", "--maxfail", "2"])

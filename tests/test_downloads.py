@@ -18,7 +18,8 @@ import yaml
 from monai.bundle import ConfigParser, download_large_files
 
 from medsam_tune import downloads
-from medsam_tune.cli import bundle_folder, main
+from medsam_tune.bundle import bundle_folder
+from medsam_tune.cli import main
 from medsam_tune.downloads import choose, download, published
 from medsam_tune.errors import DataError
 from medsam_tune.sam.build import ARCHITECTURES

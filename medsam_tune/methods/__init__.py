@@ -7,12 +7,15 @@ from collections.abc import Callable
 from inspect import Parameter, signature
 from typing import Any
 
+from medsam_tune.lazy import import_when_named
 from medsam_tune.methods.adapter import adapter
 from medsam_tune.methods.decoder import decoder
 from medsam_tune.methods.full import full
 from medsam_tune.methods.lora import lora
 from medsam_tune.methods.prompt import learned_tokens, prompt
 from medsam_tune.sam.model import PromptableSam, Tuning
+
+import_when_named(__name__)
 
 METHODS: dict[str, Callable[..., None]] = {
     "decoder": decoder,

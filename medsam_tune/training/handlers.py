@@ -81,7 +81,7 @@ class StopAtBadLoss:
             cases = ", ".join(sorted(set(state.batch["case"])))
             raise FloatingPointError(
                 f"loss is {loss} at step {state.iteration} (cases {cases}); the checkpoints "
-                "before it are kept. Lower the learning rate (--lr)."
+                "before it are kept. Lower the learning rate (--set lr=...)."
             )
 
 

@@ -1,1 +1,5 @@
 """DICOM: series of images, SEG and RTSTRUCT."""
+
+from medsam_tune.lazy import import_when_named
+
+import_when_named(__name__)

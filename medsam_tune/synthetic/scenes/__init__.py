@@ -8,10 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from medsam_tune.lazy import import_when_named
 from medsam_tune.synthetic.scenes.artefacts import degrade
 from medsam_tune.synthetic.scenes.draw import Draw
 from medsam_tune.synthetic.scenes.shading import shade
 from medsam_tune.synthetic.scenes.shapes import LAYERS, Layers, descendants, paint, plan_layers
+
+import_when_named(__name__)
 
 __all__ = ["draw_scenes"]
 

@@ -1,0 +1,86 @@
+"""The demo: its data, its three bundle runs, its table and its pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from medsam_tune import cli, demo
+from medsam_tune.cases.datalist import read_datalist
+from medsam_tune.errors import DataError
+from medsam_tune.methods import apply_method
+from medsam_tune.methods.tuned import save_tuned
+from medsam_tune.sam.build import build_sam
+from medsam_tune.synthetic.phantom import write_phantoms
+
+Runs = list[tuple[str, list[str], dict[str, str]]]
+SUMMARY = {
+    "labels": {"1": {"name": "liver", "cases": 4, "ellipse_dice": 0.764, "dice": 0.718}},
+    "mean_ellipse_dice": 0.764,
+    "mean_dice": 0.718,
+}
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
+    """The bundle runs that demo and command line ask for, written as arguments; results made up."""
+    seen: Runs = []
+
+    def record(bundle: str, configs: list[str], overrides: dict[str, object]) -> None:
+        seen.append((bundle, list(configs), {k: str(v) for k, v in overrides.items()}))
+        if "run_dir" in overrides:
+            folder = Path(str(overrides["run_dir"])) / "evaluation"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "summary.json").write_text(json.dumps(SUMMARY))
+        else:
+            sam = apply_method(build_sam("nano", image_size=demo.IMAGE_SIZE), "decoder")
+            save_tuned(sam, Path(str(overrides["output_dir"])) / "tuned.safetensors")
+
+    monkeypatch.setattr(demo, "run_bundle", record)
+    monkeypatch.setattr(cli, "run_bundle", record)
+    return seen
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same phantoms with few voxels."""
+
+    def write(folder: Path, count: int, seed: int) -> Path:
+        return write_phantoms(folder, count, seed, shape=(48, 40, 8), spacing=(7.2, 6.4, 15.0))
+
+    monkeypatch.setattr(demo, "write_phantoms", write)
+
+
+@pytest.mark.usefixtures("small")
+def test_the_demo_is_what_the_commands_do(runs: Runs, tmp_path: Path) -> None:
+    text = demo.run_demo(tmp_path, "lora")
+    of_demo = runs.copy()
+    runs.clear()
+    data = read_datalist(tmp_path / "datalist.json")
+    assert [len(each) for each in (data.training, data.validation, data.test)] == [10, 2, 4]
+    pictures = [tmp_path / "pictures" / f"{case.id}.png" for case in data.test[:2]]
+    assert all(path.is_file() for path in pictures)
+    assert text.splitlines() == [
+        "held-out Dice  cases  ellipse  zero-shot   tuned",
+        "liver              4    0.764      0.718   0.718",
+        "mean                    0.764      0.718   0.718",
+        "",
+        "pictures:",
+        *(f"  {path}" for path in pictures),
+    ]
+    datalist, run, size = tmp_path / "datalist.json", tmp_path / "run", demo.IMAGE_SIZE
+    settings = [f"{k}={v}" for k, v in (demo.SETTINGS | {"lr": 0.004}).items()]
+    cli.evaluate(zero_shot=True, datalist=datalist, output=tmp_path / "zero_shot", image_size=size)
+    cli.train("lora", datalist, run, image_size=size, set_=settings)
+    cli.evaluate(run=run)
+    assert runs == of_demo
+    with pytest.raises(DataError, match=r"run: a demo ran here already; delete it or choose"):
+        demo.run_demo(tmp_path, "lora")
+
+
+def test_an_unknown_method_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="method 'loar' is unknown; known: decoder, full"):
+        demo.run_demo(tmp_path, "loar")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,279 @@
+"""Every shipped config runs as `python -m monai.bundle run`, and MONAI's own checks pass."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from pydoc import locate
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import verify_metadata, verify_net_in_out
+from safetensors.torch import load_file
+
+from medsam_tune.cases.datalist import read_datalist, write_datalist
+from medsam_tune.cases.folders import find_cases
+from medsam_tune.cases.splits import split_cases
+from medsam_tune.methods import METHODS
+from medsam_tune.sam.build import build_sam
+from medsam_tune.synthetic.phantom import write_phantoms
+
+BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "sam_volume"
+SMALL = ("--image_size", "64", "--epochs", "1", "--num_workers", "0", "--warmup_steps", "2")
+
+
+def bundle_run(
+    configs: list[str], *options: object, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """`python -m monai.bundle run`: in the bundle's folder, or from `cwd` with --bundle_root."""
+    folder = Path("configs") if cwd is None else BUNDLE / "configs"
+    files = [str(folder / name) for name in configs]
+    argv = ["--config_file", files[0] if len(files) == 1 else str(files).replace(" ", "")]
+    argv += [] if cwd is None else ["--bundle_root", str(BUNDLE)]
+    return subprocess.run(
+        [sys.executable, "-m", "monai.bundle", "run", *argv, *map(str, options)],
+        cwd=cwd or BUNDLE,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def datalist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four training phantoms, one for validation, one for the test."""
+    folder = tmp_path_factory.mktemp("phantoms")
+    write_phantoms(folder, count=6, shape=(48, 40, 8), spacing=(7.2, 6.4, 15.0))
+    split = split_cases(find_cases(folder), (4 / 6, 1 / 6, 1 / 6))
+    write_datalist(split, folder / "datalist.json")
+    return folder / "datalist.json"
+
+
+@pytest.fixture(scope="module")
+def lora_run(datalist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished training run, made from elsewhere with --bundle_root."""
+    folder = tmp_path_factory.mktemp("lora")
+    options = ("--datalist", datalist, "--output_dir", "run", "--network_def::rank", 4)
+    done = bundle_run(["train.yaml", "method_lora.yaml"], *options, *SMALL, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "run"
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "lora"])
+def test_train_in_the_bundles_folder(datalist: Path, tmp_path: Path, method: str) -> None:
+    configs = ["train.yaml"] if method == "decoder" else ["train.yaml", f"method_{method}.yaml"]
+    done = bundle_run(configs, "--datalist", datalist, "--output_dir", tmp_path / "run", *SMALL)
+    assert done.returncode == 0, done.stderr
+    written = {path.name for path in (tmp_path / "run").iterdir()}
+    assert written == {"run.json", "last.pt", "logs", "tuned.safetensors"}
+    assert "validation mean_dice" in done.stderr
+
+
+def test_no_prompt_from_training_to_a_mask(datalist: Path, tmp_path: Path) -> None:
+    configs = ["train.yaml", "method_lora.yaml", "no_prompt.yaml"]
+    options = ("--network_def::mask_decoder", True, "--layer_decay", 0.8)
+    options += ("--gradient_checkpointing", True)
+    run = tmp_path / "run"
+    done = bundle_run(configs, "--datalist", datalist, "--output_dir", run, *options, *SMALL)
+    assert done.returncode == 0, done.stderr
+    assert load_file(run / "tuned.safetensors")["learned.tokens"].shape == (5, 10, 96)
+    done = bundle_run(["evaluate.yaml"], "--run_dir", run)
+    assert done.returncode == 0, done.stderr
+    assert (run / "evaluation" / "metrics.csv").is_file()
+    scan = read_datalist(datalist).test[0].image
+    mask = tmp_path / "mask.nii.gz"
+    done = bundle_run(["inference.yaml"], "--run_dir", run, "--scan", scan, "--output", mask)
+    assert done.returncode == 0, done.stderr
+    assert nib.load(mask).shape == nib.load(scan).shape
+
+
+def test_pretraining_in_pieces(tmp_path: Path) -> None:
+    """Resumed after its first epoch it ends where it ends in one go, and its weights load."""
+    small = ("--image_size", 64, "--steps", 3, "--batch_size", 2, "--objects", 2, "--exam", 1)
+    folders = tmp_path / "whole", tmp_path / "pieces"
+    for folder, *more in (
+        (folders[0], "--epochs", 2),
+        (folders[1], "--epochs", 1, "--lr_scheduler::t_total", 6),
+        (folders[1], "--epochs", 2, "--resume", True),
+    ):
+        done = bundle_run(["pretrain.yaml"], "--output_dir", folder, *small, *more)
+        assert done.returncode == 0, done.stderr
+        assert "dice_box" in done.stderr
+    whole, pieces = (load_file(folder / "weights.safetensors") for folder in folders)
+    for key, value in whole.items():
+        assert torch.equal(value, pieces[key]), key
+    sam = build_sam("nano", folders[0] / "weights.safetensors", image_size=64)
+    assert not torch.equal(
+        sam.mask_decoder.iou_token.weight,
+        build_sam("nano", "random", image_size=64).mask_decoder.iou_token.weight,
+    )
+    done = bundle_run(["pretrain.yaml"], "--output_dir", folders[0], *small)
+    assert done.returncode != 0
+    assert "holds a run already" in done.stderr
+
+
+def test_overrides_reach_the_method(lora_run: Path) -> None:
+    tensors = load_file(lora_run / "tuned.safetensors")
+    assert all(4 in tensor.shape for tensor in tensors.values())
+    record = json.loads((lora_run / "run.json").read_text())
+    assert record["rules"]["intensity"] == {"name": "window", "center": 40.0, "width": 400.0}
+
+
+def test_evaluate(lora_run: Path, datalist: Path) -> None:
+    done = bundle_run(["evaluate.yaml"], "--run_dir", lora_run)
+    assert done.returncode == 0, done.stderr
+    data = read_datalist(datalist)
+    with (lora_run / "evaluation" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["case"], row["name"]) for row in rows] == [
+        (case.id, name) for case in data.test for name in data.labels.values()
+    ]
+    truth = np.asarray(nib.load(data.test[0].label).dataobj)
+    assert int(rows[0]["truth_voxels"]) == int((truth == 1).sum())
+    summary = json.loads((lora_run / "evaluation" / "summary.json").read_text())
+    assert summary["tuning"] == "lora"
+    assert 0.4 < summary["mean_ellipse_dice"] < 0.95
+    assert len(list((lora_run / "evaluation" / "overlays").glob("*.png"))) == 1
+
+
+def test_reading_and_frame_are_the_same_at_prediction(datalist: Path, tmp_path: Path) -> None:
+    """Coronal slices of even pixels with their neighbours, squashed; few cases, mixed images."""
+    configs = ["train.yaml", "method_lora.yaml", "few_shot.yaml"]
+    reading = ("--rules::plane", "coronal", "--rules::spacing", "[0,6,0]")
+    options = (
+        *reading,
+        "--rules::neighbours",
+        True,
+        "--rules::squash",
+        True,
+        "--output_dir",
+        "run",
+    )
+    done = bundle_run(configs, "--datalist", datalist, *options, *SMALL, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["rules"]["squash"]
+    assert record["rules"]["plane"] == "coronal"
+    assert record["rules"]["spacing"] == [0, 6, 0]
+    done = bundle_run(["evaluate.yaml"], "--run_dir", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    case = read_datalist(datalist).test[0]
+    truth = np.asarray(nib.load(case.label).dataobj)
+    with (tmp_path / "run" / "evaluation" / "metrics.csv").open() as file:
+        row = next(csv.DictReader(file))
+    assert int(row["truth_voxels"]) == int((truth == 1).sum())  # in the scan's own grid
+    where = np.argwhere(truth == 1)
+    box = [*where.min(0).tolist(), *(where.max(0) + 1).tolist()]
+    (tmp_path / "boxes.json").write_text(json.dumps({"objects": [{"label": 1, "box3d": box}]}))
+    options = ("--run_dir", "run", "--scan", case.image, "--output", "mask.nii.gz")
+    done = bundle_run(["inference.yaml"], *options, "--prompts", "boxes.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    mask = np.asarray(nib.load(tmp_path / "mask.nii.gz").dataobj)
+    assert mask.shape == truth.shape
+    assert mask.any()
+    middle = np.argwhere(mask).mean(0)
+    assert (middle > box[:3]).all()
+    assert (middle < box[3:]).all()
+
+
+def test_zero_shot(datalist: Path, tmp_path: Path) -> None:
+    options = ("--datalist", datalist, "--run_dir", "zero", "--image_size", 64)
+    done = bundle_run(["evaluate.yaml", "zero_shot.yaml"], *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "zero" / "evaluation" / "summary.json").read_text())
+    assert summary["tuning"] is None
+    assert summary["base"]["name"] == "nano"
+
+
+def test_inference_writes_the_scans_own_grid(
+    lora_run: Path, datalist: Path, tmp_path: Path
+) -> None:
+    case = read_datalist(datalist).test[0]
+    box = {"label": 1, "box3d": [10, 10, 2, 30, 30, 6]}
+    (tmp_path / "boxes.json").write_text(json.dumps({"space": "voxel", "objects": [box]}))
+    options = ("--run_dir", lora_run, "--scan", case.image, "--output", "mask.nii.gz")
+    done = bundle_run(["inference.yaml"], *options, "--prompts", "boxes.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    mask, scan = nib.load(tmp_path / "mask.nii.gz"), nib.load(case.image)
+    assert mask.shape == scan.shape
+    assert np.allclose(mask.affine, scan.affine, atol=1e-5)
+    assert set(np.unique(mask.dataobj)) <= {0, 1}
+    assert not np.asarray(mask.dataobj)[..., :2].any()
+
+
+def test_unknown_override_is_refused_by_name(datalist: Path, tmp_path: Path) -> None:
+    options = ("--datalist", datalist, "--output_dir", tmp_path / "run", "--epoch", 2)
+    done = bundle_run(["train.yaml"], *options)
+    assert done.returncode != 0
+    assert "--epoch is no setting of this config; did you mean: epochs" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_same_seed_same_numbers_and_resume_goes_on(datalist: Path, tmp_path: Path) -> None:
+    settings = (*SMALL[:2], *SMALL[4:], "--datalist", datalist, "--epochs", 2, "--batch_size", 4)
+    configs = ["train.yaml", "method_adapter.yaml"]
+    for name in ("first", "second"):
+        assert not bundle_run(configs, *settings, "--output_dir", tmp_path / name).returncode
+    stopped = ("--output_dir", tmp_path / "stopped")
+    one_epoch = ("--train::trainer::max_epochs", 1)
+    assert not bundle_run(configs, *settings, *stopped, *one_epoch).returncode
+    half = (tmp_path / "stopped" / "last.pt").read_bytes()
+    done = bundle_run(configs, *settings, *stopped, "--resume", True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "stopped" / "last.pt").read_bytes() != half
+    first, second, resumed = (
+        load_file(tmp_path / name / "tuned.safetensors") for name in ("first", "second", "stopped")
+    )
+    for key, value in first.items():
+        assert value.equal(second[key]), key
+        assert value.equal(resumed[key]), key
+
+
+def test_a_run_is_not_written_over(lora_run: Path, datalist: Path) -> None:
+    before = (lora_run / "tuned.safetensors").read_bytes()
+    done = bundle_run(["train.yaml"], "--datalist", datalist, "--output_dir", lora_run, *SMALL)
+    assert done.returncode != 0
+    assert "holds a run already" in done.stderr
+    assert (lora_run / "tuned.safetensors").read_bytes() == before
+
+
+def test_monai_verifies_metadata() -> None:
+    verify_metadata(
+        meta_file=str(BUNDLE / "configs" / "metadata.json"),
+        filepath=str(Path(__file__).parent / "meta_schema.json"),
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_monai_verifies_network(method: str) -> None:
+    overlay = [] if method == "decoder" else [str(BUNDLE / "configs" / f"method_{method}.yaml")]
+    verify_net_in_out(
+        net_id="network_def",
+        meta_file=str(BUNDLE / "configs" / "metadata.json"),
+        config_file=[str(BUNDLE / "configs" / "train.yaml"), *overlay],
+        device="cpu",
+    )
+
+
+@pytest.mark.parametrize(
+    "config", sorted((BUNDLE / "configs").glob("*.yaml")), ids=lambda p: p.name
+)
+def test_the_package_has_what_a_config_names(config: Path) -> None:
+    names = set(re.findall(r"medsam_tune(?:\.\w+)+", config.read_text()))
+    assert not [name for name in names if locate(name) is None]
+
+
+def test_bundle_has_what_the_specification_requires() -> None:
+    for name in ("LICENSE", "configs/metadata.json", "docs/README.md", "models"):
+        assert (BUNDLE / name).exists()
+    for config in (BUNDLE / "configs").glob("*.yaml"):
+        first = config.read_text().splitlines()[0]
+        assert first.startswith("# "), f"{config.name} does not say what it is for"
+    metadata = json.loads((BUNDLE / "configs" / "metadata.json").read_text())
+    assert metadata["version"] in metadata["changelog"]
