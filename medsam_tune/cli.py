@@ -327,10 +327,7 @@ def info(
     ] = None,
 ) -> None:
     """List how many parameters each method trains, and their share of the model."""
-    import torch
-
-    from medsam_tune.methods import apply_method
-    from medsam_tune.sam.build import build_sam
+    from medsam_tune.methods.parameters import trained_parameters
 
     if model is not None:
         _refuse_unknown("model", model, MODELS)
@@ -339,10 +336,8 @@ def info(
     typer.echo(f"{'model':<10} {'method':<8} {'trained':>12} {'of':>12} {'share':>8}")
     for name in [model] if model else MODELS:
         for each in [method] if method else METHODS:
-            with torch.device("meta"):
-                tuned = apply_method(build_sam(name), each)
-            sizes = {k: p.numel() for k, p in tuned.named_parameters() if p.requires_grad}
-            trained, total = sum(sizes.values()), sum(p.numel() for p in tuned.parameters())
+            sizes, total = trained_parameters(name, each)
+            trained = sum(sizes.values())
             typer.echo(f"{name:<10} {each:<8} {trained:>12,} {total:>12,} {trained / total:>8.2%}")
             if model and method:
                 for key, size in sizes.items():
