@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -11,15 +14,22 @@ import torch
 from monai.engines import SupervisedEvaluator
 
 from medsam_tune.errors import DataError
+from medsam_tune.formats.mending import Mending
 from medsam_tune.inference.inferers import (
     PromptedSliceInferer,
 )
 from medsam_tune.inference.output import WriteMask
 from medsam_tune.inference.scans import LoadPromptedScan, prepare_scan
 from medsam_tune.inference.segmenter import Segmenter
+from medsam_tune.methods import apply_method
+from medsam_tune.methods.tuned import save_tuned
+from medsam_tune.runs import RunRecord, write_record
+from medsam_tune.sam.build import build_sam
+from medsam_tune.sam.model import PromptableSam
 from medsam_tune.slices.intensity import Window
 from medsam_tune.slices.rules import ScanRules
 from tests.inference.made import GOOD, LABELS, SCANS, BoxFiller, Build, objects, scan
+from tests.scans import write_nifti
 
 
 @pytest.mark.parametrize(("affine", "shape", "box", "slices"), SCANS)
@@ -88,3 +98,58 @@ def test_evaluator_writes_the_same_mask(tiny_sam: Build, tmp_path: Path) -> None
     expected = Segmenter(sam, ScanRules(window), LABELS, device="cpu")(path, content)
     np.testing.assert_array_equal(np.asarray(nib.load(tmp_path / "mask.nii").dataobj), expected)
     assert expected.any()
+
+
+def write_run(folder: Path, rules: ScanRules, mending: Mending | None = None) -> PromptableSam:
+    """A run folder as training leaves it, and its model."""
+    sam = apply_method(build_sam("nano", image_size=64), "decoder")
+    save_tuned(sam, folder / "tuned.safetensors", LABELS)
+    mended = (mending or Mending()).describe()
+    write_record(folder, RunRecord("d.json", "d.slices", None, rules.describe(), mended, 0.0, 0))
+    return sam
+
+
+def wide_scan(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """A scan of slices of 48 x 24 with a bright block, and a box around it."""
+    values = np.random.default_rng(0).uniform(0, 60, (48, 24, 3)).astype(np.float32)
+    values[10:30, 6:16] += 120
+    box = {"label": 2, "box3d": [9, 5, 0, 31, 17, 3]}
+    return write_nifti(folder / "scan.nii.gz", values), objects(box)
+
+
+@pytest.mark.parametrize("other", [{"squash": True}, {"plane": "coronal"}])
+def test_a_run_is_used_with_its_own_rules(tmp_path: Path, other: dict[str, Any]) -> None:
+    path, content = wide_scan(tmp_path)
+    rules = ScanRules(Window(100, 200), **other)
+    sam = write_run(tmp_path / "run", rules)
+    found = Segmenter.from_run(tmp_path / "run", device="cpu")(path, content)
+    np.testing.assert_array_equal(found, Segmenter(sam, rules, LABELS, device="cpu")(path, content))
+    plain = Segmenter(sam, ScanRules(Window(100, 200)), LABELS, device="cpu")(path, content)
+    assert found.any()
+    assert (found != plain).any()
+
+
+def test_a_run_is_used_with_its_own_mending(tmp_path: Path) -> None:
+    path, content = wide_scan(tmp_path)
+    values = np.asarray(nib.load(path).dataobj)
+    values[0, 0, 0] = np.nan
+    write_nifti(path, values)
+    rules = ScanRules(Window(100, 200))
+    write_run(tmp_path / "strict", rules)
+    with pytest.raises(DataError, match="1 NaN or infinite voxels"):
+        Segmenter.from_run(tmp_path / "strict", device="cpu")(path, content)
+    write_run(tmp_path / "mending", rules, Mending(fill_nan=0.0))
+    assert Segmenter.from_run(tmp_path / "mending", device="cpu")(path, content).any()
+
+
+def test_example_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, content = wide_scan(tmp_path)
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    write_run(tmp_path / "runs" / "lora", ScanRules(Window(100, 200)))
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(from medsam_tune import Segmenter.*?)```", readme, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    mask = nib.load(tmp_path / "mask.nii.gz")
+    assert mask.shape == nib.load(path).shape
+    assert set(np.unique(mask.dataobj)) == {0, 2}
