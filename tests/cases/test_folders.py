@@ -7,6 +7,7 @@ import pytest
 
 from medsam_tune.cases.datalist import Case
 from medsam_tune.cases.folders import find_cases
+from medsam_tune.cases.splits import labels_of_patients
 from medsam_tune.errors import DataError
 from tests.scans import load_turned, msd_folder, plain_folder, small_scan, write_nifti
 
@@ -153,3 +154,21 @@ def test_same_names_in_two_folders(tmp_path):
     (tmp_path / "dataset.json").write_text(json.dumps(content))
     with pytest.raises(DataError, match="several images are named ct; expected each name once"):
         find_cases(tmp_path)
+
+
+def test_label_maps_without_a_label(tmp_path):
+    plain_folder(tmp_path, ["a"])
+    write_nifti(tmp_path / "labels/a.nii.gz", np.zeros_like(small_scan()[1]))
+    with pytest.raises(DataError, match="all label maps are empty; expected values above 0"):
+        find_cases(tmp_path, modality="CT")
+
+
+def test_a_label_that_cannot_be_read_names_its_case(tmp_path):
+    plain_folder(tmp_path, ["a"])
+    (tmp_path / "labels/a.nii.gz").write_bytes(b"hello")
+    with pytest.raises(DataError, match=r"^case a: cannot read .*labels/a\.nii\.gz: "):
+        find_cases(tmp_path, modality="CT")
+    data = find_cases(msd_folder(tmp_path / "msd", ["b"]))
+    data.training[0].label.write_bytes(b"hello")
+    with pytest.raises(DataError, match=r"^case b: cannot read .*b\.nii\.gz: "):
+        labels_of_patients(data)

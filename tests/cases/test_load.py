@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -12,6 +13,7 @@ from medsam_tune.errors import DataError
 from medsam_tune.formats.mending import Mending
 from medsam_tune.formats.open import load_image
 from tests.conftest import REAL_DATA
+from tests.dicom_series import write_series
 from tests.scans import LABELS, SHAPE, load_turned, small_scan
 
 
@@ -79,3 +81,26 @@ def test_liver_lies_under_its_label():
     liver = image[label == 5]
     assert float(liver.mean()) == pytest.approx(89, abs=1)
     assert float(liver.std()) == pytest.approx(22, abs=1)
+
+
+def test_the_series_that_a_case_names(tmp_path):
+    write_series(tmp_path / "a", uid="1.2.3.4")
+    write_series(tmp_path / "b", uid="1.2.3.5", count=3)
+    image, label = load_case(Case(tmp_path, None, "p", series="3.5"), {})
+    assert (image.shape[-1], label) == (3, None)
+    assert image.meta["series_uid"] == "1.2.3.5"
+    with pytest.raises(DataError, match=r"^case c1: .*: 2 series: .*Choose by series_uid"):
+        load_case(Case(tmp_path, None, "p", name="c1"), {})
+
+
+def test_mending_reaches_the_image(tmp_path):
+    nib.save(nib.Nifti1Image(small_scan()[0], None), tmp_path / "a.nii.gz")
+    with pytest.raises(DataError, match=r"^case a: neither qform nor sform is set"):
+        load_case(Case(tmp_path / "a.nii.gz", None, "p"), {}, Mending(strict=True))
+
+
+@pytest.mark.parametrize("index", [-1, 3])
+def test_no_such_volume(make_case, index):
+    case = make_case(image=np.stack([small_scan()[0]] * 3, -1))
+    with pytest.raises(DataError, match=rf"^case case_017: no volume {index} \("):
+        load_case(case, LABELS, Mending(volume_index=index))

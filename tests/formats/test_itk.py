@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import SimpleITK as sitk
 
-from medsam_tune.formats.open import load_image
+from medsam_tune.formats import itk
+from medsam_tune.formats.open import load_image, read_grid
 from tests.dicom_series import COUNT, SIZE, SPACING, STEP, refusal, stored
 
 
@@ -27,3 +28,34 @@ def test_other_formats(tmp_path):
     vector = sitk.GetImageFromArray(np.stack([array] * 3, -1), isVector=True)
     sitk.WriteImage(vector, str(tmp_path / "c.nrrd"))
     assert tuple(load_image(tmp_path / "c.nrrd").shape) == (3, *SIZE, COUNT)
+
+
+def test_flat_and_moving_images(tmp_path):
+    flat = np.arange(12, dtype=np.int16).reshape(3, 4)
+    image = sitk.GetImageFromArray(flat)
+    image.SetSpacing((0.5, 2.0))
+    sitk.WriteImage(image, str(tmp_path / "flat.mha"))
+    found = load_image(tmp_path / "flat.mha")
+    np.testing.assert_array_equal(found[0, ..., 0].numpy(), flat.T)
+    np.testing.assert_allclose(found.affine, np.diag([-0.5, -2, 1, 1]))
+    moving = np.arange(2 * 3 * 4 * 5, dtype=np.int16).reshape(2, 3, 4, 5)
+    sitk.WriteImage(sitk.GetImageFromArray(moving, isVector=False), str(tmp_path / "moving.nrrd"))
+    found = load_image(tmp_path / "moving.nrrd")
+    np.testing.assert_array_equal(found.numpy(), moving.transpose(0, 3, 2, 1))
+    assert read_grid(tmp_path / "moving.nrrd").shape == (5, 4, 3, 2)
+
+
+def test_truncated_voxels(tmp_path):
+    path = tmp_path / "a.mha"
+    sitk.WriteImage(sitk.GetImageFromArray(stored()), str(path))
+    path.write_bytes(path.read_bytes()[:-100])
+    message = refusal(path)
+    assert f"cannot read {path}: " in message
+    assert "0x" not in message
+    assert message.endswith("Expected a whole NRRD or MetaImage; copy or export it again.")
+
+
+def test_what_an_exception_says():
+    error = RuntimeError("a\nsitk::ERROR: ITK ERROR: MetaImageIO(0x5581): file is short.\n")
+    assert itk.reason_of(error) == "file is short"
+    assert itk.reason_of(RuntimeError()) == "RuntimeError"

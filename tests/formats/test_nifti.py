@@ -6,7 +6,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from medsam_tune.cases.datalist import Case
+from medsam_tune.cases.load import load_case
 from medsam_tune.errors import DataError
+from medsam_tune.formats import nifti
 from medsam_tune.formats.mending import Mending
 from medsam_tune.formats.open import load_image
 from tests.scans import small_scan, write_nifti
@@ -73,3 +76,35 @@ def test_header_that_is_damaged(tmp_path):
     path.write_bytes(content)
     with pytest.raises(DataError, match=rf"cannot read {path}: data code 4095 not recognized"):
         load_image(path)
+
+
+def test_files_of_another_kind(tmp_path):
+    axes = (
+        nib.cifti2.ScalarAxis(["a"]),
+        nib.cifti2.BrainModelAxis.from_mask(np.ones((2, 2, 2)), affine=np.eye(4)),
+    )
+    nib.save(nib.Cifti2Image(np.zeros((1, 8), np.float32), axes), tmp_path / "a.dscalar.nii")
+    with pytest.raises(DataError, match=r"a\.dscalar\.nii: it is Cifti2Image\. Expected a whole N"):
+        load_image(tmp_path / "a.dscalar.nii")
+
+
+@pytest.mark.parametrize("shape", [(1,), (3,), (1, 1), (2, 3)])
+def test_volumes_become_channels(tmp_path, shape):
+    values = np.arange(2 * 3 * 4 * np.prod(shape), dtype=np.float32).reshape(2, 3, 4, *shape)
+    image = load_image(write_nifti(tmp_path / "a.nii.gz", values))
+    expected = values.reshape(2, 3, 4, -1).transpose(3, 0, 1, 2)
+    np.testing.assert_array_equal(image.numpy(), expected)
+    assert list(image.meta["spatial_shape"]) == [2, 3, 4]
+
+
+def test_warnings_name_the_case(tmp_path):
+    nib.save(nib.Nifti1Image(small_scan()[0], None), tmp_path / "a.nii.gz")
+    with pytest.warns(UserWarning, match=r"^case c7: neither qform nor sform is set \("):
+        load_case(Case(tmp_path / "a.nii.gz", None, "p", name="c7"), {})
+
+
+def test_millimetres_are_written(tmp_path):
+    nifti.write(tmp_path / "a.nii", small_scan()[1], np.eye(4))
+    written = nib.load(tmp_path / "a.nii")
+    assert written.header.get_xyzt_units()[0] == "mm"
+    assert written.get_data_dtype() == np.uint8

@@ -6,15 +6,19 @@ import numpy as np
 import pytest
 
 from medsam_tune.errors import DataError
+from medsam_tune.formats.mending import Mending
 from medsam_tune.formats.open import (
     ENDINGS,
     FORMATS,
     WRITTEN,
     case_id,
+    dicom_modality,
+    files_of,
     load_image,
     read_grid,
     write_array,
 )
+from tests.dicom_series import COUNT, write_series
 
 C, S = np.cos(0.4), np.sin(0.4)
 OBLIQUE = np.array([[-C, S, 0, 5.5], [0, 0, -1, -7], [S, C, 0, 9], [0, 0, 0, 1]]) @ np.diag(
@@ -79,3 +83,48 @@ def test_each_ending_belongs_to_one_format():
 @pytest.mark.parametrize("ending", [*ENDINGS, ".dcm", ".IMA", ".NII.GZ", ""])
 def test_a_case_is_named_without_the_ending(tmp_path, ending):
     assert case_id(tmp_path / f"a.b{ending}") == "a.b"
+
+
+def test_files_that_are_not_there(tmp_path):
+    with pytest.raises(DataError, match=r"^no such file: .*a\.nii\.gz\. Correct the path in the d"):
+        load_image(tmp_path / "a.nii.gz")
+    (tmp_path / "a.nrrd").touch()
+    with pytest.raises(DataError, match=r"^the file has zero bytes \(.*a\.nrrd\)\. Copy it again"):
+        load_image(tmp_path / "a.nrrd")
+
+
+def test_one_series_of_several(tmp_path):
+    write_series(tmp_path / "a", uid="1.2.3.4")
+    write_series(tmp_path / "b", uid="1.2.3.5", count=3)
+    for uid, count in (("1.2.3.4", COUNT), ("1.2.3.5", 3)):
+        image = load_image(tmp_path, series_uid=uid)
+        assert image.shape[-1] == read_grid(tmp_path, uid).shape[-1] == count
+        assert image.meta["series_uid"] == uid
+        assert len(image.meta["frame_uid"]) > 10
+
+
+def test_mending_reaches_the_series(tmp_path):
+    def uneven(k, image):
+        image.ImagePositionPatient = [0, 0, float(k + 0.4 * k * k)]
+
+    folder = write_series(tmp_path / "s", uneven)
+    with pytest.raises(DataError, match="expected even spacing"):
+        load_image(folder)
+    image = load_image(folder, Mending(resample_uneven=True))
+    assert image.meta["notes"] == ["uneven slices resampled to 1.40 mm"]
+
+
+def test_modality_of_dicom_only(tmp_path):
+    folder = write_series(tmp_path / "s", modality="MR")
+    assert dicom_modality(folder) == ""
+    file = next(folder.iterdir())
+    assert dicom_modality(file) == "MR"
+    assert dicom_modality(file.rename(tmp_path / "a.nii")) == ""
+    (tmp_path / "a.txt").write_text("hello")
+    assert dicom_modality(tmp_path / "a.txt") == ""
+
+
+def test_files_of_a_scan(tmp_path):
+    folder = write_series(tmp_path / "s" / "deep")
+    assert files_of(tmp_path) == sorted(folder.iterdir())
+    assert files_of(tmp_path / "a.nii") == [tmp_path / "a.nii"]

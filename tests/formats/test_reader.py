@@ -29,3 +29,23 @@ def test_monai_loads_with_the_reader(tmp_path):
     with pytest.raises(DataError, match="slices are missing"):  # and no other reader steps in
         load(folder)
     assert tuple(load(write_nifti(tmp_path / "a.nii", stored())).shape) == (1, COUNT, *SIZE[::-1])
+
+
+def test_what_the_reader_takes(tmp_path):
+    folder = write_series(tmp_path / "s")
+    (tmp_path / "notes.txt").write_text("hello")
+    bare = next(folder.iterdir()).rename(tmp_path / "IM0001")
+    reader = SimpleITKReader()
+    assert reader.verify_suffix(tmp_path)
+    assert reader.verify_suffix([bare, tmp_path / "a.NRRD", "b.dcm"])
+    assert not reader.verify_suffix([bare, tmp_path / "notes.txt"])
+
+
+def test_the_reader_mends_where_asked(tmp_path):
+    def uneven(k, image):
+        image.ImagePositionPatient = [0, 0, float(k + 0.4 * k * k)]
+
+    folder = write_series(tmp_path / "s", uneven)
+    assert "resampled" in SimpleITKReader(resample_uneven=True).read(folder).notes[0]
+    with pytest.raises(DataError, match="expected even spacing"):
+        SimpleITKReader().read(folder)

@@ -10,7 +10,7 @@ import SimpleITK as sitk
 
 from medsam_tune.errors import DataError
 from medsam_tune.formats.open import load_image
-from medsam_tune.formats.volume import same_affine
+from medsam_tune.formats.volume import Volume, check_not_empty, image_from, same_affine
 from tests.dicom_series import write_series
 from tests.scans import small_scan, write_nifti
 
@@ -38,3 +38,26 @@ def test_memory_is_asked_before_voxels_are_read(tmp_path, monkeypatch):
             match=r"^\S*(a\.nii\.gz|a\.nrrd|series): .* voxels, 0\.0 GB of memory; 0\.0 GB are",
         ):
             load_image(file)
+
+
+def test_tolerances_of_place_and_spacing():
+    for entry, allowed, refused in (((0, 3), 9e-4, 2e-3), ((2, 2), 9e-4, 2e-3)):
+        for shift, same in ((allowed, True), (refused, False)):
+            moved = np.diag([1.0, 2, 3, 1])
+            moved[entry] += shift
+            assert same_affine(np.diag([1.0, 2, 3, 1]), moved) is same
+
+
+def test_metadata_of_a_volume():
+    volume = Volume(np.zeros((2, 3, 4, 5), np.float32), np.eye(4), ("padding",), "1.2", "3.4")
+    image = image_from(volume)
+    assert tuple(image.shape) == (2, 3, 4, 5)
+    assert image.meta["notes"] == ["padding"]
+    assert (image.meta["series_uid"], image.meta["frame_uid"]) == ("1.2", "3.4")
+    assert list(image.meta["spatial_shape"]) == [3, 4, 5]
+
+
+def test_no_voxel_along_an_axis(tmp_path):
+    with pytest.raises(DataError, match=r"^image of shape \(2, 0, 3\) has an empty dimension \("):
+        check_not_empty(tmp_path / "a.nii", (2, 0, 3))
+    check_not_empty(tmp_path / "a.nii", (2, 1, 3))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from medsam_tune.cases.folders import find_cases
+from medsam_tune.cases.labels.organs import OrganFolder
 from medsam_tune.cases.splits import labels_of_patients
 from medsam_tune.errors import DataError
 from tests.scans import SHAPE, load_turned, small_scan, write_nifti
@@ -38,3 +39,14 @@ def test_one_file_for_each_organ(tmp_path):
     write_nifti(kidney, np.zeros((10, 12, 5), np.uint8))
     with pytest.raises(DataError, match=r"label shape \(10, 12, 5\) differs from image shape"):
         load_turned(data.training[1], data.labels)
+
+
+def test_folders_that_are_refused(tmp_path):
+    folder = tmp_path / "organs"
+    folder.mkdir()
+    with pytest.raises(DataError, match=r"organs: no label map in it; expected a file for each"):
+        OrganFolder(folder).names()
+    for ending in (".nii", ".nii.gz"):
+        write_nifti(folder / f"liver{ending}", small_scan()[1])
+    with pytest.raises(DataError, match=r"organs: several files of liver; expected one file for"):
+        OrganFolder(folder).names()

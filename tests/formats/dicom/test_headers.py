@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 import warnings
@@ -11,11 +12,16 @@ from pydicom.dataset import Dataset
 
 from medsam_tune.errors import DataError
 from medsam_tune.formats.dicom.headers import (
+    has_dicom_prefix,
+    instance_of,
+    object_kind,
+    read_header,
     without_warnings,
 )
 from medsam_tune.formats.dicom.series import find_series
 from medsam_tune.formats.dicom.stack import read_series
-from tests.dicom_series import COUNT, SIZE, refusal, write_series
+from tests.dicom_series import COUNT, SIZE, SPACING, refusal, write_series
+from tests.segmentation import masks, write_seg
 
 
 def test_headers_are_read_no_further_than_needed(tmp_path):
@@ -79,3 +85,49 @@ def test_without_pydicom_the_way_out_is_named(tmp_path, monkeypatch):
     folder = write_series(tmp_path / "s")
     monkeypatch.setitem(__import__("sys").modules, "pydicom", None)
     assert "pip install 'medsam_tune[dicom]'" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("tag", "value"),
+    [("ImagePositionPatient", [1, 2]), ("PixelSpacing", [1]), ("ImageOrientationPatient", [1, 0])],
+)
+def test_too_few_numbers(tmp_path, tag, value):
+    folder = write_series(tmp_path / "s", lambda _, image: setattr(image, tag, value), count=1)
+    assert f"{tag} is not " in refusal(folder)
+
+
+def test_what_a_header_says(tmp_path):
+    def change(_, image):
+        image.add_new("PixelPaddingValue", "SS", -2000)
+        image.add_new("PixelPaddingRangeLimit", "SS", -1990)
+
+    file = next(write_series(tmp_path / "s", change, count=1).iterdir())
+    one = instance_of(file, read_header(file))
+    assert (one.path, one.size, one.frames, one.samples) == (file, SIZE, 1, 1)
+    assert (one.spacing, one.photometric) == (SPACING, "MONOCHROME2")
+    assert (one.rescale, one.padding) == ((1.0, -1000.0), (-2000.0, -1990.0))
+    assert one.position.tolist() == [-3, 4, -50]
+    assert one.orientation.tolist() == [[1, 0, 0], [0, 1, 0]]
+
+
+def test_what_is_no_dicom(tmp_path):
+    for name, content in (("a", b""), ("b", b"hello" * 100)):
+        (tmp_path / name).write_bytes(content)
+        assert object_kind(tmp_path / name) == ""
+    assert read_header(tmp_path / "b") is None
+    assert not has_dicom_prefix(tmp_path / "b")
+
+
+def test_a_damaged_header(tmp_path):
+    file = next(write_series(tmp_path / "s", count=1).iterdir())
+    file.write_bytes(file.read_bytes()[:153])
+    assert f"{file}: cannot read its DICOM header (" in refusal(file)
+    assert object_kind(file) == ""
+
+
+def test_without_highdicom_the_way_out_is_named(tmp_path, monkeypatch):
+    series = write_series(tmp_path / "s")
+    label = write_seg(tmp_path / "seg.dcm", series, masks())
+    monkeypatch.setitem(sys.modules, "highdicom", None)
+    message = refusal(series, label)
+    assert f"{label}: a DICOM SEG needs highdicom. Install it: pip install" in message

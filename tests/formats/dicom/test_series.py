@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pydicom
 import pytest
 from pydicom.uid import generate_uid
 
 from medsam_tune.errors import DataError
-from medsam_tune.formats.dicom.series import choose_series, find_series
+from medsam_tune.formats.dicom.series import choose_series, find_objects, find_series
+from medsam_tune.formats.dicom.stack import read_series
 from medsam_tune.formats.open import load_image
 from medsam_tune.formats.reader import SimpleITKReader
-from tests.dicom_series import COUNT, SIZE, read, refusal, stored, write_series
+from tests.dicom_series import COUNT, SIZE, SPACING, read, refusal, stored, write_series
 
 
 def test_series_say_nothing_of_the_patient(tmp_path):
@@ -65,3 +67,37 @@ def test_a_whole_uid_is_no_end_of_another(tmp_path):
     write_series(tmp_path / "a", uid="1.2.3.4")
     write_series(tmp_path / "b", uid="9.1.2.3.4", count=3)
     assert len(choose_series(tmp_path, "1.2.3.4").files) == len(stored())
+
+
+def test_what_is_no_scan_is_counted(tmp_path):
+    write_series(tmp_path / "a", lambda _, image: setattr(image, "Modality", "RTDOSE"), count=2)
+    write_series(tmp_path / "b", lambda _, image: setattr(image, "Modality", "SR"), count=1)
+    (tmp_path / "b" / "notes.txt").write_text("hello")
+    with pytest.raises(DataError, match=r": 4 files, 2 RTDOSE, 1 SR, 1 not DICOM; expected the"):
+        find_series(tmp_path)
+    with pytest.raises(DataError, match=r"no image DICOM in 1 files \(.*notes\.txt, \.\.\.\): 1 f"):
+        find_series([tmp_path / "b" / "notes.txt"])
+    with pytest.raises(DataError, match=r"gone: no such file or folder\. Correct the path\."):
+        find_series(tmp_path / "gone")
+    write_series(tmp_path / "c", count=1)
+    series, others = find_objects(tmp_path, ("SR",))
+    assert [str(one)[:40] for one in series] == [
+        "number 4, CT, 14 x 12, 1 image, " + series[0].uid[:8]
+    ]
+    assert others == list((tmp_path / "b").glob("*.dcm"))
+
+
+def test_size_and_place_by_the_headers(tmp_path):
+    (series,) = find_series(write_series(tmp_path / "s"))
+    volume = read_series(series)
+    assert series.shape == volume.array.shape
+    np.testing.assert_allclose(series.affine, volume.affine)
+    assert (volume.series, volume.frame) == (series.uid, series.frame)
+    assert "" not in (series.uid, series.frame, series.patient, series.study)
+
+    def nowhere(_, image):
+        del image.ImagePositionPatient, image.SeriesNumber
+
+    (single,) = find_series(write_series(tmp_path / "n", nowhere, count=1))
+    np.testing.assert_allclose(single.affine, np.diag([-SPACING[0], -SPACING[1], 1, 1]))
+    assert str(single).startswith("CT, 14 x 12, 1 image, ")
