@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from monai.bundle import ConfigParser
+from monai.data import set_track_meta
 from monai.transforms import Compose
 from torch.utils.data import DataLoader
 from training_step import machine
@@ -27,15 +28,15 @@ from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.splits import split_cases
 from medsam_tune.files import written_whole
 from medsam_tune.synthetic.phantom import write_phantoms
-from medsam_tune.training import samples
 from medsam_tune.training.batches import prepare_batch
 from medsam_tune.training.samples import SliceDataset
+from medsam_tune.transforms import KeepObjectsd, ShrinkLongestd
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "bundles" / "sam_volume" / "configs"
 OUTPUT = Path(__file__).parent / "results" / "augmentation.md"
 SIDE, SIZE, BATCH = 512, 256, 8
-SHRUNK = round(samples.OVERSIZE * SIZE)
+SHRUNK = round(1.25 * SIZE)  # as train.yaml
 
 
 def seconds(run: Callable[[int], object], repeats: int) -> float:
@@ -70,8 +71,9 @@ def each_transform(augment: Compose) -> list[str]:
 
             def run(seed: int, item: dict[str, Any] = item, transform: Any = transform) -> None:
                 transform.set_random_state(seed=seed)
-                with samples._plain_tensors():
-                    transform(dict(item))
+                set_track_meta(False)
+                transform(dict(item))
+                set_track_meta(True)
 
             cells.append(f"{1000 * seconds(run, 15):.1f}")
         rows.append(f"| {type(transform).__name__} | {' | '.join(cells)} |")
@@ -81,17 +83,21 @@ def each_transform(augment: Compose) -> list[str]:
 
 def rates(dataset: SliceDataset, parser: ConfigParser) -> list[str]:
     """Samples a second: made, made without shrinking or augmenting, and trained on."""
-    found = {"as configured": 1 / seconds(lambda seed: dataset[(seed % len(dataset), seed)], 60)}
-    before, samples.OVERSIZE = samples.OVERSIZE, 100.0
-    found["augmented at 512 x 512"] = 1 / seconds(
-        lambda seed: dataset[(seed % len(dataset), seed)], 40
+
+    def made(repeats: int) -> float:
+        return 1 / seconds(lambda seed: dataset[(seed % len(dataset), seed)], repeats)
+
+    chain = list(dataset.transform.transforms)  # type: ignore[attr-defined]
+    shrink, keep = (
+        next(one for one in chain if isinstance(one, kind))
+        for kind in (ShrinkLongestd, KeepObjectsd)
     )
-    samples.OVERSIZE = before
-    augment, dataset.augment = dataset.augment, None
-    found["without augmentation"] = 1 / seconds(
-        lambda seed: dataset[(seed % len(dataset), seed)], 60
-    )
-    dataset.augment = augment
+    found = {"as configured": made(60)}
+    dataset.transform = Compose([one for one in chain if one is not shrink])
+    found["augmented at 512 x 512"] = made(40)
+    dataset.transform = Compose([one for one in chain if one is not keep])
+    found["without augmentation"] = made(60)
+    dataset.transform = Compose(chain)
     batch = next(iter(DataLoader(dataset, BATCH)))
     network, loss = parser.get_parsed_content("network"), parser.get_parsed_content("loss")
     network.train()
@@ -116,7 +122,7 @@ def main() -> None:
         parser = parsed(Path(folder))
         dataset = parser.get_parsed_content("train::dataset")
         made = rates(dataset, parser)
-        costs = each_transform(dataset.augment)
+        costs = each_transform(parser.get_parsed_content("augment"))
     lines = [
         f"# Augmentation\n\n`python benchmarks/augmentation.py` on {machine('cpu')}.\n",
         f"Slices of {SIDE} x {SIDE} into nano at {SIZE}, LoRA, batches of {BATCH}, 4 boxes each; "

@@ -21,6 +21,7 @@ import numpy as np
 import psutil
 import torch
 import zarr
+from monai.transforms import Compose, DeleteItemsd
 from torch.utils.data import DataLoader
 from training_step import Memory, machine
 
@@ -31,6 +32,7 @@ from medsam_tune.slices.intensity import WINDOWS
 from medsam_tune.slices.rules import ScanRules
 from medsam_tune.slices.store import PreparedCase, SliceStore
 from medsam_tune.training.samples import SeededSampler, SliceDataset
+from medsam_tune.transforms import BoxPromptsd, LoadSliced, ModelFramed
 
 OUTPUT = Path(__file__).parent / "results" / "slice_store.md"
 LABELS = {1: "liver"}
@@ -127,7 +129,13 @@ def read(
     prepared: list[PreparedCase], workers: int, samples: int
 ) -> tuple[float, float, list[float]]:
     """Slices/s after the first batches, the same for a whole core, and MiB at each tenth."""
-    dataset = SliceDataset(prepared, LABELS, IMAGE_SIZE)
+    chain = [
+        LoadSliced(),
+        BoxPromptsd("label", LABELS, count=4),
+        ModelFramed(["image", "masks"], IMAGE_SIZE, mode=["bilinear", "nearest"]),
+        DeleteItemsd("label"),
+    ]
+    dataset = SliceDataset(prepared, LABELS, Compose(chain))
     sampler = SeededSampler(len(dataset), seed=0, num_samples=samples)
     loader = DataLoader(dataset, batch_size=BATCH, sampler=sampler, num_workers=workers)
     gc.collect()
