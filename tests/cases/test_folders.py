@@ -137,6 +137,12 @@ def test_labels_must_be_ids_and_names(tmp_path):
         find_cases(folder)
 
 
+def test_labels_must_be_an_object(tmp_path):
+    folder = msd_folder(tmp_path, ["a"], labels=["liver"])
+    with pytest.raises(DataError, match=r"labels is not an object; expected e\.g\. {\"1\": \"sple"):
+        find_cases(folder)
+
+
 def test_label_maps_with_fractions(tmp_path):
     plain_folder(tmp_path, ["a"])
     label = small_scan()[1].astype(np.float32)

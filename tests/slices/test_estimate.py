@@ -68,6 +68,13 @@ def test_no_voxel_is_read(store, make_case):
         store.prepare([case], progress=False)
 
 
+def test_the_series_that_a_case_names(store, tmp_path):
+    write_series(tmp_path / "scan" / "a", uid="1.2.3.4")
+    write_series(tmp_path / "scan" / "b", uid="1.2.3.5", count=3)
+    case = Case(tmp_path / "scan", None, "p", series="1.2.3.5")
+    assert estimate(store, [case], progress=False).slices == 3
+
+
 def _nifti(folder, affine):
     return write_nifti(folder / "s.nii.gz", np.zeros((4, 5, 6), np.int16), affine)
 

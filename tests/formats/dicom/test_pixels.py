@@ -7,7 +7,7 @@ import pytest
 from pydicom.dataset import Dataset
 
 from medsam_tune.formats.dicom.pixels import AIR
-from tests.dicom_series import COUNT, read, stored, write_series
+from tests.dicom_series import COUNT, read, refusal, stored, write_series
 
 
 @pytest.mark.parametrize("bits", [12, 16])
@@ -65,3 +65,25 @@ def test_values_below_air_are_said(tmp_path):
     volume = read(write_series(tmp_path / "s", below))
     assert volume.array.min() == AIR
     assert "below -1024 HU set to that" in volume.notes[0]
+
+
+def test_truncated_monochrome1_is_named(tmp_path):
+    def inverted(_: int, image: Dataset) -> None:
+        image.PhotometricInterpretation, image.PixelRepresentation = "MONOCHROME1", 0
+
+    folder = write_series(tmp_path / "s", inverted, modality="MR")
+    file = next(folder.glob("*-3.dcm"))
+    file.write_bytes(file.read_bytes()[:-100])
+    assert f"{file}: its pixels cannot be read (" in refusal(folder)
+
+
+def test_lowest_value_is_the_padding_of_mr(tmp_path):
+    def padded(_: int, image: Dataset) -> None:
+        pixels = np.frombuffer(image.PixelData, "<i2").copy()
+        pixels[:5] = -2000
+        image.PixelData = pixels.tobytes()
+        image.add_new("PixelPaddingValue", "SS", -2000)
+
+    volume = read(write_series(tmp_path / "s", padded, modality="MR"))
+    assert (volume.array[:5, 0] == stored()[0, 0, 5]).all()
+    assert volume.notes == ("padding set to 105 in 3.0% of the voxels",)

@@ -141,6 +141,8 @@ def test_mixed_modalities(tmp_path):
         find_cases(tmp_path)
     data = found(tmp_path, modality="MR")
     assert (data.modality, len(data.training)) == ("MR", 1)
+    with pytest.raises(DataError, match=r"no labelled series of US; there are: CT, MR\. Choose an"):
+        find_cases(tmp_path, modality="US")
 
 
 def test_names_of_cases(tmp_path):
