@@ -175,7 +175,7 @@ def prompts_from_labels(
 
 
 def ellipses_in_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """The ellipse inscribed in each box: what a box alone is worth, the baseline of every table.
+    """The ellipse inscribed in each box: the box-only baseline of every table.
 
     Args:
         boxes: (..., 4) float XYXY, upper bounds exclusive.
