@@ -22,7 +22,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 PYTEST = OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) $(PY) -m pytest -n $(JOBS) $(TESTS)
 
-.PHONY: help env demo test test-all lint format types bench docs build clean
+.PHONY: help env demo test test-all mutation lint format types bench docs build clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,6 +48,10 @@ test: env ## the fast tier: no network, no GPU, minutes
 
 test-all: env ## every tier; real_data and gpu tests skip themselves with a reason
 	$(PYTEST)
+
+mutation: env ## break the code in 500 places, one at a time: how many does a test find? (three CPU-hours)
+	$(PY) -m pip install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e ".[mutation]"
+	$(PY) benchmarks/mutation.py
 
 lint: env ## ruff: rules and format
 	$(PY) -m ruff check .

@@ -258,12 +258,14 @@ class SliceStore:
         if case.copy and self.deformation is not None:
             made_from += [case.copy, self.deformation.describe()]
         for file in (case.image, case.label):
-            if file is not None:
-                if not file.exists():
-                    raise DataError(f"case {case.id}: no such file: {file}. Correct the datalist.")
-                for part in files_of(file):
-                    status = part.stat()
-                    made_from.append([os.path.abspath(part), status.st_size, status.st_mtime_ns])
+            if file is None:
+                continue
+            if not file.exists():
+                with about(f"case {case.id}"):
+                    raise DataError(f"no such file: {file}. Correct the datalist.")
+            for part in files_of(file):
+                status = part.stat()
+                made_from.append([os.path.abspath(part), status.st_size, status.st_mtime_ns])
         text = json.dumps(made_from, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
