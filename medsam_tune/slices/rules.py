@@ -73,6 +73,22 @@ class ScanRules:
         """Number of channels C of a slice."""
         return 3 if self.neighbours else self.intensity.channels
 
+    def repeats(self, in_channels: int) -> int:
+        """How often the channels of a slice are repeated for a model.
+
+        Args:
+            in_channels: number of channels that the model takes.
+
+        Raises:
+            DataError: a slice has several channels, and not as many as the model takes.
+        """
+        if self.channels not in (1, in_channels):
+            raise DataError(
+                f"a slice has {self.channels} channels, the model takes {in_channels}. Choose "
+                f"other windows or neighbours, or set in_channels={self.channels}."
+            )
+        return in_channels // self.channels
+
     @property
     def stored(self) -> ScanRules:
         """The rules without what is done after slices are read from a store."""

@@ -9,7 +9,7 @@ import torch
 
 from medsam_tune.errors import DataError
 from medsam_tune.slices.frames import ModelFrame
-from medsam_tune.slices.intensity import Window
+from medsam_tune.slices.intensity import Window, Windows
 from medsam_tune.slices.rules import ScanRules, rules_from
 from tests.slices.test_cut import placed
 
@@ -65,3 +65,13 @@ def test_squashed_frame_fills_the_square() -> None:
     assert frame.boxes(box).tolist() == [16, 20, 60, 40]
     assert torch.equal(frame.logits(model.float() - 0.5) > 0, mask)
     assert frame.image(torch.ones(1, 3, 20, 40)).min() == 1
+
+
+def test_one_channel_is_repeated_and_several_must_fit() -> None:
+    one, three = ScanRules(WINDOW), ScanRules(Windows())
+    assert (one.channels, three.channels, ScanRules(WINDOW, neighbours=True).channels) == (1, 3, 3)
+    assert [one.repeats(n) for n in (1, 3, 4)] == [1, 3, 4]
+    assert three.repeats(3) == 1
+    for n in (1, 4):
+        with pytest.raises(DataError, match=rf"has 3 channels, the model takes {n}\. Choose other"):
+            three.repeats(n)
