@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-import signal
 import socket
 from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Event, Thread, main_thread
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -203,22 +202,19 @@ def test_a_server_that_falls_silent_is_given_up(
 
 
 def test_an_interrupted_transfer_leaves_nothing_and_starts_again(
-    serve: Serve, web: str, bundle: Bundle, tmp_path: Path
+    web: str, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = Event()
+    def interrupted(_url: str, path: Path, *_: object) -> None:
+        path.write_bytes(CONTENT[:100])
+        raise KeyboardInterrupt  # Ctrl-C
 
-    def interrupt() -> None:
-        # To the thread that waits for the server: another one would not wake it.
-        signal.pthread_kill(main_thread().ident, signal.SIGINT)
-        done.wait(30)
-
-    head = b"HTTP/1.0 200 OK\r\nContent-Length: 7000\r\n\r\n"
-    url = serve(replies(head, CONTENT[:100], then=interrupt))
-    with pytest.raises(KeyboardInterrupt):
-        download(choose("vit_b", bundle(f"{url}/sam.pth")), tmp_path / "checkpoints")
-    done.set()
+    entry = choose("vit_b", bundle(f"{web}/sam.pth"))
+    with monkeypatch.context() as patch:
+        patch.setattr(downloads, "download_url", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            download(entry, tmp_path / "checkpoints")
     assert list((tmp_path / "checkpoints").iterdir()) == []
-    path, _ = download(choose("vit_b", bundle(f"{web}/sam.pth")), tmp_path / "checkpoints")
+    path, _ = download(entry, tmp_path / "checkpoints")
     assert path.read_bytes() == CONTENT
 
 
