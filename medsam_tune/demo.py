@@ -26,18 +26,18 @@ from medsam_tune.synthetic.phantom import write_phantoms
 
 IMAGE_SIZE = 128
 JITTER = 0.05
-# Enough for the phantoms, and within five minutes on two cores.
+# Enough for the phantoms, in less than five minutes on two cores.
 SETTINGS: dict[str, Any] = {"epochs": 20, "warmup_steps": 20, "val_interval": 10, "jitter": JITTER}
-# nano is small and takes higher rates than the recipes', which are for SAM.
+# nano is small and takes higher rates than SAM, for which the recipes are.
 LEARNING_RATES = {"decoder": 1e-3, "full": 1e-3, "adapter": 2e-3, "lora": 4e-3, "prompt": 2e-2}
 
 
 def prepare_demo(folder: Path, seed: int = 0) -> Path:
-    """Write 16 phantoms and their datalist, unless they are there.
+    """Write 16 phantoms and their datalist, unless the datalist exists.
 
     Args:
-        folder: for the phantoms and the datalist.
-        seed: of the phantoms and of the split.
+        folder: folder for the phantoms and the datalist.
+        seed: seed of the phantoms and of the split.
 
     Returns:
         path of the datalist: 10 training, 2 validation and 4 test phantoms.
@@ -54,8 +54,8 @@ def compare_table(zero_shot: Mapping[str, Any], tuned: Mapping[str, Any]) -> str
     """Table of Dice per label: the ellipse in the box, zero-shot, tuned.
 
     Args:
-        zero_shot: content of `summary.json` of the untouched model.
-        tuned: the same of the tuned one.
+        zero_shot: content of `summary.json` of the untuned model.
+        tuned: content of `summary.json` of the tuned model.
     """
     lines = [f"{'held-out Dice':<14} {'cases':>5} {'ellipse':>8} {'zero-shot':>10} {'tuned':>7}"]
     for key, entry in tuned["labels"].items():
@@ -76,9 +76,9 @@ def draw_demo(folder: Path, tuned_run: Path, count: int = 2) -> list[Path]:
     """Draw held-out phantoms: annotator, zero-shot, tuned.
 
     Args:
-        folder: of the demo.
-        tuned_run: the training run in it.
-        count: phantoms to draw.
+        folder: folder of the demo.
+        tuned_run: folder of the training run.
+        count: number of phantoms to draw.
 
     Returns:
         paths of the pictures, one per phantom.
@@ -105,17 +105,17 @@ def draw_demo(folder: Path, tuned_run: Path, count: int = 2) -> list[Path]:
 
 
 def run_demo(folder: Path, method: str) -> str:
-    """Evaluate the untouched model, tune it, evaluate it again, draw pictures.
+    """Evaluate the untuned model, tune it, evaluate it again, draw pictures.
 
     Args:
-        folder: everything is written below it.
-        method: a key of `METHODS`.
+        folder: folder for all files of the demo.
+        method: key of `METHODS`.
 
     Returns:
-        the table, and where the pictures are.
+        the table and the paths of the pictures, as text.
 
     Raises:
-        DataError: a demo ran in the folder already.
+        DataError: the folder holds an earlier demo.
         ValueError: an unknown method.
     """
     run, zero_shot = folder / "run", folder / "zero_shot"

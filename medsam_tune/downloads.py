@@ -1,4 +1,4 @@
-"""Published checkpoints: fetched only when asked for, kept only if their hash is right."""
+"""Downloads of published checkpoints; a file is kept only if its hash is right."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from monai.apps.utils import HashCheckError, check_hash, download_url
 from medsam_tune.errors import DataError
 from medsam_tune.files import written_whole
 
-# Seconds without an answer: a firewall that drops packets would keep the user waiting for ever.
+# Seconds without an answer; a firewall that drops packets never answers.
 _TIMEOUT = 60.0
 
 
 @dataclass(frozen=True)
 class Published:
-    """A checkpoint that somebody else hosts.
+    """A checkpoint on somebody else's server.
 
     Attributes:
         file: name of the file.
         url: address of the file.
         hash_val: published hash of its bytes.
         hash_type: "sha256", or another kind that its host publishes and MONAI knows.
-        size: bytes; None if the bundle does not say.
+        size: bytes; None if unknown.
         options: options of `medsam-tune train` that use it, e.g. "--model vit_b".
     """
 
@@ -49,10 +49,10 @@ class Published:
 
 
 def published(bundle: Path) -> dict[str, Published]:
-    """Read a bundle's `large_files.yml`, MONAI's list of such files: name -> checkpoint.
+    """Read a bundle's `large_files.yml`, MONAI's list of large files: name -> checkpoint.
 
     Raises:
-        DataError: the bundle has none, or lists a file without a hash.
+        DataError: the bundle has no list, or lists a file without a hash.
     """
     listing = bundle / "large_files.yml"
     if not listing.is_file():
@@ -94,18 +94,18 @@ def choose(name: str, bundle: Path) -> Published:
 
 
 def download(entry: Published, folder: Path) -> tuple[Path, bool]:
-    """Fetch a checkpoint into a folder; a file that is there already is checked and kept.
+    """Fetch a checkpoint into a folder; an existing file is checked and kept.
 
     Args:
-        entry: what to fetch.
-        folder: its folder, made if absent.
+        entry: checkpoint to fetch.
+        folder: folder to write to, made if absent.
 
     Returns:
-        the file, and whether it was there already.
+        path of the file, and True if it existed already.
 
     Raises:
-        DataError: a file of that name with other bytes; a folder that cannot be written to; no
-            way to the server; or a download with other bytes, which is not kept.
+        DataError: an existing file with other bytes; a folder that cannot be written to; an
+            unreachable server; or a download with other bytes, which is not kept.
     """
     path = folder / entry.file
     if path.exists():
@@ -123,8 +123,8 @@ def download(entry: Published, folder: Path) -> tuple[Path, bool]:
     except HashCheckError as error:
         raise DataError(
             f"{entry.url}: what came is not what was published, {_bytes(entry)}with "
-            f"{entry.checksum}; it was not kept. Try again; a proxy may have answered in the "
-            "server's place."
+            f"{entry.checksum}; it was not kept. Try again; a proxy may have answered instead of "
+            "the server."
         ) from error
     except (OSError, RuntimeError, HTTPException) as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:

@@ -15,15 +15,15 @@ from medsam_tune.errors import DataError
 
 @contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
-    """Give a path to write to; what is written there replaces `path` in one step at the end.
+    """Give a path to write to; its file replaces `path` in one step at the end.
 
-    If the block raises, an older file at `path` stays and nothing is left beside it.
+    If the block raises, an older file at `path` stays and no temporary file is left.
 
     Args:
         path: file to write; its folder is made if absent.
 
     Yields:
-        A path of the same name, in a temporary folder on the same file system.
+        path of the same name, in a temporary folder on the same file system.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,10 +35,10 @@ def written_whole(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def folder_written_whole(folder: str | Path) -> Iterator[Path]:
-    """Give a folder to write into; it is renamed to `folder` if all went well, otherwise removed.
+    """Give a folder to write into; it becomes `folder` at the end, or is removed after an error.
 
     Raises:
-        FileExistsError: there is one already.
+        FileExistsError: the folder exists already.
     """
     folder = Path(folder)
     if folder.exists():
@@ -52,10 +52,10 @@ def folder_written_whole(folder: str | Path) -> Iterator[Path]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Read the object in a JSON file.
 
     Raises:
-        DataError: it is not JSON, or holds something else than an object.
+        DataError: the file is not JSON, or does not hold an object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

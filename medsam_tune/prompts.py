@@ -1,4 +1,4 @@
-"""Prompts: what a model takes, and boxes and points from masks. Tensors only."""
+"""Prompts of a model, and boxes and points from masks. Tensors only."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from torch import Tensor
 
 
 class Prompts(NamedTuple):
-    """P prompts on each of B images, of any mixture of kinds; without any kind, no prompt at all.
+    """P prompts on each of B images, of one or more kinds; all None means no prompt.
 
     Attributes:
         boxes: (B, P, 4) float XYXY in pixels, model frame, upper bounds exclusive.
         points: (B, P, N, 2) float XY in pixels, model frame; only together with `point_labels`.
-        point_labels: (B, P, N) int, 1 = inside, 0 = outside, -1 = not there: objects with fewer
-            points than others are filled up with these, to the same masks as without them.
-            2 and 3 are a box's top-left and bottom-right corner, for batches where only some
-            objects have one.
+        point_labels: (B, P, N) int, 1 = inside, 0 = outside, -1 = padding, which fills up objects
+            with fewer points and does not change their masks. 2 and 3 are a box's top-left and
+            bottom-right corner, for batches where only some objects have a box.
         masks: (B, P, 4G, 4G) float logits of an earlier mask, model frame; G is the side of the
             embedding.
     """
@@ -32,15 +31,15 @@ class Prompts(NamedTuple):
 
     @property
     def given(self) -> dict[str, Tensor]:
-        """The tensors that are there, by name."""
+        """The tensors that are not None, by name."""
         return {name: tensor for name, tensor in self._asdict().items() if tensor is not None}
 
     def rows(self, index: Tensor) -> Prompts:
-        """The prompts of M of the images, for `index` (M,) int64 on any device."""
+        """The prompts of M images; `index` (M,) int64 on any device."""
         return Prompts(**{name: x[index.to(x.device)] for name, x in self.given.items()})
 
     def flattened(self) -> Prompts:
-        """The same with (B * P, ...) for (B, P, ...): one row for each prompt."""
+        """The same as (B * P, ...): one row for each prompt."""
         return Prompts(**{name: tensor.flatten(0, 1) for name, tensor in self.given.items()})
 
 
@@ -50,8 +49,7 @@ def boxes_from_masks(
     """Tight boxes around binary masks, optionally perturbed.
 
     Args:
-        masks: (..., H, W) bool; an empty mask is an error, the caller decides what an empty slice
-            means.
+        masks: (..., H, W) bool; an empty mask is an error.
         jitter: standard deviation of each side's shift as a share of the box side, e.g. 0.05.
         generator: source of randomness; the global one if None.
 
@@ -79,13 +77,13 @@ def jitter_boxes(
     jitter: float | Tensor,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Move each side of each box by a normal share of the box's side, in or out.
+    """Move each side of each box in or out, by a normal random share of the box's side.
 
     Args:
         boxes: (..., 4) float XYXY, upper bounds exclusive.
         size: (H, W) of the frame, pixels.
         jitter: standard deviation of the shift as a share of the box's width or height; one for
-            all, or (..., 1) float for each.
+            all boxes, or (..., 1) float.
         generator: source of randomness; the global one if None.
 
     Returns:
@@ -104,15 +102,15 @@ def jitter_boxes(
 def points_in_masks(
     masks: Tensor, count: int = 1, *, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Points drawn evenly from the pixels of binary masks, with replacement.
+    """Random points from the pixels of binary masks, with replacement.
 
     Args:
-        masks: (..., H, W) bool, or float weights of pixels; none of them empty.
-        count: N points in each.
+        masks: (..., H, W) bool, or float weights of pixels; none empty.
+        count: N, number of points in each.
         generator: source of randomness; the global one if None.
 
     Returns:
-        (..., N, 2) float32 XY, the middles of pixels, in the masks' frame.
+        (..., N, 2) float32 XY, centres of pixels, in the masks' frame.
 
     Raises:
         ValueError: an empty mask, naming its index.
@@ -136,7 +134,7 @@ class SlicePrompts:
     Attributes:
         slices: (M,) int64 index of the slice, ascending.
         boxes: (M, 4) float32 XYXY in the slice frame, upper bounds exclusive.
-        labels: (M,) int64 label id, the value that the mask gets.
+        labels: (M,) int64 label id, the mask's value in the result.
     """
 
     slices: Tensor
@@ -150,17 +148,17 @@ class SlicePrompts:
 def prompts_from_labels(
     truth: Tensor, labels: Iterable[int], *, jitter: float = 0.0, seed: int = 0, case: str = ""
 ) -> SlicePrompts:
-    """One box per slice and label that is there: the prompts of evaluation.
+    """One box per slice and present label: the prompts of evaluation.
 
     Args:
         truth: (Z, H, W) integer label slices.
-        labels: the ids to make boxes for.
+        labels: label ids to make boxes for.
         jitter: standard deviation of each side's shift as a share of the box side.
-        seed: with `case`, fixes the jitter: every method and baseline sees the same boxes.
+        seed: seed of the jitter, together with `case`; all methods and baselines get equal boxes.
         case: id of the case.
 
     Returns:
-        the prompts, by slice and then by label; none if no label is there.
+        prompts, by slice and then by label; none if no label is present.
     """
     found = [
         (int(z), label) for label in labels for z in (truth == label).flatten(1).any(1).nonzero()

@@ -1,4 +1,4 @@
-"""The run folder: what a training run records about itself."""
+"""The run folder and the record of a training run in it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _RECORD = "run.json"
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What evaluation and prediction need to know about a training run.
+    """Record of a training run, for evaluation and prediction.
 
     Attributes:
         datalist: path of the datalist of the training.
         slices_dir: folder of the slice store.
         checkpoint: weights of the base: a path, "random", or None for the embedded ones.
-        rules: description of how scans become slices, see `slices.rules`.
-        mending: description of what is mended in a scan, see `formats.mending`.
+        rules: description of the rules from scans to slices, see `slices.rules`.
+        mending: description of the choice of faults to mend, see `formats.mending`.
         jitter: standard deviation of each box side's shift, a share of the side.
         seed: seed of everything random.
         version: version of the package.
@@ -42,10 +42,10 @@ class RunRecord:
 
 
 def refuse_other_run(output_dir: str | Path, resume: bool = False) -> None:
-    """Refuse to write over a run, or to resume one that is not there.
+    """Refuse to write over a run, or to resume a missing run.
 
     Raises:
-        DataError: the folder holds a run and `resume` is not set, or it holds none and `resume` is.
+        DataError: the folder holds a run and `resume` is False, or none and `resume` is True.
     """
     there = any((Path(output_dir) / name).is_file() for name in (_RECORD, "last.pt"))
     if there and not resume:

@@ -1,4 +1,4 @@
-"""Scores on whole cases, and pictures."""
+"""Scores of whole cases, and pictures."""
 
 from medsam_tune.lazy import import_when_named
 

@@ -1,4 +1,4 @@
-"""Whole cases through an evaluator: prompts from their labels, scores to files."""
+"""Evaluation of whole cases: prompts from their labels, scores to files."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from medsam_tune.slices.store import PreparedCase
 
 
 class CaseDataset(Dataset[dict[str, Any]]):
-    """Whole prepared cases with boxes taken from their own labels, for validation and evaluation.
+    """Whole prepared cases with boxes from their own labels, for validation and evaluation.
 
     An item is `image` (Z, C, H, W) uint8, `label` (Z, H, W) int64, `truth`, the label in the scan's
-    own grid (the same unless slices are resampled), `prompts` (`SlicePrompts`) and `case`. The same
-    case, seed and jitter give the same boxes, whatever model is evaluated.
+    own grid (equal to `label` unless slices are resampled), `prompts` (`SlicePrompts`) and `case`.
+    The same case, seed and jitter give the same boxes for every model.
 
     Args:
-        cases: from `SliceStore.prepare`, with labels.
+        cases: cases from `SliceStore.prepare`, with labels.
         labels: label id -> name.
         jitter: standard deviation of each box side's shift as a share of the side.
-        seed: of the jitter.
+        seed: seed of the jitter.
     """
 
     def __init__(
@@ -76,14 +76,14 @@ def prepare_case(
 
 
 class CaseScores:
-    """Handler of an evaluator: scores each case, and at the end the set.
+    """Handler of an evaluator: scores each case, and at the end the whole set.
 
     `engine.state.metrics` gets `mean_dice`, `mean_iou` and `mean_ellipse_dice`.
 
     Args:
         labels: label id -> name.
-        output_dir: where `metrics.csv` and `summary.json` go; nothing is written if None.
-        about: further entries of `summary.json`, such as the model.
+        output_dir: folder for `metrics.csv` and `summary.json`; None writes nothing.
+        about: more entries of `summary.json`, such as the model.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class CaseScores:
         self._ellipse = EllipseInferer()
 
     def attach(self, engine: Engine) -> None:
-        """Called by MONAI for each handler."""
+        """Attach to an engine; MONAI calls it."""
         engine.add_event_handler(Events.STARTED, lambda _: self.scores.clear())
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._score)
         engine.add_event_handler(Events.COMPLETED, self._finish)

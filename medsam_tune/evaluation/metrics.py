@@ -1,9 +1,9 @@
-"""Dice and IoU per case and label, on whole volumes, by written rules.
+"""Dice and IoU per case and label, on whole volumes.
 
 Rules:
     - truth and prediction both empty: the pair is excluded from the mean, and counted.
     - one of them empty: Dice 0 and IoU 0.
-    - nothing else is excluded; a mean over no pair is an error, never NaN.
+    - no other pair is excluded; a mean over no pair is an error, never NaN.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Score:
-    """One case and label; the columns of metrics.csv.
+    """Score of one case and label; its fields are the columns of metrics.csv.
 
     Attributes:
         case: id of the case.
         label: id of the label.
-        name: of the label.
+        name: name of the label.
         dice: 2 |P and T| / (|P| + |T|), 0..1; None if both are empty.
         iou: |P and T| / |P or T|, 0..1; None if both are empty.
-        truth_voxels: |T|.
-        predicted_voxels: |P|.
+        truth_voxels: |T|, number of voxels of the truth.
+        predicted_voxels: |P|, number of voxels of the prediction.
         ellipse_dice: Dice of the ellipses inscribed in the same boxes.
     """
 
@@ -58,9 +58,9 @@ def score_case(
 
     Args:
         case: id of the case.
-        prediction: (Z, H, W) integer label slices.
-        truth: the same, by the annotator.
-        ellipse: the same, by `EllipseInferer` from the same boxes.
+        prediction: (Z, H, W) integer label slices of the model.
+        truth: (Z, H, W) integer label slices of the annotator.
+        ellipse: (Z, H, W) integer label slices of `EllipseInferer` from the same boxes.
         labels: label id -> name.
     """
     scores = []

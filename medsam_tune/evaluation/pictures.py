@@ -1,4 +1,4 @@
-"""Pictures of what a model did, for people to look at."""
+"""Pictures of a model's masks."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ def draw_overlays(
     prompts: SlicePrompts | None = None,
     rows: int = 3,
 ) -> Path:
-    """Draw contours on slices of one case, a column per label map.
+    """Draw contours on slices of one case, one column per label map.
 
     Args:
-        path: of the PNG.
+        path: PNG to write.
         image: (Z, C, H, W) uint8 slices; three channels are shown as colours, else the first.
-        columns: title -> (Z, H, W) integer label slices. The first is the truth: slices that it
-            labels, evenly apart, are shown, and the others' titles carry their Dice over the whole
-            volume, the mean of the labels.
+        columns: title -> (Z, H, W) integer label slices. The first is the truth; evenly spaced
+            slices with its labels are shown. The other titles carry the Dice over the whole volume,
+            the mean of the labels.
         labels: label id -> name.
         prompts: boxes to draw in the first column.
         rows: number of slices.
 
     Returns:
-        the path.
+        path of the PNG.
     """
     truth = next(iter(columns.values()))
     picked = _slices_worth_showing(truth, rows)
@@ -87,9 +87,9 @@ class Overlays:
     """Handler of an evaluator over `CaseDataset`: pictures of the first cases.
 
     Args:
-        output_dir: where `<case>.png` goes.
+        output_dir: folder for `<case>.png`.
         labels: label id -> name.
-        count: how many cases.
+        count: number of cases.
     """
 
     def __init__(self, output_dir: str | Path, labels: Mapping[int, str], count: int = 4) -> None:
@@ -98,11 +98,11 @@ class Overlays:
         self.count = count
 
     def attach(self, engine: Engine) -> None:
-        """Called by MONAI for each handler."""
+        """Attach to an engine; MONAI calls it."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """After each case."""
+        """Draw a case after it was segmented."""
         state: Any = engine.state
         batch = state.batch
         if state.iteration > self.count or not len(batch["prompts"]):
@@ -118,7 +118,7 @@ class Overlays:
 
 
 def _slices_worth_showing(truth: Tensor, count: int) -> list[int]:
-    """Up to `count` labelled slices, evenly apart: the middles of equal stretches."""
+    """Up to `count` labelled slices, evenly spaced: the middles of equal stretches."""
     there = (truth > 0).flatten(1).any(1).nonzero().flatten()
     if not len(there):
         return [truth.shape[0] // 2]

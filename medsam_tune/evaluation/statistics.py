@@ -18,8 +18,8 @@ def bootstrap_interval(
 
     Args:
         values: one number per case.
-        samples: resamples with replacement.
-        seed: of the resampling.
+        samples: number of resamples, drawn with replacement.
+        seed: seed of the resampling.
     """
     data = np.asarray(values)
     picks = np.random.default_rng(seed).integers(len(data), size=(samples, len(data)))
@@ -28,15 +28,15 @@ def bootstrap_interval(
 
 
 def summarise(scores: Sequence[Score]) -> dict[str, Any]:
-    """Means over cases per label, with intervals, and the mean of the labels.
+    """Means over cases per label, with intervals, and the means over labels.
 
     Returns:
         `mean_dice`, `mean_iou`, `mean_ellipse_dice`: means over labels of the means over cases;
-        `labels`: for each id `name`, `dice`, `dice_interval` (95 %), `iou`, `ellipse_dice`,
-        `cases` (counted) and `excluded` (both empty).
+        `labels`: id -> `name`, `dice`, `dice_interval` (95 %), `iou`, `ellipse_dice`, `cases`
+        (number counted) and `excluded` (number with both empty).
 
     Raises:
-        DataError: not one pair to count, for the model or for the ellipses of one of its labels.
+        DataError: no pair to count, for the model or for the ellipses of a label.
     """
     per_label: dict[str, dict[str, Any]] = {}
     for label in sorted({s.label for s in scores}):
@@ -47,8 +47,8 @@ def summarise(scores: Sequence[Score]) -> dict[str, Any]:
         ellipse = [s.ellipse_dice for s in rows if s.ellipse_dice is not None]
         if not ellipse:
             raise DataError(
-                f"{rows[0].name}: predicted, but in no case's truth, so no box stands for it and "
-                "the ellipses have no Dice. Leave this label out."
+                f"{rows[0].name}: predicted, but in no case's truth, so it has no box and no "
+                "ellipse to score. Leave this label out."
             )
         per_label[str(label)] = {
             "name": rows[0].name,
@@ -69,7 +69,7 @@ def summarise(scores: Sequence[Score]) -> dict[str, Any]:
 
 
 def format_summary(summary: Mapping[str, Any]) -> str:
-    """A small table of a summary, for people."""
+    """Table of a summary as text."""
     lines = [f"{'label':<20} {'cases':>5}  {'Dice (95 % interval)':<24} {'ellipse':>7}"]
     for entry in summary["labels"].values():
         low, high = entry["dice_interval"]

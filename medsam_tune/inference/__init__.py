@@ -1,4 +1,4 @@
-"""From a scan and its prompts to a mask."""
+"""Steps from a scan and its prompts to a mask."""
 
 from medsam_tune.lazy import import_when_named
 

@@ -15,19 +15,19 @@ from medsam_tune.sam.model import PromptableSam
 from medsam_tune.slices.frames import ModelFrame
 
 Framing = Callable[[tuple[int, int], int], ModelFrame]
-"""(H, W) of slices and the side S of the model's input -> the map between them."""
+"""Function from (H, W) of slices and the side S of the model's input to the map between them."""
 
 
 class PromptedSliceInferer(Inferer):
     """Segment a volume slice by slice from boxes; MONAI's `SliceInferer` cannot carry prompts.
 
-    A slice is encoded once, however many boxes stand on it; slices without a box are not touched,
-    nor are those without content, which hold one value in all pixels. Where masks overlap, the
-    label with the higher logit wins.
+    Each slice is encoded once, for any number of boxes. Slices without a box are skipped, and so
+    are slices without content (one value in all pixels). Where masks overlap, the label with the
+    higher logit wins.
 
     Args:
-        slice_batch: slices encoded at once.
-        prompt_batch: boxes decoded at once.
+        slice_batch: number of slices encoded at once.
+        prompt_batch: number of boxes decoded at once.
         frame: map between slices and the model's input, as in training; `ScanRules.frame`.
     """
 
@@ -49,7 +49,7 @@ class PromptedSliceInferer(Inferer):
             prompts: boxes in the slice frame.
 
         Returns:
-            (Z, H, W) int16 label slices, 0 where no mask is, on the device of `inputs`.
+            (Z, H, W) int16 label slices, 0 = background, on the device of `inputs`.
 
         Raises:
             DataError: no prompts.
@@ -80,13 +80,12 @@ class PromptedSliceInferer(Inferer):
 class ClassSliceInferer(Inferer):
     """Segment a volume slice by slice with a model that needs no prompt.
 
-    A class whose presence score is not above 0 leaves the slice empty, as does a slice without
-    content, which holds one value in all pixels. Where masks overlap, the label with the higher
-    logit wins.
+    A class gets a mask only if its presence score is above 0. Slices without content (one value in
+    all pixels) stay empty. Where masks overlap, the label with the higher logit wins.
 
     Args:
         labels: label id of each of the model's K classes.
-        slice_batch: slices encoded at once.
+        slice_batch: number of slices encoded at once.
         frame: map between slices and the model's input, as in training; `ScanRules.frame`.
     """
 
@@ -98,7 +97,7 @@ class ClassSliceInferer(Inferer):
         self.frame = frame
 
     def __call__(self, inputs: Tensor, network: Any, *_: Any, **__: Any) -> Tensor:
-        """(Z, C, H, W) uint8 slices -> (Z, H, W) int16 label slices; prompts are not looked at."""
+        """(Z, C, H, W) uint8 slices -> (Z, H, W) int16 label slices; prompts are ignored."""
         frame = self.frame((inputs.shape[-2], inputs.shape[-1]), network.image_size)
         canvas = _Canvas(inputs)
         for chunk in _with_content(torch.arange(len(inputs)), inputs).split(self.slice_batch):
@@ -119,16 +118,16 @@ def volume_inferer(
     slice_batch: int = 8,
     frame: Framing = ModelFrame,
 ) -> PromptedSliceInferer | ClassSliceInferer:
-    """The inferer that a model is for: by its prompts, or by its classes.
+    """The inferer for a model: from prompts, or from its classes.
 
     Args:
-        network: of either kind.
-        labels: ids of what it was tuned for; the K-th class is the K-th in ascending order.
-        slice_batch: slices encoded at once.
+        network: model of either kind.
+        labels: label ids that it was tuned for; the K-th class is the K-th in ascending order.
+        slice_batch: number of slices encoded at once.
         frame: map between slices of a size and the model's input, as in training.
 
     Raises:
-        DataError: not as many labels as the model has classes.
+        DataError: the number of labels differs from the model's number of classes.
     """
     if not network.classes:
         return PromptedSliceInferer(slice_batch, frame=frame)
@@ -142,7 +141,7 @@ def volume_inferer(
 
 
 class EllipseInferer(Inferer):
-    """The baseline: each box filled with its inscribed ellipse. Needs no network."""
+    """Box-only baseline: each box filled with its inscribed ellipse. It needs no network."""
 
     def __call__(
         self, inputs: Tensor, network: Any, prompts: SlicePrompts, *_: Any, **__: Any
@@ -157,7 +156,7 @@ class EllipseInferer(Inferer):
 
 
 class _Canvas:
-    """Label slices under the highest logit so far; 0 is the background's."""
+    """Label slices of the highest logit so far; the background's logit is 0."""
 
     def __init__(self, inputs: Tensor) -> None:
         shape = (inputs.shape[0], *inputs.shape[-2:])
@@ -165,7 +164,7 @@ class _Canvas:
         self._highest = torch.zeros(shape, device=inputs.device)
 
     def paint(self, logits: Tensor, slices: Tensor, labels: Tensor) -> None:
-        """Lay (M, H, W) logits over what is there, each on its slice and for its label (M,)."""
+        """Lay (M, H, W) logits over the labels so far; slice (M,) and label (M,) of each."""
         logits = logits.to(self.labels.device)
         for mask, z, label in zip(logits, slices.tolist(), labels.tolist(), strict=True):
             wins = mask > self._highest[z]
@@ -174,7 +173,7 @@ class _Canvas:
 
 
 def _with_content(which: Tensor, inputs: Tensor) -> Tensor:
-    """Those indices of slices (Z, C, H, W) that do not hold one value in all pixels."""
+    """Indices of slices (Z, C, H, W) that hold more than one value."""
     slices = inputs[which.to(inputs.device)].flatten(2)
     if not len(slices):
         return which
@@ -188,7 +187,7 @@ def _encode(slices: Tensor, network: Any, frame: ModelFrame) -> Tensor:
 
 
 def to_channels(image: Tensor, channels: int) -> Tensor:
-    """(N, C, ...) -> (N, channels, ...): one channel is repeated, anything else must fit."""
+    """(N, C, ...) -> (N, channels, ...): one channel is repeated; else C must equal `channels`."""
     if image.shape[1] == channels:
         return image
     if image.shape[1] != 1:

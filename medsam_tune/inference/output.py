@@ -17,18 +17,18 @@ class WriteMask:
     """Handler of an evaluator over `PromptedScan`s: writes the mask in the scan's own grid.
 
     Args:
-        path: of the mask, .nii or .nii.gz.
+        path: mask to write, .nii or .nii.gz.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = path
 
     def attach(self, engine: Engine) -> None:
-        """Called by MONAI for each handler."""
+        """Attach to an engine; MONAI calls it."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """After each scan."""
+        """Write the mask after each scan."""
         state: Any = engine.state
         labels = state.output["pred"]
         write_mask(labels, state.batch.grid, self.path)
@@ -40,8 +40,8 @@ def write_mask(labels: Tensor, grid: ScanGrid, path: str | Path) -> Path:
 
     Args:
         labels: (Z, H, W) integer label slices.
-        grid: of the scan.
-        path: ends in .nii or .nii.gz.
+        grid: grid of the scan.
+        path: file to write, .nii or .nii.gz.
     """
     path = Path(path)
     if not path.name.endswith((".nii", ".nii.gz")):

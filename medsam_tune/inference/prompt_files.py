@@ -1,4 +1,4 @@
-"""Prompt files: what a person or a viewer says about a scan, as boxes on its slices."""
+"""Prompt files: boxes that a person or a viewer gives, as boxes on slices."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def read_prompts(
     j1]}}` by index along the third axis of the file. Upper bounds are exclusive.
 
     Args:
-        source: the file, or its parsed content.
-        grid: of the scan.
+        source: file, or its parsed content.
+        grid: grid of the scan.
         labels: label id -> name; a prompt for another label is refused.
 
     Raises:
-        DataError: naming the object and what is wrong with it.
+        DataError: an object is wrong; names it and the reason.
     """
     content, name = _prompt_content(source)
     space = content.get("space", "voxel")
@@ -109,7 +109,7 @@ def _numbers(value: object, count: int, where: str) -> NDArray[np.float64]:
 def _on_slices(
     box: NDArray[np.float64], grid: ScanGrid, where: str
 ) -> list[tuple[int, list[float]]]:
-    """A 3-D box in voxels of the file -> (slice, XYXY) on every slice whose centre it reaches."""
+    """A 3-D box in voxels of the file -> (slice, XYXY) for every slice whose centre is in it."""
     half = len(box) // 2
     if (box[half:] <= box[:half]).any():
         raise DataError(
@@ -124,7 +124,7 @@ def _on_slices(
         )
     x0, y0, z0, x1, y1, z1 = grid.box_to_slices(inside).tolist()
     first, last = int(np.ceil(z0 - 0.5)), int(np.ceil(z1 - 0.5))
-    if first == last:  # between two centres: the slice that the box's middle is in
+    if first == last:  # between two centres: the slice of the box's middle
         first = int((z0 + z1) / 2)
         last = first + 1
     return [(z, [x0, y0, x1, y1]) for z in range(first, last)]

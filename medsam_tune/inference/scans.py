@@ -22,13 +22,13 @@ from medsam_tune.slices.rules import ScanRules
 
 @dataclass(frozen=True)
 class PromptedScan:
-    """A scan ready for the inferer, and the way back to its own grid.
+    """A scan ready for the inferer, and the grid that leads back to it.
 
     Attributes:
         case: id of the scan.
         image: (Z, C, H, W) uint8 slices.
-        prompts: boxes in the slice frame; None for models that need none.
-        grid: where the file's voxels lie.
+        prompts: boxes in the slice frame; None for models that need no prompt.
+        grid: grid of the file and of its slices.
     """
 
     case: str
@@ -41,9 +41,9 @@ class LoadPromptedScan:
     """Transform: paths of a scan and of its prompts -> `PromptedScan`.
 
     Args:
-        rules: how scans became slices in training.
-        labels: label id -> name that prompts may name.
-        mending: what is mended in a scan instead of refused, as in training.
+        rules: rules from scans to slices, as in training.
+        labels: label id -> name; prompts may use these.
+        mending: choice of faults to mend, as in training; by default all are refused.
     """
 
     def __init__(
@@ -57,12 +57,12 @@ class LoadPromptedScan:
         """Read one scan.
 
         Args:
-            item: `scan`, a file or a DICOM folder; `series`, the SeriesInstanceUID (or its end)
-                where the folder holds several; `prompts`, a prompt file, its content
-                (`read_prompts`), or None.
+            item: `scan`, a file or a DICOM folder; `series`, the SeriesInstanceUID (or its end) if
+                the folder holds several; `prompts`, a prompt file, its content (`read_prompts`), or
+                None.
 
         Raises:
-            DataError: a scan or prompts that are not usable.
+            DataError: an unusable scan or unusable prompts.
         """
         path = Path(item["scan"])
         case = Case(path, None, "", item.get("series"))

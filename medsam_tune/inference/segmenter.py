@@ -26,12 +26,12 @@ class Segmenter:
     """A tuned model with all it needs to segment a scan: the Python side of `predict`.
 
     Args:
-        model: a tuned `PromptableSam`.
-        rules: how scans became slices in training.
+        model: tuned `PromptableSam`.
+        rules: rules from scans to slices, as in training.
         labels: label id -> name.
-        device: where it runs; a GPU if there is one.
-        inferer: how the slices are segmented; by default as the model asks for.
-        mending: what is mended in a scan instead of refused, as in training.
+        device: device to run on; by default a GPU if there is one.
+        inferer: inferer of the slices; by default the one for the model's prompts or classes.
+        mending: choice of faults to mend, as in training; by default all are refused.
 
     Example:
         >>> segmenter = Segmenter.from_run("runs/liver")
@@ -60,8 +60,8 @@ class Segmenter:
 
         Args:
             run: folder written by `medsam-tune train`.
-            checkpoint: the base's checkpoint, if it moved since.
-            options: of the constructor.
+            checkpoint: checkpoint of the base, if it moved after training.
+            options: other arguments of the constructor.
         """
         record = read_record(run)
         tuned = Path(run) / "tuned.safetensors"
@@ -84,8 +84,8 @@ class Segmenter:
 
         Args:
             scan: NIfTI, NRRD or MetaImage file, or a DICOM folder.
-            prompts: prompt file, its content, or None for a model that needs none.
-            output: of the mask, .nii or .nii.gz.
+            prompts: prompt file, its content, or None for a model that needs no prompt.
+            output: mask to write, .nii or .nii.gz.
         """
         item = self.load({"scan": scan, "prompts": prompts})
         return write_mask(self._labels(item), item.grid, output)

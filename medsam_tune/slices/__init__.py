@@ -1,4 +1,4 @@
-"""From a volume to what the model sees, and back."""
+"""Steps from a volume to the model's input, and back."""
 
 from medsam_tune.lazy import import_when_named
 

@@ -1,4 +1,4 @@
-"""Scan to slices: the one place, for training and for prediction."""
+"""Scan to slices, in one place for training and prediction."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def cut_label(label: MetaTensor, grid: ScanGrid) -> tuple[Tensor, Tensor | None]
 
     Args:
         label: (1, X, Y, Z) integer, on the image's grid.
-        grid: from `cut`.
+        grid: grid from `cut`.
 
     Returns:
-        (Z, H, W) label ids, nearest voxel; and where slices are resampled, (Z, H, W) ids that are
-        not: what a prediction is measured against.
+        (Z, H, W) label ids, nearest voxel; and if slices are resampled, the original (Z, H, W) ids,
+        which scores compare a prediction with.
     """
     whole = turned(label, grid).as_tensor()
     stored = resized(whole, grid.size, nearest=True)
@@ -61,8 +61,8 @@ def grid_of(image: MetaTensor, rules: ScanRules) -> ScanGrid:
     """The grid of the file that an image was loaded from.
 
     Args:
-        image: (C, X, Y, Z); its meta has the file's `original_affine` and `spatial_shape`, else it
-            is taken as the file has it.
+        image: (C, X, Y, Z); its meta gives the file's `original_affine` and `spatial_shape`, else
+            its own affine and shape are used.
         rules: plane and spacing.
     """
     affine = np.asarray(image.meta.get("original_affine", image.affine), dtype=np.float64)

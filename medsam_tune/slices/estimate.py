@@ -1,4 +1,4 @@
-"""What filling a slice store will take, by the headers of the scans."""
+"""Disk space that a slice store will need, from the headers of the scans."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from medsam_tune.formats.volume import check_memory
 from medsam_tune.slices.store import SliceStore
 
 COMPRESSED = {"image": 0.3, "label": 0.05}
-"""What compression leaves of the bytes, typically (measured: a CT of 512 x 512 in the abdominal
-window 0.31, small noisy MR 0.86; label maps 0.001 to 0.045)."""
+"""Typical share of the bytes after compression (measured: a CT of 512 x 512 in the abdominal window
+0.31, small noisy MR 0.86; label maps 0.001 to 0.045)."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What there is to prepare, and room for it.
+    """Size of the slices to prepare, and free space for them.
 
     Attributes:
-        root: of the store.
-        cases: all.
-        there: of them, those that are prepared already; they count no further.
-        slices: to prepare.
-        bytes: of their images and labels, uncompressed; what is stored is less.
-        compressed: of these bytes, what `COMPRESSED` leaves.
-        free: bytes on the disk of the store.
+        root: folder of the store.
+        cases: number of all cases.
+        there: number of cases that are prepared already; nothing below counts them.
+        slices: number of slices to prepare.
+        bytes: size of their images and labels, uncompressed.
+        compressed: typical size after compression, by `COMPRESSED`, bytes.
+        free: free bytes on the disk of the store.
     """
 
     root: Path
@@ -53,10 +53,10 @@ class Estimate:
         )
 
     def refuse_full_disk(self) -> None:
-        """Refuse to begin what cannot be ended.
+        """Refuse to start if the slices will not fit.
 
         Raises:
-            DataError: less is free than `compressed`.
+            DataError: `free` is less than `compressed`.
         """
         if self.free < self.compressed:
             raise DataError(
@@ -67,11 +67,11 @@ class Estimate:
 
 
 def estimate(store: SliceStore, cases: Sequence[Case], progress: bool = True) -> Estimate:
-    """Read the headers of all scans that are not prepared.
+    """Read the headers of all scans that are not prepared yet.
 
     Args:
-        store: to be filled.
-        cases: to fill it with.
+        store: store to fill.
+        cases: cases to fill it with.
         progress: show a bar on standard error, if that is a terminal.
 
     Raises:
@@ -104,7 +104,7 @@ def estimate(store: SliceStore, cases: Sequence[Case], progress: bool = True) ->
 
 
 def _free(folder: Path) -> int:
-    """Bytes on the disk that a folder, which may not be there yet, is on."""
+    """Free bytes on the disk of a folder, which may not exist yet."""
     places = (folder.absolute(), *folder.absolute().parents)
     return shutil.disk_usage(next(place for place in places if place.exists())).free
 

@@ -1,11 +1,11 @@
-"""The maps between a file's voxels, world, slices and the model's square input. One small place.
+"""Maps between a file's voxels, the world, slices and the model's square input.
 
-A *volume* is (C, X, Y, Z), its axes along the columns, rows and slices of the plane that was chosen
-(`rules.PLANES`): for axial slices LPS, x grows to the patient's left, y to posterior, z to
+A *volume* is (C, X, Y, Z); its axes run along the columns, rows and slices of the chosen plane
+(`rules.PLANES`). Axial slices are LPS: x grows to the patient's left, y to posterior, z to
 superior. Its *slices* are (Z, C, H, W) with H = Y (rows) and W = X (columns). The *model frame* is
-the slice, its longest side scaled to S, padded with zeros at the right or the bottom; or both sides
-scaled to S, squashed, as MedSAM was trained. Pixel coordinates are continuous with pixel i covering
-[i, i + 1], so a box's upper bounds are exclusive.
+the slice with its longest side scaled to S, padded with zeros at the right or the bottom; or, if
+squashed, with both sides scaled to S, as MedSAM was trained. Pixel coordinates are continuous:
+pixel i covers [i, i + 1], so a box's upper bounds are exclusive.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def volume_from_slices(slices: Tensor) -> Tensor:
 
 
 def resized(volume: Tensor, size: tuple[int, int, int], nearest: bool = False) -> Tensor:
-    """(C, X, Y, Z) -> (C, *size) of the same extent; linear, or the nearest voxel for labels."""
+    """(C, X, Y, Z) -> (C, *size) of the same extent; linear, or nearest voxel for labels."""
     if tuple(volume.shape[1:]) == size:
         return volume
     values = volume[None].float()
@@ -43,12 +43,12 @@ def resized(volume: Tensor, size: tuple[int, int, int], nearest: bool = False) -
 
 
 def with_neighbours(slices: Tensor) -> Tensor:
-    """(Z, 1, H, W) -> (Z, 3, H, W): each between the slices beside it, itself where there is none.
+    """(Z, 1, H, W) -> (Z, 3, H, W): slice before, slice, slice after; the ends repeat themselves.
 
-    A view of one copy, whatever the number of channels.
+    The three channels are views of one copy.
 
     Raises:
-        DataError: slices that have several channels already.
+        DataError: slices with several channels.
     """
     if slices.shape[1] != 1:
         raise DataError(
@@ -61,13 +61,13 @@ def with_neighbours(slices: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ScanGrid:
-    """Where a scan's voxels lie: the file's own array, its slices, and the world.
+    """Grid of a scan: the file's own array, its slices, and the world.
 
     Attributes:
-        affine: (4, 4) float64 of the file's array (i, j, k), nibabel's RAS+ millimetres.
-        shape: (I, J, K) of the file's array.
-        axes: orientation of the slices' volume (X, Y, Z), "LPS" for axial ones.
-        size: (X, Y, Z) of that volume as it was resampled; by default it was not.
+        affine: (4, 4) float64, from indices (i, j, k) of the file's array to RAS+ millimetres.
+        shape: (I, J, K), shape of the file's array.
+        axes: orientation of the slices' volume (X, Y, Z), "LPS" for axial slices.
+        size: (X, Y, Z), shape of that volume after resampling; by default it is not resampled.
     """
 
     affine: NDArray[np.float64]
@@ -99,13 +99,13 @@ class ScanGrid:
 
     @property
     def _whole(self) -> tuple[int, int, int]:
-        """(X, Y, Z) of the volume before it was resampled."""
+        """(X, Y, Z) of the volume before resampling."""
         x, y, z = (self.shape[axis] for axis in self._order)
         return x, y, z
 
     @property
     def spacing(self) -> tuple[float, float, float]:
-        """Millimetres along X, Y and Z of the volume before it was resampled."""
+        """Millimetres along X, Y and Z of the volume before resampling."""
         spacing = np.linalg.norm(self.affine[:3, :3], axis=0)
         x, y, z = (float(spacing[axis]) for axis in self._order)
         return x, y, z
@@ -176,11 +176,11 @@ class ModelFrame:
 
     @property
     def scale(self) -> tuple[float, float]:
-        """Pixels of the model frame to a pixel of the slice, along x and y."""
+        """Pixels of the model frame for each pixel of the slice, along x and y."""
         return self.inner[1] / self.size[1], self.inner[0] / self.size[0]
 
     def image(self, image: Tensor) -> Tensor:
-        """(N, C, H, W) float -> (N, C, S, S), bilinear, zeros where the slice does not reach."""
+        """(N, C, H, W) float -> (N, C, S, S), bilinear, padded with zeros."""
         shrinks = self.inner[0] < self.size[0] or self.inner[1] < self.size[1]
         inner = F.interpolate(
             image, self.inner, mode="bilinear", align_corners=False, antialias=shrinks
@@ -190,7 +190,7 @@ class ModelFrame:
     def masks(self, masks: Tensor) -> Tensor:
         """(N, P, H, W) bool -> (N, P, S, S) bool, nearest.
 
-        A mask too small for that keeps the pixels that any of it lies in.
+        A mask that would vanish keeps every pixel that it touches.
         """
         if masks.numel() == 0:
             return masks.new_zeros(*masks.shape[:2], self.image_size, self.image_size)

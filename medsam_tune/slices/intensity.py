@@ -1,7 +1,7 @@
-"""Rules from scanner values to the 8 bits that SAM's input has: one for each modality.
+"""Rules from scanner values to the 8 bits of SAM's input, one for each modality.
 
 A rule is a MONAI transform (1, ...) float -> (C, ...) uint8. Its `describe()` goes into cache keys
-and run records, and `intensity_from` makes the same rule from it again.
+and run records; `intensity_from` makes the same rule from it.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from medsam_tune.errors import DataError
 
 
 class Intensity(Protocol):
-    """What a rule offers."""
+    """Protocol of a rule."""
 
     @property
     def channels(self) -> int:
-        """Number of channels C that it makes of one."""
+        """Number of output channels C."""
 
     def __call__(self, image: Tensor) -> Tensor:
-        """(1, X, Y, Z) float in the scanner's unit -> (C, X, Y, Z) uint8, C 1 but for `Windows`."""
+        """(1, X, Y, Z) float in the scanner's unit -> (C, X, Y, Z) uint8; C > 1 in `Windows`."""
 
     def describe(self) -> dict[str, object]:
         """The rule as JSON: `name` and its parameters."""
@@ -38,8 +38,8 @@ class Window(Transform):
     """A display window: its range becomes 0..255, values outside are clipped.
 
     Attributes:
-        center: Hounsfield units in CT.
-        width: in the same unit, positive.
+        center: centre, in Hounsfield units for CT.
+        width: width in the same unit, positive.
 
     Raises:
         DataError: a width that is not positive.
@@ -70,7 +70,7 @@ class Windows(Transform):
         windows: names in `WINDOWS` or (center, width) in Hounsfield units; three for SAM's input.
 
     Raises:
-        DataError: no window, or a name that is not known.
+        DataError: no window, or an unknown name.
     """
 
     windows: tuple[str | tuple[float, float], ...] = ("lung", "abdomen", "bone")
@@ -84,7 +84,7 @@ class Windows(Transform):
 
     @property
     def channels(self) -> int:
-        """One for each window."""
+        """Number of windows."""
         return len(self.windows)
 
     def __call__(self, image: Tensor) -> Tensor:
@@ -99,13 +99,13 @@ class Windows(Transform):
 
 @dataclass(frozen=True)
 class ZScore(Transform):
-    """For MR: mean and standard deviation of the voxels above zero become the middle of 0..255.
+    """Range around the mean for MR: mean +- n standard deviations of voxels above 0 become 0..255.
 
     Attributes:
-        deviations: how many of them, below and above the mean, become 0 and 255.
+        deviations: n, number of standard deviations.
 
     Raises:
-        DataError: not above zero.
+        DataError: `deviations` is not above zero.
     """
 
     deviations: float = 3.0
@@ -131,7 +131,7 @@ class ZScore(Transform):
 
 @dataclass(frozen=True)
 class Percentiles(Transform):
-    """For MR and radiographs, which have no unit: percentiles of what is above zero become 0..255.
+    """Percentiles for MR and radiographs, which have no unit: those of values above 0 give 0..255.
 
     Attributes:
         lower: percentile that becomes 0.
@@ -189,7 +189,7 @@ def window_of(window: str | Sequence[float]) -> Window:
     """A window by its name in `WINDOWS`, or by (center, width) in Hounsfield units.
 
     Raises:
-        DataError: an unknown name, or something that is no pair of numbers.
+        DataError: an unknown name, or not a pair of numbers.
     """
     if isinstance(window, str):
         if window not in WINDOWS:
@@ -219,7 +219,7 @@ def for_modality(modality: str) -> Intensity:
     """The usual rule of a modality.
 
     Args:
-        modality: "CT" (abdomen window), "MR" or "XR" (percentiles), "US" (8 bits as they are).
+        modality: "CT" (abdomen window), "MR" or "XR" (percentiles), "US" (8 bits, unchanged).
 
     Raises:
         DataError: another modality.
@@ -230,13 +230,13 @@ def for_modality(modality: str) -> Intensity:
 
 
 def intensity_from(description: Mapping[str, object]) -> Intensity:
-    """The rule that a `describe()` came from.
+    """The rule from its `describe()`.
 
     Args:
         description: `name` and the rule's parameters.
 
     Raises:
-        DataError: an unknown name, or parameters that do not belong to the rule.
+        DataError: an unknown name, or parameters that the rule does not have.
     """
     name = str(description.get("name"))
     if name not in _KINDS:

@@ -15,23 +15,23 @@ from medsam_tune.slices.frames import ModelFrame, ScanGrid
 from medsam_tune.slices.intensity import Intensity, intensity_from
 
 PLANES = {"axial": "LPS", "coronal": "LIP", "sagittal": "PIL"}
-"""Plane -> where the columns, the rows and the slices of its volume run to, as nibabel's codes."""
+"""Plane -> directions in which its columns, rows and slices run, as nibabel's codes."""
 
 _NORMALS = ("sagittal", "coronal", "axial")  # planes by the axis across them: R-L, A-P, I-S
-_TIE = 0.99  # spacings of a share above this are the same
+_TIE = 0.99  # spacings count as equal from this ratio on
 
 
 @dataclass(frozen=True)
 class ScanRules:
-    """From a scan to the model's input: chosen in YAML, recorded in the run, used at prediction.
+    """Rules from a scan to the model's input: chosen in YAML, recorded, used at prediction.
 
     Attributes:
         intensity: rule from scanner values to 8 bits, see `slices.intensity`.
-        plane: plane of the slices: "axial", "coronal", "sagittal", or "finest", the one with the
-            smallest pixels, which is chosen for each scan (axial where they are equal).
-        spacing: millimetres along columns, rows and slices that the volume is resampled to; 0 keeps
-            an axis as it is. None keeps all.
-        neighbours: the slice before, the slice and the slice after as the three channels.
+        plane: plane of the slices: "axial", "coronal", "sagittal", or "finest", which takes the
+            plane with the smallest pixels in each scan (axial where they are equal).
+        spacing: millimetres along columns, rows and slices after resampling; 0 keeps an axis. None
+            keeps all.
+        neighbours: take the slice before, the slice itself and the slice after as three channels.
         squash: scale both sides of a slice to the model's input instead of padding the shorter one.
 
     Raises:
@@ -59,7 +59,7 @@ class ScanRules:
             object.__setattr__(self, "spacing", spacing)
 
     def describe(self) -> dict[str, Any]:
-        """Return the rules as JSON, from which `rules_from` makes the same again."""
+        """Return the rules as JSON for `rules_from`."""
         return {
             "intensity": self.intensity.describe(),
             "plane": self.plane,
@@ -74,13 +74,13 @@ class ScanRules:
         return 3 if self.neighbours else self.intensity.channels
 
     def repeats(self, in_channels: int) -> int:
-        """How often the channels of a slice are repeated for a model.
+        """Number of repeats of a slice's channels for a model.
 
         Args:
             in_channels: number of channels that the model takes.
 
         Raises:
-            DataError: a slice has several channels, and not as many as the model takes.
+            DataError: a slice has several channels, and the model takes another number.
         """
         if self.channels not in (1, in_channels):
             raise DataError(
@@ -91,15 +91,15 @@ class ScanRules:
 
     @property
     def stored(self) -> ScanRules:
-        """The rules without what is done after slices are read from a store."""
+        """The rules without those that apply after slices are read from a store."""
         return replace(self, neighbours=False, squash=False)
 
     def grid(self, shape: Sequence[int], affine: NDArray[np.float64]) -> ScanGrid:
         """The grid of a scan and of its slices.
 
         Args:
-            shape: (I, J, K) of the file's array.
-            affine: (4, 4) of it, RAS+ millimetres.
+            shape: (I, J, K), shape of the file's array.
+            affine: (4, 4), affine of that array, RAS+ millimetres.
         """
         axes = PLANES[_finest(affine) if self.plane == "finest" else self.plane]
         whole = ScanGrid(affine, (int(shape[0]), int(shape[1]), int(shape[2])), axes)
@@ -112,15 +112,15 @@ class ScanRules:
         return replace(whole, size=(w, h, k))
 
     def frame(self, size: tuple[int, int], image_size: int) -> ModelFrame:
-        """The map between slices of a size (H, W) and the model's square input."""
+        """The map between slices of size (H, W) and the model's square input."""
         return ModelFrame(size, image_size, self.squash)
 
 
 def rules_from(description: Mapping[str, Any]) -> ScanRules:
-    """The rules that a `ScanRules.describe()` came from.
+    """The rules from their `describe()`.
 
     Args:
-        description: `intensity`, as of `Intensity.describe`, and the other fields.
+        description: `intensity`, from `Intensity.describe`, and the other fields.
 
     Raises:
         DataError: fields that the rules do not have.
@@ -130,8 +130,8 @@ def rules_from(description: Mapping[str, Any]) -> ScanRules:
         return ScanRules(intensity_from(description["intensity"]), **fields)
     except (KeyError, TypeError) as error:
         raise DataError(
-            f"rules {dict(description)} are not those of a scan: {error}. They are of another "
-            "version; train again."
+            f"rules {dict(description)} are not those of a scan: {error}. Another version wrote "
+            "them; train again."
         ) from error
 
 

@@ -1,9 +1,9 @@
-"""Scans become checked, windowed slices on disk.
+"""Store of checked, windowed slices on disk.
 
-The store holds uint8 because SAM's input has 8 bits; one chunk is one slice, so a training sample
-reads one slice and nothing else. An entry is written beside and renamed, its slices and files are
-checksummed, and its name tells what it was made from. Who makes an entry holds its lock, which the
-kernel frees when a process dies, so that any number of processes can fill one store.
+The store holds uint8 because SAM's input has 8 bits. One chunk is one slice, so a training sample
+reads one slice only. An entry is written to a temporary folder and renamed. Its slices and files
+have checksums, and its name has a hash of its sources. The process that makes an entry holds its
+lock; the kernel frees it when the process dies. So many processes can fill one store.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from medsam_tune.slices.frames import with_neighbours
 from medsam_tune.slices.rules import ScanRules
 
 FORMAT = 4
-"""Version of the entries; raise it when what they hold changes."""
+"""Version of the entries; raise it when their content changes."""
 
 _FILES = "files.json"  # size, modification time in ns and (of JSON) CRC-32 of an entry's files
-_MAKING = ".making"  # folder for locks and unfinished entries
+_MAKING = ".making"  # folder of locks and unfinished entries
 _DAMAGED = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError)
 
 
@@ -52,13 +52,13 @@ class PreparedCase:
     """One scan in the slice store; opens its arrays on first use in each process.
 
     Attributes:
-        path: of the entry.
-        id: of the case.
+        path: folder of the entry.
+        id: id of the case.
         shape: (Z, H, W) of the slices, which may be resampled.
-        labels_in_slice: for each slice the label ids in it, ascending, without 0.
-        has_label: whether there is a label map.
-        has_truth: whether there is one in the scan's own grid beside that of resampled slices.
-        neighbours: whether a slice's channels are those before it, itself and after it.
+        labels_in_slice: label ids in each slice, ascending, without 0.
+        has_label: True if there is a label map.
+        has_truth: True if slices are resampled and a label map in the scan's own grid is kept.
+        neighbours: True if the channels are the slice before, the slice and the slice after.
         constant: indices of slices without content: one value in all pixels.
     """
 
@@ -76,7 +76,7 @@ class PreparedCase:
         """Slice k as (C, H, W) uint8.
 
         Raises:
-            DataError: here and below, the entry was damaged or deleted since it was opened.
+            DataError: here and below, the entry was damaged or deleted after it was opened.
         """
         if not self.neighbours:
             return self._read("image", k)
@@ -98,14 +98,14 @@ class PreparedCase:
         return self._read("label", slice(None))
 
     def truth(self) -> NDArray[np.unsignedinteger]:
-        """The label map in the scan's own grid, what a prediction is measured against."""
+        """The label map in the scan's own grid, to compare a prediction with."""
         return self._read("truth", slice(None)) if self.has_truth else self.label()
 
     def _read(self, name: str, where: int | slice) -> NDArray[Any]:
         with about(f"case {self.id}"):
             array = self._array(name)
             try:
-                (self.path / _FILES).stat()  # zarr takes an array without its file for zeros
+                (self.path / _FILES).stat()  # zarr reads zeros where an array's file is missing
                 return np.asarray(array[where])
             except (OSError, ValueError, RuntimeError) as error:
                 raise DataError(
@@ -125,7 +125,7 @@ class PreparedCase:
 
 
 class Deformation(Protocol):
-    """What makes deformed copies of a scan, such as `training.deformation.Deformation`."""
+    """Protocol of a maker of deformed copies, such as `training.deformation.Deformation`."""
 
     def describe(self) -> dict[str, object]:
         """Return its settings as JSON."""
@@ -133,18 +133,18 @@ class Deformation(Protocol):
     def __call__(
         self, image: MetaTensor, label: MetaTensor | None, seed: int
     ) -> tuple[MetaTensor, MetaTensor | None]:
-        """Deform image and label (1, W, H, K), turned to the plane; one seed, one result."""
+        """Deform image and label (1, W, H, K), turned to the plane; the seed fixes the result."""
 
 
 class SliceStore:
-    """Prepared scans under one folder; what is there and sound is not made again.
+    """Prepared scans in one folder; sound entries are not made again.
 
     Args:
         root: folder of the store, made if absent.
-        rules: how scans become slices.
+        rules: rules from scans to slices.
         labels: label id -> name.
-        mending: what is mended in a scan instead of refused.
-        deformation: what makes the copies among the cases; None where there are none.
+        mending: choice of faults to mend; by default all are refused.
+        deformation: maker of the copies among the cases; None if there are no copies.
     """
 
     def __init__(
@@ -164,19 +164,19 @@ class SliceStore:
     def prepare(
         self, cases: Sequence[Case], progress: bool = True, jobs: int = 2
     ) -> list[PreparedCase]:
-        """Entries for all cases, in their order.
+        """Make the missing entries; return those of all cases, in order.
 
-        Jobs are threads: reading and writing a scan holds the interpreter's lock for a twentieth of
-        its time, and a process takes longer to start than a scan to prepare.
+        Jobs are threads: a scan holds the interpreter's lock for a twentieth of its time, and
+        starting a process takes longer than preparing a scan.
 
         Args:
             cases: scans, with or without labels.
             progress: show a bar on standard error, if that is a terminal.
-            jobs: scans at once; each takes `checks.BYTES_PER_VOXEL` of memory.
+            jobs: number of scans at once; each takes `checks.BYTES_PER_VOXEL` of memory.
 
         Raises:
-            DataError: the first scan that is refused, see `load_case`; entries made before it, and
-                by other jobs meanwhile, stay.
+            DataError: the first refused scan, see `load_case`; entries made before it, and by other
+                jobs meanwhile, stay.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         self._remove_leftovers()
@@ -190,10 +190,10 @@ class SliceStore:
             return list(tqdm(done, total=len(cases), desc="prepare", unit="case", disable=disable))
 
     def find(self, case: Case) -> PreparedCase | None:
-        """The entry of a case, or None if there is none that is sound.
+        """The entry of a case, or None if it is missing or damaged.
 
         Raises:
-            DataError: there is no such scan.
+            DataError: the scan does not exist.
         """
         entry = self._entry(case)
         try:
@@ -202,7 +202,7 @@ class SliceStore:
             return None
 
     def _make(self, case: Case) -> PreparedCase:
-        """Write the entry of a case, unless another process has, while this one waited for it."""
+        """Write the entry of a case, unless another process wrote it while this one waited."""
         entry, making = self._entry(case), self.root / _MAKING
         making.mkdir(exist_ok=True)
         with FileLock(making / f"{entry.name}.lock"):
@@ -213,7 +213,7 @@ class SliceStore:
                 image, label = self._deformed(case, image, label)
             beside = Path(tempfile.mkdtemp(dir=making, prefix=f"{entry.name}."))
             try:
-                os.chmod(beside, 0o755)  # mkdtemp's 0700 would keep the colleagues out
+                os.chmod(beside, 0o755)  # mkdtemp's 0700 would lock colleagues out
                 self._write(beside, case, image, label)
                 _put(beside, entry)
             finally:
@@ -234,7 +234,7 @@ class SliceStore:
         return _open_entry(entry, self.rules.neighbours)
 
     def _remove_leftovers(self) -> None:
-        """Delete what killed processes did not finish; a living one holds its entry's lock."""
+        """Delete unfinished entries of killed processes; a living one holds its entry's lock."""
         for path in (self.root / _MAKING).glob("*"):
             if path.is_dir():
                 try:
@@ -245,14 +245,14 @@ class SliceStore:
 
     @property
     def label_dtype(self) -> np.dtype[np.unsignedinteger]:
-        """Of the label ids as stored."""
+        """Type of the stored label ids."""
         return np.dtype(np.uint8 if max(self.labels, default=0) < 256 else np.uint16)
 
     def _entry(self, case: Case) -> Path:
         return self.root / f"{case.id}-{self._key(case)}"
 
     def _key(self, case: Case) -> str:
-        """Changes when a source file, how it is read, the rule, the labels or the format does."""
+        """Hash of the source files, the reading, the rules, the labels and the format."""
         made_from: list[object] = [FORMAT, self.rules.stored.describe(), sorted(self.labels)]
         made_from += [self.mending.describe(), case.series]
         if case.copy and self.deformation is not None:
@@ -297,7 +297,7 @@ class SliceStore:
 
 
 def _write_array(group: zarr.Group, name: str, data: NDArray[Any]) -> None:
-    """(Z, ...) as one file in which each slice can be read alone."""
+    """Write (Z, ...) as one file from which each slice can be read alone."""
     array = group.create_array(
         name,
         shape=data.shape,
@@ -305,14 +305,14 @@ def _write_array(group: zarr.Group, name: str, data: NDArray[Any]) -> None:
         shards=data.shape,
         dtype=data.dtype,
         compressors=[ZstdCodec(), Crc32cCodec()],
-        # An empty shard would not be written at all and could not be told from a lost one.
+        # Otherwise an empty shard is not written, and looks like a lost one.
         config={"write_empty_chunks": True},
     )
     array[:] = np.ascontiguousarray(data)
 
 
 def _seal(folder: Path) -> None:
-    """Record the files of an entry, and have them on the disk before anything names them."""
+    """Record the files of an entry, and flush them to disk before the entry gets its name."""
     files = {}
     for path in sorted(folder.rglob("*")):
         _flush(path)
@@ -335,9 +335,9 @@ def _flush(path: Path) -> None:
 
 
 def _put(beside: Path, entry: Path) -> None:
-    """Move a finished entry to its place, or its files over those of a damaged one.
+    """Move a finished entry to its place, or its files over those of a damaged entry.
 
-    A process that has the damaged one open never meets a missing file.
+    So a process that has the damaged entry open finds every file.
     """
     if entry.exists():
         for file in sorted(beside.rglob("*"), key=lambda file: file.name == _FILES):
@@ -351,7 +351,7 @@ def _put(beside: Path, entry: Path) -> None:
 
 
 def _check_files(entry: Path) -> None:
-    """Refuse what is not as it was written; only files whose time differs are read."""
+    """Refuse changed files; only files whose time differs are read."""
     for name, (size, time, checksum) in json.loads((entry / _FILES).read_text()).items():
         file = entry / name
         status = file.stat()
@@ -359,7 +359,7 @@ def _check_files(entry: Path) -> None:
             raise ValueError(f"{name} has {status.st_size} bytes, not {size}")
         if status.st_mtime_ns == time:
             continue
-        if checksum is None:  # its slices carry their own
+        if checksum is None:  # an array; each slice has its own checksum
             zarr.open_array(entry / Path(name).parts[0], mode="r")[:]
         elif zlib.crc32(file.read_bytes()) != checksum:
             raise ValueError(f"{name} is not as it was written")
@@ -367,7 +367,7 @@ def _check_files(entry: Path) -> None:
 
 def _open_entry(entry: Path, neighbours: bool) -> PreparedCase:
     _check_files(entry)
-    # By zarr it takes ten times as long, and there may be thousands of cases.
+    # zarr takes ten times as long, and there may be thousands of cases.
     attributes: Mapping[str, Any] = json.loads((entry / "zarr.json").read_text())["attributes"]
     depth, height, width = attributes["shape"]
     return PreparedCase(

@@ -25,8 +25,8 @@ class Intensityd(MapTransform):
 
     Args:
         keys: images (1, ...) in the scanner's unit; they become (C, ...) uint8.
-        rule: what is done to them.
-        allow_missing_keys: leave out keys that are not there.
+        rule: intensity rule to apply.
+        allow_missing_keys: skip keys that are absent.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Windowd(Intensityd):
         keys: images (C, ...) in Hounsfield units; they become uint8.
         center: centre of the window, Hounsfield units.
         width: width of the window, Hounsfield units.
-        allow_missing_keys: leave out keys that are not there.
+        allow_missing_keys: skip keys that are absent.
     """
 
     def __init__(
@@ -68,8 +68,8 @@ class Windowsd(Intensityd):
 
     Args:
         keys: images (1, ...) in Hounsfield units; they become (C, ...) uint8.
-        windows: names in `WINDOWS`, or (center, width) in Hounsfield units; one for each channel.
-        allow_missing_keys: leave out keys that are not there.
+        windows: names in `WINDOWS`, or (center, width) in Hounsfield units; one per channel.
+        allow_missing_keys: skip keys that are absent.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Percentilesd(Intensityd):
         keys: images (C, ...); they become uint8.
         lower: percentile that becomes 0.
         upper: percentile that becomes 255.
-        allow_missing_keys: leave out keys that are not there.
+        allow_missing_keys: skip keys that are absent.
     """
 
     def __init__(
@@ -106,8 +106,8 @@ class ZScored(Intensityd):
 
     Args:
         keys: images (C, ...); they become uint8.
-        deviations: how many standard deviations below and above the mean become 0 and 255.
-        allow_missing_keys: leave out keys that are not there.
+        deviations: number of standard deviations below and above the mean that become 0 and 255.
+        allow_missing_keys: skip keys that are absent.
     """
 
     def __init__(
@@ -136,13 +136,13 @@ class LoadSliced(Transform):
 class ShrinkLongestd(MapTransform):
     """Shrink slices whose longest side is above a limit; smaller ones stay as they are.
 
-    What augmentation costs grows with the pixels, and the model's input has no room for more.
+    Augmentation of fewer pixels is faster, and the model's input needs no more.
 
     Args:
         keys: images (C, H, W) float.
         longest: largest side, pixels.
-        mode: "bilinear" or "nearest"; one for all keys, or one for each.
-        allow_missing_keys: leave out keys that are not there.
+        mode: "bilinear" or "nearest"; one for all keys, or one per key.
+        allow_missing_keys: skip keys that are absent.
     """
 
     def __init__(
@@ -178,13 +178,13 @@ class ModelFramed(MapTransform, InvertibleTransform):
         image_size: S, side of the model's input, pixels.
         squash: scale both sides to S instead of padding the shorter one.
         mode: "bilinear" for images and logits, "nearest" for masks and label maps; one for all
-            keys, or one for each. A mask that "nearest" would lose keeps the pixels it lies in.
-        boxes: key of boxes (..., 4) XYXY; in the slice frame before, in the model frame after.
-        points: key of points (..., 2) XY, likewise.
-        allow_missing_keys: leave out keys that are not there; boxes and points may always be.
+            keys, or one per key. A mask that "nearest" would lose keeps every pixel it touches.
+        boxes: key of boxes (..., 4) XYXY, from the slice frame to the model frame.
+        points: key of points (..., 2) XY, from the slice frame to the model frame.
+        allow_missing_keys: skip keys that are absent; boxes and points may always be absent.
 
-    The inverse brings images and masks of the model frame back into the slice frame, where MONAI's
-    `Invertd` asks for it by the nearest pixel.
+    The inverse brings images and masks of the model frame back into the slice frame; it takes the
+    nearest pixel where MONAI's `Invertd` asks for it.
     """
 
     def __init__(
@@ -252,10 +252,10 @@ class ModelFramed(MapTransform, InvertibleTransform):
         if not isinstance(image, MetaTensor):
             return result
         before = image.affine
-        step = torch.ones(len(before) - 1, dtype=before.dtype)  # old pixels to a new one
+        step = torch.ones(len(before) - 1, dtype=before.dtype)  # old pixels per new pixel
         step[:2] = 1 / torch.tensor([rows, columns], dtype=before.dtype)
         scale = torch.diag(torch.cat([step, step.new_ones(1)]))
-        scale[:-1, -1] = (step - 1) / 2  # centres of pixels are at whole numbers
+        scale[:-1, -1] = (step - 1) / 2  # pixel centres are at whole numbers
         framed = MetaTensor(
             result, meta=dict(image.meta), applied_operations=list(image.applied_operations)
         )
@@ -270,7 +270,7 @@ def _as_slices(image: Tensor) -> Tensor:
 
 
 def _resized(image: Tensor, size: tuple[int, int], mode: str) -> Tensor:
-    """(C, H, W) float at another size; antialiased where it is bilinear."""
+    """(C, H, W) float at another size; bilinear is antialiased."""
     if mode == "nearest":
         return F.interpolate(image[None], size, mode="nearest-exact")[0]
     return F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]

@@ -1,4 +1,4 @@
-"""What training adds to MONAI."""
+"""Parts that training adds to MONAI."""
 
 from medsam_tune.lazy import import_when_named
 

@@ -1,4 +1,4 @@
-"""Batches of slices, as MONAI's trainer hands them to network and loss."""
+"""Batches of slices in the form of MONAI's trainer."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch import Tensor
 def prepare_batch(
     batch: Mapping[str, Any], device: torch.device, non_blocking: bool = False, **_: Any
 ) -> tuple[Tensor, Tensor, tuple[Tensor, ...], dict[str, Any]]:
-    """A batch of `SliceDataset` -> what MONAI's `SupervisedTrainer` hands to network and loss.
+    """Batch of a `SliceDataset` -> inputs of network and loss in MONAI's `SupervisedTrainer`.
 
     Args:
         batch: `image` (B, C, S, S) float in [0, 1], `masks` (B, P, S, S) bool, and `boxes`
-            (B, P, 4), unless P are the classes of a model that needs no prompt.
-        device: of the network.
+            (B, P, 4); no boxes if P are the classes of a model that needs no prompt.
+        device: device of the network.
         non_blocking: copy from pinned memory without waiting.
 
     Returns:
-        image, masks (B, P, S, S) bool, and what else the network is called with: (boxes,), {}, or
+        image, masks (B, P, S, S) bool, and the other arguments of the network: (boxes,), {}, or
         (), {"return_quality": True}.
     """
     image, masks = (batch[key].to(device, non_blocking=non_blocking) for key in ("image", "masks"))
@@ -31,14 +31,14 @@ def prepare_batch(
 
 
 class MixUp:
-    """`prepare_batch` for few cases: images are mixed with others of their batch, kept fainter.
+    """`prepare_batch` for few cases: mixes each image with a fainter one of its batch.
 
-    A mixed image keeps its own masks and prompts: what is asked for is the object that a box stands
-    on, so a share of the other's masks would ask for what no prompt names.
+    A mixed image keeps its own masks and prompts. The other image's masks are left out, because no
+    prompt names its objects.
 
     Args:
-        alpha: of the Beta distribution of the share that an image keeps, at least one half.
-        prob: of a batch to be mixed.
+        alpha: parameter of the Beta distribution of the image's share, at least one half.
+        prob: probability that a batch is mixed.
 
     References:
         Zhang et al., "mixup: beyond empirical risk minimization", ICLR 2018.
@@ -51,7 +51,7 @@ class MixUp:
     def __call__(
         self, batch: Mapping[str, Any], device: torch.device, non_blocking: bool = False, **_: Any
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...], dict[str, Any]]:
-        """As `prepare_batch`."""
+        """Prepare a batch as `prepare_batch` does, and mix it."""
         image, masks, prompts, options = prepare_batch(batch, device, non_blocking)
         if torch.rand(()) < self.prob:
             share = self.shares.sample((len(image), 1, 1, 1)).to(image)

@@ -13,11 +13,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Deformation:
-    """Elastic deformation of a whole scan, before it is cut into slices; MONAI's `Rand3DElastic`.
+    """Elastic deformation of a whole scan before it is cut into slices; MONAI's `Rand3DElastic`.
 
     Attributes:
-        sigma: least and largest standard deviation of the kernel that smooths the field, voxels.
-        magnitude: least and largest factor of the smoothed field, whose values are below 1, voxels.
+        sigma: smallest and largest standard deviation of the kernel that smooths the field, voxels.
+        magnitude: smallest and largest factor of the smoothed field (values below 1), voxels.
         rotation: largest angle about the axis across the slices, radians.
     """
 
@@ -26,13 +26,13 @@ class Deformation:
     rotation: float = 0.17
 
     def describe(self) -> dict[str, object]:
-        """As JSON, for the keys of the slice store."""
+        """Return the settings as JSON, for the keys of the slice store."""
         return asdict(self)
 
     def __call__(
         self, image: MetaTensor, label: MetaTensor | None, seed: int
     ) -> tuple[MetaTensor, MetaTensor | None]:
-        """Image and label (1, W, H, K) on the grid they had; the same seed deforms alike."""
+        """Deform image and label (1, W, H, K); the grid stays, the seed fixes the result."""
         keys = ["image"] if label is None else ["image", "label"]
         elastic = Rand3DElasticd(
             keys,

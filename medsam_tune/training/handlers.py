@@ -1,4 +1,4 @@
-"""Handlers of a trainer and its validator: checks, progress, and what is kept of a run."""
+"""Handlers of a trainer and its validator: checks, progress, and the files of a run."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from medsam_tune.training.samples import SeededSampler
 
 
 class EpochSeed:
-    """Handler of a trainer: everything random in an epoch depends on (seed, epoch) alone.
+    """Handler of a trainer: the randomness of an epoch depends on (seed, epoch) alone.
 
-    So two runs with one seed are equal, and a resumed run continues as if it had not stopped.
+    So two runs with one seed are equal, and a resumed run equals one that never stopped.
 
     Args:
-        sampler: of the training loader.
-        seed: of the run.
+        sampler: sampler of the training loader.
+        seed: seed of the run.
     """
 
     def __init__(self, sampler: SeededSampler, seed: int) -> None:
@@ -36,20 +36,20 @@ class EpochSeed:
         self.seed = seed
 
     def attach(self, engine: Engine) -> None:
-        """Called by MONAI for each handler."""
+        """Attach to an engine; MONAI calls it."""
         engine.add_event_handler(Events.EPOCH_STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Before the first batch of an epoch is drawn."""
+        """Set the seed before the first batch of an epoch."""
         self.sampler.set_epoch(engine.state.epoch)
         torch.manual_seed(self.seed * 100_003 + engine.state.epoch)
 
 
 class Progress:
-    """A progress bar with the running loss on a terminal, and one log line per epoch anywhere."""
+    """Progress bar with the running loss (on a terminal only), and one log line per epoch."""
 
     def attach(self, engine: Engine) -> None:
-        """Called by MONAI for each handler."""
+        """Attach to an engine; MONAI calls it."""
         RunningAverage(output_transform=lambda output: output["loss"]).attach(engine, "loss")
         ProgressBar(persist=False, disable=None).attach(engine, ["loss"])
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._log)
@@ -66,14 +66,14 @@ class StopAtBadLoss:
     """Handler of a trainer: a loss that is NaN or infinite stops the run with an error."""
 
     def attach(self, engine: Engine) -> None:
-        """Called by MONAI for each handler."""
+        """Attach to an engine; MONAI calls it."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """After each step.
+        """Check the loss after each step.
 
         Raises:
-            FloatingPointError: naming the step and the cases in the batch.
+            FloatingPointError: the loss is not finite; names the step and the cases in the batch.
         """
         state: Any = engine.state
         loss = float(state.output["loss"].detach())
@@ -86,17 +86,17 @@ class StopAtBadLoss:
 
 
 class CheckFirstStep:
-    """Handler of a trainer: the first step changes what the method tunes and nothing else.
+    """Handler of a trainer: the first step changes exactly the tuned parameters.
 
-    A layer that is trained in name only (not in the optimizer, cut off from the loss) or a frozen
-    one that moves would show up in the Dice long after; here it stops the run.
+    It stops the run if a tuned layer does not train (not in the optimizer, cut off from the loss)
+    or a frozen layer changes. Without it only a low Dice at the end would show the fault.
 
     Args:
-        network: what is trained.
-        optimizer: of the trainer.
+        network: model to train.
+        optimizer: optimizer of the trainer.
     """
 
-    # Where one mask is asked for by boxes: the other masks, their quality, other kinds of prompts.
+    # Unused with boxes and one mask: the other masks, their quality, other kinds of prompts.
     RESTING = re.compile(
         r"mask_decoder\.(iou_prediction_head|output_hypernetworks_mlps\.[123])|prompt_encoder"
     )
@@ -108,7 +108,7 @@ class CheckFirstStep:
         self.before: dict[str, Tensor] | None = None
 
     def attach(self, engine: Engine) -> None:
-        """Called by MONAI for each handler."""
+        """Attach to an engine; MONAI calls it."""
         engine.add_event_handler(Events.STARTED, lambda _: self._look())
         engine.add_event_handler(Events.ITERATION_STARTED, self._note_rates)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
@@ -120,16 +120,16 @@ class CheckFirstStep:
         return [*self.network.named_parameters(), *self.network.named_buffers()]
 
     def _note_rates(self, engine: Engine) -> None:
-        """Before the scheduler sets those of the next step."""
+        """Note the learning rates before the scheduler sets those of the next step."""
         if self.before is not None:
             groups = self.optimizer.param_groups
             self.rates = {id(p): group["lr"] for group in groups for p in group["params"]}
 
     def __call__(self, engine: Engine) -> None:
-        """After the first step whose learning rate is not zero.
+        """Compare weights after the first step with a learning rate above zero.
 
         Raises:
-            ValueError: naming the tensors.
+            ValueError: wrong tensors changed; names them.
         """
         if self.before is None or not any(self.rates.values()):
             return
@@ -154,13 +154,13 @@ class CheckFirstStep:
         ]
         if problems:
             raise ValueError(
-                f"step {engine.state.iteration} did not train what the method tunes, exactly; "
+                f"step {engine.state.iteration} did not train exactly the tuned parameters: "
                 f"{'; '.join(problems)}. Check network_def and optimizer in the configs."
             )
 
 
 def _trace(tensor: Tensor) -> Tensor:
-    """A copy of what trains; of what is frozen two sums that tell whether it changed."""
+    """A copy of a trained tensor; of a frozen tensor two sums, which show a change."""
     value = tensor.detach()
     if tensor.requires_grad:
         return value.clone()
@@ -168,18 +168,18 @@ def _trace(tensor: Tensor) -> Tensor:
 
 
 def _should_move(value: Tensor, gradient: Tensor, rate: float) -> bool:
-    """Whether a step of Adam at this rate is more than float32 rounds away."""
+    """True if a step of Adam at this rate is larger than float32's rounding."""
     return float(gradient.abs().max()) > 1e-7 and rate > 1e-6 * float(value.abs().max())
 
 
 class KeepBest:
-    """Handler of a validator: writes the tuned file whenever the validation Dice is the best yet.
+    """Handler of a validator: writes the tuned file at each new best validation Dice.
 
     Args:
-        model: what is trained.
-        path: of the tuned file.
+        model: model to save.
+        path: tuned file to write.
         labels: label id -> name, for its header.
-        metric: key in the validator's metrics, higher is better.
+        metric: key in the validator's metrics; higher is better.
     """
 
     def __init__(
@@ -196,11 +196,11 @@ class KeepBest:
         self.best = -math.inf
 
     def attach(self, engine: Engine) -> None:
-        """Called by MONAI for each handler; after the one that makes the metric."""
+        """Attach to an engine after the handler of the metric; MONAI calls it."""
         engine.add_event_handler(Events.COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """After each validation."""
+        """Save the model after a validation if it is the best."""
         value = engine.state.metrics[self.metric]
         better = value > self.best
         if better:
@@ -212,42 +212,41 @@ class KeepBest:
         )
 
     def state_dict(self) -> dict[str, float]:
-        """For the checkpoint."""
+        """Return the best value for the checkpoint."""
         return {"best": self.best}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """From the checkpoint."""
+        """Take the best value from the checkpoint."""
         self.best = state["best"]
 
 
 class TunedState:
-    """What a method tunes, as an object that checkpoints know how to save and load."""
+    """Tuned tensors as an object that checkpoints can save and load."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Name -> tensor of what is trained."""
+        """Return name -> tuned tensor."""
         return tuned_tensors(self.model)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """The reverse; refuses other names and shapes."""
+        """Load tuned tensors; refuse other names and shapes."""
         load_tuned_tensors(self.model, state, "checkpoint")
 
 
 class KeepLast:
-    """Handler of a trainer: the run's record, and after each epoch a checkpoint to resume from.
+    """Handler of a trainer: the run's record, and a checkpoint after each epoch to resume from.
 
-    ignite's `DiskSaver` writes beside and renames. It is called directly: MONAI's
+    ignite's `DiskSaver` writes a temporary file and renames it. It is called directly: MONAI's
     `CheckpointSaver` writes in place, and ignite's `Checkpoint` removes a file of the same name
     before it writes the new one.
 
     Args:
-        record: written when training starts, so that a run that never did leaves none; None if
-            nothing is to be evaluated by it.
+        record: record to write when training starts; None if no evaluation needs it.
         to_save: name -> object with `state_dict`; the trainer itself is added as `trainer`.
-        folder: where `run.json` and `last.pt` go.
-        resume: load the checkpoint that lies there before the first epoch.
+        folder: folder of `run.json` and `last.pt`.
+        resume: load `last.pt` before the first epoch.
     """
 
     def __init__(
@@ -263,7 +262,7 @@ class KeepLast:
         self.resume = resume
 
     def attach(self, engine: Engine) -> None:
-        """Called by MONAI for each handler; after validation, whose best value is saved too."""
+        """Attach to an engine after validation, whose best value is saved too; MONAI calls it."""
         everything = {**self.to_save, "trainer": engine}
         if self.resume:
             CheckpointLoader(str(self.folder / "last.pt"), everything).attach(engine)

@@ -1,4 +1,4 @@
-"""What training minimises."""
+"""Losses of training."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 
 class MaskLoss(nn.Module):
-    """Dice and binary cross-entropy of each mask on its own, averaged; SAM's usual loss.
+    """Dice plus binary cross-entropy of each mask, averaged over masks; SAM's usual loss.
 
-    Targets are brought to the logits' resolution as the share of each logit's pixels that is
-    inside: so the logits learn where between pixels a border runs.
+    A target at the logits' resolution is the share of each logit's pixels inside the mask. So the
+    logits learn borders that run between pixels.
 
     References:
         Ma et al., "Segment anything in medical images", Nature Communications 2024.
@@ -44,10 +44,9 @@ _DICE = DiceLoss(sigmoid=True, reduction="none")
 
 
 class ClassLoss(nn.Module):
-    """For models that need no prompt: `MaskLoss` where a class is in the image, and whether it is.
+    """Loss for models that need no prompt: `MaskLoss` of present classes, and a presence loss.
 
-    A class that is not there adds cross-entropy only, as Dice says nothing of an empty mask; its
-    presence score learns to say so.
+    An absent class adds cross-entropy only, because Dice is not defined for an empty mask.
 
     Args:
         presence: weight of the cross-entropy of the presence score.
@@ -79,6 +78,6 @@ class ClassLoss(nn.Module):
 
 
 def shares(masks: Tensor, logits: Tensor) -> Tensor:
-    """(B, P, S, S) bool -> (B, P, h, w) float: how much of each logit's pixels is inside."""
+    """(B, P, S, S) bool -> (B, P, h, w) float: share of each logit's pixels inside the mask."""
     h, w = logits.shape[-2:]
     return F.adaptive_avg_pool2d(masks.float(), (h, w))

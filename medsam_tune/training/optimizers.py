@@ -1,4 +1,4 @@
-"""What trains, for an optimizer."""
+"""Parameter groups for an optimizer."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from medsam_tune.sam.model import PromptableSam
 def parameter_groups(
     network: PromptableSam, lr: float, layer_decay: float = 1.0
 ) -> list[dict[str, Any]]:
-    """What trains, for an optimizer, with a learning rate that falls towards the input.
+    """Trained parameters for an optimizer, with a learning rate that falls towards the input.
 
     Args:
-        network: with a method applied.
-        lr: of everything behind the encoder's blocks.
-        layer_decay: what the rate is multiplied by from one block to the one before; 1 for one
-            rate everywhere.
+        network: model with a method applied.
+        lr: learning rate of all parts after the encoder's blocks.
+        layer_decay: factor of the rate from each block to the block before it; 1 gives one rate
+            everywhere.
 
     Raises:
         ValueError: a decay outside (0, 1].

@@ -19,7 +19,7 @@ Data = Mapping[Hashable, Any]
 
 
 class _Promptsd(RandomizableTransform, MapTransform):
-    """Choose objects of a label map; what is done with them is the sub-classes'."""
+    """Choose objects of a label map; sub-classes make the prompts."""
 
     def __init__(
         self, keys: KeysCollection, labels: Iterable[int] | None, count: int | None
@@ -32,7 +32,7 @@ class _Promptsd(RandomizableTransform, MapTransform):
         self.count = count
 
     def randomize(self, data: Any = None) -> None:
-        """Draw what fixes everything random in the next call."""
+        """Draw the seed of the next call."""
         super().randomize(data)
         self._seed = int(self.R.randint(2**31))
 
@@ -41,7 +41,7 @@ class _Promptsd(RandomizableTransform, MapTransform):
         return torch.Generator().manual_seed(self._seed)
 
     def _chosen(self, data: Data, generator: torch.Generator) -> dict[Hashable, Any]:
-        """The dictionary with `masks`, `labels` and, of a volume, `slices` of the objects."""
+        """The dictionary with `masks`, `labels` and, for a volume, `slices` of the objects."""
         found = dict(data)
         if "masks" in found:
             return found
@@ -59,7 +59,7 @@ class _Promptsd(RandomizableTransform, MapTransform):
         found["labels"] = torch.tensor([i for _, i in pairs], dtype=torch.int64)
         if volume:
             found["slices"] = torch.tensor([k for k, _ in pairs], dtype=torch.int64)
-        elif isinstance(label, MetaTensor):  # so that the masks lead back to where they came from
+        elif isinstance(label, MetaTensor):  # so that transforms of the masks can be inverted
             found["masks"] = MetaTensor(
                 found["masks"],
                 meta=dict(label.meta),
@@ -73,24 +73,24 @@ class _Promptsd(RandomizableTransform, MapTransform):
 
 
 class BoxPromptsd(_Promptsd):
-    """Choose objects of a label map, and draw a box around each, a little off.
+    """Choose objects of a label map, and draw a jittered box around each.
 
     Adds `masks` (P, H, W) bool, `labels` (P,) int64 and `boxes` (P, 4) float32 XYXY in pixels of
     the label map, x along W, y along H, upper bounds exclusive. An object is a label in a slice. A
-    slice without any gives P = 0, and no error. Where `masks` are there already, of an earlier
-    transform, these are prompted and none are chosen.
+    slice without objects gives P = 0 and no error. If an earlier transform made `masks`, these get
+    the boxes and none are chosen.
 
     Args:
-        keys: label map (1, H, W); or (1, H, W, D), slices stacked along the last axis: `slices`
-            (P,) int64 then says which slice each object is in.
+        keys: label map (1, H, W); or (1, H, W, D), slices stacked along the last axis, which adds
+            `slices` (P,) int64, the slice of each object.
         labels: ids to take objects from; all but 0 if None.
         count: P, drawn with replacement, so that samples make a batch. None takes every object
             once, by slice and then by ascending id.
         jitter: standard deviation of each box side's shift as a share of the box's side.
 
     References:
-        Ma et al., "Segment anything in medical images", Nature Communications 2024, which moves
-        each side by 0 to 20 pixels of 1024.
+        Ma et al., "Segment anything in medical images", Nature Communications 2024; it moves each
+        side by 0 to 20 pixels of 1024.
     """
 
     def __init__(
@@ -117,17 +117,16 @@ class BoxPromptsd(_Promptsd):
 class PointPromptsd(_Promptsd):
     """Choose objects of a label map, and draw points inside and outside of each.
 
-    Adds `masks` and `labels` as `BoxPromptsd` does, `points` (P, N, 2) float32 XY, the middles of
-    pixels of the label map, and `point_labels` (P, N) int64: 1 inside, 0 outside, -1 for a point
-    that is not there, where an object fills all that is around it.
+    Adds `masks` and `labels` as `BoxPromptsd` does, `points` (P, N, 2) float32 XY, centres of
+    pixels of the label map, and `point_labels` (P, N) int64: 1 inside, 0 outside, -1 padding, if
+    an object leaves no room outside of it.
 
     Args:
         keys: label map, see `BoxPromptsd`.
         labels: ids to take objects from; all but 0 if None.
         count: P, drawn with replacement; None takes every object once.
-        inside: points drawn evenly from the object.
-        outside: points drawn evenly from around it, where its box with a margin of half its sides
-            reaches.
+        inside: number of points drawn from the object.
+        outside: number of points drawn around it, within its box plus a margin of half a side.
 
     References:
         Kirillov et al., "Segment Anything", ICCV 2023.
@@ -168,11 +167,11 @@ class PointPromptsd(_Promptsd):
 
 
 class KeepObjectsd(Randomizable, MapTransform):
-    """Augment, unless that moves all objects out of sight; then leave everything as it was.
+    """Augment, unless that moves all objects out of the slice; then keep the original.
 
     Args:
         keys: label map (1, H, W).
-        transform: augmentation of the whole dictionary; it leaves its input as it is.
+        transform: augmentation of the whole dictionary; it does not change its input.
         labels: ids of the objects; all but 0 if None.
     """
 
@@ -198,7 +197,7 @@ class KeepObjectsd(Randomizable, MapTransform):
         return self
 
     def __call__(self, data: Data) -> dict[Hashable, Any]:
-        """The dictionary, augmented or as it was."""
+        """The dictionary, augmented or original."""
         moved = dict(self.transform(dict(data)))
         key = self.keys[0]
         return moved if self._any(moved[key]) or not self._any(data[key]) else dict(data)
@@ -209,13 +208,13 @@ class KeepObjectsd(Randomizable, MapTransform):
 
 
 class ClassMasksd(MapTransform):
-    """Masks of every label, there or not, for models that need no prompt.
+    """Masks of every label, present or absent, for models that need no prompt.
 
     Adds `masks` (K, H, W) bool and `labels` (K,) int64, by ascending id.
 
     Args:
         keys: label map (1, H, W).
-        labels: the K ids.
+        labels: K label ids.
     """
 
     def __init__(self, keys: KeysCollection, labels: Iterable[int]) -> None:
@@ -235,7 +234,7 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 def _around(masks: Tensor) -> Tensor:
-    """(P, H, W) bool: outside of each mask, within its box and half a side more."""
+    """(P, H, W) bool: outside of each mask, within its box plus half a side."""
     h, w = masks.shape[-2:]
     boxes = boxes_from_masks(masks)
     margin = (boxes[:, 2:] - boxes[:, :2]) / 2

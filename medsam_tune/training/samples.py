@@ -1,4 +1,4 @@
-"""Slices become training samples; everything random in one depends on its seed alone."""
+"""Training samples from slices; a sample's randomness depends on its seed alone."""
 
 from __future__ import annotations
 
@@ -19,16 +19,15 @@ from medsam_tune.slices.store import PreparedCase
 class SliceDataset(Dataset[dict[str, Any]]):
     """Slices of prepared cases through a MONAI transform.
 
-    Indexed by `(index, seed)`, as `SeededSampler` gives it: the seed fixes everything random in
-    the sample, so that it does not depend on the number of workers. A plain index is its own seed.
-    Slices without content, which hold one value in all pixels, are left out with a warning that
-    counts them.
+    The index is `(index, seed)` from `SeededSampler`. The seed fixes all randomness of the sample,
+    so the number of workers does not matter. A plain index is its own seed. Slices without content
+    (one value in all pixels) are left out; a warning counts them.
 
     Args:
-        cases: with labels.
-        labels: ids of the objects that are wanted.
-        transform: of `{"case": PreparedCase, "slice": k}`; its result has `labels`, the ids of what
-            it asks for, one at least. Its randomness is set by `set_random_state`.
+        cases: cases with labels.
+        labels: ids of the objects to train on.
+        transform: transform of `{"case": PreparedCase, "slice": k}`. Its result has `labels`, the
+            ids of the masks, one at least. `set_random_state` sets its randomness.
         empty_slices: take slices without any of the labels as well.
 
     Raises:
@@ -71,13 +70,13 @@ class SliceDataset(Dataset[dict[str, Any]]):
         return len(self.index)
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
-        """One sample, as the transform makes it, in plain tensors.
+        """One sample from the transform, in plain tensors.
 
         Args:
             key: index of the slice, or (index, seed).
 
         Raises:
-            DataError: the transform asks for nothing.
+            DataError: the transform left no label.
         """
         index, seed = key if isinstance(key, tuple) else (key, key)
         number, k = self.index[index]
@@ -97,7 +96,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
 
 @contextmanager
 def _plain_tensors() -> Iterator[None]:
-    """MONAI's transforms without MetaTensor, which costs more than they do on a slice."""
+    """MONAI's transforms without MetaTensor, which takes longer than they do on a slice."""
     before = get_track_meta()
     set_track_meta(False)
     try:
@@ -107,14 +106,14 @@ def _plain_tensors() -> Iterator[None]:
 
 
 class SeededSampler(Sampler[tuple[int, int]]):
-    """`(index, seed)` in an order that depends on the seed and the epoch only.
+    """Pairs `(index, seed)`; their order depends on the seed and the epoch only.
 
-    Epochs continue one endless sequence of shuffled passes, so each slice is drawn equally often
-    whatever the length of an epoch.
+    Epochs continue one endless sequence of shuffled passes. So each slice is drawn equally often,
+    for any length of an epoch.
 
     Args:
-        length: of the dataset.
-        seed: of order and samples.
+        length: length of the dataset.
+        seed: seed of the order and of the samples.
         num_samples: length of an epoch; by default one pass.
     """
 
@@ -129,7 +128,7 @@ class SeededSampler(Sampler[tuple[int, int]]):
             )
 
     def set_epoch(self, epoch: int) -> None:
-        """Fix the place in the sequence that the next iteration starts from."""
+        """Set the place in the sequence where the next iteration starts."""
         self.epoch = epoch
 
     def __len__(self) -> int:
