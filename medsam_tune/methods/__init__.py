@@ -1,4 +1,4 @@
-"""What is trained: one file per method, found by name in `METHODS`."""
+"""Tuning methods: one file each, found by name in `METHODS`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ METHODS: dict[str, Callable[..., None]] = {
     "lora": lora,
     "prompt": prompt,
 }
-# Methods that adapt a decoder that can segment already, unless told to train it too.
+# Methods that leave the decoder as it is, unless told to train it too.
 _KEEPS_DECODER = ("adapter", "lora", "prompt")
 
 
@@ -39,22 +39,22 @@ def apply_method(
     """Make a base model trainable by one method.
 
     Args:
-        sam: a base from `build_sam`; it is changed in place.
-        method: a key of `METHODS`.
-        num_classes: K, to segment K classes without any prompt: each has learned tokens of its
-            own, and a score for being in the image at all. None to segment what is prompted.
-        class_tokens: learned tokens of each class.
-        options: of the method, see the function of that name, e.g. `rank=8` for "lora".
+        sam: base from `build_sam`; it is changed in place.
+        method: key of `METHODS`.
+        num_classes: K, to segment K classes without a prompt: each class has learned tokens and a
+            score of its presence in the image. None for a model with prompts.
+        class_tokens: number of learned tokens of each class.
+        options: options of the method, see its function, e.g. `rank=8` for "lora".
 
     Returns:
-        the same model, with `requires_grad` True on exactly what the method tunes (and the class
-        tokens). At step 0 its masks are those of the base for the same tokens.
+        the same model, with `requires_grad` True on exactly the tuned parameters (and the class
+        tokens). At step 0 its masks equal those of the base for the same tokens.
 
     Warns:
-        UserWarning: "adapter", "lora" or "prompt" on random weights, the mask decoder not trained.
+        UserWarning: "adapter", "lora" or "prompt" on random weights without training the decoder.
 
     Raises:
-        ValueError: unknown method or option, or a model that has a method already.
+        ValueError: an unknown method or option, or a model that has a method already.
     """
     if method not in METHODS:
         raise ValueError(f"method {method!r} is unknown; known: {', '.join(METHODS)}.")

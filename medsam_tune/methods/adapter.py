@@ -1,4 +1,4 @@
-"""Tune small bottlenecks in the encoder's blocks."""
+"""Tuning of small bottlenecks in the encoder's blocks."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ PLACEMENTS = ("block", "attention", "mlp")
 
 
 class Bottleneck(nn.Module):
-    """`up(gelu(down(x)))`, zero at the start because `up` is.
+    """Bottleneck `up(gelu(down(x)))`; `up` starts at zero.
 
     Args:
-        width: channels C of the tokens.
-        hidden: channels in between.
+        width: C, number of channels of the tokens.
+        hidden: number of channels in between.
     """
 
     def __init__(self, width: int, hidden: int) -> None:
@@ -32,12 +32,12 @@ class Bottleneck(nn.Module):
 
 
 class Adapted(nn.Module):
-    """A frozen part of the encoder with a bottleneck behind or beside it; stands in its place.
+    """A frozen part of the encoder with a bottleneck after or beside it; it replaces the part.
 
     Args:
         base: the part, (..., C) -> (..., C).
-        adapter: what is added to its output.
-        parallel: the adapter reads what the part reads, rather than what it gives.
+        adapter: bottleneck whose output is added.
+        parallel: give the adapter the part's input instead of its output.
     """
 
     def __init__(self, base: nn.Module, adapter: Bottleneck, parallel: bool) -> None:
@@ -62,12 +62,12 @@ def adapter(
     """Train a bottleneck in each block of the image encoder.
 
     Args:
-        sam: the base, all frozen.
-        bottleneck: hidden channels of each adapter.
+        sam: base, all frozen.
+        bottleneck: number of hidden channels of each adapter.
         placement: "block" after the whole block, "attention" after its attention, "mlp" parallel
             to its MLP.
-        last_blocks: only in so many blocks at the end, which keeps the others out of the backward
-            pass and its memory; all if None.
+        last_blocks: number of blocks, from the end, that get one; fewer blocks need less memory.
+            All if None.
         mask_decoder: train the mask decoder as well.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The attention blocks of any image encoder, by name: where adapters and LoRAs go."""
+"""The attention blocks of any image encoder, by name; adapters and LoRAs go there."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from medsam_tune.sam.model import PromptableSam
 
 
 def encoder_blocks(sam: PromptableSam, last: int | None = None) -> dict[str, Any]:
-    """Blocks with an `attn` and an `mlp`, in their order, under their names in `sam`.
+    """Blocks with an `attn` and an `mlp`, in order: name in `sam` -> block.
 
     Args:
-        sam: a base.
-        last: only so many at the end; all if None.
+        sam: base model.
+        last: number of blocks to take from the end; all if None.
 
     Raises:
-        ValueError: fewer than one or more than there are.
+        ValueError: `last` is below one or above the number of blocks.
     """
     blocks = {
         f"image_encoder.{name}": module

@@ -1,4 +1,4 @@
-"""Tune the mask decoder, everything else frozen."""
+"""Tuning of the mask decoder; everything else is frozen."""
 
 from __future__ import annotations
 

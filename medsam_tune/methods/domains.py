@@ -1,4 +1,4 @@
-"""Several tuned sets on one frozen base: each domain's own, the base's weights once."""
+"""Several tuned models on one frozen base, whose weights are in memory once."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from medsam_tune.methods.tuned import load_tuned, load_tuned_tensors, tuned_tens
 from medsam_tune.prompts import Prompts
 from medsam_tune.sam.model import PromptableSam
 
-# peft's other initialisations of LoRA change the weights that it stands on.
+# peft's other initialisations of LoRA change the base's weights.
 _KEEPS_BASE = (True, False, "gaussian", "orthogonal")
 
 
 class Domains(nn.Module):
     """Named adapters, LoRAs, token sets or decoders on one frozen base.
 
-    Every domain is a whole `PromptableSam` whose untuned weights are the base's own tensors, so
-    it costs what its method tunes and nothing more, is used wherever a model is (`domains["ct"]`),
-    and cannot change the base or another domain.
+    Every domain is a whole `PromptableSam` (`domains["ct"]`). Its untuned weights are the base's
+    own tensors, so it needs memory for its tuned tensors only. It cannot change the base or another
+    domain.
 
     Args:
-        base: an untuned base; it is frozen.
+        base: untuned base; it gets frozen.
 
     Example:
         >>> domains = Domains(build_sam("vit_b", "sam_vit_b_01ec64.pth"))
@@ -53,7 +53,7 @@ class Domains(nn.Module):
         """The model of a domain.
 
         Raises:
-            ValueError: no such domain; names those that are there.
+            ValueError: an unknown domain; names the known ones.
         """
         if name not in self._models:
             raise ValueError(
@@ -71,24 +71,24 @@ class Domains(nn.Module):
         return name in self._models
 
     def create(self, name: str, method: str, **options: Any) -> PromptableSam:
-        """A new domain, ready to be trained; arguments as of `apply_method`.
+        """A new domain, ready to train; the arguments are those of `apply_method`.
 
         Raises:
-            ValueError: the name is taken, or a LoRA whose initialisation would change the base.
+            ValueError: the name is taken, or LoRA's initialisation would change the base.
         """
         return self._keep(name, self._tuned(method, options))
 
     def add(self, name: str, tuned: str | Path) -> PromptableSam:
-        """A domain from its tuned file.
+        """A new domain from a tuned file.
 
         Raises:
             ValueError: the name is taken, or the file is damaged or of another base.
-            FileNotFoundError: there is no such file.
+            FileNotFoundError: the file does not exist.
         """
         return self._keep(name, load_tuned(tuned, self.base, apply=self._tuned))
 
     def remove(self, name: str) -> None:
-        """Forget a domain; the others and the base stay as they are."""
+        """Remove a domain; the others and the base do not change."""
         self._models.pop(name) if name in self else self[name]
 
     def combine(
@@ -97,14 +97,14 @@ class Domains(nn.Module):
         """A new domain that is a weighted sum of LoRA domains.
 
         Args:
-            name: of the new domain.
+            name: name of the new domain.
             weights: domain -> its weight.
-            combination_type: of peft's `add_weighted_adapter`; "cat" is the exact sum, of the
-                ranks' sum; "svd" and others keep the rank.
-            options: of `add_weighted_adapter`, e.g. `svd_rank`.
+            combination_type: type in peft's `add_weighted_adapter`; "cat" gives the exact sum and
+                adds the ranks; "svd" and others keep the rank.
+            options: other arguments of `add_weighted_adapter`, e.g. `svd_rank`.
 
         Raises:
-            ValueError: a domain that is not LoRA alone, or what peft refuses.
+            ValueError: a domain that is not LoRA alone, or an error of peft.
         """
         scratch = self._clone()
         merged = "_combined"
@@ -117,7 +117,7 @@ class Domains(nn.Module):
                     f"domain {part!r} is not LoRA alone; only LoRAs without a trained decoder or "
                     "tokens can be combined."
                 )
-            with warnings.catch_warnings():  # that there is more than one is what is wanted
+            with warnings.catch_warnings():  # more than one config is intended here
                 warnings.filterwarnings("ignore", message="Already found a `peft_config`")
                 tuner = LoraModel(scratch, config, part)
             own = scratch.state_dict()  # shares memory with the parameters
@@ -145,16 +145,16 @@ class Domains(nn.Module):
         masks: Tensor | None = None,
         return_quality: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Each image by the model of its domain; other arguments as of `PromptableSam.forward`.
+        """Segment each image by the model of its domain, see `PromptableSam.forward`.
 
         Args:
             image: (B, C, S, S) float in [0, 1], model frame.
-            domain: B names, or one for all.
-            boxes: (B, P, 4), as there.
-            points: (B, P, N, 2), as there.
-            point_labels: (B, P, N), as there.
-            masks: (B, P, 4G, 4G), as there.
-            return_quality: as there.
+            domain: B names, or one for all images.
+            boxes: (B, P, 4) float, see `Prompts`.
+            points: (B, P, N, 2) float, see `Prompts`.
+            point_labels: (B, P, N) int, see `Prompts`.
+            masks: (B, P, 4G, 4G) float, see `Prompts`.
+            return_quality: give the quality as well.
 
         Raises:
             ValueError: an unknown domain, or not one name for each image.
@@ -180,12 +180,12 @@ class Domains(nn.Module):
         return model
 
     def _clone(self) -> PromptableSam:
-        """The base's structure once more, around the same tensors."""
+        """A copy of the base's structure around the same tensors."""
         tensors = [*self.base.parameters(), *self.base.buffers()]
         return copy.deepcopy(self.base, {id(tensor): tensor for tensor in tensors})
 
     def _tuned(self, method: str, options: Mapping[str, Any]) -> PromptableSam:
-        """A clone with a method applied; what of the base it would train becomes its own."""
+        """A clone with a method applied; base tensors that it trains are copied."""
         config = options.get("config") or options
         start = (
             config.get("init_lora_weights", True)

@@ -1,4 +1,4 @@
-"""Tuned models for where this package is not: plain SAM checkpoints and ONNX."""
+"""Tuned models for use without this package: plain SAM checkpoints and ONNX."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from medsam_tune.sam.encoder import fuse_qkv
 from medsam_tune.sam.model import PromptableSam
 from medsam_tune.sam.tiny import TinyViT, fuse_tiny
 
-# Of ONNX: the oldest with LayerNormalization, so that older runtimes take the files too.
+# Oldest ONNX operator set with LayerNormalization, so that older runtimes take the files too.
 OPSET = 17
 
 
 def export_sam(model: PromptableSam, path: str | Path, half: bool = False) -> Path:
-    """Write a tuned model as a plain SAM checkpoint: stock layout, nothing of ours in it.
+    """Write a tuned model as a plain SAM checkpoint in the stock layout.
 
     Args:
-        model: tuned by "decoder", "full" or "lora"; LoRA is merged in a copy.
-        path: of the checkpoint, .pth (what `sam_model_registry` opens) or .safetensors.
-        half: store float16, half the size; whoever loads it computes in float32 as before.
+        model: model tuned by "decoder", "full" or "lora"; LoRA is merged in a copy.
+        path: checkpoint to write, .pth (for `sam_model_registry`) or .safetensors.
+        half: store float16, half the size; the loaded model still computes in float32.
 
     Returns:
-        the path; `build_sam(name, checkpoint=path)` loads it, and `segment_anything` does if
-        `is_stock(model)`.
+        path of the checkpoint; `build_sam(name, checkpoint=path)` loads it, and if
+        `is_stock(model)`, `segment_anything` does too.
 
     Raises:
         ValueError: a method that adds layers which a plain SAM does not have, another suffix, or
@@ -67,7 +67,7 @@ def export_sam(model: PromptableSam, path: str | Path, half: bool = False) -> Pa
 
 
 def is_stock(model: PromptableSam) -> bool:
-    """Whether segment_anything (or MobileSAM, for "vit_t") has a model of this name and size."""
+    """True if segment_anything (or MobileSAM, for "vit_t") has a model of this name and size."""
     base = model.base
     named = base.name in ("vit_t", "vit_b", "vit_l", "vit_h")
     return named and base.in_channels == 3 and base.image_size == architecture(base.name).image_size
@@ -79,22 +79,22 @@ def export_onnx(
     """Write a model as `encoder.onnx`, `decoder.onnx` and `model.json`; any method.
 
     The encoder maps `image` (B, C, S, S) float32 in [0, 1], model frame, to `embedding`;
-    normalisation is inside. The decoder maps `embedding` and, unless the model needs no prompt,
-    `points` (B, P, N, 2) float32 XY and `point_labels` (B, P, N) int64 (-1 not there, 0 outside, 1
-    inside, 2 and 3 the corners of a box) to `logits` (B, P, 4G, 4G) and `quality` (B, P). B, P and
-    N are free.
+    normalisation is inside. The decoder maps `embedding` and, if the model takes prompts, `points`
+    (B, P, N, 2) float32 XY, model frame, and `point_labels` (B, P, N) int64 (-1 padding, 0 outside,
+    1 inside, 2 and 3 the corners of a box) to `logits` (B, P, 4G, 4G) and `quality` (B, P). B, P
+    and N are free.
 
     Args:
-        model: tuned or not; it stays as it is.
-        folder: made whole or not at all.
+        model: model, tuned or not; it is not changed.
+        folder: folder to write, whole or not at all.
         labels: label id -> name, for `model.json`.
 
     Returns:
         the folder.
 
     Raises:
-        ValueError: the package onnx is not there, or a weight is not finite.
-        FileExistsError: the folder is there already.
+        ValueError: the package onnx is missing, or a weight is not finite.
+        FileExistsError: the folder exists already.
     """
     if importlib.util.find_spec("onnx") is None:
         raise ValueError("export to ONNX needs the package onnx: pip install medsam_tune[onnx].")
@@ -148,10 +148,10 @@ _AXES = {"image": "B", "embedding": "B", "points": "BPN", "point_labels": "BPN"}
 def _onnx(
     module: nn.Module, inputs: dict[str, Tensor], outputs: dict[str, str], path: Path
 ) -> None:
-    """Trace and write; PyTorch's newer exporter takes minutes over these graphs, not seconds."""
+    """Trace and write; PyTorch's newer exporter takes minutes for these graphs, not seconds."""
     free = {**{name: _AXES[name] for name in inputs}, **outputs}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of checks on sizes, which are constants of the graph
+        warnings.simplefilter("ignore")  # checks of sizes become constants of the graph
         torch.onnx.export(
             module,
             tuple(inputs.values()),
@@ -165,7 +165,7 @@ def _onnx(
 
 
 def _merged(model: PromptableSam) -> PromptableSam:
-    """A copy in which what peft added is part of the layers it was added to."""
+    """A copy with peft's layers merged into the layers that they adapt."""
     merged = copy.deepcopy(model)
     for name, module in list(merged.named_modules()):
         if isinstance(module, BaseTunerLayer):

@@ -1,4 +1,4 @@
-"""Tune everything but the prompt encoder."""
+"""Tuning of everything except the prompt encoder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ def full(sam: PromptableSam, prompt_encoder: bool = False) -> None:
     """Train the image encoder and the mask decoder.
 
     Args:
-        sam: the base, all frozen.
+        sam: base, all frozen.
         prompt_encoder: train the prompt encoder as well.
 
     References:

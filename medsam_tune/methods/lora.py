@@ -1,4 +1,4 @@
-"""Tune updates of the query and value projections, through peft."""
+"""Tuning of low-rank updates of the query and value projections, by peft."""
 
 from __future__ import annotations
 
@@ -26,22 +26,21 @@ def lora(
     """Train LoRA, or another of peft's methods, on q and v of the attention layers.
 
     Args:
-        sam: the base, all frozen.
-        rank: of every update; the update of a layer is `alpha / rank * B @ A`.
-        alpha: defaults to `rank`, a scale of 1, which is what the learning rates here assume.
+        sam: base, all frozen.
+        rank: rank of every update; the update of a layer is `alpha / rank * B @ A`.
+        alpha: factor of the update; by default `rank`, a scale of 1, as the learning rates assume.
         where: "encoder", "decoder" or "both".
-        last_blocks: of the encoder, only so many blocks at the end; where LoRA sits drives memory,
-            its rank hardly does. All if None.
-        mask_decoder: train the mask decoder's other weights as well; with it the LoRA goes into
-            the encoder only, as the decoder's q and v are trained themselves.
-        config: of another peft method, such as `peft.IA3Config` or `peft.LoHaConfig`, instead of
-            rank, alpha and fields; on q and v as well unless it names its `target_modules`.
-        fields: of `peft.LoraConfig`: `lora_dropout`, `use_dora`, `use_rslora`,
+        last_blocks: number of encoder blocks, from the end, that get LoRA. Fewer blocks save
+            memory; a lower rank saves little. All if None.
+        mask_decoder: train the whole mask decoder; LoRA then goes into the encoder only.
+        config: config of another peft method, such as `peft.IA3Config` or `peft.LoHaConfig`,
+            instead of rank, alpha and fields; on q and v unless it names its `target_modules`.
+        fields: fields of `peft.LoraConfig`: `lora_dropout`, `use_dora`, `use_rslora`,
             `init_lora_weights` and so on.
 
     Raises:
-        ValueError: unknown `where`, more blocks than there are, fields beside a config, or what
-            peft refuses.
+        ValueError: an unknown `where`, too many blocks, fields together with a config, or an error
+            of peft.
         TypeError: a field that `peft.LoraConfig` does not have.
 
     References:
@@ -59,7 +58,7 @@ def lora(
     settings: Any = config
     if settings.target_modules is None:
         settings.target_modules = targets(sam, "encoder" if mask_decoder else where, last_blocks)
-    if getattr(settings, "feedforward_modules", ()) is None:  # of IA3: none of ours is one
+    if getattr(settings, "feedforward_modules", ()) is None:  # IA3's; q and v are not among them
         settings.feedforward_modules = []
     inject_adapter_in_model(settings, sam)
     if mask_decoder:

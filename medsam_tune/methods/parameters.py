@@ -1,4 +1,4 @@
-"""How many parameters a method trains."""
+"""Number of parameters that a method trains."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from medsam_tune.sam.build import build_sam
 
 
 def trained_parameters(model: str, method: str) -> tuple[dict[str, int], int]:
-    """Count what a method trains on a base model; no weights are needed.
+    """Count the parameters that a method trains on a base model; no weights are needed.
 
     Args:
-        model: a key of `ARCHITECTURES`.
-        method: a key of `METHODS`, with its default options.
+        model: key of `ARCHITECTURES`.
+        method: key of `METHODS`; its default options are used.
 
     Returns:
         name of each trained tensor -> its number of parameters; and the number of all parameters.

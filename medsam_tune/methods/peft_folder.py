@@ -1,4 +1,4 @@
-"""LoRA runs as peft's own adapter folders, for peft's own tools."""
+"""LoRA models as peft's own adapter folders, for peft's own tools."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from medsam_tune.methods import apply_method
 from medsam_tune.methods.tuned import tuned_tensors
 from medsam_tune.sam.model import PromptableSam
 
-# Where a model lies inside of `peft.PeftModel`, whose names the files carry.
+# Prefix of `peft.PeftModel` in the names of its files.
 _PREFIX = "base_model.model."
 
 
@@ -24,15 +24,15 @@ def save_peft(model: PromptableSam, folder: str | Path) -> Path:
     """Write the tuned part of a LoRA model as `adapter_config.json`, `adapter_model.safetensors`.
 
     Args:
-        model: tuned by "lora" and nothing beside it.
-        folder: made whole or not at all.
+        model: model tuned by "lora" alone.
+        folder: folder to write, whole or not at all.
 
     Returns:
-        the folder; `load_peft` reads it, and `peft.PeftModel.from_pretrained(base, folder)`.
+        the folder; `load_peft` and `peft.PeftModel.from_pretrained(base, folder)` read it.
 
     Raises:
-        ValueError: another method, or a decoder or tokens trained beside it.
-        FileExistsError: the folder is there already.
+        ValueError: another method, or a decoder or tokens trained as well.
+        FileExistsError: the folder exists already.
     """
     config = getattr(model, "peft_config", {}).get("default")
     state = {} if config is None else _state(model)
@@ -47,25 +47,25 @@ def save_peft(model: PromptableSam, folder: str | Path) -> Path:
         tensors = {_PREFIX + key: value.cpu().contiguous() for key, value in state.items()}
         save_file(tensors, beside / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
         (beside / SAFETENSORS_WEIGHTS_NAME).chmod(0o644)
-        targets = sorted(config.target_modules)  # a set, which JSON has no word for
+        targets = sorted(config.target_modules)  # JSON has no sets
         settings = {**config.to_dict(), "inference_mode": True, "target_modules": targets}
         (beside / CONFIG_NAME).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
     return Path(folder)
 
 
 def load_peft(folder: str | Path, base: PromptableSam) -> PromptableSam:
-    """A LoRA model from a peft adapter folder, whoever wrote it.
+    """A LoRA model from any peft adapter folder.
 
     Args:
-        folder: with `adapter_config.json` and `adapter_model.safetensors`.
-        base: what it was tuned on, changed in place; a folder of peft does not say which.
+        folder: folder with `adapter_config.json` and `adapter_model.safetensors`.
+        base: base that it was tuned on, changed in place; the folder does not name it.
 
     Returns:
         the tuned model in evaluation mode.
 
     Raises:
-        FileNotFoundError: one of the two files is not there.
-        ValueError: damaged, or not of this model.
+        FileNotFoundError: one of the two files is missing.
+        ValueError: the folder is damaged, or belongs to another model.
     """
     folder = Path(folder)
     for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):
@@ -93,7 +93,7 @@ def load_peft(folder: str | Path, base: PromptableSam) -> PromptableSam:
 
 
 def _state(model: PromptableSam) -> dict[str, Tensor]:
-    """What peft saves; embeddings of language models, which it asks the network for, left out."""
+    """Tensors that peft saves, without embeddings, which only language models have."""
     return get_peft_model_state_dict(  # type: ignore[no-any-return]
         model, adapter_name="default", save_embedding_layers=False
     )

@@ -1,4 +1,4 @@
-"""Tune a few tokens that stand before the user's own prompt."""
+"""Tuning of a few tokens that come before the user's own prompt."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ def prompt(sam: PromptableSam, tokens: int = 10, mask_decoder: bool = False) -> 
     """Train `tokens` vectors that the mask decoder reads before the user's prompt.
 
     Args:
-        sam: the base, all frozen.
-        tokens: how many.
+        sam: base, all frozen.
+        tokens: number of tokens.
         mask_decoder: train the mask decoder as well.
 
     Raises:
@@ -24,7 +24,7 @@ def prompt(sam: PromptableSam, tokens: int = 10, mask_decoder: bool = False) -> 
 
 
 def learned_tokens(sam: PromptableSam, tokens: int, classes: int = 0) -> LearnedTokens:
-    """Tokens for a base, starting a little apart around SAM's "not a point".
+    """New tokens for a base: SAM's "not a point" embedding plus a little noise.
 
     Raises:
         ValueError: fewer than one token.

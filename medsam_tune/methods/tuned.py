@@ -1,4 +1,4 @@
-"""Tuned files: only what was tuned, and everything needed to put it back on its base."""
+"""Tuned files: only the tuned tensors, and a header to put them back on their base."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _KEY = "medsam_tune"
 
 @dataclass(frozen=True)
 class TunedHeader:
-    """What stands in a tuned file beside the tensors.
+    """Header of a tuned file, beside the tensors.
 
     Attributes:
-        base: the model it was tuned from, with the sha256 of its weights.
+        base: base model, with the sha256 of its weights.
         tuning: method and options.
-        labels: label id -> name of what it was tuned for.
-        version: of the package that wrote it.
+        labels: label id -> name of the objects that it was tuned for.
+        version: version of the package that wrote it.
     """
 
     base: BaseModel
@@ -42,12 +42,12 @@ class TunedHeader:
 
 
 def tuned_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors that a method tunes, by name, detached."""
+    """Name -> tensor that the method tunes, detached."""
     return {k: p.detach() for k, p in model.named_parameters() if p.requires_grad}
 
 
 def load_tuned_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Copy tuned tensors into a model with the same method; exact names and shapes or nothing.
+    """Copy tuned tensors into a model with the same method; all names and shapes must match.
 
     Raises:
         ValueError: names or shapes differ, or a value is not finite; names `source`.
@@ -71,15 +71,15 @@ def load_tuned_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: 
 def save_tuned(
     model: PromptableSam, path: str | Path, labels: Mapping[int, str] | None = None
 ) -> Path:
-    """Write what was tuned to a safetensors file, whole or not at all.
+    """Write the tuned tensors to a safetensors file, whole or not at all.
 
     Args:
-        model: a model from `apply_method`.
-        path: of the file; written beside and renamed.
+        model: model from `apply_method`.
+        path: file to write.
         labels: label id -> name, kept in the header.
 
     Returns:
-        the path.
+        path of the file.
 
     Raises:
         ValueError: no method was applied, or a weight is not finite.
@@ -101,7 +101,7 @@ def save_tuned(
 
 
 def _plain(value: object) -> object:
-    """What JSON has no word for among the options of a method."""
+    """Options of a method that JSON cannot hold, as plain values."""
     if isinstance(value, PeftConfig):
         return value.to_dict()
     if isinstance(value, set | frozenset):
@@ -113,8 +113,8 @@ def read_header(path: str | Path) -> TunedHeader:
     """The header of a tuned file.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or is no tuned file.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is damaged, or is no tuned file.
     """
     path = Path(path)
     if not path.is_file():
@@ -144,17 +144,17 @@ def load_tuned(
     """A tuned model from its file.
 
     Args:
-        path: a file from `save_tuned`.
-        base: the base to tune, changed in place; built by name from the header if None.
-        checkpoint: the base's checkpoint when it is built here.
-        apply: makes the tuned model from method and options; `apply_method` on the base if None.
+        path: file from `save_tuned`.
+        base: base to tune, changed in place; built from the header if None.
+        checkpoint: checkpoint of the base if it is built here.
+        apply: function from method and options to a model; `apply_method` on the base if None.
 
     Returns:
         the tuned model in evaluation mode.
 
     Raises:
-        ValueError: another base than the one it was tuned from, or a damaged file.
-        FileNotFoundError: there is no such file.
+        ValueError: a base that the file was not tuned on, or a damaged file.
+        FileNotFoundError: the file does not exist.
     """
     header = read_header(path)
     if base is None:
@@ -166,7 +166,7 @@ def load_tuned(
             header.base.normalisation,
         )
     _refuse_other_base(header.base, base.base, path)
-    with warnings.catch_warnings():  # what stands in a tuned file is trained
+    with warnings.catch_warnings():  # the tensors of a tuned file are trained
         warnings.filterwarnings("ignore", message=".* has random weights and ")
         if apply is None:
             model = apply_method(base, header.tuning.method, **header.tuning.options)
@@ -183,7 +183,7 @@ def write_safetensors(
     """Write a safetensors file whole or not at all, readable by others."""
     with written_whole(path) as beside:
         save_file(dict(tensors), beside, metadata=metadata)
-        beside.chmod(0o644)  # safetensors' 0600 would keep the colleagues out
+        beside.chmod(0o644)  # safetensors' 0600 would lock colleagues out
 
 
 def _refuse_other_base(wanted: BaseModel, found: BaseModel, path: str | Path) -> None:
@@ -200,7 +200,7 @@ def _refuse_other_base(wanted: BaseModel, found: BaseModel, path: str | Path) ->
 
 
 def refuse_not_finite(tensors: Mapping[str, Tensor], source: str) -> None:
-    """ValueError naming `source` and the first tensor with NaN or Inf, if there is one."""
+    """Refuse NaN and Inf by a ValueError that names `source` and the first such tensor."""
     bad = [k for k, v in tensors.items() if not torch.isfinite(v).all()]
     if bad:
         raise ValueError(f"{source}: {len(bad)} tensors hold NaN or Inf, the first is {bad[0]}.")

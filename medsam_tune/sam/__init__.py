@@ -1,4 +1,4 @@
-"""Segment Anything, differentiable and batched. Knows nothing of files of scans."""
+"""Segment Anything, differentiable and batched. It knows no scans."""
 
 from medsam_tune.lazy import import_when_named
 

@@ -1,4 +1,4 @@
-"""Build a SAM by name, with or without a checkpoint."""
+"""Building of a SAM by name, with or without a checkpoint."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ class Architecture:
     """Sizes of a SAM.
 
     Attributes:
-        name: the key in `ARCHITECTURES`.
-        width, depth, heads: of the image encoder.
-        global_blocks: indices of the blocks that attend globally; the others within windows.
+        name: key in `ARCHITECTURES`.
+        width, depth, heads: channels, blocks and attention heads of the image encoder.
+        global_blocks: indices of the blocks with global attention; the others use windows.
         window: side of the windows, tokens.
         image_size: native side of the input, pixels.
-        decoder_width: channels D of the embedding, prompts and mask decoder.
+        decoder_width: D, number of channels of the embedding, prompts and mask decoder.
         decoder_mlp: hidden width of the decoder's MLPs.
-        decoder_heads: of the decoder's attention.
+        decoder_heads: number of heads of the decoder's attention.
         encoder: "vit", SAM's own, or "tiny", TinyViT, whose sizes are fixed (`sam.tiny`).
-        stride: pixels of the input for each step of the embedding.
+        stride: pixels of the input per step of the embedding.
     """
 
     name: str
@@ -87,7 +87,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
-# What `checkpoint` says for weights from a fixed seed instead of a file's.
+# Value of `checkpoint` for random weights from a fixed seed.
 RANDOM = "random"
 # nano's own weights, pre-trained on synthetic scenes; weights/README.md is their model card.
 EMBEDDED = Path(__file__).parent / "weights" / "nano.safetensors"
@@ -104,23 +104,23 @@ def build_sam(
     """A `PromptableSam`, ready for inference or for `apply_method`.
 
     Args:
-        name: a key of `ARCHITECTURES`, e.g. "nano" or "vit_b" (or an `Architecture` of your own).
-        checkpoint: of SAM, MedSAM, MobileSAM ("vit_t"), LiteMedSAM ("vit_t_lite") or exported
-            here; loaded strictly. Without one, "nano" has its embedded weights, every other
-            model random ones from a fixed seed; "random" asks for those.
-        image_size: side S of the input, a multiple of 16; positions are interpolated when it
-            differs from the native size.
-        in_channels: image channels; the first layer is inflated when it is not 3.
-        normalisation: "sam" for SAM's and MobileSAM's weights, "medsam" for both MedSAMs'.
+        name: key of `ARCHITECTURES`, e.g. "nano" or "vit_b" (or an `Architecture` of your own).
+        checkpoint: checkpoint of SAM, MedSAM, MobileSAM ("vit_t"), LiteMedSAM ("vit_t_lite") or one
+            from `export_sam`; loaded strictly. "random" gives random weights from a fixed seed. If
+            None, "nano" gets its embedded weights, every other model random ones.
+        image_size: S, side of the input, a multiple of 16; positions are interpolated if it differs
+            from the native size.
+        in_channels: number of image channels; the first layer is inflated if it is not 3.
+        normalisation: "sam" for weights of SAM and MobileSAM, "medsam" for both MedSAMs.
         gradient_checkpointing: recompute the encoder's blocks in the backward pass, for memory.
 
     Returns:
         the model in evaluation mode, on the CPU, float32.
 
     Raises:
-        ValueError: unknown name, wrong size, or a checkpoint that is unreadable, of another
+        ValueError: an unknown name, a wrong size, or a checkpoint that is unreadable, of another
             model, or not finite.
-        FileNotFoundError: there is no such checkpoint.
+        FileNotFoundError: the checkpoint does not exist.
     """
     arch = name if isinstance(name, Architecture) else architecture(name)
     size = image_size or arch.image_size
@@ -164,14 +164,14 @@ def build_sam(
 
 
 def architecture(name: str) -> Architecture:
-    """The `Architecture` of a name; an unknown one is refused with the known ones."""
+    """The `Architecture` of a name; an unknown name is refused."""
     if name not in ARCHITECTURES:
         raise ValueError(f"model {name!r} is unknown; known: {', '.join(ARCHITECTURES)}.")
     return ARCHITECTURES[name]
 
 
 def fingerprint(module: nn.Module) -> str:
-    """sha256 over the names, shapes and float32 values of a module's state dict."""
+    """Sha256 of the names, shapes and float32 values of a module's state dict."""
     if _is_meta(module):
         return ""
     digest = hashlib.sha256()
@@ -182,11 +182,11 @@ def fingerprint(module: nn.Module) -> str:
 
 
 def read_checkpoint(path: str | Path, arch: Architecture) -> dict[str, Tensor]:
-    """A SAM state dict with split q, k, v, checked to be of `arch` at any input size.
+    """A SAM state dict with split q, k, v, checked to fit `arch` at any input size.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: one line that names the file and what is wrong with it.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file does not fit; one line that names the file and the reason.
     """
     path = Path(path)
     if not path.is_file():
@@ -196,7 +196,7 @@ def read_checkpoint(path: str | Path, arch: Architecture) -> dict[str, Tensor]:
     if found != arch.name:
         raise ValueError(
             f"{path}: checkpoint is {found or 'no SAM known here'}, asked for {arch.name}. "
-            f"Name the model that it is, or give a checkpoint of {arch.name}."
+            f"Name its model, or give a checkpoint of {arch.name}."
         )
     arch = _at_size_of(state, arch)
     with torch.device("meta"):
@@ -242,7 +242,7 @@ def _read_tensors(path: Path) -> object:
 
 
 def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
-    """The state dict itself, out of {"model": ...} and from under DataParallel's prefix."""
+    """The state dict itself, without a {"model": ...} around it and DataParallel's prefix."""
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]
     if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
@@ -251,7 +251,7 @@ def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
 
 
 def _architecture_of(state: Mapping[str, Tensor]) -> str | None:
-    """The name of the architecture that a state dict's first layer is of."""
+    """The name of the architecture, from the state dict's first layer."""
     vit = state.get("image_encoder.pos_embed")
     if vit is not None:
         widths = {a.width: a.name for a in ARCHITECTURES.values() if a.encoder == "vit"}
@@ -263,16 +263,16 @@ def _architecture_of(state: Mapping[str, Tensor]) -> str | None:
 
 
 def _channels_of(state: Mapping[str, Tensor]) -> int:
-    """Image channels of a state dict whose architecture is known."""
+    """Number of image channels of a state dict with a known architecture."""
     names = ("image_encoder.patch_embed.proj.weight", "image_encoder.patch_embed.seq.0.c.weight")
     return next(state[name].shape[1] for name in names if name in state)
 
 
 def _at_size_of(state: Mapping[str, Tensor], arch: Architecture) -> Architecture:
-    """The architecture with the input size that a state dict's positions are for."""
+    """The architecture with the input size of a state dict's positions."""
     positions = state.get("image_encoder.pos_embed")
     if positions is None or positions.ndim != 4:
-        return arch  # the comparison of names and shapes says what is wrong
+        return arch  # the comparison of names and shapes reports the error
     return replace(arch, image_size=positions.shape[1] * arch.stride)
 
 
@@ -315,10 +315,10 @@ def _parts(arch: Architecture) -> tuple[ImageEncoder | TinyViT, PromptEncoder, M
 
 @torch.no_grad()
 def _initialise(encoder: ImageEncoder | TinyViT, prompt_encoder: PromptEncoder) -> None:
-    """ViT's usual start; stock SAM has none of its own, as it always loads weights.
+    """Usual initial weights of a ViT; stock SAM has none, because it always loads weights.
 
     Positions of prompts get frequencies from half to four times stock's, so that the corners of
-    small boxes are told apart from the first step on.
+    small boxes differ from the first step on.
     """
     if isinstance(encoder, ImageEncoder):
         nn.init.trunc_normal_(encoder.pos_embed, std=0.02)
@@ -338,7 +338,7 @@ def _resize(
     if size == encoder.img_size:
         return
     grid = size // stride
-    if isinstance(encoder, ImageEncoder):  # TinyViT has no positions but within windows
+    if isinstance(encoder, ImageEncoder):  # TinyViT has positions within windows only
         pos = encoder.pos_embed.permute(0, 3, 1, 2)
         pos = F.interpolate(pos, size=(grid, grid), mode="bicubic", antialias=grid < pos.shape[-1])
         encoder.pos_embed = nn.Parameter(pos.permute(0, 2, 3, 1).contiguous())
@@ -356,9 +356,9 @@ def _resize(
 
 @torch.no_grad()
 def _inflate(encoder: ImageEncoder | TinyViT, in_channels: int) -> None:
-    """First layer for another number of channels, its output's scale kept.
+    """Change the first layer to another number of channels; keep its output's scale.
 
-    RGB weights stay, further channels start as their mean; one or two channels start as the mean.
+    RGB weights stay, and more channels start as their mean. One or two channels start as the mean.
     """
     vit = isinstance(encoder, ImageEncoder)
     name = "patch_embed.proj" if vit else "patch_embed.seq.0.c"

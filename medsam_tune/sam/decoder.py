@@ -1,9 +1,8 @@
 """SAM's mask decoder on N (image, prompt) pairs at once, with tokens that may be absent.
 
-Stock SAM repeats one image over its prompts, so a batch of images would need a loop, and gives
-every prompt of a batch the same number of tokens. Here the stock modules and weights are called
-in the stock order, their attention on `scaled_dot_product_attention`, and tokens that only fill
-up a batch are left out of it.
+Stock SAM repeats one image over its prompts, so a batch of images would need a loop. It also gives
+every prompt of a batch the same number of tokens. Here the stock modules and weights are called in
+the stock order. Attention runs on `scaled_dot_product_attention` and ignores padding tokens.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from torch import Tensor, nn
 
 
 class DecoderAttention(nn.Module):
-    """Stock SAM's decoder attention under the same names, in PyTorch's attention kernels.
+    """Stock SAM's decoder attention with the same names, in PyTorch's attention kernels.
 
     Args:
-        width: channels D of queries, keys and values.
-        inner: channels that are attended in.
-        heads: number of attention heads; `inner` is divisible by it.
+        width: D, number of channels of queries, keys and values.
+        inner: number of channels within the attention.
+        heads: number of attention heads; it divides `inner`.
     """
 
     def __init__(self, width: int, inner: int, heads: int) -> None:
@@ -41,7 +40,7 @@ class DecoderAttention(nn.Module):
             q: (N, Q, D) float.
             k: (N, T, D) float.
             v: (N, T, D) float.
-            seen: (N, 1, 1, T) bool, False for keys that are not there.
+            seen: (N, 1, 1, T) bool, False for padding keys.
 
         Returns:
             (N, Q, D) float.
@@ -55,12 +54,12 @@ class DecoderAttention(nn.Module):
 
 
 def replace_decoder_attention(decoder: MaskDecoder) -> None:
-    """Swap every stock attention of a mask decoder for `DecoderAttention`, weights kept."""
+    """Replace every stock attention of a mask decoder by `DecoderAttention`; keep the weights."""
     for parent in list(decoder.modules()):
         for name, stock in list(parent.named_children()):
             if isinstance(stock, StockAttention):
                 width = stock.q_proj.in_features
-                with torch.device("meta"):  # the weights come from the stock one
+                with torch.device("meta"):  # the weights come from the stock attention
                     ours = DecoderAttention(width, stock.internal_dim, stock.num_heads)
                 ours.load_state_dict(stock.state_dict(), assign=True)
                 setattr(parent, name, ours)
@@ -77,15 +76,15 @@ def predict_masks(
     """Stock `MaskDecoder.predict_masks` for N (image, prompt) pairs and M of its four masks.
 
     Args:
-        decoder: a stock decoder with `DecoderAttention` (and perhaps adapted layers).
-        image: (N, D, h, w) image embedding of each pair, the dense prompt added.
+        decoder: stock decoder with `DecoderAttention` (and perhaps adapted layers).
+        image: (N, D, h, w) image embedding of each pair plus the dense prompt.
         image_pe: (1, D, h, w) positional encoding.
         sparse: (N, T, D) prompt tokens.
-        absent: (N, T) bool, True for tokens that only fill up the batch; None if all are there.
-        which: of the decoder's masks; the first is the single-mask output.
+        absent: (N, T) bool, True for padding tokens; None if there are none.
+        which: slice of the decoder's masks; the first is the single-mask output.
 
     Returns:
-        logits (N, M, 4h, 4w), quality (N, M), and the quality token (N, D) that it was read from.
+        logits (N, M, 4h, 4w), quality (N, M), and the quality token (N, D), the quality's source.
     """
     n, d, h, w = image.shape
     own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])

@@ -1,8 +1,8 @@
-"""SAM's image-encoder attention on `scaled_dot_product_attention`, with q, k and v apart.
+"""SAM's image-encoder attention on `scaled_dot_product_attention`, with separate q, k and v.
 
 Stock SAM computes q, k and v by one fused Linear and materialises an N x N matrix of relative
-positions. Here they are three Linears, so that a method can adapt q and v and leave k alone, and
-the product runs in PyTorch's attention kernels. The numbers are those of stock SAM.
+positions. Here they are three Linears, so that a method can adapt q and v without k. The product
+runs in PyTorch's attention kernels. The results equal those of stock SAM.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Attention(nn.Module):
     """Multi-head attention with decomposed relative positions, equal to stock SAM's.
 
     Args:
-        width: number of channels C.
-        heads: number of attention heads; C is divisible by it.
-        grid: side of the token grid (or window) that the relative positions are made for.
+        width: C, number of channels.
+        heads: number of attention heads; it divides C.
+        grid: G, side of the token grid (or window) of the relative positions.
 
     References:
         Li et al., "Exploring Plain Vision Transformer Backbones for Object Detection" (ViTDet),
@@ -49,7 +49,7 @@ class Attention(nn.Module):
         """Attend within a square grid of tokens.
 
         Args:
-            x: (B, G, G, C) float tokens; G is the grid the positions were made for.
+            x: (B, G, G, C) float tokens.
 
         Returns:
             (B, G, G, C) float tokens.
@@ -73,18 +73,18 @@ def _relative(rel_pos: Tensor, size: int) -> Tensor:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, row: Tensor, col: Tensor) -> Tensor:
-    """Scaled dot-product attention plus relative positions, by the variant that measures best.
+    """Scaled dot-product attention plus relative positions, by the fastest variant.
 
-    `benchmarks/attention.py` measures them. On a CPU the bias wins where nothing is trained, and
-    folding where gradients flow through, since no N x N matrix is kept. A GPU folds always: there
-    it is what flash kernels take (not measured yet).
+    `benchmarks/attention.py` measures them. On a CPU the bias is faster without gradients, and
+    folding with gradients, because it keeps no N x N matrix. A GPU always folds, because flash
+    kernels take no bias (not measured yet).
 
     Args:
-        q: (B, heads, N, head width) float; k and v alike.
-        k: keys.
-        v: values.
-        row: (B, heads, H, W, H) float, what a query adds for each row of keys; N = H * W.
-        col: (B, heads, H, W, W) float, the same for each column.
+        q: (B, heads, N, head width) float, queries.
+        k: (B, heads, N, head width) float, keys.
+        v: (B, heads, N, head width) float, values.
+        row: (B, heads, H, W, H) float, term of a query for each row of keys; N = H * W.
+        col: (B, heads, H, W, W) float, term of a query for each column of keys.
 
     Returns:
         (B, heads, N, head width).
@@ -94,7 +94,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, row: Tensor, col: Tensor) -> Tensor
 
 
 def _attend_biased(q: Tensor, k: Tensor, v: Tensor, row: Tensor, col: Tensor) -> Tensor:
-    """Relative positions as an additive (B, N, N) bias, one head at a time: one is in memory."""
+    """Relative positions as an additive (B, N, N) bias, one head at a time to save memory."""
     heads = []
     for i in range(q.shape[1]):
         bias = (row[:, i].unsqueeze(-1) + col[:, i].unsqueeze(-2)).flatten(-2).flatten(1, 2)
@@ -107,7 +107,7 @@ def _attend_folded(q: Tensor, k: Tensor, v: Tensor, row: Tensor, col: Tensor) ->
 
     With one-hot row and column indicators appended to k, the product of (q * scale, row, col)
     and (k, one-hot row, one-hot col) is the scaled product plus both relative terms. v is padded
-    to the same width, as flash kernels want one width for all three.
+    because flash kernels need one width for q, k and v.
     """
     h, w = row.shape[2:4]
     width = q.shape[-1]
@@ -122,11 +122,11 @@ def _attend_folded(q: Tensor, k: Tensor, v: Tensor, row: Tensor, col: Tensor) ->
 
 
 class ImageEncoder(ImageEncoderViT):
-    """Stock SAM's ViT with `Attention` in its blocks; arguments as there.
+    """Stock SAM's ViT with `Attention` in its blocks; it takes the stock arguments.
 
     Attributes:
-        gradient_checkpointing: recompute each block in the backward pass instead of keeping what
-            is in it; the same gradients for a third more time and a fraction of the memory.
+        gradient_checkpointing: recompute each block in the backward pass instead of keeping its
+            activations; same gradients, a third more time, a fraction of the memory.
     """
 
     def __init__(self, **stock: Any) -> None:
@@ -146,7 +146,7 @@ class ImageEncoder(ImageEncoderViT):
 
 
 def replace_attention(encoder: ImageEncoderViT) -> None:
-    """Swap every stock attention of an image encoder for `Attention`, in place, freshly made."""
+    """Replace every stock attention of an image encoder by a new `Attention`, in place."""
     for block in encoder.blocks:
         stock = block.attn
         grid = (stock.rel_pos_h.shape[0] + 1) // 2
@@ -159,7 +159,7 @@ def split_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A stock state dict with every fused `qkv` split into `q_proj`, `k_proj`, `v_proj`.
 
     Args:
-        state: state dict of a SAM; one that is already split passes unchanged.
+        state: state dict of a SAM; an already split one passes unchanged.
     """
     out: dict[str, Tensor] = {}
     for key, value in state.items():

@@ -24,14 +24,14 @@ NORMALISATIONS = ("sam", "medsam")
 
 @dataclass(frozen=True)
 class BaseModel:
-    """What a base model is: enough to build it again and to refuse a tuned file of another one.
+    """Description of a base model, to build it again and to refuse tuned files of another base.
 
     Attributes:
         name: key of `medsam_tune.sam.build.ARCHITECTURES`, e.g. "vit_b".
-        image_size: side S of the square input, pixels.
-        in_channels: image channels.
+        image_size: S, side of the square input, pixels.
+        in_channels: number of image channels.
         normalisation: "sam" (mean and standard deviation) or "medsam" (input stays in [0, 1]).
-        sha256: hash of the weights before anything was tuned.
+        sha256: hash of the weights before tuning.
     """
 
     name: str
@@ -47,7 +47,7 @@ class BaseModel:
 
 @dataclass(frozen=True)
 class Tuning:
-    """Which method was applied to a base, with the options it was applied with."""
+    """Method that was applied to a base, and its options."""
 
     method: str
     options: dict[str, Any]
@@ -57,10 +57,10 @@ class LearnedTokens(nn.Module):
     """Tokens that the mask decoder reads before the user's prompt, or instead of it.
 
     Args:
-        width: channels D of a token.
-        tokens: learned tokens for each prompt, T.
-        classes: K sets of them, one for each class; 0 for one set that all prompts share.
-        start: (D,) float where all of them start, a little apart; zeros if None.
+        width: D, number of channels of a token.
+        tokens: T, number of learned tokens for each prompt.
+        classes: K, number of classes with their own tokens; 0 for tokens that all prompts share.
+        start: (D,) float, start of all tokens, plus a little noise; zeros if None.
     """
 
     def __init__(
@@ -74,14 +74,14 @@ class LearnedTokens(nn.Module):
             self.present = nn.Parameter(self.tokens.new_zeros(classes, width + 1))
 
     def forward(self, count: int) -> Tensor:
-        """(N, T, D) tokens for N prompts; with classes, prompt n is for class n modulo K."""
+        """(N, T, D) tokens for N prompts; with classes, prompt n has class n modulo K."""
         return self.tokens.expand(count // len(self.tokens), -1, -1, -1).flatten(0, 1)
 
     def presence(self, quality_token: Tensor) -> Tensor:
-        """What is added to the quality (N,) so that it tells whether class n modulo K is there.
+        """Presence term (N,) of class n modulo K, to add to the quality.
 
         Args:
-            quality_token: (N, D), from the mask decoder.
+            quality_token: (N, D) float, from the mask decoder.
         """
         token = quality_token.unflatten(0, (-1, self.classes))  # (B, K, D)
         score = (token * self.present[:, :-1]).sum(-1) + self.present[:, -1]
@@ -91,14 +91,14 @@ class LearnedTokens(nn.Module):
 class PromptableSam(nn.Module):
     """Segment Anything: image encoder, prompt encoder and mask decoder, composed.
 
-    The three parts are `segment_anything.modeling`'s own (with `encoder.Attention` inside the
-    first) under their own names, so a state dict differs from a stock one by split `qkv` only.
+    The three parts come from `segment_anything.modeling` (with `encoder.Attention` in the first)
+    and keep their names, so a state dict differs from a stock one by the split `qkv` only.
 
     Args:
-        image_encoder: (B, C, S, S) -> (B, D, G, G); G is S/16, and S/4 in LiteMedSAM.
+        image_encoder: encoder (B, C, S, S) -> (B, D, G, G); G is S/16, and S/4 in LiteMedSAM.
         prompt_encoder: prompts -> sparse (N, T, D) and dense (N, D, G, G) embeddings.
-        mask_decoder: the stock decoder; its layers are called on all prompts of a batch at once.
-        in_channels: channels of the image; beyond RGB the mean of the RGB statistics is used.
+        mask_decoder: stock decoder; its layers are called on all prompts of a batch at once.
+        in_channels: channels of the image; channels after RGB use the mean of the RGB statistics.
         normalisation: "sam" or "medsam", see `BaseModel`.
     """
 
@@ -125,9 +125,9 @@ class PromptableSam(nn.Module):
         self.register_buffer("pixel_std", std, persistent=False)
 
     def train(self, mode: bool = True) -> PromptableSam:
-        """As any module's, but batch normalisation (of TinyViT) keeps its statistics.
+        """Set training mode, but keep the statistics of (TinyViT's) batch normalisation.
 
-        Batches are small here, and statistics are no parameters that a method could tune.
+        Batches are small here, and statistics are no parameters that a method tunes.
         """
         super().train(mode)
         for module in self.modules():
@@ -137,7 +137,7 @@ class PromptableSam(nn.Module):
 
     @property
     def classes(self) -> int:
-        """K of a model that needs no prompt and has a mask for each of K classes; else 0."""
+        """K of a model that needs no prompt and gives a mask for each of K classes; else 0."""
         return 0 if self.learned is None else self.learned.classes
 
     def encode(self, image: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ class PromptableSam(nn.Module):
             image: (B, C, S, S) float in [0, 1], model frame.
 
         Returns:
-            (B, D, G, G) float embedding; may be kept and given to `decode` many times.
+            (B, D, G, G) float embedding; `decode` can use it many times.
 
         Raises:
             ValueError: another shape, or an integer image.
@@ -166,16 +166,16 @@ class PromptableSam(nn.Module):
 
         Args:
             embedding: (B, D, G, G) float, from `encode`.
-            prompts: of the same B; without any, P is 1, or K with learned class tokens.
+            prompts: prompts of the same B; without any, P is 1, or K with learned class tokens.
 
         Returns:
             logits: (B, P, 4G, 4G) float, > 0 inside, model frame (4G is S/4, and S in LiteMedSAM).
-            quality: (B, P) float, the decoder's own estimate of the IoU; with class tokens the
-                logit of the class being in the image at all.
+            quality: (B, P) float, the decoder's estimate of the IoU; with class tokens the logit of
+                the class's presence in the image.
 
         Raises:
-            ValueError: prompts of different B or P, points without labels, or with class tokens
-                another P than K.
+            ValueError: prompts of different B or P, points without labels, or a P other than K
+                with class tokens.
         """
         logits, quality = self.decode_masks(embedding, prompts, which=slice(0, 1))
         return logits.squeeze(2), quality.squeeze(2)
@@ -186,17 +186,17 @@ class PromptableSam(nn.Module):
         """Several masks for each prompt, for a point that may mean a part or the whole.
 
         Args:
-            embedding: as for `decode`.
-            prompts: as there.
-            which: of the decoder's four masks: the first is `decode`'s, the other three are what
-                SAM calls the multi-mask output.
+            embedding: (B, D, G, G) float, from `encode`.
+            prompts: prompts, see `decode`.
+            which: slice of the decoder's four masks: the first is `decode`'s, the other three are
+                SAM's multi-mask output.
 
         Returns:
-            logits: (B, P, M, 4G, 4G) float.
-            quality: (B, P, M) float; the mask with the highest is the one to take.
+            logits: (B, P, M, 4G, 4G) float, > 0 inside, model frame.
+            quality: (B, P, M) float; the mask with the highest quality is the best estimate.
 
         Raises:
-            ValueError: as `decode`.
+            ValueError: see `decode`.
         """
         each = self._prompt_count(embedding.shape[0], prompts)
         count = embedding.shape[0] * each
@@ -226,28 +226,28 @@ class PromptableSam(nn.Module):
         masks: Tensor | None = None,
         return_quality: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """`decode(encode(image), Prompts(...))`, with a tensor of prompts for each argument.
+        """Compute `decode(encode(image), Prompts(...))` from separate tensors.
 
         Args:
             image: (B, C, S, S) float in [0, 1], model frame.
             boxes: (B, P, 4) float, see `Prompts`.
-            points: (B, P, N, 2) float, see there.
-            point_labels: (B, P, N) int, see there.
-            masks: (B, P, 4G, 4G) float, see there.
+            points: (B, P, N, 2) float, see `Prompts`.
+            point_labels: (B, P, N) int, see `Prompts`.
+            masks: (B, P, 4G, 4G) float, see `Prompts`.
             return_quality: give the quality as well.
 
         Returns:
             logits (B, P, 4G, 4G), and with `return_quality` also quality (B, P).
 
         Raises:
-            ValueError: as `encode` and `decode`.
+            ValueError: see `encode` and `decode`.
         """
         prompts = Prompts(boxes, points, point_labels, masks)
         logits, quality = self.decode(self.encode(image), prompts)
         return (logits, quality) if return_quality else logits
 
     def _prompt_count(self, images: int, prompts: Prompts) -> int:
-        """P of prompts that fit the embedded images and the model's classes."""
+        """P of the prompts, checked against the embedded images and the model's classes."""
         if (prompts.points is None) != (prompts.point_labels is None):
             raise ValueError("points and point_labels come together; one of them is missing.")
         shapes = {name: tuple(tensor.shape[:2]) for name, tensor in prompts.given.items()}

@@ -1,4 +1,4 @@
-"""SAM's prompt embeddings for N prompts of any mixture, each object with its own points."""
+"""SAM's prompt embeddings for N prompts of mixed kinds, each object with its own points."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ PADDING, OUTSIDE, INSIDE, TOP_LEFT, BOTTOM_RIGHT = -1, 0, 1, 2, 3
 def embed_prompts(
     encoder: PromptEncoder, count: int, prompts: Prompts
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Stock `PromptEncoder.forward`, with points that only fill up the batch told apart.
+    """Stock `PromptEncoder.forward` that also marks padding points.
 
-    In float32 even under autocast: bfloat16 would move a point by pixels.
+    It runs in float32 even under autocast, because bfloat16 would move a point by pixels.
 
     Args:
-        encoder: the stock prompt encoder, whose weights are used.
-        count: N.
-        prompts: `flattened`, with N for (B, P); points and their labels come together.
+        encoder: stock prompt encoder, whose weights are used.
+        count: N, number of prompts.
+        prompts: `flattened` prompts, N for (B, P); points and their labels come together.
 
     Returns:
-        sparse (N, T, D), dense (N or 1, D, h, w), and absent (N, T) bool, True for tokens that
-        must not be attended to, or None if all are there.
+        sparse (N, T, D), dense (N or 1, D, h, w), and absent (N, T) bool, True for tokens that the
+        attention ignores, or None if there are none.
     """
     boxes, points, point_labels, masks = prompts
     tokens: list[Tensor] = []
@@ -38,7 +38,7 @@ def embed_prompts(
             places = encoder.pe_layer.forward_with_coords(points.float() + 0.5, size)
             tokens.append(places + kinds[point_labels.clamp(min=0).long()])
             absent.append(point_labels == PADDING)
-            if boxes is None:  # SAM was trained with this token wherever there is no box
+            if boxes is None:  # SAM was trained with this token where there is no box
                 tokens.append(encoder.not_a_point_embed.weight.expand(count, 1, -1))
                 absent.append((point_labels >= TOP_LEFT).any(1, keepdim=True))
         if boxes is not None:

@@ -1,9 +1,9 @@
-"""TinyViT as the light image encoder of MobileSAM and LiteMedSAM, with q, k and v apart.
+"""TinyViT, the light image encoder of MobileSAM and LiteMedSAM, with separate q, k and v.
 
-A few million parameters of convolutions and windowed attention instead of SAM's ViT: for a clinic
-without a GPU. Names and numbers are those of the two projects' checkpoints, but for the split of
-`qkv`. (timm's TinyViT has the same layers under other names and no neck, and halves the
-resolution before its last stage, which these two do not: its weights are no checkpoint of them.)
+A few million parameters of convolutions and windowed attention replace SAM's ViT, for a clinic
+without a GPU. Names and numbers are those of the two projects' checkpoints, except for the split of
+`qkv`. (timm's TinyViT does not fit: it has other names and no neck, and it halves the resolution
+before its last stage.)
 
 References:
     Wu et al., "TinyViT: Fast Pretraining Distillation for Small Vision Transformers", ECCV 2022.
@@ -26,7 +26,7 @@ _DEPTHS = (2, 2, 6, 2)
 _HEADS = (2, 4, 5, 10)
 _WINDOWS = (7, 7, 14, 7)
 _STRIDES = (2, 2, 1)  # between the stages
-# MobileSAM's checkpoint carries a classifier that nothing calls.
+# MobileSAM's checkpoint has a classifier that nothing calls.
 _CLASSIFIER = {
     "image_encoder.norm_head.weight": (320,),
     "image_encoder.norm_head.bias": (320,),
@@ -66,7 +66,7 @@ class _PatchEmbed(nn.Module):
 
 
 class _InvertedBottleneck(nn.Module):
-    """The convolutional block of the first stage, (B, D, H, W) -> the same."""
+    """The convolutional block of the first stage, (B, D, H, W) -> (B, D, H, W)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class _InvertedBottleneck(nn.Module):
 
 
 class _Merge(nn.Module):
-    """To the width, and perhaps half the resolution, of the next stage; (B, D, H, W)."""
+    """Change to the width, and perhaps half the resolution, of the next stage; (B, D, H, W)."""
 
     def __init__(self, inside: int, outside: int, stride: int) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class TinyAttention(nn.Module):
     """Multi-head attention within a window, with one learned bias for each offset of two tokens.
 
     Args:
-        width: channels C.
+        width: C, number of channels.
         heads: number of attention heads.
         window: side of the window, tokens.
     """
@@ -111,7 +111,7 @@ class TinyAttention(nn.Module):
         self.k_proj = nn.Linear(width, width)
         self.v_proj = nn.Linear(width, width)
         self.proj = nn.Linear(width, width)
-        # Offsets are numbered row by row of the window, as they first occur from its corner on.
+        # Offsets are numbered row by row, from the corner of the window.
         self.attention_biases = nn.Parameter(torch.zeros(heads, window * window))
         place = torch.arange(window)
         apart = (place[:, None] - place[None]).abs()  # (w, w)
@@ -119,7 +119,7 @@ class TinyAttention(nn.Module):
         self.register_buffer("offsets", offsets.reshape(window**2, window**2), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, w * w, C) float -> the same."""
+        """(B, w * w, C) float -> (B, w * w, C) float."""
         x = self.norm(x)
         q, k, v = (
             projection(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -142,10 +142,10 @@ class _Mlp(nn.Module):
 
 
 class TinyBlock(nn.Module):
-    """Windowed attention, a 3 x 3 convolution and an MLP; (B, H, W, C) -> the same.
+    """Windowed attention, a 3 x 3 convolution and an MLP; (B, H, W, C) -> (B, H, W, C).
 
     Args:
-        width: channels C.
+        width: C, number of channels.
         heads: number of attention heads.
         window: side of the attention's windows, tokens; the grid is padded to a multiple of it.
     """
@@ -158,7 +158,7 @@ class TinyBlock(nn.Module):
         self.mlp = _Mlp(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) float -> the same."""
+        """(B, H, W, C) float -> (B, H, W, C) float."""
         _, h, w, c = x.shape
         n = self.window
         padded = F.pad(x, (0, 0, 0, -w % n, 0, -h % n))
@@ -172,7 +172,7 @@ class TinyBlock(nn.Module):
 
 
 class _Stage(nn.Module):
-    """Blocks, and the way to the next stage; (B, D, H, W)."""
+    """Blocks, and the step to the next stage; (B, D, H, W)."""
 
     def __init__(self, index: int) -> None:
         super().__init__()
@@ -199,14 +199,14 @@ class _Stage(nn.Module):
 class TinyViT(nn.Module):
     """The image encoder of MobileSAM and LiteMedSAM.
 
-    Nothing in it depends on the input's size: windows are of fixed size and there are no absolute
+    No weight depends on the input's size: windows have a fixed size, and there are no absolute
     positions.
 
     Args:
         img_size: S, side of the input, pixels.
-        reduction: of the resolution before the first stage: 4 in MobileSAM (the embedding has
-            S/16), 1 in LiteMedSAM (S/4).
-        out_chans: D, channels of the embedding.
+        reduction: factor of the resolution before the first stage: 4 in MobileSAM (the embedding
+            has side S/16), 1 in LiteMedSAM (S/4).
+        out_chans: D, number of channels of the embedding.
 
     Attributes:
         gradient_checkpointing: recompute each block in the backward pass, for memory.
@@ -237,10 +237,10 @@ class TinyViT(nn.Module):
 def split_tiny(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A published state dict with `qkv` split, and without MobileSAM's unused classifier.
 
-    In the published layers q, k and v of a head stand together, head after head.
+    The published layers hold q, k and v of the first head, then those of the next.
 
     Args:
-        state: state dict of a whole model; one that is already split passes unchanged.
+        state: state dict of a whole model; an already split one passes unchanged.
     """
     out: dict[str, Tensor] = {}
     for key, value in state.items():
@@ -257,9 +257,9 @@ def split_tiny(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def fuse_tiny(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `split_tiny`: what the two projects' own code loads strictly.
+    """The inverse of `split_tiny`: a state dict that the two projects' own code loads strictly.
 
-    MobileSAM's classifier, which nothing calls, is filled with zeros.
+    MobileSAM's unused classifier is filled with zeros.
     """
     out: dict[str, Tensor] = {}
     for key, value in state.items():

@@ -1,4 +1,4 @@
-"""Made-up scans and scenes: no patient, no download."""
+"""Synthetic scans and scenes: no patient, no download."""
 
 from medsam_tune.lazy import import_when_named
 

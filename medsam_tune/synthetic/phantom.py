@@ -1,7 +1,7 @@
-"""Made-up abdominal CT for the demo and the tests: real geometry and units, no patient.
+"""Synthetic abdominal CT for the demo and the tests: real geometry and units, no patient.
 
-Organs are smooth implicit shapes in millimetres, warped differently in each patient, so that their
-outlines in a slice are not the ellipses that a box already gives away.
+Organs are smooth implicit shapes in millimetres, warped differently in each patient. So their
+outlines in a slice differ from the ellipses of the box-only baseline.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LABELS = {1: "liver", 2: "spleen", 3: "right kidney", 4: "left kidney", 5: "live
 _AIR, _FAT, _MUSCLE, _BOWEL = -1000.0, -100.0, 55.0, 35.0
 _LIVER, _SPLEEN, _CORTEX, _MEDULLA, _BLOOD = 108.0, 122.0, 175.0, 130.0, 150.0
 _CORTICAL_BONE, _MARROW = 520.0, 190.0
-_FREE = 100.0  # what is brighter is an organ or a vessel already
+_FREE = 100.0  # brighter voxels belong to an organ or a vessel already
 
 
 def write_phantoms(
@@ -38,12 +38,12 @@ def write_phantoms(
     """Write phantoms as a Medical Segmentation Decathlon folder.
 
     Args:
-        folder: made if absent; gets `dataset.json`, `imagesTr/`, `labelsTr/`.
-        count: of patients, one scan each.
-        seed: the same seed gives the same files, byte by byte.
+        folder: folder for `dataset.json`, `imagesTr/` and `labelsTr/`, made if absent.
+        count: number of patients, one scan each.
+        seed: seed; it fixes the files, byte by byte.
         shape: (X, Y, Z) voxels: right-left, anterior-posterior, feet-head.
-        spacing: (x, y, z) millimetres; with the shape about 340 x 250 x 120 mm for a whole body.
-        noise: standard deviation, Hounsfield units.
+        spacing: (x, y, z) millimetres; shape times spacing is about 340 x 250 x 120 mm for a body.
+        noise: standard deviation of the noise, Hounsfield units.
 
     Returns:
         the folder.
@@ -87,13 +87,13 @@ def make_phantom(
     spacing: tuple[float, float, float],
     noise: float,
 ) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
-    """One patient.
+    """Scan of one patient.
 
     Args:
-        rng: source of everything random.
+        rng: source of randomness.
         shape: (X, Y, Z) voxels.
         spacing: (x, y, z) millimetres.
-        noise: standard deviation, Hounsfield units.
+        noise: standard deviation of the noise, Hounsfield units.
 
     Returns:
         image int16 HU and label uint8, both (X, Y, Z) with x to the left, y to posterior, z to
@@ -112,7 +112,7 @@ def make_phantom(
     liver = _paint_liver(space, image, body)
     label[liver] = 1
     label[_paint_lesion(space, image, liver)] = 5
-    # Partial volume: a scanner's slice is thick and its pixels are not points.
+    # Partial volume: a scanner's slices are thick and its pixels have an area.
     image = ndimage.gaussian_filter(image, (0.45, 0.45, 0.35))
     grain = ndimage.gaussian_filter(space.normal(), (0.6, 0.6, 0.0))
     image += noise * grain / grain.std()
@@ -177,7 +177,7 @@ def _rotate(u: Array, v: Array, degrees: float) -> tuple[Array, Array]:
 
 
 def _superellipsoid(u: Array, v: Array, w: Array, radii: list[float], power: float) -> Array:
-    """Below 1 inside."""
+    """Implicit function, below 1 inside."""
     a, b, c = radii
     sums = np.abs(u / a) ** power + np.abs(v / b) ** power + np.abs(w / c) ** power
     return np.asarray(sums, dtype=np.float32)
@@ -246,7 +246,7 @@ def _paint_vessels(space: _Space, image: Array) -> None:
 def _paint_kidney(
     space: _Space, image: Array, body: NDArray[np.bool_], side: int
 ) -> NDArray[np.bool_]:
-    """A bean, right (-1) or left (1): an ellipsoid, the sinus bitten out of its medial side."""
+    """A bean, right (-1) or left (1): an ellipsoid without the sinus at its medial side."""
     cx, cy, cz = space.jitter(70, 42, -14 + 10 * side, by=6)
     tilt = -28 + float(space.rng.normal(0, 8))
     u, v = _rotate(side * space.x - cx, space.y - cy, tilt)
@@ -265,7 +265,7 @@ def _paint_kidney(
 
 
 def _paint_spleen(space: _Space, image: Array, body: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """A crescent along the left wall: an ellipsoid less the stomach's impression."""
+    """A crescent along the left wall: an ellipsoid without the stomach's impression."""
     cx, cy, cz = space.jitter(98, 22, 26, by=6)
     u, v = _rotate(space.x - cx, space.y - cy, 18 + float(space.rng.normal(0, 6)))
     w = space.z - cz
@@ -322,7 +322,7 @@ def _storage(
     *,
     lps: bool,
 ) -> tuple[NDArray[np.float64], tuple[int, ...]]:
-    """The affine (RAS+ mm) of a stored array, and the axes of the LPS array to flip for it."""
+    """The affine (RAS+ mm) of a stored array, and the axes to flip of the LPS array."""
     signs = np.array([-1.0, -1.0, 1.0]) if lps else np.ones(3)
     affine = np.diag([*(signs * spacing), 1.0])
     middle = (np.array(shape) - 1) / 2

@@ -31,15 +31,15 @@ from medsam_tune.training.losses import mask_losses, shares
 
 
 class Scenes(Dataset[dict[str, Any]]):
-    """Batches of fresh scenes, one for each `(index, seed)` of a `SeededSampler`.
+    """Batches of new scenes, one for each `(index, seed)` of a `SeededSampler`.
 
     Args:
-        batches: length of an epoch.
+        batches: number of batches in an epoch.
         batch_size: B.
         image_size: S, pixels.
-        objects: P masks for each image.
-        device: where they are drawn; that of the model, as a loader's workers cannot use a GPU.
-        difficulty: of the scenes, 0 to 1.
+        objects: P, number of masks for each image.
+        device: device of the model; a GPU needs a loader without workers.
+        difficulty: difficulty of the scenes, 0 to 1.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Scenes(Dataset[dict[str, Any]]):
         return self.batches
 
     def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
-        """What `draw_scenes` gives for the seed, with `seed`, and with `case` for messages."""
+        """Scenes of the seed from `draw_scenes`, with `seed`, and with `case` for messages."""
         seed = item[1]
         scenes = draw_scenes(
             seed,
@@ -78,7 +78,7 @@ class Scenes(Dataset[dict[str, Any]]):
 def prepare_scenes(
     batch: Mapping[str, Any], device: torch.device, non_blocking: bool = False, **_: Any
 ) -> tuple[Tensor, tuple[Tensor, Tensor], tuple[Tensor, torch.Generator], dict[str, Any]]:
-    """A batch of `Scenes` -> what MONAI's engines hand to inferer and loss."""
+    """Batch of `Scenes` -> inputs of inferer and loss in MONAI's engines."""
     image, masks, everything = (
         batch[key].to(device, non_blocking=non_blocking) for key in ("image", "masks", "everything")
     )
@@ -88,12 +88,12 @@ def prepare_scenes(
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model answered to a simulated user.
+    """Answers of a model to a simulated user.
 
     Attributes:
-        rounds: logits (B, P, M, h, w) and quality (B, P, M) of each round; M is 4 in the first,
-            when one mask may not be enough, and 1 after a correction.
-        unprompted: logits (B, 1, h, w) without any prompt.
+        rounds: logits (B, P, M, h, w) and quality (B, P, M) of each round; M is 4 in the first
+            round, whose prompts may be ambiguous, and 1 after a correction.
+        unprompted: logits (B, 1, h, w) without a prompt.
     """
 
     rounds: list[tuple[Tensor, Tensor]]
@@ -101,14 +101,14 @@ class Answers:
 
 
 class SimulatedUser(Inferer):
-    """Prompts a model with each object's box, points, or both, then corrects where it is wrong.
+    """Inferer that prompts with each object's box, points, or both, then corrects errors.
 
-    A correction is a point drawn from the wrong pixels, beside the logits of the round before.
+    A correction is a point from the wrong pixels, together with the logits of the round before.
 
     Args:
-        corrections: most rounds after the first; how many is drawn for each batch.
+        corrections: largest number of rounds after the first; the number is random in each batch.
         jitter: largest standard deviation of a box side's shift, as a share of the side.
-        boxes: share of the objects that are asked for by a box; half of the others by one point.
+        boxes: share of the objects with a box; half of the others get one point.
 
     References:
         Kirillov et al., "Segment Anything", ICCV 2023, appendix A.
@@ -128,14 +128,14 @@ class SimulatedUser(Inferer):
         *_: Any,
         **__: Any,
     ) -> Answers:
-        """Ask for `masks` (B, P, S, S) bool on `inputs` (B, 3, S, S)."""
+        """Prompt for `masks` (B, P, S, S) bool on `inputs` (B, 3, S, S)."""
         embedding = network.encode(inputs)
         points, labels = self.first(masks, generator)
         asked = Prompts(points=points, point_labels=labels)
         logits, quality = network.decode_masks(embedding, asked, which=slice(0, 4))
         rounds = [(logits, quality)]
         target = shares(masks, logits)
-        rounds_more = generator.initial_seed() % (self.corrections + 1)  # a GPU need not answer
+        rounds_more = generator.initial_seed() % (self.corrections + 1)  # no wait for a GPU
         for _round in range(rounds_more):
             before = rounds[-1][0][:, :, 0].detach()
             point, label = _correction(before, target, masks.shape[-1], generator)
@@ -145,7 +145,7 @@ class SimulatedUser(Inferer):
         return Answers(rounds, network.decode(embedding)[0])
 
     def first(self, masks: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The first prompt of each object: points (B, P, 5, 2) and their labels (B, P, 5)."""
+        """First prompt of each object: points (B, P, 5, 2) and their labels (B, P, 5)."""
         objects = masks.shape[:2]
         spread = torch.rand(*objects, 1, generator=generator, device=masks.device) * self.jitter
         size = (masks.shape[-2], masks.shape[-1])
@@ -184,13 +184,13 @@ def _correction(
 class InteractiveLoss(nn.Module):
     """Loss of all rounds: the single mask, the best of the others, and the estimated quality.
 
-    Only the best of the three masks for ambiguous prompts is trained, so that they divide the
-    possible meanings among them; the quality learns each mask's IoU.
+    Only the best of the three masks for ambiguous prompts is trained, so that each learns another
+    meaning. The quality learns each mask's IoU.
 
     Args:
-        ambiguous: weight of the best of the three.
+        ambiguous: weight of the best of the three masks.
         quality: weight of the squared error of the estimated IoU.
-        unprompted: weight of the mask without a prompt, of everything that is no background.
+        unprompted: weight of the mask without a prompt, whose target is the whole foreground.
 
     References:
         Kirillov et al., "Segment Anything", ICCV 2023, section 3 and appendix A.
@@ -223,22 +223,22 @@ class InteractiveLoss(nn.Module):
 
 
 def _iou(masks: Tensor, truth: Tensor) -> Tensor:
-    """(..., h, w) bool, twice -> (...) float; 1 where both are empty."""
+    """IoU (...) float of two (..., h, w) bool; 1 where both are empty."""
     both = (masks & truth).sum((-1, -2))
     either = (masks | truth).sum((-1, -2))
     return torch.where(either > 0, both / either.clamp(min=1), 1.0)
 
 
 class Examiner(Inferer):
-    """Asks for each object twice, by a box with 5 % jitter and by one point in it.
+    """Inferer that prompts for each object twice: by a box with 5 % jitter, and by one point.
 
-    The jitter and the points depend on nothing but the scenes, so epochs compare.
+    The jitter and the points depend on the scenes only, so epochs can be compared.
     """
 
     def __call__(self, inputs: Tensor, network: Any, masks: Tensor, *_: Any, **__: Any) -> Tensor:
-        """(B, 3 P, S, S) bool: the masks by boxes, those by points, the ellipses in the boxes.
+        """(B, 3 P, S, S) bool: masks from boxes, masks from points, ellipses in the boxes.
 
-        A point is ambiguous: of the three masks for it, the one of highest quality is taken.
+        A point is ambiguous, so the mask of highest quality among its three is taken.
         """
         generator = torch.Generator(masks.device).manual_seed(0)
         boxes = boxes_from_masks(masks, jitter=0.05, generator=generator)
@@ -257,10 +257,10 @@ class Examiner(Inferer):
 
 
 class ExamResults:
-    """Handler of a validator: mean Dice by box and by point, beside the ellipse in the box."""
+    """Handler of a validator: mean Dice by box, by point, and of the box-only baseline."""
 
     def attach(self, engine: Engine) -> None:
-        """Called by MONAI for each handler."""
+        """Attach to an engine; MONAI calls it."""
         for number, name in enumerate(("dice_box", "dice_point", "dice_ellipse")):
             Average(output_transform=partial(_dice_of, number)).attach(engine, name)
         engine.add_event_handler(Events.COMPLETED, self._log)
@@ -282,12 +282,12 @@ def _dice_of(number: int, output: Mapping[str, Any]) -> float:
 class MuonAdamW(torch.optim.Optimizer):
     """Muon for the matrices of the transformers, AdamW for all else, as one optimizer.
 
-    Both take the same learning rate: Muon's steps are scaled to the size of AdamW's.
+    Both take the same learning rate; Muon's steps are scaled to the size of AdamW's.
 
     Args:
-        model: all of it is trained.
+        model: model to train.
         lr: learning rate.
-        weight_decay: decoupled.
+        weight_decay: decoupled weight decay.
 
     References:
         Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024; Liu et al.,
@@ -312,27 +312,27 @@ class MuonAdamW(torch.optim.Optimizer):
         super().__init__([group for part in self.parts for group in part.param_groups], {})
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One step of both; there is no closure."""
+        """Do one step of both; a closure is not supported."""
         for part in self.parts:
             part.step()  # type: ignore[no-untyped-call]
 
     def state_dict(self) -> dict[str, Any]:
-        """Of both."""
+        """Return the states of both."""
         return {"parts": [part.state_dict() for part in self.parts]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Of both."""
+        """Load the states of both."""
         for part, of_part in zip(self.parts, state["parts"], strict=True):
             part.load_state_dict(of_part)
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
 
 class KeepWeights:
-    """Handler of a trainer: after each epoch a model as a plain SAM checkpoint in float16.
+    """Handler of a trainer: writes a plain SAM checkpoint in float16 after each epoch.
 
     Args:
-        model: what is kept.
-        path: .safetensors, replaced whole.
+        model: model to save.
+        path: .safetensors file, replaced whole.
     """
 
     def __init__(self, model: PromptableSam, path: str | Path) -> None:
@@ -340,7 +340,7 @@ class KeepWeights:
         self.path = Path(path)
 
     def attach(self, engine: Engine) -> None:
-        """Called by MONAI for each handler."""
+        """Attach to an engine; MONAI calls it."""
         engine.add_event_handler(
             Events.EPOCH_COMPLETED, lambda _: export_sam(self.model, self.path, half=True)
         )

@@ -1,6 +1,6 @@
-"""Synthetic scenes to pre-train a promptable model on: images and the masks of their objects.
+"""Synthetic scenes to pre-train a promptable model: images and the masks of their objects.
 
-No real image has a part in them. They are drawn by a seed, a batch at a time, on CPU or GPU.
+They use no real image. A seed fixes them; a batch is drawn at once, on CPU or GPU.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import_when_named(__name__)
 
 __all__ = ["draw_scenes"]
 
-# An object of which less or more than these shares of the image is seen is not asked for, nor one
-# of fewer pixels; in easy scenes the smallest is larger.
+# Limits of an object to prompt for: visible share of the image, and pixels. The smallest share
+# runs from easy scenes to difficult ones.
 _SMALLEST = (0.01, 0.0002)
 _LARGEST = 0.85
 _PIXELS = 12
@@ -36,19 +36,19 @@ def draw_scenes(
     """Draw scenes and some of their objects.
 
     Args:
-        seed: the same seed gives the same scenes on the same kind of device.
-        count: B.
+        seed: seed; it fixes the scenes on one kind of device.
+        count: B, number of scenes.
         size: S, side of the images, pixels.
-        objects: P objects of each image, drawn with replacement; an object may be a part of
-            another one, so that its box decides which is meant.
-        device: where they are made.
-        difficulty: 1 for all there is; towards 0 contrasts are stronger, objects larger, noise and
-            artefacts weaker, to start from.
+        objects: P, number of objects of each image, drawn with replacement; an object may be a part
+            of another object.
+        device: device to draw on.
+        difficulty: 1 for full difficulty; towards 0 contrasts are stronger, objects larger, noise
+            and artefacts weaker.
 
     Returns:
-        `image` (B, 3, S, S) float32 in [0, 1], `masks` (B, P, S, S) bool, none of them empty, and
-        `everything` (B, 1, S, S) bool, what is no background.
-        One side of a third of the images ends early; the rest is 0, as in a padded slice.
+        `image` (B, 3, S, S) float32 in [0, 1], `masks` (B, P, S, S) bool, none empty, and
+        `everything` (B, 1, S, S) bool, the whole foreground.
+        A third of the images is padded with 0 on one side, like a padded slice.
     """
     draw = Draw(seed, device)
     layers = plan_layers(draw, count)
@@ -63,7 +63,7 @@ def draw_scenes(
     smallest = max(smallest, _PIXELS / size**2)
     area = shown.flatten(2).float().mean(2)  # (B, N)
     usable = (area > smallest) & (area < _LARGEST)
-    # Small ones somewhat more often, as scans and tiles have them; the largest if there is none.
+    # Small objects are drawn more often, as in scans and tiles; the largest if none is usable.
     usable = usable * area.clamp(min=smallest) ** -0.25 + 1e-6 * area
     nothing = usable.sum(1) == 0
     shown[nothing, 0], usable[nothing, 0] = within[nothing], 1.0
@@ -74,7 +74,7 @@ def draw_scenes(
 
 
 def _field_of_view(draw: Draw, count: int, size: int) -> Tensor:
-    """(B, S, S) bool: the whole, or all rows or columns up to a random one."""
+    """(B, S, S) bool: the whole image, or all rows or columns up to a random one."""
     side = draw.uniform(count, low=0.55, high=1.0) * size
     side = torch.where(draw.chance(count, p=0.65), size, side)
     along = torch.arange(size, device=draw.device) < side[:, None]  # (B, S)
@@ -83,7 +83,7 @@ def _field_of_view(draw: Draw, count: int, size: int) -> Tensor:
 
 
 def _candidates(layers: Layers, ids: Tensor, shapes: Tensor, transparent: Tensor) -> Tensor:
-    """(B, N, S, S) bool: each object as far as it can be seen."""
+    """(B, N, S, S) bool: the visible part of each object."""
     tree = descendants(layers)  # (B, N, N)
     b, n, _ = tree.shape
     seen = tree.gather(2, ids.flatten(1)[:, None].expand(-1, n, -1)).view(b, n, *ids.shape[1:])

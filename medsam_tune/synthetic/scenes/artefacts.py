@@ -1,4 +1,4 @@
-"""What a scanner or camera does to a scene: blur, pixels, noise, shading, streaks, ghosts."""
+"""Artefacts of a scanner or camera: blur, pixels, noise, shading, streaks, ghosts."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from medsam_tune.synthetic.scenes.fields import gaussian_blur, smooth_field
 
 
 def degrade(draw: Draw, image: Tensor, coarse: int, difficulty: float = 1.0) -> Tensor:
-    """Acquire scenes with fewer pixels than they are drawn with, then enlarge them again.
+    """Acquire scenes with fewer pixels, then enlarge them again.
 
     Args:
         draw: source of randomness.
         image: (B, 3, S, S) float, about 0 to 1, sharp.
         coarse: side of the acquired image, pixels, at most S.
-        difficulty: 0 to 1, how strong noise and artefacts are.
+        difficulty: strength of noise and artefacts, 0 to 1.
 
     Returns:
         (B, 3, S, S) float in [0, 1].
@@ -35,7 +35,7 @@ def degrade(draw: Draw, image: Tensor, coarse: int, difficulty: float = 1.0) -> 
     if coarse < size:
         image = F.interpolate(image, size, mode="bilinear")
     image = _windowed(draw, image)
-    return (image * 255).round() / 255  # what a slice store keeps
+    return (image * 255).round() / 255  # 8 bits, as in a slice store
 
 
 def _some(draw: Draw, count: int, p: float) -> Tensor:
@@ -62,7 +62,7 @@ def _ghosts(draw: Draw, image: Tensor) -> Tensor:
 
 
 def _rings_and_streaks(draw: Draw, count: int, size: int) -> Tensor:
-    """(B, 1, S, S) what a faulty detector element and metal add in CT."""
+    """(B, 1, S, S) rings of a faulty detector element and streaks of metal in CT."""
     axis = (torch.arange(size, device=draw.device) + 0.5) / size * 2 - 1
     radius = (axis**2 + axis[:, None] ** 2).sqrt()
     profile = draw.normal(count, size) * draw.chance(count, size, p=0.3)
@@ -87,7 +87,7 @@ def _noisy(draw: Draw, image: Tensor) -> Tensor:
     kind = draw.integer(b, 1, 1, 1, high=4)
     grains = torch.where(draw.chance(b, p=0.4), draw.uniform(b, low=0.4, high=1.0), 0.0)
     noise = gaussian_blur(draw.normal(b, 2, h, w), grains)
-    noise = noise * (1 + 2.5 * grains.square())[:, None, None, None]  # what the blur took away
+    noise = noise * (1 + 2.5 * grains.square())[:, None, None, None]  # undo the loss by the blur
     coloured = (image[:, :1] != image[:, 1:2]).flatten(1).any(1)
     channels = noise[:, :1].expand(b, c, h, w)
     if bool(coloured.any()):

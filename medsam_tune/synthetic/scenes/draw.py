@@ -13,8 +13,8 @@ class Draw:
     """Seeded draws: the same seed gives the same numbers on the same kind of device.
 
     Args:
-        seed: of everything random.
-        device: where the tensors are made.
+        seed: seed of all draws.
+        device: device of the tensors.
     """
 
     def __init__(self, seed: int, device: str | torch.device = "cpu") -> None:
@@ -23,25 +23,25 @@ class Draw:
         self.choices = random.Random(seed)  # steers the program without waiting for a GPU
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
-        """Evenly in [low, high)."""
+        """Uniform numbers in [low, high)."""
         return torch.rand(shape, generator=self.generator, device=self.device) * (high - low) + low
 
     def log_uniform(self, *shape: int, low: float, high: float) -> Tensor:
-        """Evenly in the logarithm, between two positive bounds."""
+        """Numbers with a uniform logarithm, between two positive bounds."""
         return self.uniform(*shape, low=math.log(low), high=math.log(high)).exp()
 
     def normal(self, *shape: int) -> Tensor:
-        """Standard normal."""
+        """Standard normal numbers."""
         return torch.randn(shape, generator=self.generator, device=self.device)
 
     def chance(self, *shape: int, p: float) -> Tensor:
-        """True with probability p, bool."""
+        """Bool, True with probability p."""
         return self.uniform(*shape) < p
 
     def sign(self, *shape: int) -> Tensor:
-        """-1 or 1, float."""
+        """Signs -1 or 1, float."""
         return self.chance(*shape, p=0.5).float() * 2 - 1
 
     def integer(self, *shape: int, high: int) -> Tensor:
-        """int64 in [0, high)."""
+        """Integers in [0, high), int64."""
         return torch.randint(high, shape, generator=self.generator, device=self.device)

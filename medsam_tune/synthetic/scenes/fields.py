@@ -1,4 +1,4 @@
-"""Smooth random fields: what bends outlines, roughens borders and fills regions with texture."""
+"""Smooth random fields; they bend outlines, roughen borders and give regions texture."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def smooth_field(draw: Draw, count: int, channels: int, cells: int, size: int) -
         draw: source of randomness.
         count: B.
         channels: C.
-        cells: correlation lengths along a side.
+        cells: number of correlation lengths along a side.
         size: S, side of the square, pixels.
 
     Returns:
         (B, C, S, S) float, mean about 0 and standard deviation about 1.
     """
     nodes = draw.normal(count, channels, cells + 4, cells + 4)
-    # Each scene cuts its own place out: nodes at fixed places would leave a lattice in all of them.
+    # Each scene gets its own shift; fixed nodes would leave the same lattice in all scenes.
     rows, columns = (_splines(draw.uniform(count, 1), cells, size)[:, None] for _ in range(2))
     return rows @ nodes @ columns.mT * 2.1
 
@@ -44,7 +44,7 @@ def gaussian_blur(image: Tensor, sigma: Tensor) -> Tensor:
         sigma: (B,) standard deviations, pixels; 0 leaves an image as it is.
 
     Returns:
-        (B, C, H, W) float; borders are mirrored as by replication.
+        (B, C, H, W) float; border pixels are replicated.
     """
     b, c, h, w = image.shape
     reach = 7

@@ -1,4 +1,4 @@
-"""What objects look like: intensities relative to what is around, textures, colour."""
+"""Looks of objects: intensities relative to the surroundings, textures, colours."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def shade(
 
     Args:
         draw: source of randomness.
-        layers: of B scenes.
+        layers: layers of B scenes.
         ids: (B, S, S) int64, from `paint`.
         inside: (B, K + 1, S, S) float, from `paint`.
-        difficulty: 0 to 1, how strong textures and how weak contrasts may be.
+        difficulty: strength of textures and weakness of contrasts, 0 to 1.
 
     Returns:
-        image (B, 3, S, S) float, about 0 to 1, sharp, and transparent (B,) bool: the projections,
-        in which no object hides another.
+        image (B, 3, S, S) float, about 0 to 1, sharp, and transparent (B,) bool, True for
+        projections, in which no object hides another.
     """
     b, size = len(ids), ids.shape[-1]
     grey, contrast = _intensities(draw, layers, 0.05 + 0.2 * (1 - difficulty))
@@ -56,7 +56,7 @@ def shade(
     transparent = draw.chance(b, p=0.1) & ~page & ~layers.is_kind("cells")
     rays = transparent.nonzero()[:, 0]
     if len(rays):
-        depth = inside[rays].clamp(0, 1).sqrt()  # how much of each layer a ray passes
+        depth = inside[rays].clamp(0, 1).sqrt()  # thickness of each layer along a ray
         depth[:, 0] = 0
         weight = contrast[rays, : depth.shape[1]] * draw.uniform(len(rays), 1, low=0.3, high=1)
         total = torch.einsum("bk,bkhw->bhw", weight, depth)
@@ -83,7 +83,7 @@ def _intensities(draw: Draw, layers: Layers, weakest: float) -> tuple[Tensor, Te
     for i in range(1, k):
         around = grey[rows, layers.anchor[:, i]]
         value = around + step[:, i]
-        # Back into the range, so that the contrast is kept.
+        # Into the range by the other sign, so that the contrast is kept.
         value = torch.where((value < 0) | (value > 1), around - step[:, i], value)
         value = torch.where(extreme[:, i] < 0.08, 1.0, value)  # bone, metal
         value = torch.where(extreme[:, i] > 0.93, 0.0, value)  # air

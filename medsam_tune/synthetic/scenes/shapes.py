@@ -1,9 +1,9 @@
-"""Where the objects of a scene lie: layers of implicit shapes, nested, touching, hiding each other.
+"""Objects of a scene: layers of implicit shapes, nested, touching, hiding each other.
 
-Coordinates run from -1 to 1 along both sides. A shape is a function that is positive inside; all
-shapes are members of one family, so that a layer of a whole batch is drawn at once: an ellipse or
-rectangle or what lies between, stretched, turned, bent, roughened by a random field, hollowed out
-to a ring and bitten into. Long thin ones are tubes and roads, bent ones crescents.
+Coordinates run from -1 to 1 along both sides. A shape is a function that is positive inside. All
+shapes belong to one family, so that a layer of a whole batch is drawn at once: from ellipse to
+rectangle, stretched, turned, bent, roughened by a random field, hollowed out to a ring, or with a
+bite taken out. Long thin shapes are tubes and roads, bent ones crescents.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from torch import Tensor
 from medsam_tune.synthetic.scenes.draw import Draw
 from medsam_tune.synthetic.scenes.fields import smooth_field
 
-# Kinds of scenes and how often each is drawn.
+# Kind of scene -> its probability.
 KINDS = {"body": 0.5, "crop": 0.2, "cells": 0.1, "aerial": 0.12, "page": 0.08}
 _BODY, _CROP, _CELLS, _AERIAL, _PAGE = range(5)
 LAYERS = 16
-CELLS = 6  # of a lattice of cells, those that can be asked for
+CELLS = 6  # number of cells of a lattice that can be prompted for
 _LATTICE = 24  # most cells along a side
-_ROUGH = {3: 1.0, 5: 0.9, 8: 0.6, 14: 0.35, 24: 0.2}  # cells along a side: how far borders move
-_OFF = 100.0  # a ring or a bite so far out that there is none
+_ROUGH = {3: 1.0, 5: 0.9, 8: 0.6, 14: 0.35, 24: 0.2}  # cells along a side: shift of borders
+_OFF = 100.0  # so far out that there is no ring or bite
 
 
 @dataclass
@@ -32,15 +32,15 @@ class Layers:
     """The shapes of B scenes; index 0 along K + 1 is the background.
 
     Attributes:
-        kind: (B,) int64 index into `KINDS`.
-        anchor: (B, K + 1) int64 the layer that one was placed in or beside.
-        parent: (B, K + 1) int64 the layer that one is a part of; 0 for none.
-        active: (B, K + 1) bool.
-        x, y, a, b, angle: (B, K + 1) float centre, half axes and turn.
-        square: (B, K + 1) float 0 for an ellipse, 1 for a rectangle.
-        bend, rough, ring: (B, K + 1) float.
-        bite: (B, K + 1, 3) float place along both axes and size of what is bitten out.
-        texture: (B, K + 1) int64 the field that roughens the border.
+        kind: (B,) int64, index into `KINDS`.
+        anchor: (B, K + 1) int64, layer that this one was placed in or beside.
+        parent: (B, K + 1) int64, layer that this one is a part of; 0 for none.
+        active: (B, K + 1) bool, True for layers that are drawn.
+        x, y, a, b, angle: (B, K + 1) float, centre, half axes and rotation (radians).
+        square: (B, K + 1) float, 0 for an ellipse, 1 for a rectangle.
+        bend, rough, ring: (B, K + 1) float, strength of bending and roughness, width of the ring.
+        bite: (B, K + 1, 3) float, place along both axes and size of the bite.
+        texture: (B, K + 1) int64, index of the field that roughens the border.
     """
 
     kind: Tensor
@@ -65,7 +65,7 @@ class Layers:
         return {name: getattr(self, name)[:, index, None, None] for name in names}
 
     def is_kind(self, name: str) -> Tensor:
-        """(B,) bool."""
+        """(B,) bool, True for scenes of a kind."""
         return self.kind == list(KINDS).index(name)
 
 
@@ -86,7 +86,7 @@ def plan_layers(draw: Draw, count: int) -> Layers:
 
 
 def _outlines(draw: Draw, kind: Tensor, tube: Tensor) -> Layers:
-    """Everything but where the layers are and how large."""
+    """Shapes of the layers, without place and size."""
     b, k = tube.shape
     page = (kind == _PAGE)[:, None]
     made = (kind == _AERIAL)[:, None] | page
@@ -127,20 +127,20 @@ def _outlines(draw: Draw, kind: Tensor, tube: Tensor) -> Layers:
 
 
 def _place(draw: Draw, layers: Layers, i: int, tube: Tensor, one_size: Tensor) -> None:
-    """Put layer i in or beside an earlier one, its anchor; 0 is the whole image.
+    """Put layer i in or beside an earlier layer, its anchor; 0 is the whole image.
 
     Args:
         draw: source of randomness.
-        layers: filled up to i - 1, changed in place.
-        i: which layer.
-        tube: (B,) bool, long and thin.
-        one_size: (B,) float that all objects of a scene have, NaN for sizes of their own.
+        layers: layers, filled up to i - 1, changed in place.
+        i: index of the layer.
+        tube: (B,) bool, True for long and thin shapes.
+        one_size: (B,) float, common size of all objects of a scene; NaN for different sizes.
     """
     b = len(tube)
     rows = torch.arange(b, device=draw.device)
     page = layers.kind == _PAGE
     made = page | (layers.kind == _AERIAL)
-    anchor = (draw.uniform(b) ** 1.3 * i).long()  # an earlier one, the first more often
+    anchor = (draw.uniform(b) ** 1.3 * i).long()  # an earlier layer, the first more often
     anchor = torch.where(made, 0, anchor)
     organ = (layers.kind == _BODY) & (anchor < 2) & draw.chance(b, p=0.9)  # within the trunk
     organ = organ & (i > 1)
@@ -195,13 +195,13 @@ def paint(draw: Draw, layers: Layers, size: int) -> tuple[Tensor, Tensor]:
 
     Args:
         draw: source of randomness.
-        layers: of B scenes.
+        layers: layers of B scenes.
         size: S, pixels.
 
     Returns:
-        ids: (B, S, S) int64 the uppermost layer: 0 background, 1 to K layers, K + 1 cells that
-            cannot be asked for, K + 2 onwards those that can.
-        inside: (B, K + 1, S, S) float, positive in each layer as if nothing hid it, about 1 in
+        ids: (B, S, S) int64, uppermost layer: 0 background, 1 to K layers, K + 1 cells that cannot
+            be prompted for, K + 2 onwards those that can.
+        inside: (B, K + 1, S, S) float, positive in each whole layer, hidden parts too; about 1 in
             its middle.
     """
     b, k = layers.x.shape
@@ -237,13 +237,13 @@ def paint(draw: Draw, layers: Layers, size: int) -> tuple[Tensor, Tensor]:
 
 
 def _norm(u: Tensor, v: Tensor, square: Tensor) -> Tensor:
-    """1 on the border of the unit circle (square 0), the unit square (1), or between."""
+    """Norm, 1 on the border of the unit circle (square 0), the unit square (1), or between."""
     u, v = u.abs(), v.abs()
     return torch.lerp((u * u + v * v).sqrt(), torch.maximum(u, v), square)
 
 
 def _paint_cells(draw: Draw, ids: Tensor, x: Tensor, y: Tensor, first: int) -> Tensor:
-    """A lattice of blobs, each at its own place in its own square; `CELLS` of them by name."""
+    """Paint a lattice of blobs, one at a random place in each square; `CELLS` get an id."""
     b = len(ids)
     side = draw.log_uniform(b, low=3, high=_LATTICE).floor()[:, None, None]
     turn = draw.normal(b, 1, 1) * 0.3
@@ -264,7 +264,7 @@ def _paint_cells(draw: Draw, ids: Tensor, x: Tensor, y: Tensor, first: int) -> T
     cos, sin = of_cell(angle).cos(), of_cell(angle).sin()
     p, q = cos * du + sin * dv, (cos * dv - sin * du) * of_cell(stretch)
     there = (p * p + q * q).sqrt() < of_cell(radius)
-    # Numbers of the cells that can be asked for, at random among the first of the lattice's square.
+    # Ids of the cells that can be prompted for, at random places of the lattice.
     names = torch.full(every, first, device=ids.device)
     inner = side[:, 0, 0].long()
     for i in range(CELLS):
@@ -274,7 +274,7 @@ def _paint_cells(draw: Draw, ids: Tensor, x: Tensor, y: Tensor, first: int) -> T
 
 
 def descendants(layers: Layers) -> Tensor:
-    """(B, N, N) bool, N = K + 2 + `CELLS`: whether id n is the object m or a part of it."""
+    """(B, N, N) bool, N = K + 2 + `CELLS`: True if id n is the object m or a part of it."""
     b, k = layers.parent.shape
     n = k + 1 + CELLS
     tree = torch.eye(n, dtype=torch.bool, device=layers.parent.device).repeat(b, 1, 1)
