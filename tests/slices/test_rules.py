@@ -75,3 +75,13 @@ def test_one_channel_is_repeated_and_several_must_fit() -> None:
     for n in (1, 4):
         with pytest.raises(DataError, match=rf"has 3 channels, the model takes {n}\. Choose other"):
             three.repeats(n)
+
+
+def test_rules_by_default() -> None:
+    assert ScanRules(WINDOW).describe() == {
+        "intensity": {"name": "window", "center": 100.0, "width": 200.0},
+        "plane": "axial",
+        "spacing": None,
+        "neighbours": False,
+        "squash": False,
+    }
