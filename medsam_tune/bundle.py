@@ -88,7 +88,7 @@ class Typed:
     """A value as a user types it: fire's notation, and YAML's true, false and null.
 
     Attributes:
-        text: what was typed, e.g. "1e-4", "true" or "[0,1,0]".
+        text: text that was typed, e.g. "1e-4", "true" or "[0,1,0]".
     """
 
     text: str
@@ -124,7 +124,7 @@ def component_from(name: str, kind: Callable[..., T], settings: Mapping[str, Typ
     """Build one component as a recipe builds it.
 
     Args:
-        name: of the component in the recipes, e.g. "mending".
+        name: name of the component in the recipes, e.g. "mending".
         kind: its class.
         settings: `name::argument` -> value; arguments left out keep their defaults.
 

@@ -63,7 +63,7 @@ def write(path: Path, array: NDArray[np.generic], affine: NDArray[np.float64]) -
     Args:
         path: .nrrd or .mha file.
         array: (I, J, K) label ids.
-        affine: (4, 4) of the indices (i, j, k) to RAS+ millimetres.
+        affine: (4, 4) from indices (i, j, k) to RAS+ millimetres.
     """
     ids = array.astype(label_dtype(array))
     image = sitk.GetImageFromArray(np.ascontiguousarray(ids.transpose(2, 1, 0)))

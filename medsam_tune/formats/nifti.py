@@ -74,7 +74,7 @@ def write(path: Path, array: NDArray[np.generic], affine: NDArray[np.float64]) -
     Args:
         path: .nii or .nii.gz file.
         array: (I, J, K) label ids.
-        affine: (4, 4) of the indices (i, j, k) to RAS+ millimetres.
+        affine: (4, 4) from indices (i, j, k) to RAS+ millimetres.
     """
     image = nib.Nifti1Image(array.astype(label_dtype(array)), affine)
     image.header.set_xyzt_units("mm")

@@ -102,7 +102,7 @@ def write_array(path: Path, array: NDArray[np.generic], affine: NDArray[np.float
     Args:
         path: file of one of `WRITTEN`.
         array: (I, J, K) label ids.
-        affine: (4, 4) of the indices (i, j, k) to RAS+ millimetres.
+        affine: (4, 4) from indices (i, j, k) to RAS+ millimetres.
 
     Raises:
         DataError: another ending.
