@@ -226,6 +226,8 @@ def test_same_seed_same_numbers_and_resume_goes_on(datalist: Path, tmp_path: Pat
     half = (tmp_path / "stopped" / "last.pt").read_bytes()
     done = bundle_run(configs, *settings, *stopped, "--resume", True)
     assert done.returncode == 0, done.stderr
+    assert "epoch 2 of 2: loss" in done.stderr
+    assert "epoch 1 of 2: loss" not in done.stderr  # to begin again would end alike
     assert (tmp_path / "stopped" / "last.pt").read_bytes() != half
     first, second, resumed = (
         load_file(tmp_path / name / "tuned.safetensors") for name in ("first", "second", "stopped")

@@ -150,6 +150,16 @@ def test_neighbours_are_the_channels(tmp_path: Path) -> None:
     assert with_neighbours(torch.zeros(1, 1, 4, 4)).shape == (1, 3, 4, 4)
 
 
+def test_neighbours_of_many_small_slices(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).uniform(1, 200, (4, 5, 30)).astype(np.float32)
+    case = Case(write_nifti(tmp_path / "a.nii.gz", values), None, "p")
+    beside = prepare(tmp_path, case, ScanRules(WINDOW, neighbours=True))
+    whole = beside.image()
+    assert whole.shape == (30, 3, 5, 4)
+    for k in range(30):
+        np.testing.assert_array_equal(beside.image_slice(k), whole[k])
+
+
 def prepare(folder: Path, case: Case, rules: ScanRules) -> PreparedCase:
     return SliceStore(folder / "store", rules, LABELS).prepare([case], False)[0]
 

@@ -228,3 +228,24 @@ def test_logits_lie_back_on_the_pixels(size: tuple[int, int], side: int) -> None
     # no drift to one side either
     centre = [m.nonzero().float().mean(0) for m in (back, mask)]
     assert torch.allclose(*centre, atol=0.25)
+
+
+@pytest.mark.parametrize("size", [(1, 1000), (1000, 1)])
+def test_a_sliver_keeps_a_pixel(size: tuple[int, int]) -> None:
+    frame = ModelFrame(size, 64)
+    assert sorted(frame.inner) == [1, 64]
+    assert frame.image(torch.ones(1, 1, *size)).sum() == pytest.approx(64)
+    assert frame.logits(torch.ones(1, 1, 16, 16)).shape == (1, 1, *size)
+
+
+def test_a_mask_too_small_for_the_frame_keeps_its_pixel() -> None:
+    frame = ModelFrame((64, 32), 8)
+    masks = torch.zeros(1, 3, 64, 32, dtype=torch.bool)
+    masks[0, 0, 17, 30] = True
+    masks[0, 2, :, :16] = True
+    found = frame.masks(masks)
+    assert found[0, 0].nonzero().tolist() == [[2, 3]]
+    assert not found[0, 1].any()
+    assert found[0, 2].nonzero()[:, 1].max() == 1
+    assert not found[..., 4:].any()
+    assert frame.masks(masks[:, :0]).shape == (1, 0, 8, 8)

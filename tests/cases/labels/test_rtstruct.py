@@ -52,6 +52,20 @@ def test_contours_become_a_label_map(tmp_path, series):
     assert label.meta["notes"] == ["liver: 1 slices between its contours without one"]
 
 
+def test_points_that_are_rounded_lie_on_voxels(tmp_path, series):
+    """A contour through the centres of voxels has them inside, though its file rounds them."""
+    rounded = [placed(box(2.008, 3.008, 5.992, 6.992), 3)]
+    file = write_structure_set(tmp_path / "r.dcm", series, {"liver": rounded})
+    _, label = load_turned(Case(series, file, "p"), NAMES)
+    assert label[0, ..., 3].nonzero().amin(0).tolist() == [2, 3]
+    assert label[0, ..., 3].nonzero().amax(0).tolist() == [6, 7]
+    inner = [placed(box(2.02, 3.02, 5.98, 6.98), 3)]
+    file = write_structure_set(tmp_path / "i.dcm", series, {"liver": inner})
+    _, label = load_turned(Case(series, file, "p"), NAMES)
+    assert label[0, ..., 3].nonzero().amin(0).tolist() == [3, 4]
+    assert label[0, ..., 3].nonzero().amax(0).tolist() == [5, 6]
+
+
 @pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
 def test_the_plane_of_the_slices_does_not_matter(tmp_path, series, plane):
     liver = [placed(box(1.5, 2.5, 6.2, 7.5), k) for k in range(2, 6)]

@@ -103,3 +103,12 @@ def test_single_image_without_a_place(tmp_path):
     single = load_image(next(folder.iterdir()))
     assert tuple(single.shape) == (1, *SIZE, 1)
     assert float(single.affine[0, 0]) == pytest.approx(-SPACING[0])
+
+
+def test_single_image_with_its_place(tmp_path):
+    image = load_image(next(write_series(tmp_path / "s", count=1).iterdir()))
+    whole = load_image(write_series(tmp_path / "whole"))
+    assert tuple(image.shape) == (1, *SIZE, 1)
+    np.testing.assert_array_equal(image[0, ..., 0].numpy(), whole[0, ..., 0].numpy())
+    np.testing.assert_allclose(image.affine[:3, [0, 1, 3]], whole.affine[:3, [0, 1, 3]], atol=1e-9)
+    np.testing.assert_allclose(image.affine[:3, 2], [0, 0, 1], atol=1e-9)  # as thick as it likes
