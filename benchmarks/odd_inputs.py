@@ -1,4 +1,4 @@
-"""Odd but real files: read as their own libraries read them, or refused with the reason.
+"""Unusual but real files: read as their own libraries read them, or refused with the reason.
 
     python benchmarks/odd_inputs.py DATA
 
@@ -219,7 +219,7 @@ def page(data: Path) -> str:
     with_versions = ", ".join(
         f"{name} {version(name)}" for name in ("pydicom", "nibabel", "SimpleITK", "highdicom")
     )
-    return f"""# Odd but real files
+    return f"""# Unusual but real files
 
 `python benchmarks/odd_inputs.py DATA`, {with_versions}.
 Paths below DATA; a folder's name stands for the series in it. *read*: values equal those of
