@@ -58,3 +58,9 @@ def test_a_decoder_that_cannot_learn_is_warned_of(tiny_sam: Build, method: str) 
     sam = tiny_sam()
     sam.random_weights = True
     apply_method(sam, method, mask_decoder=True)
+
+
+def test_a_single_class_needs_no_prompt(tiny_sam: Build) -> None:
+    sam = apply_method(tiny_sam(), "decoder", num_classes=1)
+    assert sam.classes == 1
+    assert sam(torch.rand(2, 3, 96, 96)).shape[:2] == (2, 1)

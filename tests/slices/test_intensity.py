@@ -131,3 +131,14 @@ def test_z_score_known_values():
     assert intensity_from(json.loads(json.dumps(rule.describe()))) == rule
     with pytest.raises(DataError, match="deviations is 0"):
         ZScore(0)
+
+
+def test_rules_by_default() -> None:
+    assert ZScore().describe() == {"name": "z_score", "deviations": 3.0}
+    assert Percentiles().describe() == {"name": "percentiles", "lower": 0.5, "upper": 99.5}
+    assert Windows() == Windows(("lung", "abdomen", "bone"))
+
+
+def test_a_window_may_be_narrow() -> None:
+    image = torch.tensor([[[[0.2, 0.25, 0.5, 0.75, 0.9]]]])
+    assert Window(0.5, 0.5)(image).flatten().tolist() == [0, 0, 128, 255, 255]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from medsam_tune.cases.datalist import Case, with_copies
 from medsam_tune.slices.intensity import Window
 from medsam_tune.slices.rules import ScanRules
 from medsam_tune.slices.store import SliceStore
 from medsam_tune.training.deformation import Deformation
-from tests.scans import write_nifti
+from tests.scans import LABELS, write_nifti
 
 WINDOW = Window(100, 200)
 
@@ -37,3 +39,29 @@ def test_copies_are_deformed_in_three_dimensions(tmp_path: Path) -> None:
     again = SliceStore(tmp_path / "t", ScanRules(WINDOW), {1: "it"}, deformation=deformation)
     _, same = again.prepare(with_copies([case], 1), False)
     np.testing.assert_array_equal(same.label(), first.label())
+
+
+def test_another_deformation_is_another_copy(
+    tmp_path: Path, make_case: Callable[..., Case]
+) -> None:
+    copies = with_copies([make_case()], 1)
+    paths = [
+        [
+            one.path
+            for one in store_with(tmp_path, Deformation(rotation=angle)).prepare(copies, False)
+        ]
+        for angle in (0.1, 0.2)
+    ]
+    assert paths[0][0] == paths[1][0]  # the scan itself
+    assert paths[0][1] != paths[1][1]
+
+
+def test_a_copy_needs_a_deformation(tmp_path: Path, make_case: Callable[..., Case]) -> None:
+    with pytest.raises(
+        ValueError, match=r"case case_017~1 is a copy; the store has no deformation"
+    ):
+        store_with(tmp_path, None).prepare(with_copies([make_case()], 1), False)
+
+
+def store_with(folder: Path, deformation: Deformation | None) -> SliceStore:
+    return SliceStore(folder / "store", ScanRules(WINDOW), LABELS, deformation=deformation)
