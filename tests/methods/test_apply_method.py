@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 from medsam_tune.methods import METHODS, apply_method
 from medsam_tune.sam.model import PromptableSam, Tuning
