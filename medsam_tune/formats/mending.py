@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
+
+from medsam_tune.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -15,6 +18,9 @@ class Mending:
         resample_uneven: interpolate DICOM series with uneven or tilted slices onto an even grid.
         resample_label: bring a label of another grid onto its image's, by the nearest voxel.
         strict: refuse a NIfTI file without qform and sform, whose orientation is a guess.
+
+    Raises:
+        DataError: a value of another type.
     """
 
     fill_nan: float | None = None
@@ -22,6 +28,17 @@ class Mending:
     resample_uneven: bool = False
     resample_label: bool = False
     strict: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("resample_uneven", "resample_label", "strict"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise DataError(f"{name} is {value!r}; expected true or false.")
+        fill, index = self.fill_nan, self.volume_index
+        if not (fill is None or (type(fill) in (int, float) and math.isfinite(fill))):
+            raise DataError(f"fill_nan is {fill!r}; expected a finite number, or none.")
+        if not (index is None or (type(index) is int and index >= 0)):
+            raise DataError(f"volume_index is {index!r}; expected 0, 1, 2, ..., or none.")
 
     def describe(self) -> dict[str, object]:
         """Return the choices as JSON, from which `Mending(**...)` makes the same again."""

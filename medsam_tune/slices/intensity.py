@@ -50,8 +50,10 @@ class Window(Transform):
     channels: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        if not self.width > 0:
+        if not 0 < self.width < np.inf:
             raise DataError(f"window width is {self.width} HU; expected a positive number.")
+        if not np.isfinite(self.center):
+            raise DataError(f"window center is {self.center} HU; expected a finite number.")
 
     def __call__(self, image: Tensor) -> Tensor:
         """(C, X, Y, Z) float HU -> uint8 of the same shape."""
@@ -76,9 +78,14 @@ class Windows(Transform):
     windows: tuple[str | tuple[float, float], ...] = ("lung", "abdomen", "bone")
 
     def __post_init__(self) -> None:
-        if not self.windows:
-            raise DataError("windows is empty; expected names or [center, width], one a channel.")
-        object.__setattr__(self, "_rules", tuple(window_of(one) for one in self.windows))
+        if not self.windows or isinstance(self.windows, str):
+            raise DataError(
+                f"windows is {self.windows!r}; expected a list of names or [center, width], one "
+                "for each channel."
+            )
+        rules = tuple(window_of(one) for one in self.windows)
+        object.__setattr__(self, "_rules", rules)
+        object.__setattr__(self, "windows", tuple((one.center, one.width) for one in rules))
 
     _rules: tuple[Window, ...] = field(default=(), init=False, repr=False, compare=False)
 
@@ -112,15 +119,15 @@ class ZScore(Transform):
     channels: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        if not self.deviations > 0:
+        if not 0 < self.deviations < np.inf:
             raise DataError(f"deviations is {self.deviations}; expected a positive number.")
 
     def __call__(self, image: Tensor) -> Tensor:
         """(C, X, Y, Z) float -> uint8 of the same shape; zeros stay 0."""
-        values = _plain(image)
-        inside = values[values > 0]
+        image = torch.as_tensor(image)
+        inside = _measured(image)
         if inside.numel() < 2:
-            return torch.zeros_like(image, dtype=torch.uint8)
+            return _to_bytes(image, 0, 0)
         mean, reach = float(inside.mean()), self.deviations * float(inside.std())
         return _to_bytes(image, mean - reach, mean + reach) * (image > 0)
 
@@ -156,10 +163,9 @@ class Percentiles(Transform):
 
     def __call__(self, image: Tensor) -> Tensor:
         """(C, X, Y, Z) float -> uint8 of the same shape; all zeros for a constant image."""
-        values = _plain(image)
-        inside = values[values > 0].numpy()  # torch.quantile stops at 16 million values
+        inside = _measured(image).cpu().numpy()  # torch.quantile stops at 16 million values
         if inside.size == 0:
-            return torch.zeros_like(image, dtype=torch.uint8)
+            return _to_bytes(image, 0, 0)
         low, high = np.percentile(inside, [self.lower, self.upper])
         return _to_bytes(image, float(low), float(high))
 
@@ -195,7 +201,7 @@ def window_of(window: str | Sequence[float]) -> Window:
         if window not in WINDOWS:
             raise DataError(f"window {window!r} is not known; known: {', '.join(WINDOWS)}.")
         return WINDOWS[window]
-    if len(window) != 2:
+    if not hasattr(window, "__len__") or len(window) != 2:
         raise DataError(f"window {window!r}: expected a name, or center and width in HU.")
     return Window(float(window[0]), float(window[1]))
 
@@ -249,12 +255,27 @@ def intensity_from(description: Mapping[str, object]) -> Intensity:
 
 
 def _plain(image: Tensor) -> Tensor:
-    return image.as_tensor() if isinstance(image, MetaTensor) else image
+    """Float values without MONAI's metadata; float32 and float64 are not copied."""
+    values = torch.as_tensor(image)
+    values = values.as_tensor() if isinstance(values, MetaTensor) else values
+    return values if values.dtype in (torch.float32, torch.float64) else values.float()
+
+
+def _measured(image: Tensor) -> Tensor:
+    """(N,) finite values above zero."""
+    values = _plain(image)
+    return values[(values > 0) & values.isfinite()]
 
 
 def _to_bytes(image: Tensor, low: float, high: float) -> Tensor:
+    values = _plain(image)
     if high <= low:
-        return torch.zeros_like(image, dtype=torch.uint8)
-    # One copy of the scan, then in place: a whole-body CT is half a gigabyte as float32.
-    scaled = image.clamp(low, high).sub_(low).mul_(255 / (high - low)).round_()
-    return scaled.to(torch.uint8)
+        found = torch.zeros_like(values, dtype=torch.uint8)
+    else:
+        # One copy of the scan, then in place: a whole-body CT is half a gigabyte as float32.
+        scaled = values.clamp(low, high).sub_(low).mul_(255 / (high - low)).round_()
+        found = scaled.to(torch.uint8)
+    if not isinstance(image, MetaTensor):
+        return found
+    meta, operations = dict(image.meta), list(image.applied_operations)
+    return MetaTensor(found, meta=meta, applied_operations=operations)

@@ -49,14 +49,11 @@ class ScanRules:
             raise DataError(
                 f"plane is {self.plane!r}; expected one of {', '.join((*PLANES, 'finest'))}."
             )
+        for name in ("neighbours", "squash"):
+            if not isinstance(getattr(self, name), bool):
+                raise DataError(f"{name} is {getattr(self, name)!r}; expected true or false.")
         if self.spacing is not None:
-            spacing = tuple(float(mm) for mm in self.spacing)
-            if len(spacing) != 3 or not all(0 <= mm < np.inf for mm in spacing):
-                raise DataError(
-                    f"spacing is {list(self.spacing)}; expected millimetres along columns, rows "
-                    "and slices, 0 to keep an axis."
-                )
-            object.__setattr__(self, "spacing", spacing)
+            object.__setattr__(self, "spacing", _three(self.spacing))
 
     def describe(self) -> dict[str, Any]:
         """Return the rules as JSON for `rules_from`."""
@@ -125,14 +122,27 @@ def rules_from(description: Mapping[str, Any]) -> ScanRules:
     Raises:
         DataError: fields that the rules do not have.
     """
-    fields = {key: value for key, value in description.items() if key != "intensity"}
     try:
+        fields = {key: value for key, value in description.items() if key != "intensity"}
         return ScanRules(intensity_from(description["intensity"]), **fields)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"rules {dict(description)} are not those of a scan: {error}. Another version wrote "
+            f"rules {description} are not those of a scan: {error}. Another version wrote "
             "them; train again."
         ) from error
+
+
+def _three(spacing: Any) -> tuple[float, float, float]:
+    try:
+        x, y, z = (float(mm) for mm in (() if isinstance(spacing, str) else spacing))
+    except (TypeError, ValueError):
+        x = y = z = np.nan
+    if not all(0 <= mm < np.inf for mm in (x, y, z)):
+        raise DataError(
+            f"spacing is {spacing}; expected millimetres along columns, rows and slices, 0 to keep "
+            "an axis."
+        )
+    return x, y, z
 
 
 def _finest(affine: NDArray[np.float64]) -> str:

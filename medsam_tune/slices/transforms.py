@@ -136,10 +136,11 @@ class LoadSliced(Transform):
 class ShrinkLongestd(MapTransform):
     """Shrink slices whose longest side is above a limit; smaller ones stay as they are.
 
-    Augmentation of fewer pixels is faster, and the model's input needs no more.
+    Augmentation of fewer pixels is faster, and the model's input needs no more. It has no inverse,
+    and comes before prompts.
 
     Args:
-        keys: images (C, H, W) float.
+        keys: images or label maps (C, H, W).
         longest: largest side, pixels.
         mode: "bilinear" or "nearest"; one for all keys, or one per key.
         allow_missing_keys: skip keys that are absent.
@@ -154,15 +155,18 @@ class ShrinkLongestd(MapTransform):
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.longest = longest
-        self.mode = ensure_tuple_rep(mode, len(self.keys))
+        self.mode = _modes(mode, len(self.keys))
 
     def __call__(self, data: Data) -> dict[Hashable, Any]:
         """The dictionary with its slices shrunk."""
         found = dict(data)
         for key, mode in self.key_iterator(found, self.mode):
-            size = tuple(found[key].shape[-2:])
+            image = convert_to_tensor(found[key], track_meta=get_track_meta())
+            size = (int(image.shape[1]), int(image.shape[2]))
             if max(size) > self.longest:
-                found[key] = _resized(found[key], ModelFrame(size, self.longest).inner, mode)
+                frame = ModelFrame(size, self.longest)
+                small = _resized(_as_slices(image), frame.inner, mode)
+                found[key] = _like(small, image, *frame.scale)
         return found
 
 
@@ -178,13 +182,14 @@ class ModelFramed(MapTransform, InvertibleTransform):
         image_size: S, side of the model's input, pixels.
         squash: scale both sides to S instead of padding the shorter one.
         mode: "bilinear" for images and logits, "nearest" for masks and label maps; one for all
-            keys, or one per key. A mask that "nearest" would lose keeps every pixel it touches.
+            keys, or one per key. A bool mask that "nearest" would lose keeps the pixels it touches.
         boxes: key of boxes (..., 4) XYXY, from the slice frame to the model frame.
         points: key of points (..., 2) XY, from the slice frame to the model frame.
         allow_missing_keys: skip keys that are absent; boxes and points may always be absent.
 
-    The inverse brings images and masks of the model frame back into the slice frame; it takes the
-    nearest pixel where MONAI's `Invertd` asks for it.
+    The inverse brings images, masks, logits of any resolution, boxes and points of the model frame
+    back into the slice frame. It takes the nearest pixel where MONAI's `Invertd` asks for it; other
+    masks come back as float32.
     """
 
     def __init__(
@@ -198,69 +203,94 @@ class ModelFramed(MapTransform, InvertibleTransform):
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
+        if type(image_size) is not int or image_size < 1:
+            raise ValueError(f"image_size is {image_size!r}; expected pixels, at least 1.")
         self.image_size = image_size
         self.squash = squash
-        self.mode = ensure_tuple_rep(mode, len(self.keys))
+        self.mode = _modes(mode, len(self.keys))
         self.boxes = boxes
         self.points = points
 
     def __call__(self, data: Data) -> dict[Hashable, Any]:
         """The dictionary in the model frame."""
         found = dict(data)
-        frame = None
+        sizes: dict[Hashable, tuple[int, int]] = {}
         for key, mode in self.key_iterator(found, self.mode):
             image = convert_to_tensor(found[key], track_meta=get_track_meta())
-            size = (int(image.shape[1]), int(image.shape[2]))
-            frame = ModelFrame(size, self.image_size, self.squash)
-            found[key] = self._framed(image, frame, mode)
-        if frame is not None and self.boxes in found:
-            found[self.boxes] = frame.boxes(found[self.boxes])
-        if frame is not None and self.points in found:
-            found[self.points] = frame.points(found[self.points])
+            sizes[key] = (int(image.shape[1]), int(image.shape[2]))
+            frame = ModelFrame(sizes[key], self.image_size, self.squash)
+            framed = _like(_framed(_as_slices(image), frame, mode), image, *frame.scale)
+            found[key] = self.push_transform(  # type: ignore[no-untyped-call]
+                framed, orig_size=tuple(image.shape[1:]), extra_info={"mode": mode}
+            )
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"images have the sizes {sizes}; expected one for all keys.")
+        if sizes:
+            self._scale(found, *frame.scale)
         return found
 
     def inverse(self, data: Data) -> dict[Hashable, Any]:
-        """The dictionary's images in the slice frame."""
+        """The dictionary in the slice frame."""
         found = dict(data)
+        x = y = 1.0
         for key in self.key_iterator(found):
             info = self.pop_transform(found[key])
-            mode, size = info["extra_info"]["mode"], tuple(info["orig_size"][:2])
+            nearest, size = info["extra_info"]["mode"] == "nearest", tuple(info["orig_size"][:2])
             frame = ModelFrame(size, self.image_size, self.squash)
             slices = _as_slices(found[key])
-            back = frame.back(slices.float(), nearest=mode == "nearest").to(slices.dtype)
-            found[key] = self._like(back, found[key], 1 / frame.scale[1], 1 / frame.scale[0])
+            values = _resized(slices, (self.image_size,) * 2, "nearest" if nearest else "bilinear")
+            back = (
+                frame.back(values.float(), nearest)
+                if values.numel()
+                else values.new_zeros((*values.shape[:2], *size))
+            )
+            x, y = 1 / frame.scale[0], 1 / frame.scale[1]
+            found[key] = _like(back.to(slices.dtype) if nearest else back, found[key], x, y)
+        self._scale(found, x, y)
         return found
 
-    def _framed(self, image: Tensor, frame: ModelFrame, mode: str) -> Tensor:
-        slices = _as_slices(image)
-        if mode == "bilinear":
-            result = frame.image(slices if slices.is_floating_point() else slices.float())
-        elif slices.dtype == torch.bool:
-            result = frame.masks(slices)
-        else:
-            inner = F.interpolate(slices.float(), frame.inner, mode="nearest-exact")
-            result = F.pad(inner.to(slices.dtype), frame.padding)
-        framed = self._like(result, image, frame.scale[1], frame.scale[0])
-        return self.push_transform(  # type: ignore[no-untyped-call,no-any-return]
-            framed, orig_size=tuple(image.shape[1:]), extra_info={"mode": mode}
-        )
+    def _scale(self, found: dict[Hashable, Any], x: float, y: float) -> None:
+        """Scale boxes and points, where they are there, to float32."""
+        for key, factors in ((self.boxes, (x, y, x, y)), (self.points, (x, y))):
+            if found.get(key) is not None:
+                values = convert_to_tensor(found[key], torch.float32, wrap_sequence=True)
+                values = values.as_tensor() if isinstance(values, MetaTensor) else values
+                found[key] = values * values.new_tensor(factors)
 
-    @staticmethod
-    def _like(slices: Tensor, image: Tensor, rows: float, columns: float) -> Tensor:
-        """(N, C, h, w) in the layout of an image, its affine scaled by pixels per old pixel."""
-        result = slices[0] if image.ndim == 3 else slices.permute(1, 2, 3, 0)
-        if not isinstance(image, MetaTensor):
-            return result
-        before = image.affine
-        step = torch.ones(len(before) - 1, dtype=before.dtype)  # old pixels per new pixel
-        step[:2] = 1 / torch.tensor([rows, columns], dtype=before.dtype)
-        scale = torch.diag(torch.cat([step, step.new_ones(1)]))
-        scale[:-1, -1] = (step - 1) / 2  # pixel centres are at whole numbers
-        framed = MetaTensor(
-            result, meta=dict(image.meta), applied_operations=list(image.applied_operations)
-        )
-        framed.affine = before @ scale
-        return framed
+
+def _modes(mode: str | Sequence[str], count: int) -> tuple[str, ...]:
+    modes = tuple(ensure_tuple_rep(mode, count))
+    if not set(modes) <= {"bilinear", "nearest"}:
+        raise ValueError(f"mode is {mode!r}; expected 'bilinear' or 'nearest', one for each key.")
+    return modes
+
+
+def _framed(slices: Tensor, frame: ModelFrame, mode: str) -> Tensor:
+    """(N, C, H, W) -> (N, C, S, S); bilinear gives float32 or float64."""
+    if not slices.numel():
+        return slices.new_zeros((*slices.shape[:2], frame.image_size, frame.image_size))
+    if mode == "bilinear":
+        return frame.image(slices if slices.dtype == torch.float64 else slices.float())
+    if slices.dtype == torch.bool:
+        return frame.masks(slices)
+    return F.pad(_resized(slices, frame.inner, mode), frame.padding)
+
+
+def _like(slices: Tensor, image: Tensor, x: float, y: float) -> Tensor:
+    """(N, C, h, w) in the layout of an image, its affine scaled by new pixels per old one."""
+    result = slices[0] if image.ndim == 3 else slices.permute(1, 2, 3, 0)
+    if not isinstance(image, MetaTensor):
+        return result
+    before = image.affine
+    step = torch.ones(len(before) - 1, dtype=before.dtype)  # old pixels per new pixel
+    step[:2] = 1 / torch.tensor([y, x], dtype=before.dtype)
+    scale = torch.diag(torch.cat([step, step.new_ones(1)]))
+    scale[:-1, -1] = (step - 1) / 2  # pixel centres are at whole numbers
+    made = MetaTensor(
+        result, meta=dict(image.meta), applied_operations=list(image.applied_operations)
+    )
+    made.affine = before @ scale
+    return made
 
 
 def _as_slices(image: Tensor) -> Tensor:
@@ -269,8 +299,11 @@ def _as_slices(image: Tensor) -> Tensor:
     return plain[None] if plain.ndim == 3 else plain.permute(3, 0, 1, 2)
 
 
-def _resized(image: Tensor, size: tuple[int, int], mode: str) -> Tensor:
-    """(C, H, W) float at another size; bilinear is antialiased."""
+def _resized(slices: Tensor, size: tuple[int, ...], mode: str) -> Tensor:
+    """(N, C, H, W) at another size: nearest, of the same type; or bilinear, antialiased, float."""
+    if tuple(slices.shape[-2:]) == size or not slices.numel():
+        return slices
     if mode == "nearest":
-        return F.interpolate(image[None], size, mode="nearest-exact")[0]
-    return F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
+        found = F.interpolate(slices.float(), size, mode="nearest-exact")
+        return found.to(slices.dtype)
+    return F.interpolate(slices.float(), size, mode="bilinear", antialias=True)

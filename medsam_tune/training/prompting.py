@@ -9,7 +9,14 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, Randomizable, RandomizableTransform
+from monai.transforms import (
+    InvertibleTransform,
+    MapTransform,
+    Randomizable,
+    RandomizableTransform,
+    allow_missing_keys_mode,
+)
+from monai.utils import convert_to_tensor
 from torch import Tensor
 
 from medsam_tune.prompts import boxes_from_masks, points_in_masks
@@ -26,9 +33,10 @@ class _Promptsd(RandomizableTransform, MapTransform):
     ) -> None:
         MapTransform.__init__(self, keys)
         RandomizableTransform.__init__(self, prob=1.0)
-        if len(self.keys) != 1:
-            raise ValueError(f"keys are {self.keys}; expected one label map.")
-        self.labels = None if labels is None else sorted(labels)
+        self.key = _one_key(self.keys)
+        if count is not None and count < 1:
+            raise ValueError(f"count is {count}; expected at least 1, or None for every object.")
+        self.labels = None if labels is None else _ids(labels)
         self.count = count
 
     def randomize(self, data: Any = None) -> None:
@@ -45,8 +53,8 @@ class _Promptsd(RandomizableTransform, MapTransform):
         found = dict(data)
         if "masks" in found:
             return found
-        label = found[self.keys[0]]
-        planes = label.as_tensor() if isinstance(label, MetaTensor) else torch.as_tensor(label)
+        label = found[self.key]
+        planes = _label_map(label, self.key)
         volume = planes.ndim == 4
         planes = planes[0].movedim(-1, 0) if volume else planes  # (D or 1, H, W)
         pairs = [(k, i) for k, plane in enumerate(planes) for i in self._present(plane)]
@@ -68,7 +76,7 @@ class _Promptsd(RandomizableTransform, MapTransform):
         return found
 
     def _present(self, plane: Tensor) -> list[int]:
-        there = [int(value) for value in plane.unique() if value]
+        there = [int(value) for value in plane.unique() if value > 0]
         return there if self.labels is None else [i for i in there if i in self.labels]
 
 
@@ -83,7 +91,7 @@ class BoxPromptsd(_Promptsd):
     Args:
         keys: label map (1, H, W); or (1, H, W, D), slices stacked along the last axis, which adds
             `slices` (P,) int64, the slice of each object.
-        labels: ids to take objects from; all but 0 if None.
+        labels: ids to take objects from; all above 0 if None.
         count: P, drawn with replacement, so that samples make a batch. None takes every object
             once, by slice and then by ascending id.
         jitter: standard deviation of each box side's shift as a share of the box's side.
@@ -107,10 +115,11 @@ class BoxPromptsd(_Promptsd):
         """The dictionary with boxes."""
         generator = self._generator()
         found = self._chosen(data, generator)
-        masks = _plain(found["masks"])
-        found["boxes"] = masks.new_zeros((0, 4), dtype=torch.float32)
+        masks = _masks(found)
+        boxes = torch.zeros(0, 4)
         if len(masks):
-            found["boxes"] = boxes_from_masks(masks, jitter=self.jitter, generator=generator)
+            boxes = boxes_from_masks(masks.cpu(), jitter=self.jitter, generator=generator)
+        found["boxes"] = boxes.to(masks.device)
         return found
 
 
@@ -123,7 +132,7 @@ class PointPromptsd(_Promptsd):
 
     Args:
         keys: label map, see `BoxPromptsd`.
-        labels: ids to take objects from; all but 0 if None.
+        labels: ids to take objects from; all above 0 if None.
         count: P, drawn with replacement; None takes every object once.
         inside: number of points drawn from the object.
         outside: number of points drawn around it, within its box plus a margin of half a side.
@@ -141,6 +150,8 @@ class PointPromptsd(_Promptsd):
         outside: int = 0,
     ) -> None:
         super().__init__(keys, labels, count)
+        if inside < 1 or outside < 0:
+            raise ValueError(f"points: {inside} inside, {outside} outside; expected at least 1, 0.")
         self.inside = inside
         self.outside = outside
 
@@ -148,9 +159,9 @@ class PointPromptsd(_Promptsd):
         """The dictionary with points."""
         generator = self._generator()
         found = self._chosen(data, generator)
-        masks = _plain(found["masks"])
+        masks = _masks(found).cpu()
         count = self.inside + self.outside
-        points = masks.new_zeros((len(masks), count, 2), dtype=torch.float32)
+        points = torch.zeros(len(masks), count, 2)
         kinds = torch.full((len(masks), count), PADDING, dtype=torch.int64)
         if len(masks):
             points[:, : self.inside] = points_in_masks(masks, self.inside, generator=generator)
@@ -162,17 +173,21 @@ class PointPromptsd(_Promptsd):
                     around[there], self.outside, generator=generator
                 )
                 kinds[there, self.inside :] = OUTSIDE
-        found["points"], found["point_labels"] = points, kinds
+        device = found["masks"].device
+        found["points"], found["point_labels"] = points.to(device), kinds.to(device)
         return found
 
 
-class KeepObjectsd(Randomizable, MapTransform):
+class KeepObjectsd(Randomizable, MapTransform, InvertibleTransform):
     """Augment, unless that moves all objects out of the slice; then keep the original.
+
+    The inverse inverts the augmentation, where it was kept.
 
     Args:
         keys: label map (1, H, W).
-        transform: augmentation of the whole dictionary; it does not change its input.
-        labels: ids of the objects; all but 0 if None.
+        transform: augmentation of the whole dictionary, one dictionary in and one out. A lazy one
+            is put into a `Compose(..., lazy=True)` of its own.
+        labels: ids of the objects; all above 0 if None.
     """
 
     def __init__(
@@ -182,10 +197,9 @@ class KeepObjectsd(Randomizable, MapTransform):
         labels: Iterable[int] | None = None,
     ) -> None:
         super().__init__(keys)
-        if len(self.keys) != 1:
-            raise ValueError(f"keys are {self.keys}; expected one label map.")
+        self.key = _one_key(self.keys)
         self.transform = transform
-        self.labels = None if labels is None else torch.tensor(sorted(labels))
+        self.labels = None if labels is None else torch.tensor(_ids(labels), dtype=torch.int32)
 
     def set_random_state(
         self, seed: int | None = None, state: np.random.RandomState | None = None
@@ -198,12 +212,41 @@ class KeepObjectsd(Randomizable, MapTransform):
 
     def __call__(self, data: Data) -> dict[Hashable, Any]:
         """The dictionary, augmented or original."""
-        moved = dict(self.transform(dict(data)))
-        key = self.keys[0]
-        return moved if self._any(moved[key]) or not self._any(data[key]) else dict(data)
+        # Copies: some of MONAI's transforms write into their input.
+        moved = self.transform({key: _copied(value) for key, value in data.items()})
+        if not isinstance(moved, Mapping):
+            raise TypeError(
+                f"{type(self.transform).__name__} gives a {type(moved).__name__}; expected one "
+                "dictionary. Put transforms that give several outside of KeepObjectsd."
+            )
+        if getattr(moved[self.key], "pending_operations", None):
+            raise ValueError("the augmentation is lazy; put it into a Compose(..., lazy=True).")
+        kept = self._any(moved) or not self._any(data)
+        found = dict(moved if kept else data)
+        for key, value in found.items():
+            if isinstance(value, MetaTensor):
+                value = value if kept else value.clone()
+                found[key] = self.push_transform(value, extra_info={"kept": kept})  # type: ignore[no-untyped-call]
+        return found
 
-    def _any(self, label: Tensor) -> bool:
-        there = label > 0 if self.labels is None else torch.isin(label, self.labels.to(label.dtype))
+    def inverse(self, data: Data) -> dict[Hashable, Any]:
+        """The dictionary before the augmentation."""
+        found = dict(data)
+        kept = [
+            self.pop_transform(value)["extra_info"]["kept"]
+            for value in found.values()
+            if isinstance(value, MetaTensor) and value.applied_operations
+        ]
+        if any(kept) and isinstance(self.transform, InvertibleTransform):
+            with allow_missing_keys_mode(self.transform):  # type: ignore[arg-type]
+                return dict(self.transform.inverse(found))
+        return found
+
+    def _any(self, data: Data) -> bool:
+        label = _label_map(data[self.key], self.key)
+        there = (
+            label > 0 if self.labels is None else torch.isin(label, self.labels.to(label.device))
+        )
         return bool(there.any())
 
 
@@ -219,18 +262,65 @@ class ClassMasksd(MapTransform):
 
     def __init__(self, keys: KeysCollection, labels: Iterable[int]) -> None:
         super().__init__(keys)
-        if len(self.keys) != 1:
-            raise ValueError(f"keys are {self.keys}; expected one label map.")
-        self.labels = torch.tensor(sorted(labels))
+        self.key = _one_key(self.keys)
+        self.labels = _ids(labels)
 
     def __call__(self, data: Data) -> dict[Hashable, Any]:
         """The dictionary with the masks of all labels."""
-        label = data[self.keys[0]]
-        return {**data, "masks": label == self.labels[:, None, None], "labels": self.labels}
+        label = _label_map(data[self.key], self.key)
+        if label.ndim != 3:
+            raise ValueError(f"{self.key!r} is a volume, {tuple(label.shape)}; expected (1, H, W).")
+        ids = torch.tensor(self.labels, device=label.device)
+        return {**data, "masks": label == ids[:, None, None], "labels": ids}
 
 
-def _plain(tensor: Tensor) -> Tensor:
-    return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
+_MADE = ("masks", "labels", "boxes", "points", "point_labels", "slices")
+
+
+def _one_key(keys: tuple[Hashable, ...]) -> Hashable:
+    if len(keys) != 1:
+        raise ValueError(f"keys are {keys}; expected one label map.")
+    if keys[0] in _MADE:
+        raise ValueError(f"prompts are written to {keys[0]!r}; give the label map another key.")
+    return keys[0]
+
+
+def _ids(labels: Iterable[int]) -> list[int]:
+    ids = list(labels)
+    if not all(type(i) is int for i in ids):
+        raise ValueError(f"labels are {ids}; expected label ids, such as [1, 2].")
+    return sorted(int(i) for i in ids)
+
+
+def _label_map(label: Any, key: Hashable) -> Tensor:
+    """(1, H, W) or (1, H, W, D) int32 of a label map of any type.
+
+    Raises:
+        ValueError: another shape, or values that are not whole numbers.
+    """
+    values = convert_to_tensor(label, track_meta=False)
+    if values.ndim not in (3, 4) or values.shape[0] != 1:
+        raise ValueError(
+            f"{key!r} has shape {tuple(values.shape)}; expected a label map of one channel, "
+            "(1, H, W) or (1, H, W, D)."
+        )
+    if values.is_floating_point() and not torch.equal(values, values.round()):
+        raise ValueError(
+            f"{key!r} has values that are not whole numbers; expected label ids. Interpolate label "
+            "maps with mode 'nearest', and not lazily."
+        )
+    return torch.as_tensor(values, dtype=torch.int32)
+
+
+def _masks(data: Data) -> Tensor:
+    """(P, H, W) bool, without MONAI's metadata."""
+    return convert_to_tensor(data["masks"], track_meta=False).bool()  # type: ignore[no-any-return]
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.clone()
+    return value.copy() if isinstance(value, np.ndarray) else value
 
 
 def _around(masks: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -115,7 +116,7 @@ def test_windows_are_channels():
     assert torch.equal(rule(image), Windows()(image))
     with pytest.raises(DataError, match="window 'liber' is not known; known: abdomen, liver"):
         Windows(("liber",))
-    with pytest.raises(DataError, match="windows is empty"):
+    with pytest.raises(DataError, match=r"windows is \(\); expected a list"):
         Windows(())
     with pytest.raises(DataError, match="expected a name, or center and width"):
         window_of((1.0, 2.0, 3.0))
@@ -142,3 +143,45 @@ def test_rules_by_default() -> None:
 def test_a_window_may_be_narrow() -> None:
     image = torch.tensor([[[[0.2, 0.25, 0.5, 0.75, 0.9]]]])
     assert Window(0.5, 0.5)(image).flatten().tolist() == [0, 0, 128, 255, 255]
+
+
+@pytest.mark.parametrize("rule", [Window(-600, 1500), Windows(), ZScore(), Percentiles()])
+@pytest.mark.parametrize("dtype", ["int16", "uint8", "float16", "float64", "bfloat16"])
+def test_rules_take_every_type(rule: Any, dtype: str) -> None:
+    image = torch.arange(250).view(1, 5, 5, 10)
+    expected = rule(image.float()).int()
+    found = rule(image.to(getattr(torch, dtype))).int()
+    assert (found - expected).abs().max() <= 1
+    if dtype != "bfloat16":
+        assert torch.equal(rule(image.numpy().astype(dtype)).int(), found)
+
+
+@pytest.mark.parametrize("rule", [ZScore(), Percentiles(0, 100)])
+def test_an_infinite_voxel_does_not_blacken_a_scan(rule: Any) -> None:
+    image = torch.arange(250.0).view(1, 5, 5, 10)
+    expected = rule(image)
+    image[0, 0, 0, 0] = torch.inf
+    found = rule(image)
+    assert found.flatten()[0] == 255
+    assert torch.equal(found.flatten()[1:], expected.flatten()[1:])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Window(float("nan"), 4), "center is nan HU; expected a finite"),
+        (lambda: Window(0, float("inf")), "width is inf HU"),
+        (lambda: ZScore(float("inf")), "deviations is inf"),
+        (lambda: Windows("lung"), "windows is 'lung'; expected a list"),
+        (lambda: Windows((40, 400)), "window 40: expected a name"),
+    ],
+)
+def test_impossible_rules_are_refused(make: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        make()
+
+
+def test_windows_from_yaml_are_those_that_come_back() -> None:
+    rule = Windows([[40, 400], "bone"])  # type: ignore[arg-type,list-item]
+    assert intensity_from(rule.describe()) == rule
+    assert hash(rule) == hash(Windows(((40.0, 400.0), "bone")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -85,3 +86,22 @@ def test_rules_by_default() -> None:
         "neighbours": False,
         "squash": False,
     }
+
+
+@pytest.mark.parametrize("value", ["no", 1, None])
+def test_words_are_not_taken_for_yes(value: Any) -> None:
+    for name in ("neighbours", "squash"):
+        with pytest.raises(DataError, match=f"{name} is {value!r}; expected true or false"):
+            ScanRules(WINDOW, **{name: value})
+
+
+@pytest.mark.parametrize("spacing", [1.0, "110", [1, None, 0], ["x", 1, 1]])
+def test_spacing_is_three_numbers(spacing: Any) -> None:
+    with pytest.raises(DataError, match=r"spacing is .*; expected millimetres along columns"):
+        ScanRules(WINDOW, spacing=spacing)
+
+
+@pytest.mark.parametrize("description", [{}, {"intensity": "window"}, None])
+def test_descriptions_of_another_version_are_named(description: Any) -> None:
+    with pytest.raises(DataError, match="are not those of a scan"):
+        rules_from(description)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor, set_track_meta
+from monai.transforms import Invertd
 
 from medsam_tune.slices.frames import ModelFrame
 from medsam_tune.slices.intensity import Percentiles, Window, Windows, ZScore
@@ -132,3 +135,83 @@ def test_without_metadata() -> None:
     finally:
         set_track_meta(True)
     assert not isinstance(found, MetaTensor)
+
+
+@pytest.mark.parametrize("kind", ["int64", "list", "numpy"])
+def test_boxes_and_points_of_every_kind(kind: str) -> None:
+    boxes: Any = [[2, 2, 8, 6]]
+    boxes = {"int64": torch.tensor(boxes), "list": boxes, "numpy": np.array(boxes)}[kind]
+    item = {"image": torch.rand(1, 10, 16), "boxes": boxes, "points": None}
+    found = ModelFramed("image", 8)(item)
+    assert found["boxes"].tolist() == [[1, 1, 4, 3]]
+    assert found["boxes"].dtype == torch.float32
+
+
+def test_boxes_and_points_come_back_with_their_images() -> None:
+    framed = ModelFramed(["image", "masks"], 40, mode=["bilinear", "nearest"])
+    item = {
+        "image": torch.rand(1, 10, 20),
+        "masks": torch.zeros(0, 10, 20, dtype=torch.bool),
+        "boxes": torch.tensor([[3.0, 2, 9, 6]]),
+        "points": torch.tensor([[[4.5, 3.5]]]),
+    }
+    back = framed.inverse(framed(item))
+    assert back["boxes"].tolist() == [[3, 2, 9, 6]]
+    assert back["points"].tolist() == [[[4.5, 3.5]]]
+    assert back["masks"].shape == (0, 10, 20)
+
+
+def test_logits_of_another_resolution_come_back() -> None:
+    framed = ModelFramed("image", 32)
+    item = framed({"image": MetaTensor(torch.rand(1, 12, 16))})
+    rows = torch.full((1, 8, 8), -5.0)
+    rows[:, :3] = 5.0  # half of the slice: 6 of its 12 rows
+    item["image"] = MetaTensor(rows, applied_operations=item["image"].applied_operations)
+    back = framed.inverse(item)["image"]
+    assert back.shape == (1, 12, 16)
+    assert (back[0, :, 8] > 0).tolist() == [True] * 6 + [False] * 6
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64])
+def test_masks_inverted_bilinearly_are_not_truncated(dtype: torch.dtype) -> None:
+    framed = ModelFramed("mask", 48, mode="nearest")
+    mask = torch.zeros(1, 20, 20)
+    mask[0, 6:14, 6:14] = 1
+    item = framed({"mask": MetaTensor(mask.to(dtype))})
+    smooth = Invertd("mask", framed, nearest_interp=False)(framed({"mask": MetaTensor(mask)}))
+    item["mask"].applied_operations[-1]["extra_info"]["mode"] = "bilinear"
+    found = framed.inverse(item)["mask"]
+    assert found.dtype == torch.float32
+    assert ((found > 0.5).sum() - 64).abs() <= 4
+    assert smooth["mask"].shape == mask.shape
+
+
+def test_impossible_frames_are_refused() -> None:
+    for mode in ("bicubic", "BILINEAR", None, 1):
+        with pytest.raises(ValueError, match="expected 'bilinear' or 'nearest'"):
+            ModelFramed("image", 8, mode=mode)
+        with pytest.raises(ValueError, match="expected 'bilinear' or 'nearest'"):
+            ShrinkLongestd("image", 8, mode)
+    for size in (0, -1, 8.0, (8, 8)):
+        with pytest.raises(ValueError, match=r"image_size is .*; expected pixels"):
+            ModelFramed("image", size)
+    with pytest.raises(ValueError, match=r"images have the sizes .*; expected one for all"):
+        ModelFramed(["a", "b"], 8)({"a": torch.rand(1, 4, 4), "b": torch.rand(1, 4, 5)})
+
+
+def test_shrunk_slices_keep_their_place() -> None:
+    image = MetaTensor(torch.rand(1, 12, 16), affine=torch.diag(torch.tensor([2.0, 3, 1])))
+    label = np.zeros((1, 12, 16), np.int64)
+    found = ShrinkLongestd(["image", "label"], 8, ["bilinear", "nearest"])(
+        {"image": image, "label": label}
+    )
+    assert found["image"].affine[:2, :2].diag().tolist() == [4, 6]
+    assert found["image"].affine[:2, 2].tolist() == [1, 1.5]
+    assert (found["label"].shape, found["label"].dtype) == ((1, 6, 8), torch.int64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int16, torch.float64])
+def test_images_of_every_type_are_framed(dtype: torch.dtype) -> None:
+    found = ModelFramed("image", 8)({"image": torch.ones(1, 16, 32, dtype=dtype)})["image"]
+    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert found[:, :4].min() == 1

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Compose, Lambdad, RandFlipd
+from monai.transforms import Compose, Flipd, Invertd, Lambdad, RandAffined, RandFlipd, Rotate90d
 
 from medsam_tune.transforms import BoxPromptsd, ClassMasksd, KeepObjectsd, PointPromptsd
 
@@ -150,3 +152,111 @@ def test_the_seed_reaches_the_augmentation() -> None:
     assert 0 < sum(moved[:8]) < 8
     state = np.random.RandomState(3)
     assert keep.set_random_state(state=state) is keep
+
+
+@pytest.mark.parametrize("values", [0.5, 1.5, float("nan")])
+@pytest.mark.parametrize(
+    "transform",
+    [
+        BoxPromptsd("label"),
+        PointPromptsd("label"),
+        ClassMasksd("label", [1]),
+        KeepObjectsd("label", Compose([])),
+    ],
+)
+def test_interpolated_label_maps_are_refused(transform: Callable, values: float) -> None:
+    label = label_map()
+    label[0, 0, 0] = values
+    with pytest.raises(ValueError, match=r"'label' has values that are not whole numbers.*nearest"):
+        transform({"label": label})
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (3, 4, 4), (2, 4, 4, 4)])
+def test_label_maps_have_one_channel(shape: tuple[int, ...]) -> None:
+    for transform in (BoxPromptsd("label"), ClassMasksd("label", [1])):
+        with pytest.raises(ValueError, match=r"'label' has shape .*; expected a label map of one"):
+            transform({"label": torch.zeros(shape)})
+    with pytest.raises(ValueError, match="'label' is a volume"):
+        ClassMasksd("label", [1])({"label": torch.zeros(1, 4, 4, 4)})
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.int64, np.float32, bool])
+def test_label_maps_of_every_type(dtype: type) -> None:
+    label = (label_map().numpy() == 1).astype(dtype)
+    assert BoxPromptsd("label", jitter=0)({"label": label})["boxes"].tolist() == [[1, 2, 7, 5]]
+    assert ClassMasksd("label", [1])({"label": label})["masks"].sum() == 18
+    gone = Lambdad("label", lambda x: x * 0 > 1)
+    assert KeepObjectsd("label", gone, labels=[1])({"label": label})["label"].sum() == 18
+    assert not KeepObjectsd("label", gone, labels=[256])({"label": label})["label"].any()
+
+
+def test_negative_ids_are_no_objects() -> None:
+    label = label_map()
+    label[label == 7] = -1
+    assert BoxPromptsd("label")({"label": label})["labels"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: BoxPromptsd("masks"),
+            "prompts are written to 'masks'; give the label map another",
+        ),
+        (
+            lambda: BoxPromptsd("label", labels={"liver": 1}),
+            r"labels are \['liver'\]; expected label",
+        ),
+        (lambda: BoxPromptsd("label", count=0), "count is 0; expected at least 1, or None"),
+        (
+            lambda: PointPromptsd("label", inside=0),
+            "points: 0 inside, 0 outside; expected at least",
+        ),
+    ],
+)
+def test_impossible_prompts_are_refused(make: Callable, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_classes_do_not_share_their_ids() -> None:
+    transform = ClassMasksd("label", [1, 2])
+    transform({"label": label_map()})["labels"].add_(5)
+    assert transform({"label": label_map()})["labels"].tolist() == [1, 2]
+
+
+def test_an_augmentation_that_writes_into_its_input_does_no_harm() -> None:
+    def erase(data: dict) -> dict:
+        data["label"][:] = 0
+        return data
+
+    for label in (label_map(), label_map().numpy(), MetaTensor(label_map())):
+        found = KeepObjectsd("label", erase)({"label": label})["label"]
+        assert (torch.as_tensor(found) == label_map()).all()
+
+
+def test_augmentations_that_cannot_be_judged_are_refused() -> None:
+    item = {"label": MetaTensor(label_map())}
+    with pytest.raises(TypeError, match="function gives a list; expected one dictionary"):
+        KeepObjectsd("label", lambda data: [data])(item)
+    lazy = RandAffined("label", prob=1.0, translate_range=(100, 100), mode="nearest", lazy=True)
+    with pytest.raises(ValueError, match=r"the augmentation is lazy; put it into a Compose"):
+        KeepObjectsd("label", lazy)(item)
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_the_augmentation_is_inverted_where_it_was_kept(lost: bool) -> None:
+    keys = ["image", "label"]
+    item = {"image": MetaTensor(torch.rand(1, 10, 12)), "label": MetaTensor(label_map())}
+    inner = [RandFlipd(keys, prob=1.0, spatial_axis=0)]
+    inner += [Lambdad("label", lambda label: label * 0, track_meta=False)] if lost else []
+    chain = Compose([Flipd(keys, 1), KeepObjectsd("label", Compose(inner)), Rotate90d(keys)])
+    found = chain(item)
+    back = chain.inverse(dict(found))
+    for key in keys:
+        torch.testing.assert_close(back[key].as_tensor(), item[key].as_tensor())
+        assert not back[key].applied_operations
+    found = chain(item)
+    found["mask"] = found["image"].clone()
+    only = Invertd("mask", chain, orig_keys="image")(found)["mask"]
+    torch.testing.assert_close(only.as_tensor(), item["image"].as_tensor())
