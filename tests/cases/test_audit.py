@@ -156,3 +156,21 @@ def test_what_is_mended(datalist):
     report = check_place(datalist, progress=False, mending=Mending(fill_nan=0.0))
     assert report.outcome == SOUND
     assert report.findings[0].notes == ("1 NaN or infinite voxels set to 0",)
+
+
+def test_spacing_of_an_oblique_scan(tmp_path):
+    turn = np.radians(30)
+    affine = np.eye(4)
+    affine[:2, :2] = [[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]
+    scan = write_nifti(tmp_path / "a.nii", small_scan()[0], affine @ np.diag([0.7, 1.3, 5.0, 1]))
+    (found,) = check_place(scan, progress=False).findings
+    assert found.spacing == (0.7, 1.3, 5.0)
+
+
+def test_the_same_scan_stored_in_another_orientation_is_found(tmp_path):
+    values = small_scan()[0]
+    write_nifti(tmp_path / "a.nii", values, np.diag([2.0, 3, 4, 1]))
+    flipped = np.diag([-2.0, 3, 4, 1])
+    flipped[0, 3] = 2.0 * (values.shape[0] - 1)
+    write_nifti(tmp_path / "b.nii", values[::-1], flipped)
+    assert check_place(tmp_path, progress=False).twice == ("a and b hold the same voxels",)

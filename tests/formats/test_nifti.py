@@ -108,3 +108,12 @@ def test_millimetres_are_written(tmp_path):
     written = nib.load(tmp_path / "a.nii")
     assert written.header.get_xyzt_units()[0] == "mm"
     assert written.get_data_dtype() == np.uint8
+
+
+@pytest.mark.parametrize("shape", [(6, 5, 1, 3), (6, 5, 4, 1), (6, 5, 1, 1), (6, 5, 1, 1, 3)])
+def test_flat_scans_and_several_volumes(tmp_path, shape):
+    values = np.random.default_rng(0).uniform(1, 9, shape).astype(np.float32)
+    image = load_image(write_nifti(tmp_path / "a.nii", values))
+    volumes = values.reshape(*shape[:3], -1)
+    assert tuple(image.shape) == (volumes.shape[3], *shape[:3])
+    np.testing.assert_array_equal(image.numpy(), np.moveaxis(volumes, 3, 0))

@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from monai.data import MetaTensor
 
 from medsam_tune.cases.datalist import Case
@@ -249,3 +250,20 @@ def test_a_mask_too_small_for_the_frame_keeps_its_pixel() -> None:
     assert found[0, 2].nonzero()[:, 1].max() == 1
     assert not found[..., 4:].any()
     assert frame.masks(masks[:, :0]).shape == (1, 0, 8, 8)
+
+
+def test_the_longer_side_alone_is_antialiased_when_squashed() -> None:
+    image = torch.rand(1, 1, 80, 20, generator=torch.Generator().manual_seed(0))
+    for turned in (image, image.mT):
+        frame = ModelFrame((turned.shape[2], turned.shape[3]), 40, squash=True)
+        expected = F.interpolate(turned, (40, 40), mode="bilinear", antialias=True)
+        assert torch.equal(frame.image(turned), expected)
+        back = F.interpolate(expected, turned.shape[2:], mode="bilinear", antialias=True)
+        assert torch.equal(frame.back(expected), back)
+
+
+def test_logits_are_bilinear() -> None:
+    logits = torch.randn(1, 2, 16, 16, generator=torch.Generator().manual_seed(0))
+    full = F.interpolate(logits, (64, 64), mode="bilinear")
+    expected = F.interpolate(full, (100, 100), mode="bilinear")
+    assert torch.equal(ModelFrame((100, 100), 64).logits(logits), expected)

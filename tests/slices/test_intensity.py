@@ -185,3 +185,19 @@ def test_windows_from_yaml_are_those_that_come_back() -> None:
     rule = Windows([[40, 400], "bone"])  # type: ignore[arg-type,list-item]
     assert intensity_from(rule.describe()) == rule
     assert hash(rule) == hash(Windows(((40.0, 400.0), "bone")))
+
+
+def test_windows_of_workstations() -> None:
+    assert {name: (rule.center, rule.width) for name, rule in WINDOWS.items()} == {
+        "abdomen": (40, 400),
+        "liver": (30, 150),
+        "lung": (-600, 1500),
+        "mediastinum": (50, 350),
+        "bone": (400, 1800),
+        "spine": (50, 250),
+        "brain": (40, 80),
+        "subdural": (75, 215),
+        "stroke": (40, 40),
+        "temporal bone": (600, 2800),
+        "full": (1023.5, 4095),
+    }

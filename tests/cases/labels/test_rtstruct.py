@@ -131,6 +131,9 @@ def test_what_a_structure_set_is_refused_for(tmp_path, series):
     assert "ROIs 11 and 12 are both 'liver'" in message
     message = refusal(write({"liver": [placed(square, 2)]}), {1: "liver", 2: "Liver"})
     assert "labels 1 and 2 are both 'Liver' but for their case" in message
+    for k in (-1, COUNT):
+        message = refusal(write({"liver": [placed(square, k)]}))
+        assert f"a contour of 'liver' lies in slice {k} of 0 to {COUNT - 1}" in message
     message = refusal(write({"liver": [placed(square, 2.3)]}))
     assert "points 0.75 mm beside the centre of the nearest slice, the slices are 2.50" in message
     assert load_turned(write({"liver": [placed(square, 2.1)]}), NAMES)[1].sum() == 25

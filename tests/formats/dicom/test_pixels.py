@@ -87,3 +87,18 @@ def test_lowest_value_is_the_padding_of_mr(tmp_path):
     volume = read(write_series(tmp_path / "s", padded, modality="MR"))
     assert (volume.array[:5, 0] == stored()[0, 0, 5]).all()
     assert volume.notes == ("padding set to 105 in 3.0% of the voxels",)
+
+
+def test_padding_is_found_by_its_stored_value(tmp_path):
+    """Whatever the slope."""
+
+    def padded(_: int, image: Dataset) -> None:
+        pixels = np.frombuffer(image.PixelData, "<i2").copy()
+        pixels[:5] = -2000
+        image.PixelData = pixels.tobytes()
+        image.RescaleSlope, image.RescaleIntercept = "2", "-100"
+        image.add_new("PixelPaddingValue", "SS", -2000)
+
+    volume = read(write_series(tmp_path / "s", padded))
+    assert (volume.array[:5, 0] == AIR).all()
+    assert "padding set to -1024 in 3.0% of the voxels" in volume.notes

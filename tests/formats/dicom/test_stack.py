@@ -112,3 +112,20 @@ def test_single_image_with_its_place(tmp_path):
     np.testing.assert_array_equal(image[0, ..., 0].numpy(), whole[0, ..., 0].numpy())
     np.testing.assert_allclose(image.affine[:3, [0, 1, 3]], whole.affine[:3, [0, 1, 3]], atol=1e-9)
     np.testing.assert_allclose(image.affine[:3, 2], [0, 0, 1], atol=1e-9)  # as thick as it likes
+
+
+def test_uneven_slices_are_interpolated_between_their_neighbours(tmp_path):
+    heights = [0.0, 1.0, 3.0, 3.8, 6.0, 7.0, 9.0, 10.0]
+    values = [5, 300, 40, 900, 120, 700, 10, 450]
+
+    def change(k: int, image: Dataset) -> None:
+        image.ImagePositionPatient = [-3.0, 4.0, heights[k]]
+        image.PixelData = np.full(SIZE[::-1], values[k], np.int16).tobytes()
+
+    volume = read(write_series(tmp_path / "s", change), resample_uneven=True)
+    count = volume.array.shape[2]
+    even = volume.affine[2, 3] + volume.affine[2, 2] * np.arange(count)
+    np.testing.assert_allclose(even[[0, -1]], [0, 10], atol=1e-9)
+    expected = np.interp(even, heights, values) - 1000
+    np.testing.assert_allclose(volume.array[3, 4], expected, atol=0.01)
+    assert volume.array[3, 4, -1] == values[-1] - 1000
