@@ -66,6 +66,13 @@ def test_points_that_are_rounded_lie_on_voxels(tmp_path, series):
     assert label[0, ..., 3].nonzero().amax(0).tolist() == [5, 6]
 
 
+def test_contours_in_the_first_and_the_last_slice(tmp_path, series):
+    ends = [placed(box(1.5, 2.5, 6.5, 7.5), k) for k in (0, COUNT - 1)]
+    file = write_structure_set(tmp_path / "r.dcm", series, {"liver": ends})
+    _, label = load_turned(Case(series, file, "p"), NAMES)
+    assert label.sum((0, 1, 2)).tolist() == [25] + [0] * (COUNT - 2) + [25]
+
+
 @pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
 def test_the_plane_of_the_slices_does_not_matter(tmp_path, series, plane):
     liver = [placed(box(1.5, 2.5, 6.2, 7.5), k) for k in range(2, 6)]

@@ -102,3 +102,15 @@ def test_padding_is_found_by_its_stored_value(tmp_path):
     volume = read(write_series(tmp_path / "s", padded))
     assert (volume.array[:5, 0] == AIR).all()
     assert "padding set to -1024 in 3.0% of the voxels" in volume.notes
+
+
+def test_padding_whose_tag_has_the_wrong_sign(tmp_path):
+    def padded(_: int, image: Dataset) -> None:
+        pixels = np.frombuffer(image.PixelData, "<i2").copy()
+        pixels[:5] = -2000
+        image.PixelData = pixels.tobytes()  # signed, and the tag holds 63536
+        image.add_new("PixelPaddingValue", "US", 63536)
+
+    volume = read(write_series(tmp_path / "s", padded))
+    assert (volume.array[:5, 0] == AIR).all()
+    assert volume.notes == ("padding set to -1024 in 3.0% of the voxels",)
