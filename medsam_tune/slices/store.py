@@ -67,9 +67,9 @@ class PreparedCase:
     shape: tuple[int, int, int]
     labels_in_slice: list[tuple[int, ...]]
     has_label: bool
-    has_truth: bool = False
-    neighbours: bool = False
-    constant: frozenset[int] = frozenset()
+    has_truth: bool
+    neighbours: bool
+    constant: frozenset[int]
     _arrays: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def image_slice(self, k: int) -> NDArray[np.uint8]:

@@ -60,3 +60,8 @@ def test_label_values():
 def test_many_values_are_cut_and_counted(make_case):
     label = np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE)
     assert "3, 4, 5, 6, 7, 8, 9, 10, 11, 12, ... (717 in all)" in refusal(make_case(label=label))
+
+
+def test_an_image_without_a_voxel():
+    with pytest.raises(DataError, match=r"has an empty dimension \(a\.nii\)"):
+        check_image(MetaTensor(torch.ones(1, 0, 4, 4)), Path("a.nii"))

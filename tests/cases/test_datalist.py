@@ -11,7 +11,7 @@ from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.splits import split_cases
 from medsam_tune.errors import DataError
 from medsam_tune.slices.intensity import USUAL
-from tests.scans import listed, msd_folder
+from tests.scans import listed, msd_folder, small_scan, write_nifti
 
 
 def written(folder: Path, **change: object) -> Path:
@@ -128,3 +128,20 @@ def test_link_to_a_file_in_another_subset(tmp_path):
     path.write_text(json.dumps(content))
     with pytest.raises(DataError, match=r"link\.nii\.gz is in training and in test"):
         read_datalist(path)
+
+
+def test_two_scans_of_one_name_are_refused(tmp_path):
+    image, _ = small_scan()
+    entries = []
+    for folder in ("first", "second"):
+        write_nifti(tmp_path / folder / "scan.nii.gz", image)
+        entries.append({"image": f"{folder}/scan.nii.gz", "patient": folder})
+    path = tmp_path / "d.json"
+    content = {"labels": {"1": "liver"}, "modality": {"0": "CT"}, "training": entries}
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="several images are named scan; expected each name once"):
+        read_datalist(path)
+    for entry in entries:
+        entry["name"] = f"{entry['patient']}-scan"
+    path.write_text(json.dumps(content))
+    assert [case.id for case in read_datalist(path).training] == ["first-scan", "second-scan"]

@@ -57,6 +57,8 @@ def test_one_volume_of_several(make_case):
     found, _ = load_turned(case, LABELS, Mending(volume_index=1))
     np.testing.assert_array_equal(found[0].numpy(), image[::-1, ::-1] + 1)
     assert found.meta["notes"] == ["volume 1 of 3"]
+    first, _ = load_turned(case, LABELS, Mending(volume_index=0))
+    np.testing.assert_array_equal(first[0].numpy(), image[::-1, ::-1])
     with pytest.raises(DataError, match=r"no volume 3 \(.*\); it has 3, counted from 0"):
         load_turned(case, LABELS, Mending(volume_index=3))
 
@@ -99,7 +101,7 @@ def test_mending_reaches_the_image(tmp_path):
         load_case(Case(tmp_path / "a.nii.gz", None, "p"), {}, Mending(strict=True))
 
 
-@pytest.mark.parametrize("index", [-1, 3])
+@pytest.mark.parametrize("index", [3, 4])
 def test_no_such_volume(make_case, index):
     case = make_case(image=np.stack([small_scan()[0]] * 3, -1))
     with pytest.raises(DataError, match=rf"^case case_017: no volume {index} \("):

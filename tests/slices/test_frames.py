@@ -267,3 +267,15 @@ def test_logits_are_bilinear() -> None:
     full = F.interpolate(logits, (64, 64), mode="bilinear")
     expected = F.interpolate(full, (100, 100), mode="bilinear")
     assert torch.equal(ModelFrame((100, 100), 64).logits(logits), expected)
+
+
+@every_grid
+def test_spacing_is_along_the_slices_axes(affine: np.ndarray) -> None:
+    grid = ScanGrid(affine, SHAPE)
+    turned = nib.orientations.ornt_transform(
+        nib.orientations.io_orientation(affine), nib.orientations.axcodes2ornt("LPS")
+    )
+    expected = np.empty(3)
+    expected[turned[:, 0].astype(int)] = nib.affines.voxel_sizes(affine)
+    assert grid.spacing == pytest.approx(tuple(expected))
+    assert sorted(grid.size) == sorted(SHAPE)

@@ -141,6 +141,7 @@ def test_what_a_structure_set_is_refused_for(tmp_path, series):
     for k in (-1, COUNT):
         message = refusal(write({"liver": [placed(square, k)]}))
         assert f"a contour of 'liver' lies in slice {k} of 0 to {COUNT - 1}" in message
+    assert "points 0.55 mm beside the centre" in refusal(write({"liver": [placed(square, 2.22)]}))
     message = refusal(write({"liver": [placed(square, 2.3)]}))
     assert "points 0.75 mm beside the centre of the nearest slice, the slices are 2.50" in message
     assert load_turned(write({"liver": [placed(square, 2.1)]}), NAMES)[1].sum() == 25

@@ -114,3 +114,17 @@ def test_padding_whose_tag_has_the_wrong_sign(tmp_path):
     volume = read(write_series(tmp_path / "s", padded))
     assert (volume.array[:5, 0] == AIR).all()
     assert volume.notes == ("padding set to -1024 in 3.0% of the voxels",)
+
+
+def test_padding_of_zero(tmp_path):
+    def padded(_: int, image: Dataset) -> None:
+        pixels = np.frombuffer(image.PixelData, "<i2").copy()
+        pixels[:5] = 0
+        image.PixelData = pixels.tobytes()
+        image.PixelRepresentation = 0
+        image.RescaleIntercept = "-500"
+        image.add_new("PixelPaddingValue", "US", 0)
+
+    volume = read(write_series(tmp_path / "s", padded))
+    assert (volume.array[:5, 0] == AIR).all()
+    assert volume.notes == ("padding set to -1024 in 3.0% of the voxels",)
