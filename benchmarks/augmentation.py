@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser
 from monai.data import set_track_meta
-from monai.transforms import Compose, RandomizableTransform
+from monai.transforms import Compose, Randomizable
 from torch.utils.data import DataLoader
 from training_step import machine
 
@@ -63,9 +63,9 @@ def parsed(folder: Path) -> ConfigParser:
 def each_transform(augment: Compose) -> list[str]:
     """A row for each transform, done always, at both sizes."""
     rows = []
-    random = [one for one in augment.transforms if isinstance(one, RandomizableTransform)]
+    random = [one for one in augment.transforms if isinstance(one, Randomizable)]
     for transform in random:
-        transform.prob = 1.0
+        transform.prob = 1.0  # type: ignore[attr-defined]
         cells = []
         for side in (SIDE, SHRUNK):
             item = {"image": torch.rand(1, side, side), "label": torch.ones(1, side, side)}
