@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ignite.engine import Engine, Events
 from torch import Tensor
 
@@ -31,20 +32,24 @@ class WriteMask:
         """Write the mask after each scan."""
         state: Any = engine.state
         labels = state.output["pred"]
-        write_mask(labels, state.batch.grid, self.path)
-        engine.logger.info(f"{self.path}: {int((labels > 0).sum())} voxels in the mask")
+        voxels = write_mask(labels, state.batch.grid, self.path)
+        engine.logger.info(f"{self.path}: {voxels} voxels of the scan are in the mask")
 
 
-def write_mask(labels: Tensor, grid: ScanGrid, path: str | Path) -> Path:
+def write_mask(labels: Tensor, grid: ScanGrid, path: str | Path) -> int:
     """Write label slices as NIfTI in the scan's own grid, whole or not at all.
 
     Args:
         labels: (Z, H, W) integer label slices.
         grid: grid of the scan.
         path: file to write, .nii or .nii.gz.
+
+    Returns:
+        Number of voxels that are not 0, in the scan's own grid.
     """
     path = Path(path)
     if not path.name.endswith((".nii", ".nii.gz")):
         raise DataError(f"{path}: expected a name that ends in .nii or .nii.gz.")
-    nifti.write(path, grid.to_file(labels), grid.affine)
-    return path
+    array = grid.to_file(labels)
+    nifti.write(path, array, grid.affine)
+    return int(np.count_nonzero(array))

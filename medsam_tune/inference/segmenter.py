@@ -88,7 +88,8 @@ class Segmenter:
             output: mask to write, .nii or .nii.gz.
         """
         item = self.load({"scan": scan, "prompts": prompts})
-        return write_mask(self._labels(item), item.grid, output)
+        write_mask(self._labels(item), item.grid, output)
+        return Path(output)
 
     @torch.inference_mode()
     def _labels(self, item: PromptedScan) -> Tensor:

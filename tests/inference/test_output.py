@@ -23,7 +23,8 @@ def test_mask_has_the_scans_grid(
     labels = torch.zeros(6, 12, 10, dtype=torch.int16)
     labels[3, 2:8, 5:9] = label
     grid = ScanGrid(affine, shape)  # type: ignore[arg-type]
-    path = write_mask(labels, grid, tmp_path / "new" / "mask.nii.gz")
+    path = tmp_path / "new" / "mask.nii.gz"
+    assert write_mask(labels, grid, path) == 24
     found = nib.load(path)
     assert found.shape == shape
     assert found.get_data_dtype() == dtype
@@ -39,7 +40,8 @@ def test_mask_of_another_kind_is_refused(tmp_path: Path) -> None:
 
 
 def test_failing_write_leaves_the_old_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_mask(torch.zeros(6, 12, 10, dtype=torch.int16), LPS_GRID, tmp_path / "mask.nii")
+    path = tmp_path / "mask.nii"
+    write_mask(torch.zeros(6, 12, 10, dtype=torch.int16), LPS_GRID, path)
     before = path.read_bytes()
 
     def fail(image: nib.Nifti1Image, file: Path) -> None:
@@ -53,4 +55,8 @@ def test_failing_write_leaves_the_old_mask(tmp_path: Path, monkeypatch: pytest.M
     assert [p.name for p in tmp_path.iterdir()] == ["mask.nii"]
 
 
-# Segmenter
+def test_voxels_are_counted_in_the_scans_own_grid(tmp_path: Path) -> None:
+    grid = ScanGrid(LPS_GRID.affine, LPS_GRID.shape, size=(20, 24, 6))  # twice as fine in the plane
+    labels = torch.zeros(6, 24, 20, dtype=torch.int16)
+    labels[2, 4:12, 6:18] = 1
+    assert write_mask(labels, grid, tmp_path / "mask.nii") == 4 * 6

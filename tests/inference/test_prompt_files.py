@@ -179,6 +179,3 @@ def test_refused_prompt_files(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(DataError, match=rf"prompts\.json: {message}"):
             read_prompts(path, LPS_GRID, LABELS)
-
-
-# write_mask
