@@ -14,6 +14,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import EnsureChannelFirst
 from numpy.typing import NDArray
+from torch import Tensor
 
 from medsam_tune.errors import DataError
 
@@ -86,6 +87,14 @@ def image_from(volume: Volume) -> MetaTensor:
     """(C, I, J, K) float32 of a volume, with its metadata."""
     image = MetaTensor(torch.from_numpy(volume.array), meta=volume.meta())
     return cast(MetaTensor, EnsureChannelFirst()(image))
+
+
+def with_meta_of(image: Tensor, tensor: Tensor) -> Tensor:
+    """A tensor with a copy of an image's metadata and trace, if the image has them."""
+    if not isinstance(image, MetaTensor):
+        return tensor
+    meta, operations = dict(image.meta), list(image.applied_operations)
+    return MetaTensor(tensor, meta=meta, applied_operations=operations)
 
 
 def label_dtype(array: NDArray[np.generic]) -> np.dtype[np.integer]:

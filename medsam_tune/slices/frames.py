@@ -59,6 +59,11 @@ def with_neighbours(slices: Tensor) -> Tensor:
     return padded.unfold(0, 3, 1).permute(0, 3, 1, 2)
 
 
+def scaled(coordinates: Tensor, x: float, y: float) -> Tensor:
+    """Scale points (..., 2) XY or boxes (..., 4) XYXY, float, by factors along x and y."""
+    return coordinates * coordinates.new_tensor([x, y]).repeat(coordinates.shape[-1] // 2)
+
+
 @dataclass(frozen=True)
 class ScanGrid:
     """Grid of a scan: the file's own array, its slices, and the world.
@@ -202,11 +207,7 @@ class ModelFrame:
 
     def boxes(self, boxes: Tensor) -> Tensor:
         """(..., 4) XYXY in the slice frame -> the model frame."""
-        return boxes * boxes.new_tensor(self.scale + self.scale)
-
-    def points(self, points: Tensor) -> Tensor:
-        """(..., 2) XY in the slice frame -> the model frame."""
-        return points * points.new_tensor(self.scale)
+        return scaled(boxes, *self.scale)
 
     def logits(self, logits: Tensor) -> Tensor:
         """(N, P, h, w) logits of the model frame -> (N, P, H, W), bilinear, in the slice frame."""

@@ -7,16 +7,17 @@ and run records; `intensity_from` makes the same rule from it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
 from monai.transforms import Transform
+from monai.utils import convert_to_tensor
 from torch import Tensor
 
 from medsam_tune.errors import DataError
+from medsam_tune.formats.volume import with_meta_of
 
 
 class Intensity(Protocol):
@@ -83,11 +84,9 @@ class Windows(Transform):
                 f"windows is {self.windows!r}; expected a list of names or [center, width], one "
                 "for each channel."
             )
-        rules = tuple(window_of(one) for one in self.windows)
-        object.__setattr__(self, "_rules", rules)
-        object.__setattr__(self, "windows", tuple((one.center, one.width) for one in rules))
-
-    _rules: tuple[Window, ...] = field(default=(), init=False, repr=False, compare=False)
+        rules = (window_of(one) for one in self.windows)
+        pairs = tuple((float(one.center), float(one.width)) for one in rules)
+        object.__setattr__(self, "windows", pairs)
 
     @property
     def channels(self) -> int:
@@ -96,12 +95,11 @@ class Windows(Transform):
 
     def __call__(self, image: Tensor) -> Tensor:
         """(1, X, Y, Z) float HU -> (C, X, Y, Z) uint8."""
-        return torch.cat([rule(image) for rule in self._rules])
+        return torch.cat([window_of(pair)(image) for pair in self.windows])
 
     def describe(self) -> dict[str, object]:
         """`{"name": "windows", "windows": [[HU, HU], ...]}`."""
-        pairs = [[float(rule.center), float(rule.width)] for rule in self._rules]
-        return {"name": "windows", "windows": pairs}
+        return {"name": "windows", "windows": [list(pair) for pair in self.windows]}
 
 
 @dataclass(frozen=True)
@@ -256,8 +254,7 @@ def intensity_from(description: Mapping[str, object]) -> Intensity:
 
 def _plain(image: Tensor) -> Tensor:
     """Float values without MONAI's metadata; float32 and float64 are not copied."""
-    values = torch.as_tensor(image)
-    values = values.as_tensor() if isinstance(values, MetaTensor) else values
+    values: Tensor = convert_to_tensor(image, track_meta=False)
     return values if values.dtype in (torch.float32, torch.float64) else values.float()
 
 
@@ -275,7 +272,4 @@ def _to_bytes(image: Tensor, low: float, high: float) -> Tensor:
         # One copy of the scan, then in place: a whole-body CT is half a gigabyte as float32.
         scaled = values.clamp(low, high).sub_(low).mul_(255 / (high - low)).round_()
         found = scaled.to(torch.uint8)
-    if not isinstance(image, MetaTensor):
-        return found
-    meta, operations = dict(image.meta), list(image.applied_operations)
-    return MetaTensor(found, meta=meta, applied_operations=operations)
+    return with_meta_of(image, found)

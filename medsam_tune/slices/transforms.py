@@ -14,7 +14,8 @@ from monai.transforms import InvertibleTransform, MapTransform, Transform
 from monai.utils import convert_to_tensor, ensure_tuple_rep
 from torch import Tensor
 
-from medsam_tune.slices.frames import ModelFrame
+from medsam_tune.formats.volume import with_meta_of
+from medsam_tune.slices.frames import ModelFrame, scaled
 from medsam_tune.slices.intensity import Intensity, Percentiles, Window, Windows, ZScore
 
 Data = Mapping[Hashable, Any]
@@ -251,11 +252,10 @@ class ModelFramed(MapTransform, InvertibleTransform):
 
     def _scale(self, found: dict[Hashable, Any], x: float, y: float) -> None:
         """Scale boxes and points, where they are there, to float32."""
-        for key, factors in ((self.boxes, (x, y, x, y)), (self.points, (x, y))):
+        for key in (self.boxes, self.points):
             if found.get(key) is not None:
                 values = convert_to_tensor(found[key], torch.float32, wrap_sequence=True)
-                values = values.as_tensor() if isinstance(values, MetaTensor) else values
-                found[key] = values * values.new_tensor(factors)
+                found[key] = scaled(values, x, y)
 
 
 def _modes(mode: str | Sequence[str], count: int) -> tuple[str, ...]:
@@ -278,24 +278,19 @@ def _framed(slices: Tensor, frame: ModelFrame, mode: str) -> Tensor:
 
 def _like(slices: Tensor, image: Tensor, x: float, y: float) -> Tensor:
     """(N, C, h, w) in the layout of an image, its affine scaled by new pixels per old one."""
-    result = slices[0] if image.ndim == 3 else slices.permute(1, 2, 3, 0)
-    if not isinstance(image, MetaTensor):
-        return result
-    before = image.affine
-    step = torch.ones(len(before) - 1, dtype=before.dtype)  # old pixels per new pixel
-    step[:2] = 1 / torch.tensor([y, x], dtype=before.dtype)
-    scale = torch.diag(torch.cat([step, step.new_ones(1)]))
-    scale[:-1, -1] = (step - 1) / 2  # pixel centres are at whole numbers
-    made = MetaTensor(
-        result, meta=dict(image.meta), applied_operations=list(image.applied_operations)
-    )
-    made.affine = before @ scale
+    made = with_meta_of(image, slices[0] if image.ndim == 3 else slices.permute(1, 2, 3, 0))
+    if isinstance(made, MetaTensor):
+        step = torch.ones(len(made.affine) - 1, dtype=made.affine.dtype)  # old pixels per new pixel
+        step[:2] = 1 / torch.tensor([y, x], dtype=made.affine.dtype)
+        scale = torch.diag(torch.cat([step, step.new_ones(1)]))
+        scale[:-1, -1] = (step - 1) / 2  # pixel centres are at whole numbers
+        made.affine = made.affine @ scale
     return made
 
 
 def _as_slices(image: Tensor) -> Tensor:
     """(C, H, W) or (C, H, W, D) -> (1 or D, C, H, W), without MONAI's metadata."""
-    plain = image.as_tensor() if isinstance(image, MetaTensor) else image
+    plain: Tensor = convert_to_tensor(image, track_meta=False)
     return plain[None] if plain.ndim == 3 else plain.permute(3, 0, 1, 2)
 
 

@@ -19,6 +19,8 @@ from monai.transforms import (
 from monai.utils import convert_to_tensor
 from torch import Tensor
 
+from medsam_tune.cases.checks import label_values
+from medsam_tune.formats.volume import with_meta_of
 from medsam_tune.prompts import boxes_from_masks, points_in_masks
 from medsam_tune.sam.prompting import INSIDE, OUTSIDE, PADDING
 
@@ -67,21 +69,13 @@ class _Promptsd(RandomizableTransform, MapTransform):
         found["labels"] = torch.tensor([i for _, i in pairs], dtype=torch.int64)
         if volume:
             found["slices"] = torch.tensor([k for k, _ in pairs], dtype=torch.int64)
-        elif isinstance(label, MetaTensor):  # so that transforms of the masks can be inverted
-            found["masks"] = MetaTensor(
-                found["masks"],
-                meta=dict(label.meta),
-                applied_operations=list(label.applied_operations),
-            )
+        else:  # the label's trace, so that transforms of the masks can be inverted
+            found["masks"] = with_meta_of(label, found["masks"])
         return found
 
     def _present(self, plane: Tensor) -> list[int]:
-        positive = plane.clamp(min=0)
-        if positive.max() < 65536:  # counting is ten times faster than the sort in unique()
-            there = positive.flatten().bincount().nonzero().flatten().tolist()
-        else:
-            there = positive.unique().tolist()
-        return [i for i in there if i and (self.labels is None or i in self.labels)]
+        there = label_values(plane[..., None])  # (H, W, 1), counted in one piece
+        return [i for i in there if i > 0 and (self.labels is None or i in self.labels)]
 
 
 class BoxPromptsd(_Promptsd):
@@ -292,7 +286,7 @@ def _ids(labels: Iterable[int]) -> list[int]:
     ids = list(labels)
     if not all(type(i) is int for i in ids):
         raise ValueError(f"labels are {ids}; expected label ids, such as [1, 2].")
-    return sorted(int(i) for i in ids)
+    return sorted(ids)
 
 
 def _label_map(label: Any, key: Hashable) -> Tensor:
@@ -301,7 +295,7 @@ def _label_map(label: Any, key: Hashable) -> Tensor:
     Raises:
         ValueError: another shape, or values that are not whole numbers.
     """
-    values = convert_to_tensor(label, track_meta=False)
+    values: Tensor = convert_to_tensor(label, track_meta=False)
     if values.ndim not in (3, 4) or values.shape[0] != 1:
         raise ValueError(
             f"{key!r} has shape {tuple(values.shape)}; expected a label map of one channel, "
@@ -313,7 +307,7 @@ def _label_map(label: Any, key: Hashable) -> Tensor:
             f"{key!r} has values that are not whole numbers; expected label ids. Interpolate label "
             "maps with mode 'nearest', and not lazily."
         )
-    return torch.as_tensor(ids)
+    return ids
 
 
 def _masks(data: Data) -> Tensor:
