@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -64,3 +64,29 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DataError(f"{path}: holds a JSON {type(content).__name__}; expected an object.")
     return content
+
+
+def refuse_taken(
+    output: str | Path, overwrite: bool = False, inputs: Iterable[str | Path | None] = ()
+) -> None:
+    """Refuse an output that is there already, or that is one of the inputs.
+
+    Args:
+        output: file or folder that a user named.
+        overwrite: replace a file that is there. A folder, and an input, are refused all the same.
+        inputs: files and folders that are read; None stands for one that was not given.
+
+    Raises:
+        DataError: the output is taken.
+    """
+    output = Path(output)
+    for given in inputs:
+        if given is not None and Path(given).exists() and output.exists():
+            if os.path.samefile(given, output):
+                raise DataError(f"{output}: is an input; choose another file for the output.")
+    if output.is_dir():
+        raise DataError(f"{output}: is a folder; choose another name for the output.")
+    if os.path.lexists(output) and not overwrite:
+        raise DataError(
+            f"{output}: is there already; choose another name, delete it, or say --overwrite."
+        )

@@ -22,6 +22,7 @@ from medsam_tune import cli
 from medsam_tune.cases.datalist import MODALITIES, read_datalist, write_datalist
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.splits import split_cases
+from medsam_tune.cli import options, tuning
 from medsam_tune.demo import LEARNING_RATES
 from medsam_tune.methods import METHODS, apply_method
 from medsam_tune.methods.tuned import save_tuned
@@ -146,9 +147,9 @@ def test_help_imports_no_heavy_package() -> None:
 
 
 def test_help_names_what_there_is() -> None:
-    assert cli.METHODS == tuple(METHODS) == tuple(LEARNING_RATES)
-    assert cli.MODELS == tuple(ARCHITECTURES)
-    assert cli.MODALITIES == MODALITIES
+    assert options.METHODS == tuple(METHODS) == tuple(LEARNING_RATES)
+    assert options.MODELS == tuple(ARCHITECTURES)
+    assert options.MODALITIES == MODALITIES
 
 
 def test_check(tune: Tune, phantoms: Path, tmp_path: Path) -> None:
@@ -296,7 +297,7 @@ def test_overlays_of_the_bundle_and_of_the_user(tune: Tune, phantoms: Path, tmp_
 
 def test_no_prompt_is_an_overlay(tune: Tune, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[list[str], dict[str, object]]] = []
-    monkeypatch.setattr(cli, "run_bundle", lambda _, *rest: seen.append(rest))
+    monkeypatch.setattr(tuning, "run_bundle", lambda _, *rest: seen.append(rest))
     tune("train", "lora", "--no-prompt", "--datalist", "d.json", "--output", "o")
     tune("predict", "scan.nii.gz", "--run", "o", "--output", "mask.nii.gz")
     assert seen[0][0] == ["train.yaml", "method_lora.yaml", "no_prompt.yaml"]

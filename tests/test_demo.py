@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from medsam_tune import cli, demo
+from medsam_tune import demo
 from medsam_tune.cases.datalist import read_datalist
+from medsam_tune.cli import tuning
 from medsam_tune.errors import DataError
 from medsam_tune.methods import apply_method
 from medsam_tune.methods.tuned import save_tuned
@@ -39,7 +40,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
             save_tuned(sam, Path(str(overrides["output_dir"])) / "tuned.safetensors")
 
     monkeypatch.setattr(demo, "run_bundle", record)
-    monkeypatch.setattr(cli, "run_bundle", record)
+    monkeypatch.setattr(tuning, "run_bundle", record)
     return seen
 
 
@@ -70,11 +71,12 @@ def test_the_demo_is_what_the_commands_do(runs: Runs, tmp_path: Path) -> None:
         "pictures:",
         *(f"  {path}" for path in pictures),
     ]
-    datalist, run, size = tmp_path / "datalist.json", tmp_path / "run", demo.IMAGE_SIZE
+    datalist, zero, run = (tmp_path / name for name in ("datalist.json", "zero_shot", "run"))
+    size = demo.IMAGE_SIZE
     settings = [f"{k}={v}" for k, v in (demo.SETTINGS | {"lr": 0.004}).items()]
-    cli.evaluate(zero_shot=True, datalist=datalist, output=tmp_path / "zero_shot", image_size=size)
-    cli.train("lora", datalist, run, image_size=size, set_=settings)
-    cli.evaluate(run=run)
+    tuning.evaluate(zero_shot=True, datalist=datalist, output=zero, image_size=size)
+    tuning.train("lora", datalist, run, image_size=size, set_=settings)
+    tuning.evaluate(run=run)
     assert runs == of_demo
     with pytest.raises(DataError, match=r"run: a demo ran here already; delete it or choose"):
         demo.run_demo(tmp_path, "lora")

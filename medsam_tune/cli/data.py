@@ -1,0 +1,115 @@
+"""Commands on data: split, check, prepare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medsam_tune.bundle import component_from, read_settings, run_bundle
+from medsam_tune.cli.options import MODALITIES, Bundle, Set, given
+from medsam_tune.errors import DataError
+
+
+def split(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="A task of the Medical Segmentation Decathlon, a folder with images/ and "
+            "labels/, or DICOM studies with SEG or RTSTRUCT."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The datalist to write.")] = Path("datalist.json"),
+    fractions: Annotated[
+        tuple[float, float, float], typer.Option(help="Shares of training, validation and test.")
+    ] = (0.7, 0.15, 0.15),
+    seed: Annotated[int, typer.Option(help="Seed of the random split.")] = 0,
+    modality: Annotated[
+        str | None,
+        typer.Option(
+            help=f"One of {', '.join(MODALITIES)}. Needed if the folder does not say, or has "
+            "several."
+        ),
+    ] = None,
+    folds: Annotated[
+        int | None, typer.Option(help="Cross-validation: write this many datalists; no fractions.")
+    ] = None,
+    shots: Annotated[
+        int | None, typer.Option(help="Few-shot training: keep this many training patients.")
+    ] = None,
+    stratify: Annotated[
+        bool, typer.Option(help="Spread rare labels evenly. Reads every label map.")
+    ] = True,
+) -> None:
+    """Split cases by patient into training, validation and held-out test cases."""
+    from medsam_tune.cases.datalist import write_datalist
+    from medsam_tune.cases.folders import find_cases
+    from medsam_tune.cases.splits import few_shots, fold_cases, labels_of_patients, split_cases
+
+    names = [out] if folds is None else [out.with_stem(f"{out.stem}_{i}") for i in range(folds)]
+    for name in names:
+        if name.exists():
+            raise DataError(f"{name}: is there already; delete it or choose another --out.")
+    found = find_cases(folder, modality=modality)
+    present = labels_of_patients(found) if stratify else None
+    if folds is None:
+        lists = [split_cases(found, fractions, seed, present)]
+    else:
+        lists = fold_cases(found, folds, seed, present)
+    if shots is not None:
+        lists = [few_shots(datalist, shots, seed) for datalist in lists]
+    for name, datalist in zip(names, lists, strict=True):
+        write_datalist(datalist, name)
+        typer.echo(
+            f"{name}: {len(datalist.training)} training, {len(datalist.validation)} validation and "
+            f"{len(datalist.test)} test cases; labels: "
+            + ", ".join(f"{k} {v}" for k, v in datalist.labels.items())
+        )
+
+
+def check(
+    place: Annotated[Path, typer.Argument(help="A datalist, a folder, or one scan.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Write the findings to this file, JSON.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Scans read at the same time.")] = 2,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="As for train, e.g. mending::resample_uneven=true. May be repeated."
+        ),
+    ] = None,
+) -> None:
+    """Read every scan. Report what each one is, which are refused, and which are the same.
+
+    Exit codes: 0, all scans are sound; 3, some are refused; 4, a patient or a scan is in two
+    subsets; 1, the datalist or the folder itself is refused.
+    """
+    from medsam_tune.cases.audit import check_place
+    from medsam_tune.formats.mending import Mending
+
+    mending = component_from("mending", Mending, read_settings(set_))
+    report = check_place(place, jobs, mending=mending)
+    typer.echo("\n".join(report.lines()))
+    if output is not None:
+        report.write(output)
+    raise typer.Exit(report.outcome)
+
+
+def prepare(
+    datalist: Annotated[Path, typer.Argument(help="Datalist, JSON, from `medsam-tune split`.")],
+    slices_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the slices. Default: beside the datalist.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Scans prepared at the same time.", min=1)] = 2,
+    bundle: Bundle = "volume",
+    set_: Set = None,
+) -> None:
+    """Estimate disk space, then prepare the slices of all scans for training.
+
+    Sound slices are kept, so it may be stopped and started again, and run by several processes.
+    Without it, the first training prepares them.
+    """
+    overrides = {"datalist": datalist, "jobs": jobs} | given(slices_dir=slices_dir)
+    run_bundle(bundle, ["train.yaml", "prepare.yaml"], overrides | read_settings(set_))

@@ -1,0 +1,65 @@
+"""Commands without data of the user: download, info, demo."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medsam_tune.bundle import bundle_folder
+from medsam_tune.cli.options import METHODS, MODELS, Bundle, refuse_unknown
+
+
+def download(
+    name: Annotated[str, typer.Argument(help="One of vit_t, vit_b, vit_l, vit_h, medsam.")],
+    output: Annotated[Path, typer.Option(help="Folder for the file.")] = Path("checkpoints"),
+    bundle: Bundle = "volume",
+) -> None:
+    """Download a published checkpoint and check its hash. No other command uses the network."""
+    from medsam_tune import downloads
+
+    entry = downloads.choose(name, bundle_folder(bundle))
+    path, kept = downloads.download(entry, output)
+    typer.echo(f"{path}: {'was there' if kept else 'fetched'}, its {entry.hash_type} as published.")
+    recipe = "lora" if bundle == "volume" else f"lora --bundle {shlex.quote(bundle)}"
+    typer.echo(
+        f"medsam-tune train {recipe} {entry.options} --checkpoint {shlex.quote(str(path))} "
+        "--datalist datalist.json --output runs/lora"
+    )
+
+
+def info(
+    model: Annotated[str | None, typer.Option(help="This model only.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="This method only. With --model, list its tensors too.")
+    ] = None,
+) -> None:
+    """List how many parameters each method trains, and their share of the model."""
+    from medsam_tune.methods.parameters import trained_parameters
+
+    if model is not None:
+        refuse_unknown("model", model, MODELS)
+    if method is not None:
+        refuse_unknown("method", method, METHODS)
+    typer.echo(f"{'model':<10} {'method':<8} {'trained':>12} {'of':>12} {'share':>8}")
+    for name in [model] if model else MODELS:
+        for each in [method] if method else METHODS:
+            sizes, total = trained_parameters(name, each)
+            trained = sum(sizes.values())
+            typer.echo(f"{name:<10} {each:<8} {trained:>12,} {total:>12,} {trained / total:>8.2%}")
+            if model and method:
+                for key, size in sizes.items():
+                    typer.echo(f"  {key} {size:,}")
+
+
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for everything it writes.")] = Path("demo"),
+    method: Annotated[str, typer.Option(help=f"What to train: {', '.join(METHODS)}.")] = "lora",
+) -> None:
+    """Tune on synthetic CT scans. Compare Dice before and after on held-out ones, with pictures."""
+    from medsam_tune.demo import run_demo
+
+    text = run_demo(output, method)
+    typer.echo(f"\n{text}")

@@ -1,0 +1,153 @@
+"""Commands on a training run: train, evaluate, predict, export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from medsam_tune.bundle import read_settings, run_bundle, training_configs
+from medsam_tune.cli.options import (
+    FORMATS,
+    METHODS,
+    Bundle,
+    Checkpoint,
+    CheckpointOfRun,
+    Datalist,
+    ImageSize,
+    Model,
+    Overlay,
+    Run,
+    Set,
+    given,
+    refuse_random,
+    refuse_unknown,
+)
+
+
+def train(
+    method: Annotated[str, typer.Argument(help=f"What to train: {', '.join(METHODS)}.")],
+    datalist: Datalist,
+    output: Annotated[Path, typer.Option(help="Folder of the run. New, unless --resume is given.")],
+    bundle: Bundle = "volume",
+    model: Model = "nano",
+    image_size: ImageSize = None,
+    checkpoint: Checkpoint = None,
+    no_prompt: Annotated[
+        bool, typer.Option("--no-prompt", help="Segment every label without boxes.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option(help="Continue the run in --output from its last epoch.")
+    ] = False,
+    overlay: Overlay = None,
+    set_: Set = None,
+) -> None:
+    """Tune a model. The epoch with the best Dice on the validation cases is kept."""
+    refuse_unknown("method", method, METHODS)
+    refuse_random(model, checkpoint)
+    configs = [*training_configs(method, no_prompt=no_prompt), *(overlay or [])]
+    overrides: dict[str, Any] = {"datalist": datalist, "output_dir": output, "model": model}
+    overrides |= given(image_size=image_size, checkpoint=checkpoint)
+    if resume:
+        overrides["resume"] = True
+    run_bundle(bundle, configs, overrides | read_settings(set_))
+
+
+def evaluate(
+    run: Annotated[Path | None, typer.Option(help="Folder of a training run.")] = None,
+    zero_shot: Annotated[
+        bool, typer.Option(help="Evaluate the base model, untuned, instead of a run.")
+    ] = False,
+    model: Model = "nano",
+    datalist: Annotated[
+        Path | None, typer.Option(help="Datalist, JSON. Default: that of --run.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for the results, with --zero-shot.")
+    ] = None,
+    image_size: ImageSize = None,
+    checkpoint: Checkpoint = None,
+    bundle: Bundle = "volume",
+    overlay: Overlay = None,
+    set_: Set = None,
+) -> None:
+    """Measure Dice and IoU on the held-out test cases.
+
+    Writes evaluation/metrics.csv and evaluation/summary.json into --run or --output.
+    """
+    if zero_shot:
+        if run is not None or datalist is None or output is None:
+            raise ValueError("--zero-shot needs --datalist and --output, and takes no --run.")
+        refuse_random(model, checkpoint)
+        overrides = {"datalist": datalist, "run_dir": output, "model": model}
+        overrides |= given(image_size=image_size, checkpoint=checkpoint)
+        configs = ["evaluate.yaml", "zero_shot.yaml", *(overlay or [])]
+        run_bundle(bundle, configs, overrides | read_settings(set_))
+    elif run is None:
+        raise ValueError("give --run, the folder of a training run, or --zero-shot.")
+    else:
+        overrides = {"run_dir": run} | given(datalist=datalist, checkpoint=checkpoint)
+        run_bundle(bundle, ["evaluate.yaml", *(overlay or [])], overrides | read_settings(set_))
+
+
+def predict(
+    scan: Annotated[
+        Path, typer.Argument(help="A NIfTI, NRRD or MetaImage file, or a DICOM folder.")
+    ],
+    run: Run,
+    output: Annotated[Path, typer.Option(help="Mask to write, .nii.gz, in the scan's own grid.")],
+    prompts: Annotated[
+        Path | None, typer.Option(help="Prompt file, JSON. Not for runs with --no-prompt.")
+    ] = None,
+    series: Annotated[
+        str | None,
+        typer.Option(help="SeriesInstanceUID, or its end, if a DICOM folder holds several."),
+    ] = None,
+    checkpoint: CheckpointOfRun = None,
+    bundle: Bundle = "volume",
+    set_: Set = None,
+) -> None:
+    """Segment a scan by its boxes, or every label without boxes."""
+    overrides = {"run_dir": run, "scan": scan, "output": output}
+    overrides |= given(prompts=prompts, series=series, checkpoint=checkpoint)
+    run_bundle(bundle, ["inference.yaml"], overrides | read_settings(set_))
+
+
+def export(
+    run: Run,
+    output: Annotated[
+        Path,
+        typer.Option(help="For sam a file, .pth or .safetensors; for onnx and peft a new folder."),
+    ],
+    format_: Annotated[str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")] = "sam",
+    checkpoint: CheckpointOfRun = None,
+) -> None:
+    """Write a run as a plain SAM checkpoint, as ONNX, or as an adapter folder of peft."""
+    from medsam_tune.methods.export import export_onnx, export_sam, is_stock
+    from medsam_tune.methods.peft_folder import save_peft
+    from medsam_tune.methods.tuned import load_tuned, read_header
+    from medsam_tune.runs import read_record
+
+    refuse_unknown("format", format_, FORMATS)
+    tuned = run / "tuned.safetensors"
+    model = load_tuned(tuned, checkpoint=checkpoint or read_record(run).checkpoint)
+    if format_ == "onnx":
+        export_onnx(model, output, read_header(tuned).labels)
+        typer.echo(f"{output}: encoder.onnx, decoder.onnx and model.json of a {model.base.name}")
+    elif format_ == "peft":
+        save_peft(model, output)
+        typer.echo(f"{output}: adapter_config.json and adapter_model.safetensors")
+    else:
+        export_sam(model, output)
+        base = model.base
+        typer.echo(f"{output}: a plain {base.name}")
+        if base.normalisation == "medsam":
+            typer.echo(
+                "it takes images in [0, 1], as MedSAM's own code does; SamPredictor does not"
+            )
+        if not is_stock(model):
+            typer.echo(
+                f"segment_anything has no {base.name} of {base.image_size} pixels and "
+                f"{base.in_channels} channels; medsam_tune.build_sam opens it."
+            )
