@@ -1,4 +1,4 @@
-"""Bundles: where they are, the command that runs one, and the settings that are typed for it."""
+"""Bundles: where they are, the command that runs one, and what a run checks before it starts."""
 
 from __future__ import annotations
 
@@ -7,32 +7,36 @@ import os
 import runpy
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from difflib import get_close_matches
 from pathlib import Path
 from pydoc import locate
-from typing import Any, TypeVar
+from typing import Any
 
-from medsam_tune.errors import DataError
+from medsam_tune.errors import DataError, listed
+from medsam_tune.settings import RUN_ARGUMENTS, Typed, word
 
-T = TypeVar("T")
-
-# What `python -m monai.bundle run` takes for itself; everything else overrides the config.
-_RUN_ARGUMENTS = {
-    "run_id",
-    "init_id",
-    "final_id",
-    "meta_file",
-    "config_file",
-    "logging_file",
-    "tracking",
-    "args_file",
-}
 # What MONAI itself reads in a component, beside the arguments of its `_target_`.
 _COMPONENT_KEYS = {"_target_", "_mode_", "_disabled_", "_requires_", "_desc_"}
-# Words of YAML in the spelling of fire. A bare None would mean to MONAI that nothing was given.
-_WORDS = {"true": "True", "false": "False", "null": "$None", "None": "$None"}
+# Settings that name a file or a folder: a name there is never a program.
+_PATHS = [
+    *("bundle_root", "datalist", "output_dir", "slices_dir", "run_dir", "checkpoint"),
+    *("scan", "series", "prompts", "output"),
+]
+# What may differ when a run is resumed. The data and the base are compared by their content.
+_FREE = {"bundle_root", "datalist", "dataset_dir", "slices_dir", "output_dir", "checkpoint"}
+_FREE |= {
+    "resume",
+    "epochs",
+    "lr",
+    "num_workers",
+    "device",
+    "val_interval",
+    "slice_batch",
+    "checkpoint_minutes",
+}
+_FREE |= {"compile", "gradient_checkpointing", "jobs", "imports", "initialize", "run", "_meta_"}
 
 
 def bundle_folder(name: str) -> Path:
@@ -67,117 +71,80 @@ def run_bundle(bundle: str, configs: Sequence[str], overrides: Mapping[str, Any]
     Args:
         bundle: see `bundle_folder`.
         configs: names of files in its configs/, or paths, later ones laid over earlier ones.
-        overrides: setting -> value, or `Typed`.
+        overrides: setting -> value, or `Typed`. A value is data, whatever its text.
 
     Raises:
         DataError: a config that is in neither place.
     """
     root = _shorter(bundle_folder(bundle))
     files = [str(_config(root / "configs", name)) for name in configs]
-    argv = ["run", "--config_file", files[0] if len(files) == 1 else str(files).replace(", ", ",")]
-    argv += ["--bundle_root", str(root)]
-    for key, value in overrides.items():
-        argv += [f"--{key}", _argument(value)]
-    print(f"$ python -m monai.bundle {shlex.join(argv)}", file=sys.stderr, flush=True)
-    sys.argv = ["monai.bundle", *argv]
+    options = {"config_file": files[0] if len(files) == 1 else str(files).replace(", ", ",")}
+    if len(files) == 1:
+        options["config_file"] = word(files[0])
+    options["bundle_root"] = word(root)
+    options |= {
+        key: str(value) if isinstance(value, Typed) else word(value)
+        for key, value in overrides.items()
+    }
+    lines = [f"--{key} {shlex.quote(text)}" for key, text in options.items()]
+    print("$ python -m monai.bundle run", *lines, sep=" \\\n    ", file=sys.stderr, flush=True)
+    sys.argv = ["monai.bundle", "run"]
+    sys.argv += [part for key, text in options.items() for part in (f"--{key}", text)]
     runpy.run_module("monai.bundle", run_name="__main__", alter_sys=False)
 
 
-@dataclass(frozen=True)
-class Typed:
-    """A value as a user types it: fire's notation, and YAML's true, false and null.
+def start(argv: Sequence[str] | None = None) -> None:
+    """Check the command line and the configs of this process; recipes call it before all else.
 
-    Attributes:
-        text: text that was typed, e.g. "1e-4", "true" or "[0,1,0]".
-    """
-
-    text: str
-
-    def __str__(self) -> str:
-        """The text for the command line of `python -m monai.bundle`."""
-        return _WORDS.get(self.text, self.text)
-
-    @property
-    def value(self) -> Any:
-        """The value that a recipe gets."""
-        from fire.parser import DefaultParseValue
-
-        return None if str(self) == "$None" else DefaultParseValue(str(self))
-
-
-def read_settings(pairs: Sequence[str] | None) -> dict[str, Typed]:
-    """Read the `key=value` words of `--set`; a bundle refuses unknown keys when it runs.
-
-    Raises:
-        ValueError: a word of another form.
-    """
-    settings: dict[str, Typed] = {}
-    for pair in pairs or []:
-        key, equals, text = pair.partition("=")
-        if not equals or not key:
-            raise ValueError(f"--set {pair!r}: expected key=value.")
-        settings[key] = Typed(text)
-    return settings
-
-
-def component_from(name: str, kind: Callable[..., T], settings: Mapping[str, Typed]) -> T:
-    """Build one component as a recipe builds it.
-
-    Args:
-        name: name of the component in the recipes, e.g. "mending".
-        kind: its class.
-        settings: `name::argument` -> value; arguments left out keep their defaults.
-
-    Raises:
-        ValueError: a setting that is no argument of the component.
-    """
-    known = sorted(inspect.signature(kind).parameters)
-    chosen: dict[str, Any] = {}
-    for key, typed in settings.items():
-        argument = key.removeprefix(f"{name}::")
-        if argument == key or argument not in known:
-            raise ValueError(
-                f"--set {key}={typed.text}: expected {name}::key=value, the key one of "
-                f"{', '.join(known)}."
-            )
-        chosen[argument] = typed.value
-    return kind(**chosen)
-
-
-def refuse_unknown_overrides(argv: Sequence[str] | None = None) -> None:
-    """Refuse `--key value` on the command line where no config has `key`; MONAI adds it silently.
-
-    `--key::name value` is refused as well where the component `key` takes no argument `name`.
+    MONAI adds an unknown setting silently, and passes an unknown argument on to a traceback.
 
     Args:
         argv: arguments of `python -m monai.bundle`; those of this process if None. Anything but a
             `run` with a `--config_file` passes.
 
     Raises:
-        ValueError: names the key and the nearest known ones.
+        ValueError: a setting that no config has or uses, an argument that a component does not
+            take, a path that would run as a program, or several processes of torchrun.
     """
-    given = _options(sys.argv[1:] if argv is None else argv)
-    if "config_file" not in given:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}; expected one process. The recipes use one "
+            "GPU: start without torchrun."
+        )
+    configs, overrides = _configs_and_overrides(argv)
+    if not configs:
         return
-    from monai.bundle import ConfigParser
+    for key in _PATHS:
+        _refuse_program(key, overrides.get(key))
+    merged = _merged(configs)
+    _refuse_unused(configs, merged)
+    for key in overrides:
+        _refuse_unknown(f"--{key}", key, merged)
+    for place, component in _components(_merged([*configs, overrides])):
+        known = _arguments(component)
+        for name in component if known else ():
+            if name not in known:
+                near = ", ".join(_nearest(name, known) or sorted(known - _COMPONENT_KEYS))
+                raise ValueError(f"{place}::{name} is no setting of {place}; did you mean: {near}?")
 
-    config: dict[str, Any] = {"_meta_": {}}
-    for file in _files(given["config_file"]):
-        for key, value in ConfigParser.load_config_file(file).items():
-            name, *inner = key.lstrip("+").split("::")
-            if not inner:
-                config[name] = value
-            config.setdefault(name, None)
-    known = set(config)
-    for key in given.keys() - _RUN_ARGUMENTS:
-        name, *inner = key.lstrip("+").replace("#", "::").split("::")
-        if name not in known:
-            near = ", ".join(_nearest(key, known) or sorted(known - {"_meta_"}))
-            raise ValueError(f"--{key} is no setting of this config; did you mean: {near}?")
-        arguments = _arguments(config[name]) if len(inner) == 1 else set()
-        if arguments and inner[0] not in arguments:
-            near = ", ".join(_nearest(inner[0], arguments) or sorted(arguments))
-            raise ValueError(f"--{key} is no setting of {name}; did you mean: {near}?")
+
+def recipe(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """What the configs and the command line of this process say, as `a::b::0::c` -> value.
+
+    What may change from one run to its continuation is left out: places of files, epochs, learning
+    rate, workers, device.
+
+    Args:
+        argv: see `start`. Without configs on the command line the result is empty.
+    """
+    configs, overrides = _configs_and_overrides(argv)
+    merged = _merged([*configs, overrides]) if configs else {}
+    return {
+        place: value
+        for key, content in merged.items()
+        if key not in _FREE
+        for place, value in _leaves(key, content)
+    }
 
 
 def _config(folder: Path, name: str) -> Path:
@@ -188,20 +155,127 @@ def _config(folder: Path, name: str) -> Path:
     raise DataError(f"{name}: no such config here, nor in the bundle, which has {known}.")
 
 
-def _argument(value: Any) -> str:
-    """Write a value as fire reads it back: text that would become a number or a list is quoted."""
-    text = str(value)
-    if isinstance(value, (str, Path)):
-        from fire.parser import DefaultParseValue
-
-        return text if DefaultParseValue(text) == text else repr(text)
-    return text
-
-
 def _shorter(path: Path) -> Path:
     """The path relative to the working directory where that is shorter."""
     relative = Path(os.path.relpath(path))
     return relative if len(str(relative)) < len(str(path)) else path
+
+
+def _configs_and_overrides(
+    argv: Sequence[str] | None,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The content of the config files on a command line, and the settings on it."""
+    from fire.parser import DefaultParseValue
+    from monai.bundle import ConfigParser
+
+    given: dict[str, Any] = dict(_options(sys.argv[1:] if argv is None else argv))
+    if "args_file" in given:
+        given = {**ConfigParser.load_config_file(given["args_file"]), **given}
+    if "config_file" not in given:
+        return [], {}
+    files = given["config_file"]
+    if isinstance(files, str) and not Path(files).is_file():
+        files = DefaultParseValue(files)
+    if isinstance(files, str) and not Path(files).is_file():
+        files = [part.strip(" '\"") for part in files.strip("[]()").split(",")]
+    names = [files] if isinstance(files, str) else [str(name) for name in files]
+    overrides = {
+        key.replace("#", "::"): DefaultParseValue(text) if isinstance(text, str) else text
+        for key, text in given.items()
+        if key not in RUN_ARGUMENTS
+    }
+    return [ConfigParser.load_config_file(name) for name in names], overrides
+
+
+def _merged(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Configs laid over each other as MONAI does it; a key that leads nowhere is left out."""
+    from monai.bundle import ConfigParser
+    from monai.bundle.utils import merge_kv
+
+    parser = ConfigParser({})
+    for config in configs:
+        for key, value in config.items():
+            try:
+                merge_kv(parser, key, deepcopy(value))
+            except (KeyError, IndexError, ValueError, TypeError):
+                continue
+    return dict(parser.get())
+
+
+def _refuse_program(key: str, value: Any) -> None:
+    """Refuse an expression in the place of a path, unless it is a literal, see `settings.word`."""
+    if isinstance(value, str) and value.startswith(("$", "%")) and value != "$None":
+        try:
+            literal = compile(value[1:], key, "eval").co_names == ()
+        except (SyntaxError, ValueError):
+            literal = False
+        if not literal or value.startswith("%"):
+            raise ValueError(
+                f"--{key} is {value!r}, which MONAI would run as a program or read as a macro; "
+                f"write the name as {word(value)!r}, or use medsam-tune, which does."
+            )
+    elif isinstance(value, str) and ("#" in value or value.startswith("@")):
+        raise ValueError(
+            f"--{key} is {value!r}, in which MONAI would read signs of its language; write the "
+            f"name as {word(value)!r}, or use medsam-tune, which does."
+        )
+
+
+def _refuse_unused(configs: Sequence[Mapping[str, Any]], merged: Mapping[str, Any]) -> None:
+    """Refuse a key of an overlay that is in no config before it, and that nothing refers to."""
+    known: set[str] = set()
+    text = str(merged)
+    for number, config in enumerate(configs):
+        for key in config if number else ():
+            name = key.lstrip("+").split("::")[0]
+            if name not in known and f"@{name}" not in text:
+                _refuse_unknown(key, key, {name: None for name in known})
+            elif "::" in key:
+                _refuse_unknown(key, key, merged)
+        known |= {key.lstrip("+").split("::")[0] for key in config}
+
+
+def _refuse_unknown(shown: str, key: str, config: Mapping[str, Any]) -> None:
+    """Refuse a key, `a::b::0::c`, that leads to no place in a config."""
+    name, *inner = key.lstrip("+").replace("#", "::").split("::")
+    if name not in config:
+        near = listed(_nearest(name, set(config)) or sorted(set(config) - {"_meta_"}), 40)
+        raise ValueError(f"{shown} is no setting of this config; did you mean: {near}?")
+    place, here = name, config[name]
+    for step in inner:
+        if isinstance(here, list):
+            if not step.isdigit() or int(step) >= len(here):
+                raise ValueError(f"{shown}: {place} has the places 0 to {len(here) - 1}.")
+            here = here[int(step)]
+        elif isinstance(here, dict):
+            known = _arguments(here) or ({*here} if "_target_" not in here else set())
+            if known and step not in known:
+                near = ", ".join(_nearest(step, known) or sorted(known - _COMPONENT_KEYS))
+                raise ValueError(f"{shown} is no setting of {place}; did you mean: {near}?")
+            here = here.get(step)
+        else:
+            raise ValueError(f"{shown} is no setting: {place} is {here!r}, which has no parts.")
+        place = f"{place}::{step}"
+
+
+def _components(config: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """All components of a config, and where they are."""
+    if isinstance(config, dict) and "_target_" in config:
+        yield place, config
+    if isinstance(config, (dict, list)):
+        inner = config.items() if isinstance(config, dict) else enumerate(config)
+        for key, value in inner:
+            yield from _components(value, f"{place}::{key}" if place else str(key))
+
+
+def _leaves(place: str, content: Any) -> Iterator[tuple[str, Any]]:
+    """The values of a nested config, and where they are."""
+    if isinstance(content, (dict, list)) and content:
+        inner = content.items() if isinstance(content, dict) else enumerate(content)
+        for key, value in inner:
+            yield from _leaves(f"{place}::{key}", value)
+    else:
+        yield place, content
 
 
 def _arguments(component: Any) -> set[str]:
@@ -216,26 +290,18 @@ def _arguments(component: Any) -> set[str]:
     return {*parameters, *_COMPONENT_KEYS}
 
 
-def _nearest(word: str, known: set[str]) -> list[str]:
+def _nearest(name: str, known: set[str]) -> list[str]:
     """The known words that a mistyped one may have meant, best first."""
-    return get_close_matches(word, sorted(known), n=3)
+    return get_close_matches(name, sorted(known), n=3)
 
 
 def _options(argv: Sequence[str]) -> dict[str, str]:
     """`--key value` and `--key=value` pairs."""
     found: dict[str, str] = {}
-    for index, word in enumerate(argv):
-        if not word.startswith("--"):
+    for index, text in enumerate(argv):
+        if not text.startswith("--"):
             continue
-        key, equals, value = word[2:].partition("=")
+        key, equals, value = text[2:].partition("=")
         following = argv[index + 1] if index + 1 < len(argv) else ""
         found[key] = value if equals else following
     return found
-
-
-def _files(value: str) -> list[str]:
-    """The file names of `--config_file`: one, or a list as fire reads it, `['a.yaml','b.yaml']`."""
-    text = value.strip()
-    if not text.startswith(("[", "(")):
-        return [text]
-    return [part.strip().strip("'\"") for part in text[1:-1].split(",")]

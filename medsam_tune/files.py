@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,18 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         beside = Path(folder) / path.name
         yield beside
+        flush(beside)
         os.replace(beside, path)
+        flush(path.parent)
+
+
+def flush(path: str | Path) -> None:
+    """Have the system write a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -90,3 +101,10 @@ def refuse_taken(
         raise DataError(
             f"{output}: is there already; choose another name, delete it, or say --overwrite."
         )
+
+
+def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file, whole or not at all."""
+    with written_whole(path) as file:
+        text = json.dumps(content, indent=1, ensure_ascii=False, default=str)
+        file.write_text(text + "\n", encoding="utf-8", errors="surrogateescape")

@@ -1,86 +1,374 @@
-"""The run folder and the record of a training run in it."""
+"""The run folder: whose it is, how far its training is, what it was trained on, and its files.
+
+    run.json            the record, written once, when the training starts
+    state.json          started, stopped or finished, and the epoch
+    split.json          the patients and scans that were trained and validated on
+    last.pt             what a training needs to go on
+    tuned.safetensors   the weights of the best epoch so far
+    .lock               held by the process that trains
+
+A killed process leaves its state as it was; the kernel frees its lock.
+"""
 
 from __future__ import annotations
 
-import json
 import os
-from dataclasses import asdict, dataclass, replace
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from medsam_tune.errors import DataError
-from medsam_tune.files import written_whole
+from filelock import FileLock, Timeout
+
+from medsam_tune.cases.datalist import Case
+from medsam_tune.errors import DataError, listed
+from medsam_tune.files import read_json, write_json
 from medsam_tune.sam.build import RANDOM
+from medsam_tune.slices.store import PreparedCase
 from medsam_tune.version import __version__
 
-_RECORD = "run.json"
+RECORD, STATE, SPLIT = "run.json", "state.json", "split.json"
+LAST, TUNED = "last.pt", "tuned.safetensors"
+_OURS = {RECORD, STATE, SPLIT, LAST, TUNED, ".lock", "logs", "weights.safetensors"}
+_PLACES = ("datalist", "slices_dir", "checkpoint")
+_SHOWN = 8  # differences in a message
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """Record of a training run, for evaluation and prediction.
+    """Record of a training run, for its continuation, evaluation and prediction.
 
     Attributes:
-        datalist: path of the datalist of the training.
+        datalist: path of the datalist of the training; None if it needs none.
         slices_dir: folder of the slice store.
         checkpoint: weights of the base: a path, "random", or None for the embedded ones.
         rules: description of the rules from scans to slices, see `slices.rules`.
         mending: description of the choice of faults to mend, see `formats.mending`.
         jitter: standard deviation of each box side's shift, a share of the side.
         seed: seed of everything random.
+        labels: label id -> name.
+        base: description of the base model with the hash of its weights.
+        recipe: what the configs and the command line said, see `bundle.recipe`.
         version: version of the package.
+        places: the paths above, relative to the run folder, for folders that moved together.
     """
 
-    datalist: str
-    slices_dir: str
+    datalist: str | None
+    slices_dir: str | None
     checkpoint: str | None
     rules: dict[str, Any]
     mending: dict[str, Any]
     jitter: float
     seed: int
+    labels: dict[str, str] = field(default_factory=dict)
+    base: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
     version: str = __version__
+    places: dict[str, str] = field(default_factory=dict)
 
-
-def refuse_other_run(output_dir: str | Path, resume: bool = False) -> None:
-    """Refuse to write over a run, or to resume a missing run.
-
-    Raises:
-        DataError: the folder holds a run and `resume` is False, or none and `resume` is True.
-    """
-    there = any((Path(output_dir) / name).is_file() for name in (_RECORD, "last.pt"))
-    if there and not resume:
-        raise DataError(
-            f"{output_dir}: holds a run already; choose another output folder, delete it, or "
-            "continue it with --resume."
+    def differences(self, other: RunRecord) -> list[str]:
+        """What a training that continues this one would do otherwise: name, then, now."""
+        before, now = (
+            _flat(
+                {
+                    "rules": record.rules,
+                    "mending": record.mending,
+                    "jitter": record.jitter,
+                    "seed": record.seed,
+                    "labels": {str(key): name for key, name in record.labels.items()},
+                    "base": record.base,
+                    "version": record.version,
+                    **(record.recipe if self.recipe and other.recipe else {}),
+                }
+            )
+            for record in (self, other)
         )
-    if resume and not there:
-        raise DataError(f"{output_dir}: no run to resume in it; leave --resume out.")
+        return [
+            f"{key} was {_shown(before, key)}, now {_shown(now, key)}"
+            for key in sorted({*before, *now})
+            if before.get(key, _ABSENT) != now.get(key, _ABSENT)
+        ]
 
 
-def write_record(output_dir: str | Path, record: RunRecord) -> None:
+_ABSENT = object()
+
+
+def _shown(values: Mapping[str, Any], key: str) -> str:
+    return repr(values[key]) if key in values else "not there"
+
+
+def _flat(content: Any, place: str = "") -> dict[str, Any]:
+    """Nested JSON as `a::b::0` -> value, as it is after a round trip through a file."""
+    if isinstance(content, dict):
+        inner = content.items()
+    elif isinstance(content, (list, tuple)):
+        inner = {str(number): value for number, value in enumerate(content)}.items()
+    else:
+        return {place: content if isinstance(content, (str, int, float)) else str(content)}
+    found: dict[str, Any] = {}
+    for key, value in inner:
+        found |= _flat(value, f"{place}::{key}" if place else str(key))
+    return found
+
+
+class RunFolder:
+    """The folder of a training, for the process that trains.
+
+    Args:
+        path: folder; made by `open` if absent.
+        record: record of the training that is about to start.
+        resume: continue the training in the folder.
+    """
+
+    def __init__(self, path: str | Path, record: RunRecord, resume: bool = False) -> None:
+        self.path = Path(path)
+        self.record = record
+        self.resume = resume
+        self._lock: FileLock | None = None
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint to resume from."""
+        return self.path / LAST
+
+    def open(self) -> None:
+        """Take the folder for this process, and write the record of a new training.
+
+        A training that was stopped before its first checkpoint starts again.
+
+        Raises:
+            DataError: another process trains into the folder; it holds a run that is not to be
+                resumed, or other files; no run is there to resume, it is finished, or this one
+                differs from it. Nothing is written then.
+        """
+        self._refuse_others()
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise DataError(
+                f"{self.path}: another process trains into it; wait for it, or choose another "
+                "output folder."
+            ) from None
+        try:
+            self._refuse_or_compare()
+        except BaseException:
+            lock.release()
+            raise
+        self._lock = lock  # until the process ends
+        self._remove_leftovers()
+        if not self.last.exists():
+            for name in (SPLIT, TUNED):  # of a training that never had a checkpoint
+                (self.path / name).unlink(missing_ok=True)
+            write_record(self.path, self.record)
+            write_state(self.path, "started")
+
+    def _refuse_others(self) -> None:
+        if self.path.is_dir():
+            others = [one.name for one in self.path.iterdir() if one.name not in _OURS]
+            others = [name for name in others if not _is_leftover(name)]
+            if others and not (self.path / RECORD).is_file():
+                raise DataError(
+                    f"{self.path}: holds other files ({listed(sorted(others), 3)}); expected a new "
+                    "or an empty folder, or a training run to resume."
+                )
+        elif os.path.lexists(self.path):
+            raise DataError(f"{self.path}: is a file; expected a folder for the run.")
+
+    def _refuse_or_compare(self) -> None:
+        if not self.resume:
+            if self.last.exists() or (self.path / TUNED).exists():
+                raise DataError(
+                    f"{self.path}: holds a run already; choose another output folder, delete it, "
+                    "or continue it with --resume."
+                )
+            return
+        if not (self.path / RECORD).is_file():
+            raise DataError(f"{self.path}: no run to resume in it; leave --resume out.")
+        differences = read_record(self.path).differences(self.record)
+        if differences:
+            raise DataError(
+                f"{self.path}: is another training, it cannot be resumed by this one: "
+                f"{listed(differences, _SHOWN, '; ')}. Give the same settings again, or choose "
+                "another output folder; epochs, lr, workers and device may change."
+            )
+
+    def _remove_leftovers(self) -> None:
+        """Delete unfinished files of killed processes, which this package alone names so."""
+        for one in self.path.iterdir():
+            if _is_leftover(one.name) and one.is_dir() and not one.is_symlink():
+                shutil.rmtree(one, ignore_errors=True)
+
+    def keep_split(self, **subsets: Sequence[tuple[Case, PreparedCase]]) -> None:
+        """Write what is trained and validated on, or compare it with what was.
+
+        Args:
+            subsets: name of the subset -> its cases and their entries in the slice store.
+
+        Raises:
+            DataError: a resumed training has other patients or scans than before.
+        """
+        split = {
+            name: [
+                {"case": case.id, "patient": case.patient, "content": prepared.content}
+                for case, prepared in members
+                if not case.copy
+            ]
+            for name, members in subsets.items()
+        }
+        path = self.path / SPLIT
+        if not path.is_file():
+            datalist = self.record.datalist
+            place = None if datalist is None else os.path.abspath(datalist)
+            write_json(path, {"datalist": place, **split})
+            return
+        before = read_json(path)
+        for name, members in split.items():
+            then, now = ({_identity(one) for one in each} for each in (before[name], members))
+            changed = sorted({case for case, *_ in then ^ now})
+            if changed:
+                raise DataError(
+                    f"{self.path}: the {name} cases are not those of the run, it cannot be "
+                    f"resumed: {listed(changed)}. Give the datalist and the scans as they were, "
+                    "or choose another output folder."
+                )
+
+    def set_state(self, state: str, epoch: int, epochs: int) -> None:
+        """Write how far the training is.
+
+        Args:
+            state: "started", "stopped" (it can be resumed) or "finished".
+            epoch: epochs that are complete.
+            epochs: epochs that are wanted.
+        """
+        write_state(self.path, state, epoch, epochs)
+
+
+def _is_leftover(name: str) -> bool:
+    """Whether a name is that of a temporary folder of `files.written_whole`."""
+    return any(name.startswith(f".{ours}.") for ours in _OURS)
+
+
+def _identity(entry: Mapping[str, str]) -> tuple[str, str, str]:
+    return entry["case"], entry["patient"], entry["content"]
+
+
+def write_record(run: str | Path, record: RunRecord) -> None:
     """Write a run's record into its folder, whole or not at all; its paths become absolute."""
-    places = {
+    run = Path(run)
+    given = {
         name: os.path.abspath(path)
-        for name in ("datalist", "slices_dir", "checkpoint")
+        for name in _PLACES
         if (path := getattr(record, name)) not in (None, RANDOM)
     }
-    record = replace(record, **places)
-    with written_whole(Path(output_dir) / _RECORD) as file:
-        file.write_text(json.dumps(asdict(record), indent=2) + "\n")
+    places = {name: os.path.relpath(path, run.absolute()) for name, path in given.items()}
+    write_json(run / RECORD, asdict(replace(record, **given, places=places)))
 
 
 def read_record(run: str | Path) -> RunRecord:
-    """Read the record of a run folder.
+    """Read the record of a run folder; files that moved together with the folder are found.
 
     Raises:
         DataError: the folder holds no run, or a record that cannot be read.
     """
-    path = Path(run) / _RECORD
+    run = Path(run)
+    path = run / RECORD
     if not path.is_file():
         raise DataError(
-            f"{run}: no training run in it (no {_RECORD}); `medsam-tune train` makes one."
+            f"{run}: no training run in it (no {RECORD}); `medsam-tune train` makes one."
         )
+    content = read_json(path)
     try:
-        return RunRecord(**json.loads(path.read_text()))
-    except (json.JSONDecodeError, TypeError) as error:
+        record = RunRecord(**content)
+    except TypeError as error:
         raise DataError(f"{path}: is damaged or of another version ({error}).") from error
+    _check_types(record, path)
+    moved: dict[str, Any] = {}
+    for name, place in record.places.items():
+        beside = run.absolute() / place
+        if not Path(getattr(record, name)).exists() and beside.exists():
+            moved[name] = os.path.normpath(beside)
+    return replace(record, **moved)
+
+
+def _check_types(record: RunRecord, path: Path) -> None:
+    """Refuse values of another type than the record's: the file may come from anybody."""
+    text = (str, type(None))
+    kinds: dict[str, Any] = {name: text for name in _PLACES}
+    kinds |= {"jitter": (int, float), "seed": int, "version": str}
+    for one in fields(record):
+        value = getattr(record, one.name)
+        if not isinstance(value, kinds.get(one.name, dict)) or isinstance(value, bool):
+            raise DataError(f"{path}: is damaged or of another version ({one.name} is {value!r}).")
+    for name, place in record.places.items():
+        if name not in _PLACES or not isinstance(getattr(record, name), str):
+            raise DataError(f"{path}: is damaged or of another version (places::{name} {place!r}).")
+
+
+def write_state(run: str | Path, state: str, epoch: int = 0, epochs: int | None = None) -> None:
+    """Write how far a training is, see `RunFolder.set_state`."""
+    write_json(Path(run) / STATE, {"state": state, "epoch": epoch, "epochs": epochs})
+
+
+def tuned_file(run: str | Path, unfinished: bool = False) -> Path:
+    """The tuned file of a run.
+
+    Args:
+        run: folder of the run.
+        unfinished: take the best weights so far of a training that is not finished.
+
+    Raises:
+        DataError: no run in the folder, no tuned file yet, or a training that is not finished.
+    """
+    run = Path(run)
+    read_record(run)
+    tuned, path = run / TUNED, run / STATE
+    state = read_json(path) if path.is_file() else {}
+    if not tuned.is_file():
+        raise DataError(
+            f"{run}: no {TUNED} in it yet: no epoch was validated. Continue it with --resume."
+        )
+    if state.get("state") != "finished" and not unfinished:
+        raise DataError(
+            f"{run}: its training is not finished ({state.get('epoch', 0)} of "
+            f"{state.get('epochs', '?')} epochs). Continue it with --resume, or use the best "
+            "weights so far with --unfinished."
+        )
+    return tuned
+
+
+def refuse_seen(run: str | Path, name: str, cases: Sequence[tuple[Case, PreparedCase]]) -> None:
+    """Refuse cases that a run was trained or validated on: their score would not be held-out.
+
+    A case is known by its voxels; and by its patient, in a datalist beside that of the training.
+
+    Args:
+        run: folder of the run.
+        name: path of the datalist of the cases.
+        cases: cases and their entries in the slice store.
+
+    Raises:
+        DataError: names the cases.
+    """
+    path = Path(run) / SPLIT
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; the split of the training is lost. Train again.")
+    content = read_json(path)
+    known = [one for subset in ("training", "validation") for one in content.get(subset, [])]
+    voxels = {one["content"] for one in known}
+    trained = [content.get("datalist"), read_record(run).datalist]
+    same = Path(name).absolute().parent in [Path(one).parent for one in trained if one]
+    patients = {one["patient"] for one in known} if same else set()
+    seen = [
+        case.id
+        for case, prepared in cases
+        if prepared.content in voxels or case.patient in patients
+    ]
+    if seen:
+        raise DataError(
+            f"{name}: {len(seen)} of {len(cases)} test cases were trained or validated on in "
+            f"{run}: {listed(sorted(seen))}. Their score would not be held-out: give the split of "
+            "the training, or cases that it has not seen."
+        )

@@ -10,18 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import cast
 
 import nibabel as nib
 import numpy as np
 from monai.data import MetaTensor
-from monai.transforms import Orientation
 from tqdm import tqdm
 
 from medsam_tune.cases.checks import check_image
 from medsam_tune.cases.datalist import SUBSETS, Case, Datalist, leaks_of, read_datalist
 from medsam_tune.cases.folders import has_pairs, labels_of, paired_cases, studies_cases
-from medsam_tune.cases.load import load_case
+from medsam_tune.cases.load import load_case, voxel_hash
 from medsam_tune.errors import DataError, about
 from medsam_tune.files import written_whole
 from medsam_tune.formats.dicom.series import Series
@@ -244,8 +242,7 @@ def _describe(finding: Finding, image: MetaTensor) -> None:
     finding.orientation = "".join(nib.orientations.aff2axcodes(affine))
     finding.range = (float(values.min()), float(values.max()))
     finding.notes = tuple(image.meta.get("notes", ()))
-    same = cast(MetaTensor, Orientation(axcodes="LPS", labels=None)(image)).as_tensor()
-    finding.voxels = hashlib.sha256(same.contiguous().numpy().data).hexdigest()[:16]
+    finding.voxels = voxel_hash(image)
 
 
 def _same_bytes(data: Datalist, leaks: list[str], twice: list[str]) -> set[tuple[str, str]]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
 from monai.data import MetaTensor
+from monai.transforms import Orientation
 
 from medsam_tune.cases.checks import check_image, not_finite
 from medsam_tune.cases.datalist import Case
@@ -44,6 +46,16 @@ def load_case(
         if case.label is None:
             return image, None
         return image, open_label(case.label).onto(image, case.image, labels, mending)
+
+
+def voxel_hash(image: MetaTensor) -> str:
+    """Hash of a scan's voxels in LPS order: the same for the scan under another name.
+
+    Args:
+        image: (1, X, Y, Z) float32 as `load_case` returns it.
+    """
+    same = cast(MetaTensor, Orientation(axcodes="LPS", labels=None)(image)).as_tensor()
+    return hashlib.sha256(same.contiguous().numpy().data).hexdigest()[:16]
 
 
 def _one_volume(image: MetaTensor, index: int | None, path: Path) -> MetaTensor:

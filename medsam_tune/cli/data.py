@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
-from medsam_tune.bundle import component_from, read_settings, run_bundle
-from medsam_tune.cli.options import MODALITIES, Bundle, Set, given
+from medsam_tune.bundle import run_bundle
+from medsam_tune.cli.options import MODALITIES, Bundle, Overwrite, Set, given
 from medsam_tune.errors import DataError
+from medsam_tune.files import refuse_taken
+from medsam_tune.settings import component_from, read_settings
 
 
 def split(
@@ -73,7 +75,8 @@ def check(
     output: Annotated[
         Path | None, typer.Option(help="Write the findings to this file, JSON.")
     ] = None,
-    jobs: Annotated[int, typer.Option(help="Scans read at the same time.")] = 2,
+    overwrite: Overwrite = False,
+    jobs: Annotated[int, typer.Option(help="Scans read at the same time.", min=1)] = 2,
     set_: Annotated[
         list[str] | None,
         typer.Option(
@@ -89,6 +92,8 @@ def check(
     from medsam_tune.cases.audit import check_place
     from medsam_tune.formats.mending import Mending
 
+    if output is not None:
+        refuse_taken(output, overwrite, [place])
     mending = component_from("mending", Mending, read_settings(set_))
     report = check_place(place, jobs, mending=mending)
     typer.echo("\n".join(report.lines()))

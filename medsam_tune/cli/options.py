@@ -14,6 +14,9 @@ MODELS = ("nano", "vit_t", "vit_t_lite", "vit_b", "vit_l", "vit_h")
 MODALITIES = ("CT", "MR", "XR", "US")
 FORMATS = ("sam", "onnx", "peft")
 
+STOPPED = (130, 143)
+"""Exit codes of a command that Ctrl-C or SIGTERM stopped."""
+
 Datalist = Annotated[Path, typer.Option(help="Datalist, JSON, from `medsam-tune split`.")]
 Run = Annotated[Path, typer.Option(help="Folder of a training run.")]
 Model = Annotated[str, typer.Option(help=f"Base model: {', '.join(MODELS)}.")]
@@ -38,6 +41,13 @@ CheckpointOfRun = Annotated[
 ]
 ImageSize = Annotated[
     int | None, typer.Option(help="Side of the model's input in pixels. Default: the model's own.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")]
+Unfinished = Annotated[
+    bool,
+    typer.Option(
+        "--unfinished", help="Take the best weights so far of a training that is not finished."
+    ),
 ]
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from medsam_tune.bundle import read_settings, run_bundle, training_configs
+from medsam_tune.bundle import run_bundle, training_configs
 from medsam_tune.cli.options import (
     FORMATS,
     METHODS,
+    STOPPED,
     Bundle,
     Checkpoint,
     CheckpointOfRun,
@@ -18,12 +21,17 @@ from medsam_tune.cli.options import (
     ImageSize,
     Model,
     Overlay,
+    Overwrite,
     Run,
     Set,
+    Unfinished,
     given,
     refuse_random,
     refuse_unknown,
 )
+from medsam_tune.errors import DataError
+from medsam_tune.files import refuse_taken
+from medsam_tune.settings import read_settings
 
 
 def train(
@@ -38,7 +46,7 @@ def train(
         bool, typer.Option("--no-prompt", help="Segment every label without boxes.")
     ] = False,
     resume: Annotated[
-        bool, typer.Option(help="Continue the run in --output from its last epoch.")
+        bool, typer.Option(help="Continue the run in --output from where it stopped.")
     ] = False,
     overlay: Overlay = None,
     set_: Set = None,
@@ -51,7 +59,14 @@ def train(
     overrides |= given(image_size=image_size, checkpoint=checkpoint)
     if resume:
         overrides["resume"] = True
-    run_bundle(bundle, configs, overrides | read_settings(set_))
+    words = sys.argv[1:]
+    try:
+        run_bundle(bundle, configs, overrides | read_settings(set_))
+    except SystemExit as error:
+        if error.code in STOPPED:
+            words += [] if resume else ["--resume"]
+            typer.echo(f"continue: medsam-tune {shlex.join(words)}", err=True)
+        raise
 
 
 def evaluate(
@@ -68,6 +83,7 @@ def evaluate(
     ] = None,
     image_size: ImageSize = None,
     checkpoint: Checkpoint = None,
+    unfinished: Unfinished = False,
     bundle: Bundle = "volume",
     overlay: Overlay = None,
     set_: Set = None,
@@ -80,6 +96,8 @@ def evaluate(
         if run is not None or datalist is None or output is None:
             raise ValueError("--zero-shot needs --datalist and --output, and takes no --run.")
         refuse_random(model, checkpoint)
+        if (output / "evaluation").exists():
+            raise DataError(f"{output}: holds an evaluation already; choose another --output.")
         overrides = {"datalist": datalist, "run_dir": output, "model": model}
         overrides |= given(image_size=image_size, checkpoint=checkpoint)
         configs = ["evaluate.yaml", "zero_shot.yaml", *(overlay or [])]
@@ -88,6 +106,7 @@ def evaluate(
         raise ValueError("give --run, the folder of a training run, or --zero-shot.")
     else:
         overrides = {"run_dir": run} | given(datalist=datalist, checkpoint=checkpoint)
+        overrides |= given(unfinished=unfinished or None)
         run_bundle(bundle, ["evaluate.yaml", *(overlay or [])], overrides | read_settings(set_))
 
 
@@ -105,12 +124,15 @@ def predict(
         typer.Option(help="SeriesInstanceUID, or its end, if a DICOM folder holds several."),
     ] = None,
     checkpoint: CheckpointOfRun = None,
+    overwrite: Overwrite = False,
+    unfinished: Unfinished = False,
     bundle: Bundle = "volume",
     set_: Set = None,
 ) -> None:
     """Segment a scan by its boxes, or every label without boxes."""
     overrides = {"run_dir": run, "scan": scan, "output": output}
     overrides |= given(prompts=prompts, series=series, checkpoint=checkpoint)
+    overrides |= given(overwrite=overwrite or None, unfinished=unfinished or None)
     run_bundle(bundle, ["inference.yaml"], overrides | read_settings(set_))
 
 
@@ -122,15 +144,19 @@ def export(
     ],
     format_: Annotated[str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")] = "sam",
     checkpoint: CheckpointOfRun = None,
+    overwrite: Overwrite = False,
+    unfinished: Unfinished = False,
 ) -> None:
     """Write a run as a plain SAM checkpoint, as ONNX, or as an adapter folder of peft."""
     from medsam_tune.methods.export import export_onnx, export_sam, is_stock
     from medsam_tune.methods.peft_folder import save_peft
     from medsam_tune.methods.tuned import load_tuned, read_header
-    from medsam_tune.runs import read_record
+    from medsam_tune.runs import TUNED, read_record, tuned_file
 
     refuse_unknown("format", format_, FORMATS)
-    tuned = run / "tuned.safetensors"
+    if format_ == "sam":
+        refuse_taken(output, overwrite, [run / TUNED, checkpoint])
+    tuned = tuned_file(run, unfinished)
     model = load_tuned(tuned, checkpoint=checkpoint or read_record(run).checkpoint)
     if format_ == "onnx":
         export_onnx(model, output, read_header(tuned).labels)

@@ -17,7 +17,7 @@ from medsam_tune.inference.inferers import volume_inferer
 from medsam_tune.inference.output import write_mask
 from medsam_tune.inference.scans import LoadPromptedScan, PromptedScan
 from medsam_tune.methods.tuned import load_tuned, read_header
-from medsam_tune.runs import read_record
+from medsam_tune.runs import read_record, tuned_file
 from medsam_tune.sam.model import PromptableSam
 from medsam_tune.slices.rules import ScanRules, rules_from
 
@@ -54,17 +54,22 @@ class Segmenter:
 
     @classmethod
     def from_run(
-        cls, run: str | Path, checkpoint: str | Path | None = None, **options: Any
+        cls,
+        run: str | Path,
+        checkpoint: str | Path | None = None,
+        unfinished: bool = False,
+        **options: Any,
     ) -> Segmenter:
         """The model of a training run's output folder.
 
         Args:
             run: folder written by `medsam-tune train`.
             checkpoint: checkpoint of the base, if it moved after training.
+            unfinished: take the best weights so far of a training that is not finished.
             options: other arguments of the constructor.
         """
         record = read_record(run)
-        tuned = Path(run) / "tuned.safetensors"
+        tuned = tuned_file(run, unfinished)
         model = load_tuned(tuned, checkpoint=checkpoint or record.checkpoint)
         labels = read_header(tuned).labels
         options.setdefault("mending", Mending(**record.mending))

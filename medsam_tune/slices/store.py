@@ -31,15 +31,16 @@ from tqdm import tqdm
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from medsam_tune.cases.datalist import Case
-from medsam_tune.cases.load import load_case
+from medsam_tune.cases.load import load_case, voxel_hash
 from medsam_tune.errors import DataError, about
+from medsam_tune.files import flush
 from medsam_tune.formats.mending import Mending
 from medsam_tune.formats.open import files_of
 from medsam_tune.slices.cut import cut, cut_label, grid_of, turned
 from medsam_tune.slices.frames import with_neighbours
 from medsam_tune.slices.rules import ScanRules
 
-FORMAT = 4
+FORMAT = 5
 """Version of the entries; raise it when their content changes."""
 
 _FILES = "files.json"  # size, modification time in ns and (of JSON) CRC-32 of an entry's files
@@ -60,6 +61,7 @@ class PreparedCase:
         has_truth: True if slices are resampled and a label map in the scan's own grid is kept.
         neighbours: True if the channels are the slice before, the slice and the slice after.
         constant: indices of slices without content: one value in all pixels.
+        content: hash of the scan's voxels, see `cases.load.voxel_hash`.
     """
 
     path: Path
@@ -70,6 +72,7 @@ class PreparedCase:
     has_truth: bool
     neighbours: bool
     constant: frozenset[int]
+    content: str
     _arrays: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def image_slice(self, k: int) -> NDArray[np.uint8]:
@@ -209,12 +212,13 @@ class SliceStore:
             if (there := self.find(case)) is not None:
                 return there
             image, label = load_case(case, self.labels, self.mending)
+            content = voxel_hash(image)
             if case.copy:
                 image, label = self._deformed(case, image, label)
             beside = Path(tempfile.mkdtemp(dir=making, prefix=f"{entry.name}."))
             try:
                 os.chmod(beside, 0o755)  # mkdtemp's 0700 would lock colleagues out
-                self._write(beside, case, image, label)
+                self._write(beside, case, image, label, content)
                 _put(beside, entry)
             finally:
                 shutil.rmtree(beside, ignore_errors=True)
@@ -269,7 +273,9 @@ class SliceStore:
         text = json.dumps(made_from, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
-    def _write(self, folder: Path, case: Case, image: MetaTensor, label: MetaTensor | None) -> None:
+    def _write(
+        self, folder: Path, case: Case, image: MetaTensor, label: MetaTensor | None, content: str
+    ) -> None:
         slices, grid = cut(image, self.rules.stored)  # (Z, C, H, W)
         group = zarr.open_group(folder, mode="w", zarr_format=3)
         _write_array(group, "image", slices.numpy())
@@ -283,6 +289,7 @@ class SliceStore:
             present = [[int(i) for i in np.flatnonzero(np.bincount(s.ravel())) if i] for s in ids]
         attributes: dict[str, Any] = {
             "case": case.id,
+            "content": content,
             "shape": [slices.shape[0], *slices.shape[2:]],
             "labels_in_slice": present,
             "constant": np.flatnonzero(np.ptp(slices.numpy(), axis=(2, 3)).max(1) == 0).tolist(),
@@ -315,23 +322,15 @@ def _seal(folder: Path) -> None:
     """Record the files of an entry, and flush them to disk before the entry gets its name."""
     files = {}
     for path in sorted(folder.rglob("*")):
-        _flush(path)
+        flush(path)
         if path.is_file():
             status = path.stat()
             checksum = zlib.crc32(path.read_bytes()) if path.suffix == ".json" else None
             name = path.relative_to(folder).as_posix()
             files[name] = [status.st_size, status.st_mtime_ns, checksum]
     (folder / _FILES).write_text(json.dumps(files, indent=1))
-    _flush(folder / _FILES)
-    _flush(folder)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    flush(folder / _FILES)
+    flush(folder)
 
 
 def _put(beside: Path, entry: Path) -> None:
@@ -347,7 +346,7 @@ def _put(beside: Path, entry: Path) -> None:
                 os.replace(file, target)
     else:
         os.replace(beside, entry)
-    _flush(entry.parent)
+    flush(entry.parent)
 
 
 def _check_files(entry: Path) -> None:
@@ -379,4 +378,5 @@ def _open_entry(entry: Path, neighbours: bool) -> PreparedCase:
         has_truth=bool(attributes["has_truth"]),
         neighbours=neighbours,
         constant=frozenset(attributes["constant"]),
+        content=str(attributes["content"]),
     )

@@ -1,23 +1,17 @@
-"""Handlers of a trainer and its validator: checks, progress, and the files of a run."""
+"""Handlers of a trainer: randomness, progress and checks."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
-from ignite.handlers import DiskSaver, ProgressBar
+from ignite.handlers import ProgressBar
 from ignite.metrics import RunningAverage
-from monai.handlers import CheckpointLoader
 from torch import Tensor, nn
 
-from medsam_tune.methods.tuned import load_tuned_tensors, save_tuned, tuned_tensors
-from medsam_tune.runs import RunRecord, write_record
-from medsam_tune.sam.model import PromptableSam
 from medsam_tune.training.samples import SeededSampler
 
 
@@ -40,9 +34,12 @@ class EpochSeed:
         engine.add_event_handler(Events.EPOCH_STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Set the seed before the first batch of an epoch."""
-        self.sampler.set_epoch(engine.state.epoch)
-        torch.manual_seed(self.seed * 100_003 + engine.state.epoch)
+        """Set the seed before the first batch; pass over what a resumed epoch has done."""
+        state: Any = engine.state
+        batches = state.iteration - (state.epoch - 1) * (state.epoch_length or 0)
+        batch_size = getattr(state.dataloader, "batch_size", None) or 1
+        self.sampler.set_epoch(state.epoch, batches * batch_size)
+        torch.manual_seed(self.seed * 100_003 + state.epoch)
 
 
 class Progress:
@@ -170,108 +167,3 @@ def _trace(tensor: Tensor) -> Tensor:
 def _should_move(value: Tensor, gradient: Tensor, rate: float) -> bool:
     """True if a step of Adam at this rate is larger than float32's rounding."""
     return float(gradient.abs().max()) > 1e-7 and rate > 1e-6 * float(value.abs().max())
-
-
-class KeepBest:
-    """Handler of a validator: writes the tuned file at each new best validation Dice.
-
-    Args:
-        model: model to save.
-        path: tuned file to write.
-        labels: label id -> name, for its header.
-        metric: key in the validator's metrics; higher is better.
-    """
-
-    def __init__(
-        self,
-        model: PromptableSam,
-        path: str | Path,
-        labels: Mapping[int, str],
-        metric: str = "mean_dice",
-    ) -> None:
-        self.model = model
-        self.path = path
-        self.labels = labels
-        self.metric = metric
-        self.best = -math.inf
-
-    def attach(self, engine: Engine) -> None:
-        """Attach to an engine after the handler of the metric; MONAI calls it."""
-        engine.add_event_handler(Events.COMPLETED, self)
-
-    def __call__(self, engine: Engine) -> None:
-        """Save the model after a validation if it is the best."""
-        value = engine.state.metrics[self.metric]
-        better = value > self.best
-        if better:
-            self.best = value
-            save_tuned(self.model, self.path, self.labels)
-        engine.logger.info(
-            f"validation {self.metric} {value:.4f}, best {self.best:.4f}"
-            + (f", kept in {self.path}" if better else "")
-        )
-
-    def state_dict(self) -> dict[str, float]:
-        """Return the best value for the checkpoint."""
-        return {"best": self.best}
-
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Take the best value from the checkpoint."""
-        self.best = state["best"]
-
-
-class TunedState:
-    """Tuned tensors as an object that checkpoints can save and load."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return name -> tuned tensor."""
-        return tuned_tensors(self.model)
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Load tuned tensors; refuse other names and shapes."""
-        load_tuned_tensors(self.model, state, "checkpoint")
-
-
-class KeepLast:
-    """Handler of a trainer: the run's record, and a checkpoint after each epoch to resume from.
-
-    ignite's `DiskSaver` writes a temporary file and renames it. It is called directly: MONAI's
-    `CheckpointSaver` writes in place, and ignite's `Checkpoint` removes a file of the same name
-    before it writes the new one.
-
-    Args:
-        record: record to write when training starts; None if no evaluation needs it.
-        to_save: name -> object with `state_dict`; the trainer itself is added as `trainer`.
-        folder: folder of `run.json` and `last.pt`.
-        resume: load `last.pt` before the first epoch.
-    """
-
-    def __init__(
-        self,
-        record: RunRecord | None,
-        to_save: Mapping[str, Any],
-        folder: str | Path,
-        resume: bool = False,
-    ) -> None:
-        self.record = record
-        self.to_save = dict(to_save)
-        self.folder = Path(folder)
-        self.resume = resume
-
-    def attach(self, engine: Engine) -> None:
-        """Attach to an engine after validation, whose best value is saved too; MONAI calls it."""
-        everything = {**self.to_save, "trainer": engine}
-        if self.resume:
-            CheckpointLoader(str(self.folder / "last.pt"), everything).attach(engine)
-        saver = DiskSaver(str(self.folder), atomic=True, create_dir=True, require_empty=False)
-
-        def save() -> None:
-            saver({name: part.state_dict() for name, part in everything.items()}, "last.pt")
-
-        if self.record is not None:
-            record = self.record
-            engine.add_event_handler(Events.STARTED, lambda _: write_record(self.folder, record))
-        engine.add_event_handler(Events.EPOCH_COMPLETED, save)

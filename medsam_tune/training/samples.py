@@ -122,14 +122,21 @@ class SeededSampler(Sampler[tuple[int, int]]):
         self.seed = seed
         self.num_samples = self.size if num_samples is None else num_samples
         self.epoch = 0
+        self.done = 0
         if self.size < 1 or self.num_samples < 1:
             raise DataError(
                 f"{self.num_samples} samples from {self.size} slices; expected at least one of each"
             )
 
-    def set_epoch(self, epoch: int) -> None:
-        """Set the place in the sequence where the next iteration starts."""
+    def set_epoch(self, epoch: int, done: int = 0) -> None:
+        """Set the place in the sequence where the next iteration starts.
+
+        Args:
+            epoch: number of the epoch.
+            done: samples of the epoch that the next iteration passes over.
+        """
         self.epoch = epoch
+        self.done = done
 
     def __len__(self) -> int:
         return self.num_samples
@@ -143,5 +150,6 @@ class SeededSampler(Sampler[tuple[int, int]]):
             order = np.random.default_rng([self.seed, 0, number]).permutation(self.size)
             begin = number * self.size
             for index in order[max(start - begin, 0) : stop - begin]:
-                yield int(index), int(seeds[place])
+                if place >= self.done:
+                    yield int(index), int(seeds[place])
                 place += 1

@@ -1,0 +1,291 @@
+"""What a training keeps: the best weights, and a checkpoint from which it goes on bit for bit."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from medsam_tune.cases.datalist import Case
+from medsam_tune.errors import DataError
+from medsam_tune.files import written_whole
+from medsam_tune.methods.tuned import load_tuned_tensors, save_tuned, tuned_tensors
+from medsam_tune.runs import RunFolder
+from medsam_tune.sam.model import PromptableSam
+from medsam_tune.slices.store import PreparedCase
+from medsam_tune.training.signals import StopAtSignal
+
+
+class KeepBest:
+    """Handler of a validator: writes the tuned file at each new best validation Dice.
+
+    Args:
+        model: model to save.
+        path: tuned file to write.
+        labels: label id -> name, for its header.
+        metric: key in the validator's metrics; higher is better.
+    """
+
+    def __init__(
+        self,
+        model: PromptableSam,
+        path: str | Path,
+        labels: Mapping[int, str],
+        metric: str = "mean_dice",
+    ) -> None:
+        self.model = model
+        self.path = path
+        self.labels = labels
+        self.metric = metric
+        self.best = -math.inf
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to an engine after the handler of the metric; MONAI calls it."""
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Save the model after a validation if it is the best."""
+        value = engine.state.metrics[self.metric]
+        better = value > self.best
+        if better:
+            self.best = value
+            save_tuned(self.model, self.path, self.labels)
+        engine.logger.info(
+            f"validation {self.metric} {value:.4f}, best {self.best:.4f}"
+            + (f", kept in {self.path}" if better else "")
+        )
+
+    def state_dict(self) -> dict[str, float]:
+        """Return the best value for the checkpoint."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Take the best value from the checkpoint."""
+        self.best = state["best"]
+
+
+class TunedState:
+    """Tuned tensors as an object that checkpoints can save and load."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return name -> tuned tensor."""
+        return tuned_tensors(self.model)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Load tuned tensors; refuse other names and shapes."""
+        load_tuned_tensors(self.model, state, "checkpoint")
+
+
+class ScheduleState:
+    """Steps of a schedule of learning rates; rates and length are those of the settings.
+
+    So a run that is resumed with another rate, or for more epochs, follows the new schedule. It
+    belongs after the optimizer, whose checkpoint has the old rates. A schedule that is no function
+    of the step (no `LambdaLR`) is kept whole.
+    """
+
+    def __init__(self, scheduler: LRScheduler) -> None:
+        self.scheduler = scheduler
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the number of steps."""
+        if isinstance(self.scheduler, LambdaLR):
+            return {"steps": self.scheduler.last_epoch}
+        return self.scheduler.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Set the schedule to a number of steps, and the optimizer to the rates of that step."""
+        scheduler = self.scheduler
+        if not isinstance(scheduler, LambdaLR):
+            scheduler.load_state_dict(dict(state))
+            return
+        scheduler.last_epoch = state["steps"]
+        scheduler._step_count = state["steps"] + 1
+        groups = zip(
+            scheduler.optimizer.param_groups,
+            scheduler.base_lrs,
+            scheduler.lr_lambdas,
+            strict=True,
+        )
+        for group, rate, factor in groups:
+            group["initial_lr"] = rate
+            group["lr"] = rate * factor(state["steps"])
+        scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
+
+
+class Randomness:
+    """The states of all generators of random numbers, as a checkpoint can hold them."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of torch, CUDA, numpy and Python."""
+        _, keys, place, has_gauss, gauss = np.random.get_state(legacy=True)
+        version, internal, following = random.getstate()
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        return {
+            "torch": torch.get_rng_state(),
+            "cuda": cuda,
+            "numpy": [torch.from_numpy(np.asarray(keys, np.int64)), place, has_gauss, gauss],
+            "python": [version, list(internal), following],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Set all generators; those of GPUs only if there are as many as before."""
+        torch.set_rng_state(state["torch"])
+        if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(state["cuda"])
+        keys, place, has_gauss, gauss = state["numpy"]
+        np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), place, has_gauss, gauss))
+        version, internal, following = state["python"]
+        random.setstate((version, tuple(internal), following))
+
+
+class KeepLast:
+    """Handler of a trainer: the run's split and state, and a checkpoint to resume from.
+
+    The checkpoint is written after the first step, after each epoch with its validation, every few
+    minutes, and at a signal; whole or not at all. A run that is resumed from it ends as one that
+    never stopped, bit for bit on a CPU, also if it stopped within an epoch or in a validation.
+
+    Args:
+        folder: folder of the run, opened before the trainer runs.
+        to_save: name -> object with `state_dict`; the trainer, its scaler and the random states are
+            added.
+        stop: handler that knows of signals; attached to the trainer before this one.
+        split: name of the subset -> its cases and their entries in the store, which the run keeps;
+            None if there are none.
+        minutes: time between two checkpoints within an epoch.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        to_save: Mapping[str, Any],
+        stop: StopAtSignal | None = None,
+        split: Mapping[str, tuple[Sequence[Case], Sequence[PreparedCase]]] | None = None,
+        minutes: float = 10,
+    ) -> None:
+        self.folder = folder
+        self.to_save = dict(to_save)
+        self.stop = stop
+        self.split = split
+        self.minutes = minutes
+        self.random = Randomness()
+        self._saved_at = 0.0
+        self._saved_step = 0
+        self._resumed: dict[str, Any] | None = None  # until the first step after it
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to an engine after validation, whose best value is saved too; MONAI calls it."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_STARTED, lambda _: self._restore_randomness())
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._after_step)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._after_epoch)
+        engine.add_event_handler(Events.TERMINATE, self._stopped)
+        engine.add_event_handler(Events.COMPLETED, self._finished)
+
+    def _start(self, engine: Engine) -> None:
+        self._saved_at = time.monotonic()
+        if self.split is not None:
+            self.folder.keep_split(
+                **{
+                    name: list(zip(cases, prepared, strict=True))
+                    for name, (cases, prepared) in self.split.items()
+                }
+            )
+        if self.folder.last.exists():
+            self._resume(engine)
+
+    def _resume(self, engine: Engine) -> None:
+        path = self.folder.last
+        epochs = engine.state.max_epochs
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            for name, part in self._parts(engine).items():
+                if name != "scaler" or name in state:  # a run may go on with other precision
+                    part.load_state_dict(state[name])
+            within, pending = state["random"], bool(state["pending"])
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, EOFError, UnpicklingError, KeyError, ValueError, TypeError) as error:
+            raise DataError(
+                f"{path}: is damaged or of another training ({path.stat().st_size} bytes; "
+                f"{str(error).splitlines()[0] if str(error) else type(error).__name__}). Start "
+                f"again in a new folder; the best weights so far are in {self.folder.path}."
+            ) from error
+        done = engine.state.epoch
+        engine.state.max_epochs = epochs
+        if epochs is not None and (done > epochs or (done == epochs and not pending)):
+            raise DataError(
+                f"{self.folder.path}: is at {done} epochs already, {epochs} are wanted. Train "
+                f"further with more: --set epochs={2 * done}."
+            )
+        self.folder.set_state("started", done, epochs or 0)
+        engine.logger.info(f"resumed from {path}, step {engine.state.iteration}")
+        self._resumed = within
+        if pending:  # the epoch's last step was saved, its validation was not
+            engine.fire_event(Events.EPOCH_COMPLETED)
+            self._resumed = None
+
+    def _restore_randomness(self) -> None:
+        if self._resumed is not None:
+            self.random.load_state_dict(self._resumed)
+            self._resumed = None
+
+    def _parts(self, engine: Engine) -> dict[str, Any]:
+        scaler = getattr(engine, "scaler", None)
+        return {**self.to_save, "trainer": engine} | ({} if scaler is None else {"scaler": scaler})
+
+    def _save(self, engine: Engine, *, pending: bool) -> None:
+        state: dict[str, Any] = {
+            name: part.state_dict() for name, part in self._parts(engine).items()
+        }
+        state |= {"random": self.random.state_dict(), "pending": pending}
+        # A stream of Python's: a full disk is an OSError then.
+        with written_whole(self.folder.last) as file, file.open("wb") as stream:
+            torch.save(state, stream)
+        self._saved_at, self._saved_step = time.monotonic(), engine.state.iteration
+
+    def _after_step(self, engine: Engine) -> None:
+        due = time.monotonic() - self._saved_at > 60 * self.minutes
+        if engine.state.iteration == 1 or due:
+            self._save(engine, pending=engine.state.iteration % _length(engine) == 0)
+
+    def _after_epoch(self, engine: Engine) -> None:
+        if not self._stops:  # otherwise its validation was cut short, and is made again
+            self._save(engine, pending=False)
+            self.folder.set_state("started", engine.state.epoch, engine.state.max_epochs or 0)
+
+    @property
+    def _stops(self) -> bool:
+        return self.stop is not None and self.stop.received is not None
+
+    def _stopped(self, engine: Engine) -> None:
+        epoch, epochs = engine.state.iteration // _length(engine), engine.state.max_epochs or 0
+        if self._saved_step != engine.state.iteration or engine.state.iteration % _length(engine):
+            self._save(engine, pending=engine.state.iteration % _length(engine) == 0)
+        self.folder.set_state("stopped", epoch, epochs)
+        engine.logger.info(
+            f"stopped at step {engine.state.iteration}, {epoch} of {epochs} epochs done; "
+            f"{self.folder.last} continues it: run the same command with --resume"
+        )
+
+    def _finished(self, engine: Engine) -> None:
+        self.folder.set_state("finished", engine.state.epoch, engine.state.max_epochs or 0)
+
+
+def _length(engine: Engine) -> int:
+    """Number of steps in an epoch."""
+    return engine.state.epoch_length or 1

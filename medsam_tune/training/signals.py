@@ -1,0 +1,66 @@
+"""Stopping at a signal: Ctrl-C, and SIGTERM as schedulers send it."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+from ignite.engine import Engine, Events
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopAtSignal:
+    """Handler of a trainer and of its validator: a signal ends both after the current step.
+
+    What is then saved is the trainer's matter, see `checkpoints.KeepLast`. A second signal ends the
+    process at once.
+
+    Attributes:
+        received: number of the signal, or None.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to an engine; MONAI calls it."""
+        engine.add_event_handler(Events.STARTED, lambda _: self._listen())
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._end)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._end)
+
+    def _listen(self) -> None:
+        if not self._before and threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+
+    def _receive(self, number: int, _: FrameType | None) -> None:
+        self.received = number
+        self.restore()
+
+    def _end(self, engine: Engine) -> None:
+        if self.received is not None:
+            engine.terminate(skip_completed=True)
+
+    def restore(self) -> None:
+        """Give the signals back to those who listened before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def leave(self) -> None:
+        """End the process with the exit code of the signal, 130 or 143, if one was received.
+
+        Raises:
+            SystemExit: a signal was received.
+        """
+        self.restore()
+        if self.received is not None:
+            raise SystemExit(128 + self.received)
+
+
+def ignore_interrupts(_: int) -> None:
+    """Let a loader's worker live on at Ctrl-C, so that the trainer can end its step."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
