@@ -7,7 +7,9 @@ import os
 import runpy
 import shlex
 import sys
+from ast import literal_eval
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from difflib import get_close_matches
 from pathlib import Path
@@ -114,8 +116,9 @@ def start(argv: Sequence[str] | None = None) -> None:
     configs, overrides = _configs_and_overrides(argv)
     if not configs:
         return
+    given = _options(sys.argv[1:] if argv is None else argv)
     for key in _PATHS:
-        _refuse_program(key, overrides.get(key))
+        _refuse_program(key, given.get(key))
     merged = _merged(configs)
     _refuse_unused(configs, merged)
     for key in overrides:
@@ -202,23 +205,23 @@ def _merged(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return dict(parser.get())
 
 
-def _refuse_program(key: str, value: Any) -> None:
-    """Refuse an expression in the place of a path, unless it is a literal, see `settings.word`."""
-    if isinstance(value, str) and value.startswith(("$", "%")) and value != "$None":
-        try:
-            literal = compile(value[1:], key, "eval").co_names == ()
-        except (SyntaxError, ValueError):
-            literal = False
-        if not literal or value.startswith("%"):
-            raise ValueError(
-                f"--{key} is {value!r}, which MONAI would run as a program or read as a macro; "
-                f"write the name as {word(value)!r}, or use medsam-tune, which does."
-            )
-    elif isinstance(value, str) and ("#" in value or value.startswith("@")):
-        raise ValueError(
-            f"--{key} is {value!r}, in which MONAI would read signs of its language; write the "
-            f"name as {word(value)!r}, or use medsam-tune, which does."
-        )
+def _refuse_program(key: str, text: str | None) -> None:
+    """Refuse a path that is not taken as it is written: a program, a reference, a comment.
+
+    A literal, as `settings.word` writes it, passes.
+    """
+    if text is None or text == "$None" or not set("$@%#") & set(text):
+        return
+    if text.startswith("$"):
+        with suppress(SyntaxError, ValueError):
+            if isinstance(literal_eval(text[1:]), str):
+                return
+    elif "#" not in text and text[0] not in "@%":
+        return
+    raise ValueError(
+        f"--{key} is {text!r}, which is a program, a reference or a comment to MONAI; write the "
+        f"name as {word(text)!r}, or use medsam-tune, which does."
+    )
 
 
 def _refuse_unused(configs: Sequence[Mapping[str, Any]], merged: Mapping[str, Any]) -> None:
@@ -226,12 +229,14 @@ def _refuse_unused(configs: Sequence[Mapping[str, Any]], merged: Mapping[str, An
     known: set[str] = set()
     text = str(merged)
     for number, config in enumerate(configs):
+        whole = {key: value for key, value in config.items() if "::" not in key}
+        before = _merged([*configs[:number], whole]) if number else {}
         for key in config if number else ():
             name = key.lstrip("+").split("::")[0]
             if name not in known and f"@{name}" not in text:
                 _refuse_unknown(key, key, {name: None for name in known})
             elif "::" in key:
-                _refuse_unknown(key, key, merged)
+                _refuse_unknown(key, key, before)
         known |= {key.lstrip("+").split("::")[0] for key in config}
 
 

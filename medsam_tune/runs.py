@@ -302,8 +302,9 @@ def _check_types(record: RunRecord, path: Path) -> None:
         value = getattr(record, one.name)
         if not isinstance(value, kinds.get(one.name, dict)) or isinstance(value, bool):
             raise DataError(f"{path}: is damaged or of another version ({one.name} is {value!r}).")
-    for name, place in record.places.items():
-        if name not in _PLACES or not isinstance(getattr(record, name), str):
+    places: dict[str, Any] = {**record.places}
+    for name, place in places.items():
+        if name not in _PLACES or getattr(record, name) is None or not isinstance(place, str):
             raise DataError(f"{path}: is damaged or of another version (places::{name} {place!r}).")
 
 

@@ -30,6 +30,7 @@ RUN_ARGUMENTS = {
 # Words of YAML in the spelling of fire. A bare None would mean to MONAI that nothing was given.
 _WORDS = {"true": "True", "false": "False", "null": "$None", "None": "$None"}
 _KEY = re.compile(r"\+?[A-Za-z_]\w*((::|#)\w+)*", re.ASCII)
+_HASH = "\ue000"  # private to this module: stands for # while fire reads a text
 _LANGUAGE = re.compile(r"[$@%#]")
 
 
@@ -54,7 +55,7 @@ def word(value: Any) -> str:
 
 
 def _read(text: str) -> Any:
-    """The value of a word in fire's notation.
+    """The value of a word in fire's notation, in which `#` does not begin a comment.
 
     Raises:
         ValueError: brackets too deep for Python's parser.
@@ -62,9 +63,20 @@ def _read(text: str) -> Any:
     from fire.parser import DefaultParseValue
 
     try:
-        return DefaultParseValue(text)
+        return _replaced(DefaultParseValue(text.replace("#", _HASH)), _HASH, "#")
     except (RecursionError, MemoryError) as error:
         raise ValueError(f"{text[:40]!r}...: is nested too deep to be a setting.") from error
+
+
+def _replaced(value: Any, old: str, new: str) -> Any:
+    """A value with a replacement in all its texts."""
+    if isinstance(value, str):
+        return value.replace(old, new)
+    if isinstance(value, dict):
+        return {_replaced(k, old, new): _replaced(v, old, new) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return type(value)(_replaced(part, old, new) for part in value)
+    return value
 
 
 @dataclass(frozen=True)

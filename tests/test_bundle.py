@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from fire.parser import DefaultParseValue
 
 from medsam_tune import bundle
 from medsam_tune.bundle import (
-    Typed,
     bundle_folder,
-    component_from,
-    read_settings,
-    refuse_unknown_overrides,
+    recipe,
     run_bundle,
+    start,
     training_configs,
 )
 from medsam_tune.errors import DataError
 from medsam_tune.methods import METHODS
+from medsam_tune.settings import Typed, word
 
 Command = Callable[..., list[str]]
 
@@ -36,7 +33,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         monkeypatch.setattr(bundle, "runpy", SimpleNamespace(run_module=lambda *_, **__: None))
         run_bundle(*arguments)  # type: ignore[arg-type]
         argv = bundle.sys.argv
-        printed = shlex.split(capsys.readouterr().err)
+        printed = shlex.split(capsys.readouterr().err.replace("\\\n", ""))
         assert printed == ["$", "python", "-m", *argv]
         return argv[1:]
 
@@ -79,58 +76,6 @@ def test_the_command_has_configs_and_overrides(command: Command, tmp_path: Path)
         command(str(tmp_path), ["b.yaml"], {})
 
 
-@pytest.mark.parametrize("text", ["2024", "1e5", "[1]", "runs/a", "None", "a b"])
-def test_paths_stay_text(text: str) -> None:
-    assert DefaultParseValue(bundle._argument(Path(text))) == text
-
-
-@pytest.mark.parametrize(
-    ("text", "argument", "value"),
-    [
-        ("true", "True", True),
-        ("False", "False", False),
-        ("null", "$None", None),
-        ("None", "$None", None),
-        ("1e-3", "1e-3", 0.001),
-        ("-5", "-5", -5),
-        ("[0,6,0]", "[0,6,0]", [0, 6, 0]),
-        ("coronal", "coronal", "coronal"),
-        ("a=b", "a=b", "a=b"),
-        ("", "", ""),
-    ],
-)
-def test_settings_are_read_once_for_both_uses(text: str, argument: str, value: object) -> None:
-    settings = read_settings([f"net::x={text}"])
-    assert list(settings) == ["net::x"]
-    assert str(settings["net::x"]) == argument
-    assert settings["net::x"].value == value
-
-
-def test_settings_of_another_form_are_refused() -> None:
-    assert read_settings(None) == {}
-    for pair in ("epochs", "=3", ""):
-        with pytest.raises(ValueError, match=rf"--set '{pair}': expected key=value"):
-            read_settings([pair])
-
-
-@dataclass
-class Cut:
-    """A component with two arguments."""
-
-    plane: str = "axial"
-    spacing: tuple[float, ...] = ()
-
-
-def test_a_component_takes_its_own_settings_alone() -> None:
-    assert component_from("cut", Cut, {}) == Cut()
-    settings = read_settings(["cut::plane=coronal", "cut::spacing=(1,2)"])
-    assert component_from("cut", Cut, settings) == Cut("coronal", (1, 2))
-    for key in ("plane", "cut::plan", "lr", "cutplane"):
-        message = f"--set {key}=1: expected cut::key=value, the key one of plane, spacing"
-        with pytest.raises(ValueError, match=message):
-            component_from("cut", Cut, read_settings([f"{key}=1"]))
-
-
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     """A config with three settings, one of them a group."""
@@ -150,23 +95,29 @@ def config(tmp_path: Path) -> Path:
     ],
 )
 def test_known_overrides_pass(config: Path, options: list[str]) -> None:
-    refuse_unknown_overrides(["run", "--config_file", str(config), *options])
+    start(["run", "--config_file", str(config), *options])
 
 
 def test_keys_of_all_config_files_are_known(config: Path) -> None:
     other = config.with_name("b.yaml")
-    other.write_text("rank: 4\n")
+    other.write_text("rank: 4\nlr: $@rank / 10\n")
     files = f"['{config}','{other}']"
-    refuse_unknown_overrides(["run", "--config_file", files, "--rank", "8", "--epochs=2"])
+    start(["run", "--config_file", files, "--rank", "8", "--epochs=2"])
     with pytest.raises(ValueError, match="--rank is no setting of this config"):
-        refuse_unknown_overrides(["run", "--config_file", str(config), "--rank", "8"])
+        start(["run", "--config_file", str(config), "--rank", "8"])
 
 
 def test_unknown_overrides_are_named_with_the_nearest(config: Path) -> None:
     with pytest.raises(ValueError, match="--epoch is no setting of this config; did you mean: ep"):
-        refuse_unknown_overrides(["run", "--config_file", str(config), "--epoch", "2"])
+        start(["run", "--config_file", str(config), "--epoch", "2"])
     with pytest.raises(ValueError, match="did you mean: epochs, lr, train"):
-        refuse_unknown_overrides(["run", "--config_file", str(config), "--zzz=2"])
+        start(["run", "--config_file", str(config), "--zzz=2"])
+    with pytest.raises(ValueError, match="max_epochs is no setting of train; did you mean: trai"):
+        start(["run", "--config_file", str(config), "--train::trainr::max_epochs", "2"])
+    with pytest.raises(
+        ValueError, match=r"--lr::rate is no setting: lr is 0.1, which has no parts"
+    ):
+        start(["run", "--config_file", str(config), "--lr::rate", "2"])
 
 
 def test_unknown_arguments_of_a_component_are_named(tmp_path: Path) -> None:
@@ -177,10 +128,79 @@ def test_unknown_arguments_of_a_component_are_named(tmp_path: Path) -> None:
         "mending::strict: true\n"
     )
     run = ["run", "--config_file", str(config)]
-    refuse_unknown_overrides([*run, "--rules::neighbours", "True", "--net::rank", "4"])
+    start([*run, "--rules::neighbours", "True", "--net::rank", "4"])
     with pytest.raises(ValueError, match=r"rules::plan is no setting of rules; .*: plane"):
-        refuse_unknown_overrides([*run, "--rules::plan", "coronal"])
+        start([*run, "--rules::plan", "coronal"])
 
 
 def test_other_programs_are_let_alone() -> None:
-    refuse_unknown_overrides(["tests", "--maxfail", "2"])
+    start(["tests", "--maxfail", "2"])
+
+
+def test_keys_of_an_overlay_are_known_or_used(config: Path) -> None:
+    """A new key is a typing error unless something refers to it."""
+    overlay = config.with_name("mine.yaml")
+    run = ["run", "--config_file", f"['{config}','{overlay}']"]
+    for text in ("epochs: 3\n", "half: 0.5\nlr: $@half / 10\n", "train::trainer::max_epochs: 4\n"):
+        overlay.write_text(text)
+        start(run)
+    for text, message in (
+        ("epoch: 3\n", "epoch is no setting of this config; did you mean: epochs"),
+        ("train::trainer::epochs: 3\n", "epochs is no setting of train::trainer; .*: max_epochs"),
+    ):
+        overlay.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            start(run)
+
+
+def test_unknown_arguments_are_named_wherever_they_stand(tmp_path: Path) -> None:
+    config = tmp_path / "a.yaml"
+    config.write_text(
+        "augment: {_target_: monai.transforms.Compose, transforms: ["
+        "{_target_: monai.transforms.RandFlipd, keys: image, prob: 0.5}]}\n"
+    )
+    run = ["run", "--config_file", str(config)]
+    start([*run, "--augment::transforms::0::prob", "0"])
+    with pytest.raises(
+        ValueError, match=r"probb is no setting of augment::transforms::0; .*: prob"
+    ):
+        start([*run, "--augment::transforms::0::probb", "0"])
+    with pytest.raises(ValueError, match=r"augment::transforms has the places 0 to 0"):
+        start([*run, "--augment::transforms::1::prob", "0"])
+    config.write_text("flip: [{_target_: monai.transforms.RandFlipd, keys: image, prb: 0.5}]\n")
+    with pytest.raises(ValueError, match=r"flip::0::prb is no setting of flip::0; .*: prob"):
+        start(run)
+
+
+def test_arguments_of_a_file_are_checked_too(config: Path) -> None:
+    arguments = config.with_name("args.yaml")
+    arguments.write_text(f"config_file: {config}\nepoch: 2\n")
+    with pytest.raises(ValueError, match="--epoch is no setting"):
+        start(["run", "--args_file", str(arguments)])
+
+
+@pytest.mark.parametrize("text", ["$__import__('os')", "%other.yaml::x", "a#b.nii", "@lr", "$lr"])
+def test_a_path_is_never_a_program(tmp_path: Path, text: str) -> None:
+    """For those who run the bundle themselves; the message has the spelling that is data."""
+    config = tmp_path / "a.yaml"
+    config.write_text("scan: scan.nii.gz\noutput: mask.nii.gz\n")
+    run = ["run", "--config_file", str(config), "--output", "$None", "--scan"]
+    with pytest.raises(ValueError, match="--scan is") as refused:
+        start([*run, text])
+    assert repr(word(text)) in str(refused.value)
+    start([*run, word(text)])
+
+
+def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="WORLD_SIZE is 2; expected one process"):
+        start([])
+
+
+def test_a_recipe_is_all_that_makes_a_training(tmp_path: Path) -> None:
+    config, overlay = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    config.write_text("lr: 0.1\nepochs: 3\nobjects: 4\naugment: [{prob: 0.5}, {prob: 1}]\n")
+    overlay.write_text("augment::0::prob: 0.25\n")
+    assert recipe([]) == {}
+    run = ["run", "--config_file", f"['{config}','{overlay}']", "--objects", "2", "--epochs", "9"]
+    assert recipe(run) == {"objects": 2, "augment::0::prob": 0.25, "augment::1::prob": 1}

@@ -26,7 +26,7 @@ from medsam_tune.cli import options, tuning
 from medsam_tune.demo import LEARNING_RATES
 from medsam_tune.methods import METHODS, apply_method
 from medsam_tune.methods.tuned import save_tuned
-from medsam_tune.runs import RunRecord, write_record
+from medsam_tune.runs import RunRecord, write_record, write_state
 from medsam_tune.sam.build import ARCHITECTURES, build_sam
 from medsam_tune.sam.encoder import fuse_qkv
 from medsam_tune.slices.intensity import Percentiles
@@ -110,6 +110,10 @@ def test_export_formats(tune: Tune, tmp_path: Path) -> None:
     save_tuned(sam, run / "tuned.safetensors", {1: "liver"})
     record = RunRecord("d.json", "d.slices", None, ScanRules(Percentiles()).describe(), {}, 0.0, 0)
     write_record(run, record)
+    code, _, err = tune("export", "--run", run, "--output", tmp_path / "plain.pth")
+    assert code == 1
+    assert "run: its training is not finished (0 of ? epochs). Continue it with --resume" in err
+    write_state(run, "finished")
     code, _, err = tune("export", "--run", run, "--format", "peft", "--output", tmp_path / "p")
     assert code == 0, err
     assert (tmp_path / "p" / "adapter_config.json").is_file()
@@ -249,6 +253,7 @@ def test_bad_inputs_exit_and_leave_nothing(tune: Tune, tmp_path: Path) -> None:
     write_record(
         run, RunRecord("d.json", "d.slices", None, ScanRules(Percentiles()).describe(), {}, 0.0, 0)
     )
+    write_state(run, "finished")
     prompts = tmp_path / "boxes.json"
     prompts.write_text(json.dumps({"objects": [{"label": 1, "box3d": [1, 1, 1, 5, 5, 5]}]}))
     calls = {

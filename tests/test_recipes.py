@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -25,19 +26,46 @@ from medsam_tune.sam.build import build_sam
 from medsam_tune.synthetic.phantom import write_phantoms
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "sam_volume"
+RUN_FILES = {
+    "run.json",
+    "state.json",
+    "split.json",
+    "last.pt",
+    "tuned.safetensors",
+    "logs",
+    ".lock",
+}
 SMALL = ("--image_size", "64", "--epochs", "1", "--num_workers", "0", "--warmup_steps", "2")
+
+
+def bundle_command(configs: list[str], *options: object, cwd: Path | None = None) -> list[str]:
+    folder = Path("configs") if cwd is None else BUNDLE / "configs"
+    files = [str(folder / name) for name in configs]
+    argv = ["--config_file", files[0] if len(files) == 1 else str(files).replace(" ", "")]
+    argv += [] if cwd is None else ["--bundle_root", str(BUNDLE)]
+    return [sys.executable, "-m", "monai.bundle", "run", *argv, *map(str, options)]
+
+
+def stopped(command: list[str], after: str, by: int = signal.SIGTERM) -> tuple[int, str]:
+    """Run a command in the bundle's folder; a signal follows a printed text. Exit code, output."""
+    process = subprocess.Popen(
+        command, cwd=BUNDLE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert process.stdout is not None
+    printed = ""
+    for line in process.stdout:
+        printed += line
+        if after in line:
+            process.send_signal(by)
+    return process.wait(), printed
 
 
 def bundle_run(
     configs: list[str], *options: object, cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
     """`python -m monai.bundle run`: in the bundle's folder, or from `cwd` with --bundle_root."""
-    folder = Path("configs") if cwd is None else BUNDLE / "configs"
-    files = [str(folder / name) for name in configs]
-    argv = ["--config_file", files[0] if len(files) == 1 else str(files).replace(" ", "")]
-    argv += [] if cwd is None else ["--bundle_root", str(BUNDLE)]
     return subprocess.run(
-        [sys.executable, "-m", "monai.bundle", "run", *argv, *map(str, options)],
+        bundle_command(configs, *options, cwd=cwd),
         cwd=cwd or BUNDLE,
         capture_output=True,
         text=True,
@@ -71,7 +99,7 @@ def test_train_in_the_bundles_folder(datalist: Path, tmp_path: Path, method: str
     done = bundle_run(configs, "--datalist", datalist, "--output_dir", tmp_path / "run", *SMALL)
     assert done.returncode == 0, done.stderr
     written = {path.name for path in (tmp_path / "run").iterdir()}
-    assert written == {"run.json", "last.pt", "logs", "tuned.safetensors"}
+    assert written == RUN_FILES
     assert "validation mean_dice" in done.stderr
 
 
@@ -99,10 +127,11 @@ def test_pretraining_in_pieces(tmp_path: Path) -> None:
     folders = tmp_path / "whole", tmp_path / "pieces"
     for folder, *more in (
         (folders[0], "--epochs", 2),
-        (folders[1], "--epochs", 1, "--lr_scheduler::t_total", 6),
+        (folders[1], "--epochs", 1),
         (folders[1], "--epochs", 2, "--resume", True),
     ):
-        done = bundle_run(["pretrain.yaml"], "--output_dir", folder, *small, *more)
+        schedule = ("--lr_scheduler::t_total", 6)
+        done = bundle_run(["pretrain.yaml"], "--output_dir", folder, *small, *schedule, *more)
         assert done.returncode == 0, done.stderr
         assert "dice_box" in done.stderr
     whole, pieces = (load_file(folder / "weights.safetensors") for folder in folders)
@@ -220,15 +249,16 @@ def test_same_seed_same_numbers_and_resume_goes_on(datalist: Path, tmp_path: Pat
     configs = ["train.yaml", "method_adapter.yaml"]
     for name in ("first", "second"):
         assert not bundle_run(configs, *settings, "--output_dir", tmp_path / name).returncode
-    stopped = ("--output_dir", tmp_path / "stopped")
-    one_epoch = ("--train::trainer::max_epochs", 1)
-    assert not bundle_run(configs, *settings, *stopped, *one_epoch).returncode
-    half = (tmp_path / "stopped" / "last.pt").read_bytes()
-    done = bundle_run(configs, *settings, *stopped, "--resume", True)
+    options = (*settings, "--output_dir", tmp_path / "stopped")
+    code, printed = stopped(bundle_command(configs, *options), after="epoch 1 of 2")
+    assert code == 143, printed
+    state = json.loads((tmp_path / "stopped" / "state.json").read_text())
+    assert state == {"state": "stopped", "epoch": 1, "epochs": 2}
+    done = bundle_run(configs, *options, "--resume", True)
     assert done.returncode == 0, done.stderr
+    assert "resumed from" in done.stderr
     assert "epoch 2 of 2: loss" in done.stderr
     assert "epoch 1 of 2: loss" not in done.stderr  # to begin again would end alike
-    assert (tmp_path / "stopped" / "last.pt").read_bytes() != half
     first, second, resumed = (
         load_file(tmp_path / name / "tuned.safetensors") for name in ("first", "second", "stopped")
     )

@@ -1,45 +1,241 @@
-"""A run folder gives back what was recorded in it, and is not written over."""
+"""The run folder: whose it is, what it keeps, and what it refuses."""
 
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from medsam_tune.cases.datalist import Case
 from medsam_tune.errors import DataError
 from medsam_tune.runs import (
+    RunFolder,
     RunRecord,
     read_record,
-    refuse_other_run,
+    refuse_seen,
+    tuned_file,
     write_record,
+    write_state,
 )
 from medsam_tune.slices.intensity import Percentiles
 from medsam_tune.slices.rules import ScanRules
+from medsam_tune.slices.store import PreparedCase
 
-RECORD = RunRecord("d.json", "d.slices", None, ScanRules(Percentiles()).describe(), {}, 0.05, 3)
+RECORD = RunRecord(
+    *("d.json", "d.slices", None, ScanRules(Percentiles()).describe(), {}, 0.05, 3),
+    labels={1: "liver"},  # type: ignore[dict-item]
+    base={"name": "nano", "sha256": "ab"},
+    recipe={"objects": 4, "augment::0::prob": 0.5},
+)
+
+
+def stopped(path: Path, record: RunRecord = RECORD) -> Path:
+    """A run that was stopped after its first checkpoint."""
+    folder = RunFolder(path, record)
+    folder.open()
+    assert folder._lock is not None
+    folder._lock.release()
+    folder.last.write_bytes(b"checkpoint")
+    return path
 
 
 def test_record_comes_back(tmp_path: Path) -> None:
     write_record(tmp_path / "run", RECORD)
-    absolute = replace(RECORD, datalist=str(Path("d.json").absolute()))
-    absolute = replace(absolute, slices_dir=str(Path("d.slices").absolute()))
-    assert read_record(tmp_path / "run") == absolute
+    back = read_record(tmp_path / "run")
+    assert back.datalist == str(Path("d.json").absolute())
+    assert back.slices_dir == str(Path("d.slices").absolute())
+    assert not RECORD.differences(back)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.json"]
     write_record(tmp_path / "run", replace(RECORD, checkpoint="random"))  # a word, not a path
     assert read_record(tmp_path / "run").checkpoint == "random"
 
 
-def test_folders_without_or_with_a_run_are_told_apart(tmp_path: Path) -> None:
-    refuse_other_run(tmp_path)
-    with pytest.raises(DataError, match="no run to resume in it"):
-        refuse_other_run(tmp_path, resume=True)
+def test_a_folder_that_moved_with_its_data_finds_them(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "d.json").write_text("{}")
+    write_record(tmp_path / "a" / "run", replace(RECORD, datalist=str(tmp_path / "a" / "d.json")))
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert read_record(tmp_path / "b" / "run").datalist == str(tmp_path / "b" / "d.json")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"datalist": "d.json"}',
+        "[]",
+        "{",
+        {"datalist": 3},
+        {"rules": "axial"},
+        {"seed": True},
+        {"seed": "0"},
+        {"labels": None},
+        {"places": {"rules": "../x"}},
+        {"places": {"datalist": 3}},
+        {"more": 1},
+    ],
+)
+def test_a_damaged_record_is_named(tmp_path: Path, content: str | dict[str, Any]) -> None:
+    write_record(tmp_path, RECORD)
+    path = tmp_path / "run.json"
+    if isinstance(content, dict):
+        content = json.dumps(json.loads(path.read_text()) | content)
+    path.write_text(content)
+    with pytest.raises(DataError, match=r"run.json: (is damaged or of another version|.* JSON)"):
+        read_record(tmp_path)
+
+
+def test_an_empty_folder_holds_no_run(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no training run in it \(no run.json\)"):
         read_record(tmp_path)
-    write_record(tmp_path, RECORD)
-    refuse_other_run(tmp_path, resume=True)
+    with pytest.raises(DataError, match="no run to resume in it; leave --resume out"):
+        RunFolder(tmp_path, RECORD, resume=True).open()
+
+
+def test_a_run_is_not_written_over(tmp_path: Path) -> None:
+    run = stopped(tmp_path / "run")
+    before = (run / "run.json").read_bytes()
     with pytest.raises(DataError, match="holds a run already; choose another output folder"):
-        refuse_other_run(tmp_path)
-    (tmp_path / "run.json").write_text('{"datalist": "d.json"}')
-    with pytest.raises(DataError, match=r"run.json: is damaged or of another version"):
-        read_record(tmp_path)
+        RunFolder(run, replace(RECORD, seed=4)).open()
+    assert (run / "run.json").read_bytes() == before
+    RunFolder(run, RECORD, resume=True).open()
+    assert (run / "run.json").read_bytes() == before
+
+
+def test_other_files_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(DataError, match=r"holds other files \(notes.txt, scans\); expected a new"):
+        RunFolder(tmp_path, RECORD).open()
+    with pytest.raises(DataError, match=r"notes.txt: is a file; expected a folder"):
+        RunFolder(tmp_path / "notes.txt", RECORD).open()
+    assert {path.name for path in tmp_path.iterdir()} == {"scans", "notes.txt"}
+
+
+def test_a_run_without_a_checkpoint_starts_again(tmp_path: Path) -> None:
+    run = stopped(tmp_path / "run")
+    (run / "last.pt").unlink()
+    (run / ".last.pt.x1").mkdir()  # what a killed process leaves
+    (run / ".last.pt.x1" / "last.pt").write_bytes(b"half")
+    for resume in (True, False):
+        folder = RunFolder(run, RECORD, resume)
+        folder.open()
+        assert folder._lock is not None
+        folder._lock.release()
+    assert not (run / ".last.pt.x1").exists()
+
+
+def test_a_second_process_is_refused(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run", RECORD)
+    folder.open()
+    code = (
+        "from medsam_tune.runs import RunFolder, RunRecord; import sys\n"
+        "RunFolder(sys.argv[1], RunRecord(None, None, None, {}, {}, 0.0, 0)).open()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "run"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "run: another process trains into it" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"seed": 4}, "seed was 3, now 4"),
+        ({"jitter": 0.1}, "jitter was 0.05, now 0.1"),
+        ({"labels": {1: "spleen"}}, "labels::1 was 'liver', now 'spleen'"),
+        ({"labels": {}}, "labels::1 was 'liver', now not there"),
+        ({"base": {"name": "nano", "sha256": "cd"}}, "base::sha256 was 'ab', now 'cd'"),
+        ({"recipe": {"objects": 2, "augment::0::prob": 0.5}}, "objects was 4, now 2"),
+        ({"mending": {"fill_nan": 0.0}}, "mending::fill_nan was not there, now 0.0"),
+        (
+            {"rules": ScanRules(Percentiles(), plane="coronal").describe()},
+            "rules::plane was 'axial', now 'coronal'",
+        ),
+        ({"version": "0"}, "version was .*, now '0'"),
+    ],
+)
+def test_another_training_is_not_a_continuation(
+    tmp_path: Path, other: dict[str, Any], message: str
+) -> None:
+    run = stopped(tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    with pytest.raises(DataError, match=f"is another training, .* {message}"):
+        RunFolder(run, replace(RECORD, **other), resume=True).open()
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_places_may_change(tmp_path: Path) -> None:
+    run = stopped(tmp_path / "run")
+    RunFolder(run, replace(RECORD, datalist="e.json", slices_dir="e"), resume=True).open()
+
+
+def scans(*names: str, content: str = "") -> list[tuple[Case, PreparedCase]]:
+    """Cases of patients of the same names; each scan has voxels of its own."""
+    return [
+        (
+            Case(Path(f"{name}.nii"), None, patient=name.split("_")[0]),
+            PreparedCase(
+                Path(), name, (1, 1, 1), [], True, False, False, frozenset(), content or name
+            ),
+        )
+        for name in names
+    ]
+
+
+def split_run(folder: Path) -> Path:
+    """A run that was trained on p1 and validated on p2."""
+    (folder / "d.json").write_text("{}")
+    run = RunFolder(folder / "run", replace(RECORD, datalist=str(folder / "d.json")))
+    run.open()
+    run.keep_split(training=scans("p1_a", "p1_b"), validation=scans("p2_a"))
+    return run.path
+
+
+def test_the_split_is_kept(tmp_path: Path) -> None:
+    path = split_run(tmp_path)
+    run = RunFolder(path, RECORD)
+    run.keep_split(training=scans("p1_b", "p1_a"), validation=scans("p2_a"))
+    with pytest.raises(DataError, match=r"the training cases are not those of the run.*: p3_a"):
+        run.keep_split(training=scans("p1_a", "p1_b", "p3_a"), validation=scans("p2_a"))
+    with pytest.raises(DataError, match=r"the validation cases are not those of the run.*: p2_a"):
+        run.keep_split(
+            training=scans("p1_a", "p1_b"), validation=scans("p2_a", content="other voxels")
+        )
+
+
+def test_what_was_trained_on_is_never_held_out(tmp_path: Path) -> None:
+    run, datalist = split_run(tmp_path), tmp_path / "e.json"
+    refuse_seen(run, datalist, scans("p3_a", "p4_a"))
+    for seen in ("p1_c", "p2_a"):  # another scan of a patient, and a scan itself
+        with pytest.raises(DataError, match=f"e.json: 1 of 2 test cases were .*: {seen}"):
+            refuse_seen(run, datalist, scans("p3_a", seen))
+    elsewhere = tmp_path / "other" / "d.json"  # whose patients may have the same names
+    refuse_seen(run, elsewhere, scans("p1_c"))
+    with pytest.raises(DataError, match=r"1 of 1 test cases were trained or validated on.*: p9_a"):
+        refuse_seen(run, elsewhere, scans("p9_a", content="p1_a"))
+    shutil.copytree(run, tmp_path / "lost")
+    (tmp_path / "lost" / "split.json").unlink()
+    with pytest.raises(DataError, match=r"split.json: no such file"):
+        refuse_seen(tmp_path / "lost", datalist, scans("p3_a"))
+
+
+def test_weights_of_an_unfinished_training_are_asked_for(tmp_path: Path) -> None:
+    run = stopped(tmp_path / "run")
+    with pytest.raises(DataError, match=r"no tuned.safetensors in it yet: no epoch was validated"):
+        tuned_file(run)
+    (run / "tuned.safetensors").write_bytes(b"")
+    for state, epoch, epochs in (("started", 0, None), ("stopped", 2, 5)):
+        write_state(run, state, epoch, epochs)
+        message = rf"training is not finished \({epoch} of {epochs} epochs\)"
+        with pytest.raises(DataError, match=message):
+            tuned_file(run)
+    assert tuned_file(run, unfinished=True) == run / "tuned.safetensors"
+    write_state(run, "finished", 5, 5)
+    assert tuned_file(run) == run / "tuned.safetensors"

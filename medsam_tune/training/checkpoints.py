@@ -26,6 +26,9 @@ from medsam_tune.slices.store import PreparedCase
 from medsam_tune.training.signals import StopAtSignal
 
 
+_DAMAGED = (OSError, RuntimeError, EOFError, UnpicklingError, KeyError, ValueError, TypeError)
+
+
 class KeepBest:
     """Handler of a validator: writes the tuned file at each new best validation Dice.
 
@@ -219,7 +222,7 @@ class KeepLast:
             within, pending = state["random"], bool(state["pending"])
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, EOFError, UnpicklingError, KeyError, ValueError, TypeError) as error:
+        except _DAMAGED as error:
             raise DataError(
                 f"{path}: is damaged or of another training ({path.stat().st_size} bytes; "
                 f"{str(error).splitlines()[0] if str(error) else type(error).__name__}). Start "
@@ -234,10 +237,11 @@ class KeepLast:
             )
         self.folder.set_state("started", done, epochs or 0)
         engine.logger.info(f"resumed from {path}, step {engine.state.iteration}")
-        self._resumed = within
-        if pending:  # the epoch's last step was saved, its validation was not
+        self.random.load_state_dict(within)
+        if engine.state.iteration % _length(engine):
+            self._resumed = within  # for after the start of the epoch, which sets a seed
+        elif pending:  # the epoch's last step was saved, its validation was not
             engine.fire_event(Events.EPOCH_COMPLETED)
-            self._resumed = None
 
     def _restore_randomness(self) -> None:
         if self._resumed is not None:

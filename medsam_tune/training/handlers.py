@@ -54,9 +54,9 @@ class Progress:
     @staticmethod
     def _log(engine: Engine) -> None:
         state = engine.state
-        engine.logger.info(
-            f"epoch {state.epoch} of {state.max_epochs}: loss {state.metrics['loss']:.4f}"
-        )
+        # A run that stopped in a validation starts with it, without a step.
+        loss = f": loss {state.metrics['loss']:.4f}" if "loss" in state.metrics else ""
+        engine.logger.info(f"epoch {state.epoch} of {state.max_epochs}{loss}")
 
 
 class StopAtBadLoss:

@@ -23,7 +23,7 @@ from medsam_tune.inference.scans import LoadPromptedScan, prepare_scan
 from medsam_tune.inference.segmenter import Segmenter
 from medsam_tune.methods import apply_method
 from medsam_tune.methods.tuned import save_tuned
-from medsam_tune.runs import RunRecord, write_record
+from medsam_tune.runs import RunRecord, write_record, write_state
 from medsam_tune.sam.build import build_sam
 from medsam_tune.sam.model import PromptableSam
 from medsam_tune.slices.intensity import Window
@@ -106,6 +106,7 @@ def write_run(folder: Path, rules: ScanRules, mending: Mending | None = None) ->
     save_tuned(sam, folder / "tuned.safetensors", LABELS)
     mended = (mending or Mending()).describe()
     write_record(folder, RunRecord("d.json", "d.slices", None, rules.describe(), mended, 0.0, 0))
+    write_state(folder, "finished")
     return sam
 
 

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 from ignite.engine import Engine, Events
 
 from medsam_tune.methods import METHODS, apply_method
-from medsam_tune.methods.tuned import read_header, tuned_tensors
-from medsam_tune.runs import RunRecord
 from medsam_tune.sam.model import PromptableSam
 from medsam_tune.training.handlers import (
     CheckFirstStep,
     EpochSeed,
-    KeepBest,
-    KeepLast,
     StopAtBadLoss,
-    TunedState,
 )
 from medsam_tune.training.samples import SeededSampler
 from tests.conftest import image_and_boxes
@@ -114,53 +108,3 @@ def test_epoch_seed_fixes_order_and_random_numbers() -> None:
     first, second = drawn(), drawn()
     assert first == second
     assert first[:5] != first[5:]
-
-
-def test_best_is_kept_and_worse_is_not(tiny_sam: Build, tmp_path: Path) -> None:
-    sam = apply_method(tiny_sam(), "prompt")
-    path = tmp_path / "tuned.safetensors"
-    keep = KeepBest(sam, path, {1: "liver"})
-    validator = Engine(lambda *_: None)
-    for value, written in ((0.5, True), (0.4, False), (0.6, True)):
-        path.unlink(missing_ok=True)
-        validator.state.metrics = {"mean_dice": value}
-        keep(validator)
-        assert path.exists() is written
-    assert keep.state_dict() == {"best": 0.6}
-    assert read_header(path).labels == {1: "liver"}
-    other = KeepBest(sam, path, {})
-    other.load_state_dict(keep.state_dict())
-    validator.state.metrics = {"mean_dice": 0.55}
-    path.unlink()
-    other(validator)
-    assert not path.exists()
-
-
-def test_checkpoint_holds_what_is_tuned_and_survives_a_failed_write(
-    tiny_sam: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sam = apply_method(tiny_sam(), "adapter")
-    record = RunRecord("d.json", "d.slices", None, {}, {}, 0.05, 0)
-    keep = KeepLast(record, {"tuned": TunedState(sam)}, tmp_path)
-    trainer = Engine(lambda *_: None)
-    keep.attach(trainer)
-    trainer.run([0], max_epochs=1)
-    saved = torch.load(tmp_path / "last.pt", weights_only=True)
-    assert saved["tuned"].keys() == tuned_tensors(sam).keys()
-    assert saved["trainer"]["epoch_length"] == 1
-    before = (tmp_path / "last.pt").read_bytes()
-
-    def full_disk(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("ignite.handlers.checkpoint.torch.save", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        trainer.run([0], max_epochs=2)
-    assert (tmp_path / "last.pt").read_bytes() == before
-    assert {path.name for path in tmp_path.iterdir()} == {"last.pt", "run.json"}
-
-
-def test_tuned_state_refuses_another_method(tiny_sam: Build) -> None:
-    state = TunedState(apply_method(tiny_sam(), "adapter")).state_dict()
-    with pytest.raises(ValueError, match=r"checkpoint: \d+ tensors do not match the method"):
-        TunedState(apply_method(tiny_sam(), "lora")).load_state_dict(state)
