@@ -25,7 +25,6 @@ from medsam_tune.sam.model import PromptableSam
 from medsam_tune.slices.store import PreparedCase
 from medsam_tune.training.signals import StopAtSignal
 
-
 _DAMAGED = (OSError, RuntimeError, EOFError, UnpicklingError, KeyError, ValueError, TypeError)
 
 

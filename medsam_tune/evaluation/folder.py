@@ -1,0 +1,52 @@
+"""The folder of an evaluation, which is replaced as a whole."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+
+from medsam_tune.errors import DataError, listed
+
+_OURS = {"metrics.csv", "summary.json", "overlays"}
+
+
+class ResultFolder:
+    """A folder that holds one evaluation; the results of another take its place at the end.
+
+    Until then they are in `scratch`. So an evaluation that fails leaves the one before it, and the
+    files of two are never mixed.
+
+    Args:
+        path: folder, made if absent.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.scratch = self.path.with_name(f".{self.path.name}.new")
+
+    def open(self) -> None:
+        """Make the scratch folder, without what a killed evaluation left in it.
+
+        Raises:
+            DataError: the folder holds something that no evaluation writes, or is a file.
+        """
+        for folder in (self.path, self.scratch):
+            if folder.exists() and not folder.is_dir():
+                raise DataError(f"{folder}: is a file; expected a folder for the results.")
+            others = {one.name for one in folder.glob("*")} - _OURS
+            if others:
+                raise DataError(
+                    f"{folder}: holds other files ({listed(sorted(others), 3)}), and would be "
+                    "replaced; choose another folder for the results."
+                )
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        self.scratch.mkdir(parents=True)
+
+    def finish(self) -> None:
+        """Put the results in their place."""
+        if self.path.exists():
+            shutil.rmtree(self.path)
+        self.scratch.rename(self.path)
+        names = listed(sorted(one.name for one in self.path.iterdir()))
+        logging.getLogger(__name__).info(f"{self.path}: {names}")
