@@ -35,7 +35,7 @@ from medsam_tune.cases.checks import check_image
 from medsam_tune.errors import DataError
 from medsam_tune.files import written_whole
 from medsam_tune.formats.dicom.pixels import AIR
-from medsam_tune.formats.dicom.series import find_series
+from medsam_tune.formats.dicom.series import find_objects
 from medsam_tune.formats.open import load_image
 
 RESULTS = Path(__file__).parent / "results" / "odd_inputs.md"
@@ -100,7 +100,7 @@ def reference(path: Path) -> Reference:
 
 def dicom(path: Path) -> Reference:
     """By pydicom, header by header."""
-    files = [s.path for s in find_series(path)[0].instances]
+    files = [s.path for s in find_objects(path).series[0].instances]
     images = [pydicom.dcmread(file, force=True) for file in files]
     first = images[0]
     if "PerFrameFunctionalGroupsSequence" in first:

@@ -22,8 +22,18 @@ def masks() -> np.ndarray:
     return label
 
 
-def write_seg(path: Path, series: Path, label: np.ndarray) -> Path:
-    """As a SEG that leaves out the slices where nothing is, as most do."""
+def write_seg(
+    path: Path, series: Path, label: np.ndarray, kind: str = "BINARY", most: int = 255
+) -> Path:
+    """As a SEG that leaves out the slices where nothing is, as most do.
+
+    Args:
+        path: file to write.
+        series: folder of the images.
+        label: (K, rows, columns) ids, or with a last axis of both segments.
+        kind: SegmentationType.
+        most: MaximumFractionalValue, of a FRACTIONAL one.
+    """
     images = sorted(
         (pydicom.dcmread(file) for file in series.iterdir()),
         key=lambda image: float(image.ImagePositionPatient[2]),
@@ -44,7 +54,7 @@ def write_seg(path: Path, series: Path, label: np.ndarray) -> Path:
     hd.seg.Segmentation(
         source_images=images,
         pixel_array=label,
-        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+        segmentation_type=kind,
         segment_descriptions=segments,
         series_instance_uid=hd.UID(),
         series_number=9,
@@ -55,5 +65,6 @@ def write_seg(path: Path, series: Path, label: np.ndarray) -> Path:
         software_versions="x",
         device_serial_number="x",
         omit_empty_frames=True,
+        max_fractional_value=most,
     ).save_as(path)
     return path

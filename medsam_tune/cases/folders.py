@@ -26,7 +26,9 @@ _FOLDERS = (("imagesTr", "labelsTr"), ("images", "labels"))
 _OR_PAIRS = "".join(f", or {images}/ and {labels}/" for images, labels in _FOLDERS)
 
 
-def find_cases(folder: Path, *, modality: str | None = None) -> Datalist:
+def find_cases(
+    folder: Path, *, modality: str | None = None, secret: bytes | None = None
+) -> Datalist:
     """All labelled cases of a folder, in `training`.
 
     Args:
@@ -36,6 +38,8 @@ def find_cases(folder: Path, *, modality: str | None = None) -> Datalist:
             such as `{"1": "spleen"}` names the labels; without it they are read for their values.
         modality: one of `datalist.MODALITIES`; by default what dataset.json or the series say. Of
             DICOM studies, only series of this modality are taken.
+        secret: key of the hashes that stand for DICOM patients, from `patients.secret_beside`; None
+            takes one of this process, so that a later call gives other hashes.
 
     Raises:
         DataError: no such folder, another layout, files that are missing or have no partner, a
@@ -49,17 +53,19 @@ def find_cases(folder: Path, *, modality: str | None = None) -> Datalist:
         raise DataError(f"{folder}: no such folder; expected one with dataset.json or images/.")
     if modality is not None:
         known_modality(modality, {}, folder)
+    labelled: tuple[Labelled, ...] = ()
     if has_pairs(folder):
-        cases, content = paired_cases(folder)
+        cases, content = paired_cases(folder, secret)
         modality = known_modality(modality, content, folder)
     else:
-        tree = _tree_of(folder)
+        tree = _tree_of(folder, secret)
         labelled, modality = choose_labelled(tree, folder, modality)
         unused = len(tree.others) + len(tree.labelled) - len(labelled)
         if unused:
             warn(f"{folder}: {unused} series without a label left out.")
         cases, content = studies_cases(labelled), {}
     labels, present = labels_of(folder, cases, content)
+    present |= {one.name: one.present & set(labels) for one in labelled if one.present is not None}
     return Datalist(
         name=str(content.get("name", folder.resolve().name)),
         modality=modality,
@@ -74,8 +80,14 @@ def has_pairs(folder: Path) -> bool:
     return (folder / "dataset.json").is_file() or _image_and_label_folders(folder) is not None
 
 
-def paired_cases(folder: Path) -> tuple[tuple[Case, ...], dict[str, Any]]:
+def paired_cases(
+    folder: Path, secret: bytes | None = None
+) -> tuple[tuple[Case, ...], dict[str, Any]]:
     """The cases of a folder of pairs, and what its dataset.json says, if there is one.
+
+    Args:
+        folder: folder of pairs.
+        secret: as in `find_cases`.
 
     Raises:
         DataError: as in `find_cases`.
@@ -87,7 +99,7 @@ def paired_cases(folder: Path) -> tuple[tuple[Case, ...], dict[str, Any]]:
         cases = cases_from(entries, folder, description)
         refuse_missing(cases, description)
     else:
-        cases = _pair_folders(folder)
+        cases = _pair_folders(folder, secret)
     if not cases:
         raise DataError(
             f"{folder}: no case in it; expected scans as {', '.join(ENDINGS)}, or folders of DICOM."
@@ -130,9 +142,9 @@ def labels_of(
     return (named, {}) if named else _labels_in(cases, folder)
 
 
-def _tree_of(folder: Path) -> Tree:
+def _tree_of(folder: Path, secret: bytes | None) -> Tree:
     try:
-        return read_tree(folder)
+        return read_tree(folder, secret)
     except DataError as error:
         raise DataError(
             f"{folder}: no known layout; expected a dataset.json{_OR_PAIRS}, or DICOM studies "
@@ -147,7 +159,7 @@ def _image_and_label_folders(folder: Path) -> tuple[Path, Path] | None:
     return None
 
 
-def _pair_folders(folder: Path) -> tuple[Case, ...]:
+def _pair_folders(folder: Path, secret: bytes | None) -> tuple[Case, ...]:
     """Images and labels of the same stem; nnU-Net's channel suffix goes if that finds a label."""
     images, labels = _image_and_label_folders(folder) or (None, None)
     if images is None or labels is None:
@@ -161,7 +173,7 @@ def _pair_folders(folder: Path) -> tuple[Case, ...]:
         if label is None:
             alone.append(image.name)
         else:
-            cases.append(Case(image, label, _patient_of(image) or stem))
+            cases.append(Case(image, label, _patient_of(image, secret) or stem))
     if alone or by_stem:
         raise DataError(
             f"{folder}: images without a label: {listed(alone) or 'none'}; labels without an "
@@ -171,9 +183,14 @@ def _pair_folders(folder: Path) -> tuple[Case, ...]:
     return tuple(cases)
 
 
-def _patient_of(image: Path) -> str:
-    """A hash of the patient's id in a DICOM series; empty where nothing says."""
-    return "" if image.name.lower().endswith(ENDINGS) else choose_series(image).patient
+def _patient_of(image: Path, secret: bytes | None) -> str:
+    """A hash of the patient's id in a DICOM series; empty where it cannot be read."""
+    if image.name.lower().endswith(ENDINGS):
+        return ""
+    try:
+        return choose_series(image, secret=secret).patient
+    except DataError:
+        return ""  # reading the case says why, and refuses it alone
 
 
 def _scans(folder: Path) -> Iterator[Path]:

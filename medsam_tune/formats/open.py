@@ -14,7 +14,8 @@ from medsam_tune.errors import DataError
 from medsam_tune.formats import itk, nifti
 from medsam_tune.formats.dicom import headers
 from medsam_tune.formats.dicom.series import choose_series
-from medsam_tune.formats.dicom.stack import read_series
+from medsam_tune.formats.dicom.stack import read_series, read_series_grid
+from medsam_tune.formats.litter import files_below
 from medsam_tune.formats.mending import Mending
 from medsam_tune.formats.volume import Grid, Volume, image_from
 
@@ -62,7 +63,8 @@ def load_image(
     Returns:
         (C, I, J, K) float32 in the file's own axis order (DICOM: columns, rows, slices), affine in
         nibabel's RAS+ millimetres; `meta["notes"]` says what was changed on the way, and for DICOM
-        `meta["series_uid"]` and `meta["frame_uid"]` which series and frame of reference it is.
+        `meta["series_uid"]` and `meta["frame_uid"]` which series and frame of reference it is,
+        `meta["modality"]` its Modality, and `meta["spacing_known"]` whether it has millimetres.
 
     Raises:
         DataError: the file is missing, empty, truncated, or of another kind; it does not fit into
@@ -92,8 +94,7 @@ def read_grid(path: Path, series_uid: str | None = None) -> Grid:
     found = _format_of(path)
     if found is not None:
         return found.read_grid(path)
-    series = choose_series(path, series_uid)
-    return Grid(series.shape, series.affine)
+    return read_series_grid(choose_series(path, series_uid))
 
 
 def write_array(path: Path, array: NDArray[np.generic], affine: NDArray[np.float64]) -> None:
@@ -128,8 +129,8 @@ def dicom_modality(path: Path) -> str:
 
 
 def files_of(path: Path) -> Sequence[Path]:
-    """The files that a scan is made of: itself, or all below a folder of DICOM."""
-    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    """The files that a scan is made of: itself, or all below a folder of DICOM but litter."""
+    return list(files_below(path)) if path.is_dir() else [path]
 
 
 def _format_of(path: Path) -> Format | None:

@@ -48,6 +48,9 @@ class Volume:
         notes: changes that were made while reading, for the report.
         series: SeriesInstanceUID; empty where it is not DICOM.
         frame: FrameOfReferenceUID; empty where unknown.
+        modality: DICOM's Modality, such as "CT"; empty where unknown.
+        spacing_known: False if nothing says how large a pixel is, as in many radiographs; the
+            affine then has 1 mm for it.
     """
 
     array: NDArray[np.float32]
@@ -55,6 +58,8 @@ class Volume:
     notes: tuple[str, ...] = ()
     series: str = ""
     frame: str = ""
+    modality: str = ""
+    spacing_known: bool = True
 
     def meta(self) -> dict[str, Any]:
         """MONAI's metadata: the affine in RAS+ millimetres, and what is known of the source."""
@@ -67,6 +72,8 @@ class Volume:
             "notes": list(self.notes),
             "series_uid": self.series,
             "frame_uid": self.frame,
+            "modality": self.modality,
+            "spacing_known": self.spacing_known,
         }
 
 

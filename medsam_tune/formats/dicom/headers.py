@@ -23,8 +23,12 @@ from medsam_tune.errors import DataError
 ENDINGS = (".dcm", ".ima", ".dicom")
 """Usual endings; DICOM files may have any or none."""
 
+NO_SCANS = {"SEG", "RTDOSE", "RTSTRUCT", "PR", "SR", "KO", "REG"}
+"""Modalities of objects that are no scan, although some have pixels."""
+
 _IMAGE_TAGS = (
     "SOPClassUID",
+    "SOPInstanceUID",
     "Modality",
     "PatientID",
     "StudyInstanceUID",
@@ -50,9 +54,19 @@ _IMAGE_TAGS = (
 _QUIET = threading.RLock()
 
 
+class DamagedFileError(DataError):
+    """A DICOM file that is cut off or spoilt.
+
+    Attributes:
+        series: SeriesInstanceUID, where the header still says; otherwise empty.
+    """
+
+    series = ""
+
+
 @dataclass(frozen=True)
 class Instance:
-    """Header of one file, as far as it says what the pixels are and where they lie.
+    """Header of one file or frame, as far as it says what the pixels are and where they lie.
 
     Attributes:
         path: the file.
@@ -65,6 +79,7 @@ class Instance:
         spacing: millimetres between columns and between rows, or None.
         rescale: slope and intercept, or None where the header has none.
         padding: lowest and highest stored value that stands for no measurement, or None.
+        frame: number of the frame from 1, for a frame of a multi-frame file; otherwise 0.
     """
 
     path: Path
@@ -77,6 +92,15 @@ class Instance:
     spacing: tuple[float, float] | None
     rescale: tuple[float, float] | None
     padding: tuple[float, float] | None
+    frame: int = 0
+
+    @property
+    def name(self) -> str:
+        """Name of the file, and number of the frame."""
+        return self.path.name + (f" (frame {self.frame})" if self.frame else "")
+
+    def __str__(self) -> str:
+        return str(self.path.parent / self.name)
 
 
 def instance_of(path: Path, header: Any) -> Instance:
@@ -92,9 +116,9 @@ def instance_of(path: Path, header: Any) -> Instance:
             frames=int(header.get("NumberOfFrames") or 1),
             samples=int(header.get("SamplesPerPixel") or 1),
             photometric=str(header.get("PhotometricInterpretation", "")),
-            position=_numbers(header, "ImagePositionPatient", 3, path),
-            orientation=_cosines(header, path),
-            spacing=_spacing(header, path),
+            position=position_in(header, path),
+            orientation=orientation_in(header, path),
+            spacing=spacing_in(header, path),
             rescale=_rescale(header),
             padding=_padding(header),
         )
@@ -106,35 +130,71 @@ def read_header(path: Path, tags: tuple[str, ...] = _IMAGE_TAGS) -> Any:
     What follows the last group of these tags is not read: scanners' own groups are long.
 
     Raises:
-        DataError: a DICOM file whose header is damaged; pydicom is not installed.
+        DamagedFileError: a DICOM file whose header is damaged, or an image that ends in its header.
+        DataError: pydicom is not installed.
     """
     pydicom = import_pydicom()
     wanted = _tags(tags)
+    further = False
+
+    def beyond(tag: Any, vr: str | None, length: int) -> bool:
+        nonlocal further
+        further = bool(tag.group > wanted[-1].group)
+        return further
 
     def read(force: bool) -> Any:
         with path.open("rb") as file:
             return pydicom.filereader.read_partial(
-                file,
-                stop_when=lambda tag, vr, length: tag.group > wanted[-1].group,
-                force=force,
-                specific_tags=wanted,
+                file, stop_when=beyond, force=force, specific_tags=wanted
             )
 
     with without_warnings():  # pydicom's own warnings quote values, which may name the patient
         try:
-            return read(force=False)
+            header = read(force=False)
         except pydicom.errors.InvalidDicomError:
-            pass  # without a preamble, perhaps
+            header = None  # without a preamble, perhaps
         except Exception as error:  # pydicom raises what it likes
-            raise DataError(
+            raise DamagedFileError(
                 f"{path}: cannot read its DICOM header ({type(error).__name__}). Copy it again."
             ) from error
-        try:
-            header = read(force=True)
-            known = "SOPClassUID" in header and ("Rows" in header or "Modality" in header)
-            return header if known else None
-        except Exception:
-            return None  # any bytes may stand in a file that only might be DICOM
+        if header is None:
+            try:
+                header = read(force=True)
+                if "SOPClassUID" not in header or not ("Rows" in header or "Modality" in header):
+                    return None
+            except Exception:
+                return None  # any bytes may stand in a file that only might be DICOM
+        _refuse_cut_off(path, header, wanted, further)
+    return header
+
+
+def _refuse_cut_off(path: Path, header: Any, wanted: list[Any], further: bool) -> None:
+    """Refuse an image that lacks its size, or whose reading met the end of the file.
+
+    What is no image may have no pixels, and end anywhere.
+
+    Args:
+        path: the file.
+        header: what was read of it.
+        wanted: tags that were looked for.
+        further: whether something follows them, as pixels do in every image.
+    """
+    with understood(path):
+        kind = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID")
+        no_scan = str(header.get("Modality") or "") in NO_SCANS
+        image = "Rows" in header or "Image Storage" in import_pydicom().uid.UID(kind or "").name
+        size = [tag for tag in _tags(("Rows", "Columns")) if tag in wanted]
+        if image and further and all(tag in header for tag in size):
+            return
+        if kind and (no_scan or not image):
+            return
+        series = str(header.get("SeriesInstanceUID") or "")
+    error = DamagedFileError(
+        f"{path}: its DICOM header is cut off or damaged ({path.stat().st_size} bytes; what an "
+        "image needs is not in it). Copy it again, or export the series again."
+    )
+    error.series = series
+    raise error
 
 
 def object_kind(path: Path) -> str:
@@ -166,7 +226,8 @@ def without_warnings() -> Iterator[None]:
 def understood(path: Path) -> Iterator[None]:
     """Refuse a value that pydicom cannot parse, without the value, which pydicom's error holds."""
     try:
-        yield
+        with without_warnings():
+            yield
     except DataError:
         raise
     except Exception as error:
@@ -231,7 +292,21 @@ def _numbers(header: Any, tag: str, count: int, path: Path) -> NDArray[np.float6
     return numbers
 
 
-def _cosines(header: Any, path: Path) -> NDArray[np.float64] | None:
+def position_in(header: Any, path: Path) -> NDArray[np.float64] | None:
+    """ImagePositionPatient of a data set: (3,) float64 LPS millimetres, or None.
+
+    Raises:
+        DataError: it is not three finite numbers.
+    """
+    return _numbers(header, "ImagePositionPatient", 3, path)
+
+
+def orientation_in(header: Any, path: Path) -> NDArray[np.float64] | None:
+    """ImageOrientationPatient of a data set: (2, 3) float64 directions, LPS, or None.
+
+    Raises:
+        DataError: it is not two perpendicular unit vectors.
+    """
     numbers = _numbers(header, "ImageOrientationPatient", 6, path)
     if numbers is None:
         return None
@@ -244,7 +319,12 @@ def _cosines(header: Any, path: Path) -> NDArray[np.float64] | None:
     return rows
 
 
-def _spacing(header: Any, path: Path) -> tuple[float, float] | None:
+def spacing_in(header: Any, path: Path) -> tuple[float, float] | None:
+    """PixelSpacing of a data set: millimetres between columns and between rows, or None.
+
+    Raises:
+        DataError: it is not two numbers above 0.
+    """
     numbers = _numbers(header, "PixelSpacing", 2, path)
     if numbers is None:
         return None

@@ -7,21 +7,26 @@ counts, never the text of a tag, as that may tell who the patient is.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medsam_tune.errors import DataError
-from medsam_tune.formats.dicom.geometry import affine_of, flat_affine, in_order, normal_of
+from medsam_tune.formats.dicom.geometry import (
+    SAME_POSITION,
+    affine_of,
+    alike,
+    flat_affine,
+    in_order,
+    normal_of,
+    pixel_of,
+)
 from medsam_tune.formats.dicom.headers import Instance
-from medsam_tune.formats.dicom.multiframe import read_multiframe
+from medsam_tune.formats.dicom.multiframe import frames_of, read_frames
 from medsam_tune.formats.dicom.pixels import check_grey, check_rescale, read_pixels
 from medsam_tune.formats.dicom.series import Series
-from medsam_tune.formats.volume import Volume, check_memory
+from medsam_tune.formats.volume import Grid, Volume, check_memory
 
 SPACING_TOLERANCE = 0.1
 """Largest accepted deviation of a slice from even spacing and from a straight line, millimetres
@@ -30,15 +35,16 @@ SPACING_TOLERANCE = 0.1
 TILT_TOLERANCE = 0.1
 """Largest accepted angle between the stack of slices and their normal, degrees."""
 
-ORIENTATION_TOLERANCE = 1e-3
-"""Largest accepted difference of two slices' direction cosines, dimensionless."""
+PROJECTIONS = {"CR", "DX", "RG", "RF", "XA", "MG", "PX", "IO", "XR", "US"}
+"""Modalities whose images need no millimetres: radiographs, which project what lies at several
+distances, and ultrasound. All others are refused without PixelSpacing."""
 
 
 def read_series(series: Series, resample_uneven: bool = False) -> Volume:
     """Read the volume of a series.
 
     Args:
-        series: one series from `find_series`.
+        series: one series from `find_objects`.
         resample_uneven: interpolate slices that are uneven or tilted onto an even grid, instead of
             refusing them. Missing slices are refused always.
 
@@ -48,62 +54,105 @@ def read_series(series: Series, resample_uneven: bool = False) -> Volume:
     Raises:
         DataError: a fault of the checks below; the message names the file, where it is one.
     """
-    volume = _read_volume(series, resample_uneven)
-    return replace(volume, series=series.uid, frame=series.frame)
+    instances = _instances(series)
+    known = instances[0].spacing is not None
+    notes = [f"{series.copies} copies of images left out"] if series.copies else []
+    if not known:
+        notes.append("spacing unknown: a pixel stands for 1 x 1 mm")
+    if instances[0].frame:
+        array = read_frames(instances, series.modality, notes)
+    else:
+        check_rescale(series)
+        array = read_pixels(instances, series.modality, notes)
+    positions = _positions(instances)
+    if positions is None:
+        affine = flat_affine(instances[0])
+    else:
+        array, positions = _even(array, instances, positions, resample_uneven, notes)
+        affine = affine_of(instances[0], positions)
+    return Volume(
+        array,
+        affine,
+        tuple(notes),
+        series=series.uid,
+        frame=series.frame,
+        modality=series.modality,
+        spacing_known=known,
+    )
 
 
-def _read_volume(series: Series, resample_uneven: bool) -> Volume:
+def read_series_grid(series: Series) -> Grid:
+    """Size and place of a series by its headers; gaps and tilt are not looked for.
+
+    Raises:
+        DataError: as in `read_series`, as far as the headers show it.
+    """
+    instances = _instances(series)
+    positions = [one.position for one in instances if one.position is not None]
+    if instances[0].orientation is None or not positions:
+        return Grid(series.shape, flat_affine(instances[0]))
+    return Grid(series.shape, affine_of(instances[0], np.stack(positions)))
+
+
+def _instances(series: Series) -> list[Instance]:
+    """The images of a series, or the frames of its one file, in their order in space.
+
+    Raises:
+        DataError: images that are damaged, too large, coloured, or not alike.
+    """
+    if series.fault:
+        raise DataError(series.fault)
     first = series.instances[0]
     check_memory(first.path.parent, series.shape)
     check_grey(series)
-    if len(series.instances) == 1 and first.frames > 1:
-        return read_multiframe(series)
-    _check_alike(series)
-    check_rescale(series)
-    instances = [series.instances[i] for i in in_order(series.instances)]
-    notes: list[str] = []
-    array = read_pixels(instances, series.modality, notes)
-    positions = _positions(instances)
-    if positions is None:
-        return Volume(array, flat_affine(instances[0]), tuple(notes))
-    array, positions = _even(array, instances, positions, resample_uneven, notes)
-    return Volume(array, affine_of(instances[0], positions), tuple(notes))
+    instances = list(series.instances)
+    if len(instances) == 1 and (first.frames > 1 or first.spacing is None):
+        frames = frames_of(first)  # an enhanced file has its geometry there, even of one frame
+        if first.frames > 1 or frames[0].spacing is not None:
+            instances = frames
+    _check_alike(instances)
+    _check_places(instances, series.modality)
+    return [instances[i] for i in in_order(instances)]
 
 
-def _check_alike(series: Series) -> None:
+def _check_alike(instances: Sequence[Instance]) -> None:
     """Refuse images of several sizes, orientations or spacings, e.g. a localizer among them."""
-    kinds = Counter(_kind(one) for one in series.instances)
-    if len(kinds) > 1:
-        usual, count = kinds.most_common(1)[0]
-        odd = next(one for one in series.instances if _kind(one) != usual)
+    same, usual = alike(instances)
+    if not all(same):
+        odd = instances[same.index(False)]
         raise DataError(
-            f"{odd.path}: {odd.size[0]} x {odd.size[1]} pixels"
+            f"{odd}: {odd.size[0]} x {odd.size[1]} pixels"
             f"{'' if odd.orientation is None else f' along {odd.orientation.round(3).tolist()}'}, "
-            f"but {count} of {len(series.instances)} images of its series are of another size, "
+            f"but {sum(same)} of {len(same)} images of its series are of another size, "
             "orientation or spacing; expected them alike. Take localizers out of the folder."
         )
-    for one in series.instances:
-        if len(series.instances) > 1 and (one.position is None or one.orientation is None):
+    for one in instances:
+        if one.photometric != instances[usual].photometric:
             raise DataError(
-                f"{one.path}: has no ImagePositionPatient or ImageOrientationPatient, so that its "
-                f"place among {len(series.instances)} images is not known. Export the series again "
+                f"{one}: its PhotometricInterpretation is another than that of "
+                f"{instances[usual].name}; expected one in a series. Export the series again."
+            )
+
+
+def _check_places(instances: Sequence[Instance], modality: str) -> None:
+    """Refuse images whose place or size in millimetres is not known but needed."""
+    for one in instances:
+        if one.spacing is None and modality not in PROJECTIONS:
+            raise DataError(
+                f"{one}: has no PixelSpacing, so that the size of its pixels in millimetres is not "
+                "known. Export the series again with its geometry."
+            )
+        if len(instances) > 1 and (one.position is None or one.orientation is None):
+            raise DataError(
+                f"{one}: has no ImagePositionPatient or ImageOrientationPatient, so that its "
+                f"place among {len(instances)} images is not known. Export the series again "
                 "with its geometry."
             )
         if one.frames > 1:
             raise DataError(
-                f"{one.path}: has {one.frames} frames and is one of {len(series.instances)} files; "
+                f"{one}: has {one.frames} frames and is one of {len(instances)} files; "
                 "expected one multi-frame file or single images. Give the file itself."
             )
-
-
-def _kind(one: Instance) -> tuple[object, ...]:
-    def rounded(values: Any) -> object:
-        if values is None:
-            return None
-        steps = np.asarray(values, dtype=np.float64) / ORIENTATION_TOLERANCE
-        return tuple(np.round(steps / 2).astype(int).ravel().tolist())
-
-    return one.size, rounded(one.orientation), rounded(one.spacing)
 
 
 def _positions(instances: Sequence[Instance]) -> NDArray[np.float64] | None:
@@ -112,13 +161,13 @@ def _positions(instances: Sequence[Instance]) -> NDArray[np.float64] | None:
         return None
     positions = np.stack([one.position for one in instances if one.position is not None])
     along = positions @ normal_of(instances[0])
-    same = np.diff(along) < 1e-2
+    same = np.diff(along) < SAME_POSITION
     if same.any():
         places = 1 + int((~same).sum())
         raise DataError(
-            f"{instances[int(same.argmax())].path}: {len(instances)} images lie at {places} "
-            "positions; expected one image at each. Give the times or phases of a scan a folder "
-            "each."
+            f"{instances[int(same.argmax())]}: {len(instances)} images lie at {places} "
+            "positions; expected one image at each. Export each time or phase of a scan into a "
+            "folder of its own."
         )
     return np.asarray(positions, dtype=np.float64)
 
@@ -141,7 +190,7 @@ def _even(
     whole = np.round(steps / usual)
     gaps = np.abs(steps - usual) > tolerance
     where = int(gaps.argmax())
-    between = f"{instances[where].path}, {instances[where + 1].path.name}"
+    between = f"{instances[where]}, {instances[where + 1].name}"
     if gaps.any() and whole.max() > 1 and (np.abs(steps - whole * usual) <= 2 * tolerance).all():
         raise DataError(
             f"{between}: a gap of {steps[where]:.2f} mm between neighbours, {usual:.2f} mm "
@@ -181,7 +230,7 @@ def _upright(
     from scipy import ndimage
 
     assert first.orientation is not None
-    offsets = lateral @ first.orientation.T / np.asarray(first.spacing or (1.0, 1.0))
+    offsets = lateral @ first.orientation.T / np.asarray(pixel_of(first))
     outside = float(array.min())
     moved = [
         ndimage.shift(array[..., k], offset, order=1, mode="constant", cval=outside)

@@ -43,6 +43,7 @@ def test_real_segmentations_equal_their_masks():
     for series, segmentation, mask in (
         ("ct-3slice", "liver.dcm", "liver_seg.nrrd"),
         ("24x38x3/image", "24x38x3/seg/label.seg", "24x38x3/nrrd/label.nrrd"),
+        ("24x38x3/image", "sparse-labelmap-noppv.dcm", "sparse_labelmap_noppv_seg.nrrd"),
     ):
         names = open_label(folder / segmentation).names()
         found = [

@@ -18,7 +18,7 @@ from medsam_tune.formats.dicom.headers import (
     read_header,
     without_warnings,
 )
-from medsam_tune.formats.dicom.series import find_series
+from medsam_tune.formats.dicom.series import find_objects
 from medsam_tune.formats.dicom.stack import read_series
 from tests.dicom_series import COUNT, SIZE, SPACING, refusal, write_series
 from tests.segmentation import masks, write_seg
@@ -33,7 +33,7 @@ def test_headers_are_read_no_further_than_needed(tmp_path):
     for path in folder.iterdir():
         content = path.read_bytes()
         path.write_bytes(content[: content.index(b"ends here")])
-    (series,) = find_series(folder)
+    (series,) = find_objects(folder).series
     assert series.shape == (*SIZE, COUNT)
     with pytest.raises(DataError, match="cannot be read"):
         read_series(series)

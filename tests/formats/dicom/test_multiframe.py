@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -13,15 +14,17 @@ from pydicom.dataset import Dataset
 
 from medsam_tune.cases.datalist import Case
 from medsam_tune.formats.dicom.pixels import AIR
-from medsam_tune.formats.open import load_image
+from medsam_tune.formats.open import load_image, read_grid
 from tests.conftest import REAL_DATA
-from tests.dicom_series import STEP, Change, refusal, write_series
+from tests.dicom_series import COUNT, SIZE, STEP, Change, read, refusal, write_series
 from tests.scans import load_turned
 
 _EMPTY = ("StudyDate", "StudyTime", "AccessionNumber", "StudyID", "PatientBirthDate", "PatientSex")
 
 
-def both(folder: Path, change: Change | None = None, modality: str = "CT") -> tuple[Path, Path]:
+def both(
+    folder: Path, change: Change | None = None, modality: str = "CT", count: int = COUNT
+) -> tuple[Path, Path]:
     """A series as single images and as one multi-frame file, frames in the order of the files."""
 
     def complete(k: int, image: Dataset) -> None:
@@ -32,7 +35,7 @@ def both(folder: Path, change: Change | None = None, modality: str = "CT") -> tu
         if change is not None:
             change(k, image)
 
-    series = write_series(folder / "series", complete, modality)
+    series = write_series(folder / "series", complete, modality, count)
     kind = {
         "CT": hd.legacy.LegacyConvertedEnhancedCTImage,
         "MR": hd.legacy.LegacyConvertedEnhancedMRImage,
@@ -96,7 +99,7 @@ def test_row_37_padding_and_monochrome1(tmp_path):
 
 def refused(file: Path) -> str:
     message = refusal(file)
-    assert message.startswith(f"case c1: {file}: ")
+    assert message.startswith(f"case c1: {file}")
     return message
 
 
@@ -114,12 +117,60 @@ def two_phases(k: int, image: Dataset) -> None:
     image.ImagePositionPatient = [-3.0, 4.0, STEP * (k // 2)]
 
 
-@pytest.mark.parametrize("change", [uneven, two_stacks, two_phases])
-def test_row_37_what_is_no_volume_is_refused(tmp_path, change):
-    _, file = both(tmp_path, change)
-    message = refused(file)
-    assert "its 8 frames are no volume (" in message
-    assert "expected an enhanced multi-frame scan whose frames lie evenly" in message
+def without_spacing(_: int, image: Dataset) -> None:
+    del image.PixelSpacing
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (uneven, "mm elsewhere; expected even spacing"),
+        (two_stacks, "of another size, orientation or spacing"),
+        (two_phases, "8 images lie at 4 positions; expected one image at each"),
+        (without_spacing, "has no PixelSpacing"),
+    ],
+)
+def test_row_37_what_is_no_volume_is_refused(tmp_path, change, why):
+    """As single images are, with the number of the frame."""
+    series, file = both(tmp_path, change)
+    assert why in refused(file)
+    assert re.search(r"multiframe\.dcm \(frame \d\)", refused(file))
+    assert why in refusal(series)
+
+
+def test_row_37_uneven_frames_resampled(tmp_path):
+    series, file = both(tmp_path, uneven)
+    single, multi = (read(place, resample_uneven=True) for place in (series, file))
+    np.testing.assert_allclose(multi.array, single.array, atol=1e-3)
+    assert multi.notes == single.notes == ("uneven slices resampled to 1.40 mm",)
+
+
+def test_row_37_one_frame(tmp_path):
+    """Its geometry lies in the functional groups all the same."""
+    series, file = both(tmp_path, count=1)
+    assert_equal(series, file)
+    assert (read_grid(file).affine == load_image(file).affine.numpy()).all()
+
+
+def test_row_89_orientations_that_round_differently(tmp_path):
+    def jitter(k, image):
+        image.ImageOrientationPatient = [1, 0, 0, 0, 1, (k - 4) * 3e-7]
+        image.PixelSpacing = [0.9 + (k % 2) * 1e-7, 0.7]
+
+    assert_equal(*both(tmp_path, jitter))
+
+
+def test_frames_that_cannot_be_decoded(tmp_path):
+    _, file = both(tmp_path)
+    file.write_bytes(file.read_bytes()[:-100])
+    assert "its 8 frames cannot be read (" in refused(file)
+
+
+def test_size_and_place_by_the_header(tmp_path):
+    _, file = both(tmp_path)
+    grid = read_grid(file)
+    assert grid.shape == (*SIZE, COUNT)
+    np.testing.assert_allclose(grid.affine, load_image(file).affine)
 
 
 def test_row_37_without_highdicom_the_way_out_is_named(tmp_path, monkeypatch):

@@ -10,8 +10,8 @@ import pytest
 from pydicom.uid import generate_uid
 
 from medsam_tune.errors import DataError
-from medsam_tune.formats.dicom.series import choose_series, find_objects, find_series
-from medsam_tune.formats.dicom.stack import read_series
+from medsam_tune.formats.dicom.series import choose_series, find_objects
+from medsam_tune.formats.dicom.stack import read_series, read_series_grid
 from medsam_tune.formats.open import load_image
 from medsam_tune.formats.reader import SimpleITKReader
 from tests.dicom_series import COUNT, SIZE, SPACING, read, refusal, stored, write_series
@@ -21,7 +21,7 @@ def test_series_say_nothing_of_the_patient(tmp_path):
     write_series(tmp_path / "a", uid="1.2.3.4")
     write_series(tmp_path / "b", modality="MR", uid="1.2.3.5")
     write_series(tmp_path / "c", lambda _, image: setattr(image, "PatientID", "X"), uid="1.2.3.6")
-    a, c, b = find_series(tmp_path)
+    a, c, b = find_objects(tmp_path).series
     assert str(a) == "number 4, CT, 14 x 12, 8 images, 1.2.3.4"
     assert (a.patient, b.modality) == (b.patient, "MR")
     assert a.patient != c.patient
@@ -48,7 +48,7 @@ def test_dicomdir_is_never_opened(tmp_path, monkeypatch):
     monkeypatch.setattr(
         module, "read_partial", lambda file, **o: seen.append(file.name) or whole(file, **o)
     )
-    find_series(folder)
+    find_objects(folder)
     assert len(seen) == COUNT
     assert not [path for path in seen if Path(path).name == "DICOMDIR"]
 
@@ -74,13 +74,14 @@ def test_what_is_no_scan_is_counted(tmp_path):
     write_series(tmp_path / "b", lambda _, image: setattr(image, "Modality", "SR"), count=1)
     (tmp_path / "b" / "notes.txt").write_text("hello")
     with pytest.raises(DataError, match=r": 4 files, 2 RTDOSE, 1 SR, 1 not DICOM; expected the"):
-        find_series(tmp_path)
+        find_objects(tmp_path)
     with pytest.raises(DataError, match=r"no image DICOM in 1 files \(.*notes\.txt, \.\.\.\): 1 f"):
-        find_series([tmp_path / "b" / "notes.txt"])
+        find_objects([tmp_path / "b" / "notes.txt"])
     with pytest.raises(DataError, match=r"gone: no such file or folder\. Correct the path\."):
-        find_series(tmp_path / "gone")
+        find_objects(tmp_path / "gone")
     write_series(tmp_path / "c", count=1)
-    series, others = find_objects(tmp_path, ("SR",))
+    found = find_objects(tmp_path, ("SR",))
+    series, others = found.series, list(found.labels)
     assert [str(one)[:40] for one in series] == [
         "number 4, CT, 14 x 12, 1 image, " + series[0].uid[:8]
     ]
@@ -88,16 +89,18 @@ def test_what_is_no_scan_is_counted(tmp_path):
 
 
 def test_size_and_place_by_the_headers(tmp_path):
-    (series,) = find_series(write_series(tmp_path / "s"))
+    (series,) = find_objects(write_series(tmp_path / "s")).series
     volume = read_series(series)
     assert series.shape == volume.array.shape
-    np.testing.assert_allclose(series.affine, volume.affine)
+    np.testing.assert_allclose(read_series_grid(series).affine, volume.affine)
     assert (volume.series, volume.frame) == (series.uid, series.frame)
     assert "" not in (series.uid, series.frame, series.patient, series.study)
 
     def nowhere(_, image):
         del image.ImagePositionPatient, image.SeriesNumber
 
-    (single,) = find_series(write_series(tmp_path / "n", nowhere, count=1))
-    np.testing.assert_allclose(single.affine, np.diag([-SPACING[0], -SPACING[1], 1, 1]))
+    (single,) = find_objects(write_series(tmp_path / "n", nowhere, count=1)).series
+    np.testing.assert_allclose(
+        read_series_grid(single).affine, np.diag([-SPACING[0], -SPACING[1], 1, 1])
+    )
     assert str(single).startswith("CT, 14 x 12, 1 image, ")
