@@ -57,7 +57,7 @@ def test_pixdim_that_is_far_from_the_sform_is_said(tmp_path):
     nifti = nib.Nifti1Image(small_scan()[0], np.diag([2.0, 3, 4, 1]))
     nifti.header.set_zooms((1, 1, 1))
     nib.save(nifti, tmp_path / "a.nii.gz")
-    with pytest.warns(UserWarning, match=r"pixdim \[1.0, 1.0, 1.0\] is not the sform's spacing"):
+    with pytest.warns(UserWarning, match=r"pixdim 1 x 1 x 1 is not the sform's spacing 2 x 3 x 4"):
         image = load_image(tmp_path / "a.nii.gz")
     np.testing.assert_allclose(image.affine, np.diag([2.0, 3, 4, 1]))
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from medsam_tune.errors import DataError, listed
 from medsam_tune.formats.dicom.geometry import affine_of, flat_affine, in_order
 from medsam_tune.formats.dicom.headers import Instance, instance_of, read_header, understood
+from medsam_tune.formats.listing import files_below
 
 # Objects that are no scan, although some have pixels.
 _DERIVED = {"SEG", "RTDOSE", "RTSTRUCT", "PR", "SR", "KO", "REG"}
@@ -155,7 +156,7 @@ def choose_series(place: Path | Sequence[Path], uid: str | None = None) -> Serie
 
 
 def _files(place: Path | Sequence[Path]) -> Iterator[Path]:
-    """All files of a place in a stable order, without DICOMDIR and hidden ones."""
+    """All files of a place in a stable order, without DICOMDIR and clutter."""
     if not isinstance(place, (str, Path)):
         yield from map(Path, place)
         return
@@ -165,9 +166,7 @@ def _files(place: Path | Sequence[Path]) -> Iterator[Path]:
     if place.is_file():
         yield place
         return
-    for path in sorted(place.rglob("*")):
-        if path.is_file() and path.name != "DICOMDIR" and not path.name.startswith("."):
-            yield path
+    yield from (path for path in files_below(place) if path.name != "DICOMDIR")
 
 
 def _nothing_there(place: Path | Sequence[Path], count: int, others: Counter[str]) -> DataError:
