@@ -176,4 +176,6 @@ def _shape(image: Tensor) -> tuple[int, ...]:
 
 
 def _some(values: Iterable[float] | Tensor) -> str:
-    return listed(f"{float(value):g}" for value in values)
+    """Values for a message: ids in full, others rounded."""
+    numbers = map(float, values)
+    return listed(f"{number:.0f}" if number.is_integer() else f"{number:g}" for number in numbers)

@@ -196,3 +196,12 @@ def test_channels() -> None:
 
 
 # read_prompts
+
+
+@pytest.mark.parametrize("label", [40_000, 2**31 - 1])
+def test_row_76_label_ids_of_any_size(label: int) -> None:
+    prompts = SlicePrompts(
+        slices=torch.tensor([1]), boxes=torch.tensor([[2.0, 2, 9, 9]]), labels=torch.tensor([label])
+    )
+    found = EllipseInferer()(torch.zeros(3, 1, 12, 12, dtype=torch.uint8), None, prompts)
+    assert found.unique().tolist() == [0, label]

@@ -131,7 +131,7 @@ def _check_inside(label: MetaTensor, path: Path, image: MetaTensor) -> None:
     worst = max(lost, key=lambda i: lost[i])
     if not lost[worst]:
         return
-    text = f"{lost[worst]:.1%} of label {worst:g} lie outside of the image ({path})"
+    text = f"{lost[worst]:.1%} of label {worst:.10g} lie outside of the image ({path})"
     if lost[worst] > LOST_TOLERANCE:
         raise DataError(
             f"{text}; expected at most {LOST_TOLERANCE:.0%}. They may not come from the same scan. "
@@ -156,7 +156,7 @@ def _check_volume(before: MetaTensor, after: MetaTensor, path: Path) -> None:
     for i, old in volumes[0].items():
         new = volumes[1].get(i, 0.0)
         change = new / old - 1
-        text = f"label {i:g} resampled from {old / 1e3:.4g} to {new / 1e3:.4g} ml"
+        text = f"label {i:.10g} resampled from {old / 1e3:.4g} to {new / 1e3:.4g} ml"
         if abs(change) > CHANGE_TOLERANCE:
             raise DataError(
                 f"{text}, {change:+.0%} ({path}); expected at most {CHANGE_TOLERANCE:.0%}. It is "

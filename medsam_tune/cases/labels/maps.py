@@ -38,7 +38,7 @@ class LabelMap:
             DataError: values that are no ids.
         """
         values = load_label(self.path).as_tensor()
-        no_ids = values[(values != values.round()) | (values < 0) | (values > HIGHEST_ID)]
+        no_ids = values[(values != values.round()) | (values < 0) | (values >= HIGHEST_ID + 1)]
         if len(no_ids):
             raise DataError(
                 f"label map holds values that are no ids: {no_ids.unique()[:10].tolist()} "
