@@ -70,7 +70,8 @@ def check_pair(
 def label_values(label: Tensor) -> list[int]:
     """The distinct values of an integer-valued tensor (..., Z), ascending; cheap on large scans."""
     found: set[int] = set()
-    countable = label.min() >= 0 and label.max() < 65536
+    # Python numbers: torch would make the type of a small tensor of the 65536.
+    countable = label.min().item() >= 0 and label.max().item() < 65536
     for part in label.split(1, dim=-1):
         # Counting is ten times faster than the sort in unique().
         values = part.flatten().int().bincount().nonzero() if countable else part.unique()

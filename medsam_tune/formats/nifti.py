@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -151,7 +152,7 @@ def _opened(path: Path) -> nib.Nifti1Image:
 
 def _check_size(path: Path, file: nib.Nifti1Image) -> None:
     """Refuse a file that cannot hold its voxels, before memory is taken for them."""
-    stored = file.dataobj  # nibabel keeps the offset here only
+    stored: Any = file.dataobj  # nibabel keeps the offset here only
     needed = stored.offset + math.prod(file.shape) * stored.dtype.itemsize
     size = path.stat().st_size
     if needed > size * (_DEFLATE if path.name.lower().endswith(".gz") else 1):

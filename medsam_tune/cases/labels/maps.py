@@ -38,13 +38,15 @@ class LabelMap:
             DataError: values that are no ids.
         """
         values = load_label(self.path).as_tensor()
-        no_ids = values[(values != values.round()) | (values < 0) | (values >= HIGHEST_ID + 1)]
-        if len(no_ids):
+        no_ids = values[(values != values.round()) | (values < 0)].unique().tolist()
+        ids = label_values(values) if not no_ids else []
+        no_ids += [value for value in ids if value > HIGHEST_ID]
+        if no_ids:
             raise DataError(
-                f"label map holds values that are no ids: {no_ids.unique()[:10].tolist()} "
+                f"label map holds values that are no ids: {no_ids[:10]} "
                 f"({self.path}); expected 0, 1, 2, ... {HIGHEST_ID}. Export it again."
             )
-        return {value: f"label {value}" for value in label_values(values) if value}
+        return {value: f"label {value}" for value in ids if value}
 
     def present(self, labels: Mapping[int, str]) -> set[int]:
         """Labels that have a voxel."""
