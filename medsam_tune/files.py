@@ -27,7 +27,7 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=_hidden(path)) as folder:
         beside = Path(folder) / path.name
         yield beside
         flush(beside)
@@ -55,11 +55,16 @@ def folder_written_whole(folder: str | Path) -> Iterator[Path]:
     if folder.exists():
         raise FileExistsError(f"{folder}: is there already; delete it or choose another.")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=_hidden(folder)) as scratch:
         beside = Path(scratch) / folder.name
         beside.mkdir()
         yield beside
         os.replace(beside, folder)
+
+
+def _hidden(path: Path) -> str:
+    """Start of a hidden name beside a path; a name may have 255 bytes, a letter four."""
+    return f".{path.name[:40]}."
 
 
 def read_json(path: Path) -> dict[str, Any]:

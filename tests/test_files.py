@@ -48,3 +48,13 @@ def test_json_that_is_no_object_is_refused(tmp_path: Path, content: bytes, messa
         read_json(path)
     path.write_text('{"a": 1}')
     assert read_json(path) == {"a": 1}
+
+
+def test_row_93_names_as_long_as_a_disk_allows(tmp_path: Path) -> None:
+    for name in ("x" * 255, "スキャン" * 21 + "...", "🫁" * 63):
+        with written_whole(tmp_path / name) as beside:
+            beside.write_text("a")
+        assert (tmp_path / name).read_text() == "a"
+        with folder_written_whole(tmp_path / "folders" / name) as folder:
+            (folder / "b").touch()
+    assert len(list(tmp_path.iterdir())) == 4

@@ -25,6 +25,7 @@ from medsam_tune.files import written_whole
 from medsam_tune.formats.dicom.series import Series
 from medsam_tune.formats.dicom.stack import read_series
 from medsam_tune.formats.dicom.studies import read_tree
+from medsam_tune.formats.listing import files_below
 from medsam_tune.formats.mending import Mending
 from medsam_tune.formats.open import ENDINGS
 from medsam_tune.formats.volume import image_from
@@ -166,7 +167,7 @@ def _tasks(place: Path, mending: Mending) -> list[_Task]:
         return [_case_task(case, "", labels, mending) for case in cases]
     if place.name.lower().endswith(ENDINGS):
         return [_scan_task(place, mending)]
-    files = [path for path in sorted(place.rglob("*")) if path.is_file()]
+    files = files_below(place) if place.is_dir() else [place]
     scans = [path for path in files if path.name.lower().endswith(ENDINGS)]
     tasks = [_scan_task(path, mending) for path in scans]
     if not tasks or len(scans) < len(files):
@@ -187,8 +188,8 @@ def _task(finding: Finding, read: Callable[[], tuple[MetaTensor, MetaTensor | No
         if label is not None:
             said = [*finding.notes, *label.meta.get("notes", ())]
             finding.notes = tuple(dict.fromkeys(said))
-            counts = np.bincount(label.as_tensor().numpy().ravel())
-            finding.labels = {int(k): int(counts[k]) for k in np.flatnonzero(counts) if k}
+            ids, counts = np.unique(label.as_tensor().numpy(), return_counts=True)
+            finding.labels = {int(i): int(n) for i, n in zip(ids, counts, strict=True) if i}
         return finding
 
     return run

@@ -35,7 +35,7 @@ def check_image(image: MetaTensor, path: Path) -> None:
         DataError: 4-D or several channels, an empty dimension, NaN or Inf, a bad affine.
     """
     _check_dimensions(image, path)
-    _check_finite(image, path)
+    _check_finite(image, path, "Mend the file, or fill them in: mending::fill_nan=-1024.")
     check_affine(image, path)
 
 
@@ -61,7 +61,7 @@ def check_pair(
             in `labels`.
     """
     _check_same_shape(image, label, image_path, label_path)
-    _check_finite(label, label_path)
+    _check_finite(label, label_path, "Export the label again.")
     _check_same_affine(image, label, image_path, label_path)
     _check_integers(label, label_path)
     _check_values(label, labels, label_path)
@@ -70,7 +70,8 @@ def check_pair(
 def label_values(label: Tensor) -> list[int]:
     """The distinct values of an integer-valued tensor (..., Z), ascending; cheap on large scans."""
     found: set[int] = set()
-    countable = label.min() >= 0 and label.max() < 65536
+    # Python numbers: torch would make the type of a small tensor of the 65536.
+    countable = label.min().item() >= 0 and label.max().item() < 65536
     for part in label.split(1, dim=-1):
         # Counting is ten times faster than the sort in unique().
         values = part.flatten().int().bincount().nonzero() if countable else part.unique()
@@ -97,7 +98,7 @@ def not_finite(image: Tensor) -> Tensor:
     return ~torch.isfinite(image.as_tensor() if isinstance(image, MetaTensor) else image)
 
 
-def _check_finite(image: Tensor, path: Path) -> None:
+def _check_finite(image: Tensor, path: Path, way_out: str) -> None:
     found = not_finite(image)
     if not found.any():
         return
@@ -105,14 +106,15 @@ def _check_finite(image: Tensor, path: Path) -> None:
     first = tuple(bad[0, 1:].tolist())
     raise DataError(
         f"{len(bad)} NaN or infinite voxels, the first at {first} ({path}); "
-        "expected finite values. Mend the file, or fill them in: mending::fill_nan=-1024."
+        f"expected finite values. {way_out}"
     )
 
 
 def check_affine(image: MetaTensor, path: Path) -> None:
     """Refuse an affine that is singular or not finite."""
     affine = np.asarray(image.affine, dtype=np.float64)
-    if np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-9:
+    volume = np.prod(np.linalg.norm(affine[:3, :3], axis=0))  # of a voxel with right angles
+    if np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-6 * volume:
         return
     raise DataError(
         f"the affine {show_affine(affine)} is singular or not finite ({path}); it "
@@ -175,4 +177,6 @@ def _shape(image: Tensor) -> tuple[int, ...]:
 
 
 def _some(values: Iterable[float] | Tensor) -> str:
-    return listed(f"{float(value):g}" for value in values)
+    """Values for a message: ids in full, others rounded."""
+    numbers = map(float, values)
+    return listed(f"{number:.0f}" if number.is_integer() else f"{number:g}" for number in numbers)

@@ -14,6 +14,7 @@ from typing import Any
 from medsam_tune.errors import DataError, listed
 from medsam_tune.files import read_json, written_whole
 from medsam_tune.formats.open import case_id
+from medsam_tune.formats.volume import HIGHEST_ID
 
 MODALITIES = ("CT", "MR", "XR", "US")
 """Known modalities: XR are radiographs in any depth, US ultrasound in 8 bits."""
@@ -129,8 +130,11 @@ def write_datalist(datalist: Datalist, path: Path) -> None:
             for subset in SUBSETS
         },
     }
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    if any("\ud800" <= letter <= "\udfff" for letter in text):  # names that are not UTF-8
+        text = json.dumps(content, indent=1)
     with written_whole(path) as file:
-        file.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+        file.write_text(text, encoding="utf-8")
 
 
 def read_datalist(path: Path, *, with_leaks: bool = False) -> Datalist:
@@ -293,6 +297,11 @@ def named_labels(folder: Path, content: Mapping[str, Any], source: Path) -> dict
             raise DataError(
                 f'{source}: label {key!r}: {value!r} is not an id and a name; expected e.g. "1": '
                 '"spleen".'
+            )
+        if int(key) > HIGHEST_ID:
+            raise DataError(
+                f"{source}: label {value!r} has the id {key}; expected at most {HIGHEST_ID}. "
+                "Renumber the label."
             )
         labels[int(key)] = value
     labels.pop(0, None)

@@ -20,7 +20,8 @@ from medsam_tune.errors import DataError, about, listed, warn
 from medsam_tune.files import read_json
 from medsam_tune.formats.dicom.series import choose_series
 from medsam_tune.formats.dicom.studies import Labelled, Tree, choose_labelled, read_tree
-from medsam_tune.formats.open import ENDINGS, case_id
+from medsam_tune.formats.listing import entries_of
+from medsam_tune.formats.open import ENDINGS, name_from, stem_of
 
 _FOLDERS = (("imagesTr", "labelsTr"), ("images", "labels"))
 _OR_PAIRS = "".join(f", or {images}/ and {labels}/" for images, labels in _FOLDERS)
@@ -164,16 +165,16 @@ def _pair_folders(folder: Path, secret: bytes | None) -> tuple[Case, ...]:
     images, labels = _image_and_label_folders(folder) or (None, None)
     if images is None or labels is None:
         raise DataError(f"{folder}: no known layout; expected a dataset.json{_OR_PAIRS}.")
-    by_stem = {case_id(file): file for file in _scans(labels)}
+    by_stem = {stem_of(file): file for file in _scans(labels)}
     cases, alone = [], []
     for image in _scans(images):
-        stem = case_id(image)
+        stem = stem_of(image)
         stem = stem if stem in by_stem else stem.removesuffix("_0000")
         label = by_stem.pop(stem, None)
         if label is None:
             alone.append(image.name)
         else:
-            cases.append(Case(image, label, _patient_of(image, secret) or stem))
+            cases.append(Case(image, label, _patient_of(image, secret) or name_from(stem)))
     if alone or by_stem:
         raise DataError(
             f"{folder}: images without a label: {listed(alone) or 'none'}; labels without an "
@@ -195,9 +196,8 @@ def _patient_of(image: Path, secret: bytes | None) -> str:
 
 def _scans(folder: Path) -> Iterator[Path]:
     """Files of known endings, and folders: of a DICOM series, or of a file for each organ."""
-    for path in sorted(folder.iterdir()):
-        known = path.is_dir() or path.name.lower().endswith((*ENDINGS, ".dcm"))
-        if known and not path.name.startswith("."):
+    for path in entries_of(folder):
+        if path.is_dir() or path.name.lower().endswith((*ENDINGS, ".dcm")):
             yield path
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import cast
 
 from monai.data import MetaTensor
@@ -13,7 +12,7 @@ from monai.transforms import Orientation
 from medsam_tune.cases.checks import check_image, not_finite
 from medsam_tune.cases.datalist import Case
 from medsam_tune.cases.labels.open import open_label
-from medsam_tune.errors import DataError, about
+from medsam_tune.errors import about
 from medsam_tune.formats.mending import Mending
 from medsam_tune.formats.open import load_image
 
@@ -40,7 +39,6 @@ def load_case(
     mending = mending or Mending()
     with about(f"case {case.id}"):
         image = load_image(case.image, mending, case.series)
-        image = _one_volume(image, mending.volume_index, case.image)
         _fill(image, mending.fill_nan)
         check_image(image, case.image)
         if case.label is None:
@@ -58,23 +56,11 @@ def voxel_hash(image: MetaTensor) -> str:
     return hashlib.sha256(same.contiguous().numpy().data).hexdigest()[:16]
 
 
-def _one_volume(image: MetaTensor, index: int | None, path: Path) -> MetaTensor:
-    if index is None or image.shape[0] == 1:
-        return image
-    if not 0 <= index < image.shape[0]:
-        raise DataError(f"no volume {index} ({path}); it has {image.shape[0]}, counted from 0.")
-    _note(image, f"volume {index} of {image.shape[0]}")
-    return cast(MetaTensor, image[index : index + 1])
-
-
 def _fill(image: MetaTensor, value: float | None) -> None:
     if value is None:
         return
     bad = not_finite(image)
     if bad.any():
         image.as_tensor()[bad] = value
-        _note(image, f"{int(bad.sum())} NaN or infinite voxels set to {value:g}")
-
-
-def _note(image: MetaTensor, text: str) -> None:
-    image.meta["notes"] = [*image.meta.get("notes", []), text]
+        said = f"{int(bad.sum())} NaN or infinite voxels set to {value:g}"
+        image.meta["notes"] = [*image.meta["notes"], said]

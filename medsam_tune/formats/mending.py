@@ -13,11 +13,15 @@ class Mending:
     """Choice of faults to mend; it is made in YAML, recorded, and used at prediction.
 
     Attributes:
-        fill_nan: value for NaN and infinite voxels; None refuses them.
+        fill_nan: value for NaN and infinite voxels of an image; None refuses them. Those of a label
+            are refused always.
         volume_index: number of the volume to take from a 4-D file, from 0; None refuses 4-D files.
+            A 4-D label must have as many volumes as its image; the same is taken of both.
         resample_uneven: interpolate DICOM series with uneven or tilted slices onto an even grid.
-        resample_label: bring a label of another grid onto its image's, by the nearest voxel.
-        strict: refuse a NIfTI file without qform and sform, whose orientation is a guess.
+        resample_label: bring a label of another grid onto its image's, by the nearest voxel; see
+            `cases.labels.grid` for what may be lost.
+        strict: refuse a scan or label whose orientation is a guess: NIfTI without qform and sform,
+            NRRD and MetaImage without directions.
 
     Raises:
         DataError: a value of another type.

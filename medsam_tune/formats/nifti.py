@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -17,11 +20,14 @@ from medsam_tune.errors import DataError, warn
 from medsam_tune.files import written_whole
 from medsam_tune.formats.mending import Mending
 from medsam_tune.formats.volume import (
+    LENGTHS,
     POSITION_TOLERANCE,
     Grid,
     Volume,
+    check_guess,
     check_memory,
     check_not_empty,
+    exact,
     label_dtype,
     same_affine,
     show_affine,
@@ -30,31 +36,49 @@ from medsam_tune.formats.volume import (
 ENDINGS = (".nii", ".nii.gz")
 WRITTEN = ENDINGS
 
+UNIT_TOLERANCE = 0.01
+"""Two spacings are the same length in two units if they differ by less than this share."""
 
-def read(path: Path, mending: Mending) -> Volume:
-    """Read a file.
+LARGEST_EXTENT = 10_000.0
+"""Largest accepted side of a scan, millimetres; what is larger is in another unit than it says."""
+
+_DEFLATE = 1032  # bytes that one byte of gzip holds at most (zlib's technical notes)
+_UNITS = {1: "meter", 2: "mm", 3: "micron"}  # of xyzt_units; others, as 0, are read as millimetres
+
+
+def read(path: Path, mending: Mending, ids: bool = False) -> Volume:
+    """Read a file; its coordinates become millimetres.
 
     Args:
         path: .nii or .nii.gz file.
         mending: `strict` refuses a file without qform and sform.
+        ids: keep label ids as they are, instead of float32; see `volume.exact`.
 
     Raises:
         DataError: the file is truncated, damaged or of another kind; its qform and sform differ;
-            its values are no real numbers; it does not fit into memory.
+            it is in another unit than it says; its values are no real numbers; it does not fit into
+            memory.
     """
     with _reading(path):
         file = _opened(path)
         check_not_empty(path, file.shape)
         check_memory(path, file.shape)
-        _check_header(path, file, mending.strict)
+        _check_size(path, file)
+        _check_values(path, file)
+        place = _place_of(path, file)
         # Not by MONAI's reader: where the sform's spacing is not pixdim's to the last digit, it
         # takes the qform, even one that says nothing.
-        values = np.asanyarray(file.dataobj).astype(np.float32)
+        stored = np.asanyarray(file.dataobj)
+        values = exact(stored) if ids else stored.astype(np.float32)
+    for text in place.said:
+        warn(f"{text} ({path}).")
+    guess = "" if any(place.codes) else "neither qform nor sform is set"
+    check_guess(path, guess, mending.strict)
     if values.ndim > 4:
         values = values.reshape(*values.shape[:3], -1)
     if values.ndim == 4:
         values = values[..., 0] if values.shape[3] == 1 else np.moveaxis(values, 3, 0)
-    return Volume(values, np.asarray(file.affine, dtype=np.float64))
+    return Volume(values, place.affine, guess=guess, codes=place.codes)
 
 
 def read_grid(path: Path) -> Grid:
@@ -65,18 +89,37 @@ def read_grid(path: Path) -> Grid:
     """
     with _reading(path):
         file = _opened(path)
-    return Grid(file.shape, np.asarray(file.affine, dtype=np.float64))
+        return Grid(file.shape, _place_of(path, file).affine)
 
 
-def write(path: Path, array: NDArray[np.generic], affine: NDArray[np.float64]) -> None:
-    """Write a label map, whole or not at all.
+def write(
+    path: Path,
+    array: NDArray[np.generic],
+    affine: NDArray[np.float64],
+    codes: tuple[int, int] | None = None,
+) -> None:
+    """Write a label map in millimetres, whole or not at all.
 
     Args:
         path: .nii or .nii.gz file.
         array: (I, J, K) label ids.
         affine: (4, 4) from indices (i, j, k) to RAS+ millimetres.
+        codes: qform_code and sform_code of the scan, if it is NIfTI. Where both are 0, viewers
+            guess one place for scan and mask; the affine then gives the spacing only.
+
+    Raises:
+        DataError: ids below 0 or above `volume.HIGHEST_ID`.
     """
-    image = nib.Nifti1Image(array.astype(label_dtype(array)), affine)
+    ids = array.astype(label_dtype(array))
+    if codes is None:
+        image = nib.Nifti1Image(ids, affine)
+    elif any(codes):
+        image = nib.Nifti1Image(ids, affine)
+        image.set_qform(affine if codes[0] else None, codes[0])
+        image.set_sform(affine if codes[1] else None, codes[1])
+    else:
+        image = nib.Nifti1Image(ids, None)
+        image.header.set_zooms(np.linalg.norm(affine[:3, :3], axis=0))
     image.header.set_xyzt_units("mm")
     with written_whole(path) as beside:
         nib.save(image, beside)
@@ -107,33 +150,118 @@ def _opened(path: Path) -> nib.Nifti1Image:
     return file
 
 
-def _check_header(path: Path, file: nib.Nifti1Image, strict: bool) -> None:
-    """Refuse values that are no numbers, and an affine that the file contradicts."""
+def _check_size(path: Path, file: nib.Nifti1Image) -> None:
+    """Refuse a file that cannot hold its voxels, before memory is taken for them."""
+    stored: Any = file.dataobj  # nibabel keeps the offset here only
+    needed = stored.offset + math.prod(file.shape) * stored.dtype.itemsize
+    size = path.stat().st_size
+    if needed > size * (_DEFLATE if path.name.lower().endswith(".gz") else 1):
+        raise ImageFileError(f"Expected {needed} bytes, got {size} bytes")
+
+
+def _check_values(path: Path, file: nib.Nifti1Image) -> None:
     if file.get_data_dtype().kind not in "biuf":
         raise DataError(
             f"its values are colours or complex numbers ({path}); expected a real "
             "number for each voxel. Export it again."
         )
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a file lies.
+
+    Attributes:
+        affine: (4, 4) float64 to RAS+ millimetres.
+        codes: qform_code and sform_code.
+        said: what a user should know of it.
+    """
+
+    affine: NDArray[np.float64]
+    codes: tuple[int, int]
+    said: tuple[str, ...]
+
+
+def _place_of(path: Path, file: nib.Nifti1Image) -> _Place:
+    """The sform, the qform, or nibabel's guess, in millimetres.
+
+    Raises:
+        DataError: qform and sform differ; a side above `LARGEST_EXTENT`; not finite.
+    """
     header = file.header
-    qform, sform = header.get_qform(coded=True)[0], header.get_sform(coded=True)[0]
-    if qform is None and sform is None:
-        found = f"neither qform nor sform is set ({path}); the orientation is a guess"
-        if strict:
-            raise DataError(f"{found}. Export the scan again from its source.")
-        warn(f"{found}.")
-    elif qform is not None and sform is not None and not same_affine(qform, sform):
+    with np.errstate(all="ignore"):
+        qform, sform = (header.get_qform(coded=True), header.get_sform(coded=True))
+    codes = (int(qform[1]), int(sform[1]))
+    unit = _UNITS.get(int(header["xyzt_units"]) & 7, "mm")
+    scale = np.full(2, LENGTHS[unit])  # of pixdim and qform, and of the sform
+    said: list[str] = []
+    if codes[1]:
+        scale, said = _scales(path, header, sform[0], unit)
+    placed = [
+        None if form is None else np.diag([mm, mm, mm, 1.0]) @ form
+        for form, mm in zip((qform[0], sform[0]), scale, strict=True)
+    ]
+    if placed[0] is not None and placed[1] is not None and not same_affine(placed[0], placed[1]):
         raise DataError(
-            f"qform {show_affine(qform)} and sform {show_affine(sform)} differ "
+            f"qform {show_affine(placed[0])} and sform {show_affine(placed[1])} differ "
             f"({path}); which of them places the scan is not known. Remove the wrong one and save "
             "the file."
         )
-    elif sform is not None:
-        spacing, pixdim = np.linalg.norm(sform[:3, :3], axis=0), header.get_zooms()[:3]
-        if len(pixdim) == 3 and np.abs(spacing - pixdim).max() > POSITION_TOLERANCE:
-            warn(
-                f"pixdim {np.round(pixdim, 4).tolist()} is not the sform's spacing "
-                f"{spacing.round(4).tolist()} ({path}); the sform is used."
-            )
+    affine = next((form for form in reversed(placed) if form is not None), None)
+    if affine is None:
+        affine = np.diag([scale[0], scale[0], scale[0], 1.0]) @ header.get_base_affine()
+    if not np.isfinite(affine).all():
+        raise DataError(
+            f"the affine {show_affine(affine)} is singular or not finite ({path}); it must place "
+            "each voxel in the world. Export the scan again from its source."
+        )
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    largest = float(np.max(spacing[: len(file.shape)] * file.shape[:3]))
+    if largest > LARGEST_EXTENT:
+        raise DataError(
+            f"a side of {largest:.4g} mm, voxels of {_show(spacing)} mm ({path}); expected at most "
+            f"{LARGEST_EXTENT:g} mm. Correct the unit in the header (xyzt_units), or the spacing."
+        )
+    if unit != "mm":
+        said.append(f"coordinates in {unit} are read as voxels of {_show(spacing)} mm")
+    return _Place(np.asarray(affine, dtype=np.float64), codes, tuple(said))
+
+
+def _scales(
+    path: Path, header: nib.Nifti1Header, sform: NDArray[np.float64], unit: str
+) -> tuple[NDArray[np.float64], list[str]]:
+    """Millimetres of a unit of pixdim (and the qform), and of the sform; what is to be said of it.
+
+    Both are in the header's unit. Where they disagree by just that unit, one of them is in
+    millimetres already.
+
+    Raises:
+        DataError: they disagree by a unit of which the header says nothing.
+    """
+    spacing = np.linalg.norm(sform[:3, :3], axis=0)
+    pixdim = np.asarray(header.get_zooms()[:3], dtype=np.float64)
+    mm = LENGTHS[unit]
+    if len(pixdim) < 3 or np.abs(spacing - pixdim).max() * mm <= POSITION_TOLERANCE:
+        return np.array([mm, mm]), []
+    both = f"pixdim {_show(pixdim)} is not the sform's spacing {_show(spacing)}"
+    if _alike(spacing, pixdim * mm):
+        return np.array([mm, 1.0]), [f"{both}; the sform is in millimetres, not in {unit}"]
+    if _alike(spacing * mm, pixdim):
+        return np.array([1.0, mm]), [f"{both}; pixdim is in millimetres, not in {unit}"]
+    if any(_alike(spacing, pixdim * ratio) for ratio in (1e-6, 1e-3, 1e3, 1e6)):
+        raise DataError(
+            f"{both} ({path}), but is it in another unit; which is in {unit} is not known. Correct "
+            "the wrong one."
+        )
+    return np.array([mm, mm]), [f"{both}; the sform is used"]
+
+
+def _alike(first: NDArray[np.float64], second: NDArray[np.float64]) -> bool:
+    return bool((np.abs(first - second) < UNIT_TOLERANCE * np.abs(second)).all())
+
+
+def _show(lengths: NDArray[np.float64]) -> str:
+    return " x ".join(f"{length:.4g}" for length in lengths)
 
 
 def _first_line(error: BaseException) -> str:

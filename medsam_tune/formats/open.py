@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 from monai.data import MetaTensor
 from numpy.typing import NDArray
 
-from medsam_tune.errors import DataError
+from medsam_tune.errors import DataError, listed
 from medsam_tune.formats import itk, nifti
 from medsam_tune.formats.dicom import headers
 from medsam_tune.formats.dicom.series import choose_series
 from medsam_tune.formats.dicom.stack import read_series, read_series_grid
-from medsam_tune.formats.litter import files_below
+from medsam_tune.formats.listing import entries_of, files_below
 from medsam_tune.formats.mending import Mending
 from medsam_tune.formats.volume import Grid, Volume, image_from
 
@@ -31,8 +34,8 @@ class Format(Protocol):
     def WRITTEN(self) -> tuple[str, ...]:
         """Endings of the files that it writes."""
 
-    def read(self, path: Path, mending: Mending) -> Volume:
-        """Read a file."""
+    def read(self, path: Path, mending: Mending, ids: bool = False) -> Volume:
+        """Read a file; with `ids`, label ids as they are, instead of float32."""
 
     def read_grid(self, path: Path) -> Grid:
         """Size and place by the header; no voxel is read."""
@@ -47,6 +50,9 @@ FORMATS: tuple[Format, ...] = (nifti, itk)
 ENDINGS = tuple(ending for one in FORMATS for ending in one.ENDINGS)
 WRITTEN = tuple(ending for one in FORMATS for ending in one.WRITTEN)
 
+ID_BYTES = 160
+"""Longest id of a case in UTF-8; results and temporary files add to it, and names end at 255."""
+
 
 def load_image(
     path: Path, mending: Mending | None = None, series_uid: str | None = None
@@ -56,7 +62,8 @@ def load_image(
     Texts of the header, which may name the patient, are not kept.
 
     Args:
-        path: file of one of `ENDINGS`, or DICOM: a file, or a folder with one series in it.
+        path: file of one of `ENDINGS`, or a folder that is named like one and holds one; or DICOM:
+            a file, or a folder with one series in it.
         mending: choice of faults to mend; by default all are refused.
         series_uid: SeriesInstanceUID (or its end) where a folder holds several.
 
@@ -70,15 +77,68 @@ def load_image(
         DataError: the file is missing, empty, truncated, or of another kind; it does not fit into
             memory; a refusal of the format's own `read`, or of `dicom.stack.read_series`.
     """
-    mending = mending or Mending()
+    return _load(path, mending or Mending(), series_uid, ids=False)
+
+
+def load_label(path: Path, mending: Mending | None = None) -> MetaTensor:
+    """Read one label map as `load_image` does, but with the exact ids.
+
+    Args:
+        path: as in `load_image`.
+        mending: choice of faults to mend. Uneven series are refused always, as there are no ids
+            between ids.
+
+    Returns:
+        (C, I, J, K) in a type that holds the file's numbers, see `volume.exact`.
+
+    Raises:
+        DataError: as in `load_image`.
+    """
+    return _load(path, replace(mending or Mending(), resample_uneven=False), None, ids=True)
+
+
+def _load(path: Path, mending: Mending, series_uid: str | None, ids: bool) -> MetaTensor:
+    path = scan_at(path)
     if not path.exists():
         raise DataError(f"no such file: {path}. Correct the path in the datalist.")
     if path.is_file() and path.stat().st_size == 0:
         raise DataError(f"the file has zero bytes ({path}). Copy it again.")
-    found = _format_of(path)
+    found = format_of(path)
     if found is not None:
-        return image_from(found.read(path, mending))
-    return image_from(read_series(choose_series(path, series_uid), mending.resample_uneven))
+        volume = found.read(path, mending, ids)
+    else:
+        volume = read_series(choose_series(path, series_uid), mending.resample_uneven)
+    return _one_volume(image_from(volume), mending.volume_index, path)
+
+
+def _one_volume(image: MetaTensor, index: int | None, path: Path) -> MetaTensor:
+    """The volume that is asked for; the metadata keeps how many there were."""
+    count = image.shape[0]
+    image.meta["volumes"] = count
+    if index is None or count == 1:
+        return image
+    if not 0 <= index < count:
+        raise DataError(f"no volume {index} ({path}); it has {count}, counted from 0.")
+    image.meta["notes"] = [*image.meta["notes"], f"volume {index} of {count}"]
+    return cast(MetaTensor, image[index : index + 1])
+
+
+def scan_at(path: Path) -> Path:
+    """The file that is meant by a path: itself, or the one in a folder that is named like a file.
+
+    Raises:
+        DataError: a folder such as c1.nii/ with no scan in it, or with several.
+    """
+    if format_of(path) is None or not path.is_dir():
+        return path
+    inside = [one for one in entries_of(path) if format_of(one) is not None and one.is_file()]
+    if len(inside) != 1:
+        names = listed(one.name for one in inside) or "none"
+        raise DataError(
+            f"{path}: a folder that is named like a file, with {len(inside)} scans in it: {names}; "
+            "expected one. Move the scan out, or rename the folder."
+        )
+    return inside[0]
 
 
 def read_grid(path: Path, series_uid: str | None = None) -> Grid:
@@ -91,7 +151,8 @@ def read_grid(path: Path, series_uid: str | None = None) -> Grid:
     Raises:
         DataError: the file cannot be read.
     """
-    found = _format_of(path)
+    path = scan_at(path)
+    found = format_of(path)
     if found is not None:
         return found.read_grid(path)
     return read_series_grid(choose_series(path, series_uid))
@@ -108,31 +169,54 @@ def write_array(path: Path, array: NDArray[np.generic], affine: NDArray[np.float
     Raises:
         DataError: another ending.
     """
-    found = _format_of(path)
+    found = format_of(path)
     if found is None or not path.name.lower().endswith(found.WRITTEN):
         raise DataError(f"{path}: expected a name that ends in {', '.join(WRITTEN)}.")
     found.write(path, array, affine)
 
 
-def case_id(path: Path) -> str:
+def stem_of(path: Path) -> str:
     """A file's name without its ending, or a folder's name."""
+    name = path.name or path.resolve().name
     known = (*ENDINGS, *headers.ENDINGS)
-    ending = next((e for e in known if path.name.lower().endswith(e)), "")
-    return path.name[: len(path.name) - len(ending)]
+    ending = next((e for e in known if name.lower().endswith(e)), "")
+    return name[: len(name) - len(ending)]
+
+
+def case_id(path: Path) -> str:
+    """`stem_of` a path, as the name of a case; see `name_from`."""
+    return name_from(stem_of(path))
+
+
+def name_from(text: str) -> str:
+    """A text that is safe in messages, tables and names of files; itself, where it is so.
+
+    What cannot be printed becomes "_" (line breaks, bytes that are not UTF-8), and so does a
+    leading "-", "=", "+", "@" or ".", which programs take for an option, a formula or a hidden
+    file. What is longer than `ID_BYTES` is cut. A hash of the whole text then keeps names apart.
+    """
+    printed = "".join(letter if letter.isprintable() else "_" for letter in text)
+    if printed.startswith(("-", "=", "+", "@", ".")):
+        printed = f"_{printed[1:]}"
+    if printed == text and len(text.encode()) <= ID_BYTES:
+        return text
+    mark = hashlib.sha256(os.fsencode(text)).hexdigest()[:8]
+    return f"{printed.encode()[: ID_BYTES - 9].decode(errors='ignore')}-{mark}"
 
 
 def dicom_modality(path: Path) -> str:
     """Modality of a DICOM file, such as "CT" or "SEG"; empty for other files and for folders."""
-    if not path.is_file() or _format_of(path) is not None:
+    if not path.is_file() or format_of(path) is not None:
         return ""
     return headers.object_kind(path)
 
 
 def files_of(path: Path) -> Sequence[Path]:
-    """The files that a scan is made of: itself, or all below a folder of DICOM but litter."""
-    return list(files_below(path)) if path.is_dir() else [path]
+    """The files that a scan is made of: itself, or all below a folder."""
+    return files_below(path) if path.is_dir() else [path]
 
 
-def _format_of(path: Path) -> Format | None:
+def format_of(path: Path) -> Format | None:
+    """The format that a name's ending says; None for DICOM and all else."""
     name = path.name.lower()
     return next((one for one in FORMATS if name.endswith(one.ENDINGS)), None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +11,19 @@ import numpy as np
 from monai.data.image_reader import ImageReader
 from numpy.typing import NDArray
 
-from medsam_tune.formats import itk
+from medsam_tune.errors import DataError
 from medsam_tune.formats.dicom import headers
 from medsam_tune.formats.dicom.series import choose_series
 from medsam_tune.formats.dicom.stack import read_series
 from medsam_tune.formats.mending import Mending
-from medsam_tune.formats.volume import Volume
+from medsam_tune.formats.open import ENDINGS, format_of, scan_at
+from medsam_tune.formats.volume import Volume, same_affine
 
 
 class SimpleITKReader(ImageReader):
-    """Image reader of MONAI for DICOM, NRRD and MetaImage.
+    """Image reader of MONAI for DICOM, NIfTI, NRRD and MetaImage.
+
+    It reads as `load_image` does: coordinates become millimetres, whatever unit the file has.
 
     Register it: `LoadImaged(keys).register(SimpleITKReader())`. Do not pass it as `reader=`: when
     such a reader refuses a file, MONAI tries the next one, which may accept it.
@@ -34,19 +39,24 @@ class SimpleITKReader(ImageReader):
         self.resample_uneven = resample_uneven
 
     def verify_suffix(self, filename: Any) -> bool:
-        """Whether all names are folders, DICOM, NRRD or MetaImage."""
+        """Whether all names are folders, DICOM, NIfTI, NRRD or MetaImage."""
         names = [filename] if isinstance(filename, (str, Path)) else filename
         return all(_is_known(Path(name)) for name in names)
 
     def read(self, data: Any, **_: Any) -> Volume:
         """The volume of a file, of a folder with one DICOM series, or of a list of its files.
 
+        Files of other formats than DICOM become the channels of one volume.
+
         Raises:
-            DataError: as in `load_image`.
+            DataError: as in `load_image`; several files that do not lie on one grid.
         """
         paths = [Path(data)] if isinstance(data, (str, Path)) else [Path(part) for part in data]
-        if len(paths) == 1 and paths[0].name.lower().endswith(itk.ENDINGS):
-            return itk.read(paths[0], Mending())
+        paths = [scan_at(path) for path in paths]
+        formats = [one for one in map(format_of, paths) if one is not None]
+        if len(formats) == len(paths):
+            read = [one.read(path, Mending()) for one, path in zip(formats, paths, strict=True)]
+            return read[0] if len(read) == 1 else _stacked(read, paths)
         series = choose_series(paths[0] if len(paths) == 1 else paths, self.series_uid)
         return read_series(series, self.resample_uneven)
 
@@ -56,6 +66,20 @@ class SimpleITKReader(ImageReader):
 
 
 def _is_known(path: Path) -> bool:
-    if path.is_dir() or path.name.lower().endswith((*itk.ENDINGS, *headers.ENDINGS)):
+    if path.is_dir() or path.name.lower().endswith((*ENDINGS, *headers.ENDINGS)):
         return True
     return headers.has_dicom_prefix(path)
+
+
+def _stacked(volumes: Sequence[Volume], paths: Sequence[Path]) -> Volume:
+    """Volumes of one grid as the channels of one."""
+    first = volumes[0]
+    for volume, path in zip(volumes, paths, strict=True):
+        same = volume.array.shape == first.array.shape and same_affine(volume.affine, first.affine)
+        if not same:
+            raise DataError(
+                f"{path} does not lie on the grid of {paths[0]}; expected files of one shape and "
+                "place as the channels of an image. Resample it."
+            )
+    arrays = [one.array if one.array.ndim == 4 else one.array[None] for one in volumes]
+    return replace(first, array=np.concatenate(arrays))

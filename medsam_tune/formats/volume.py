@@ -16,13 +16,14 @@ from monai.transforms import EnsureChannelFirst
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medsam_tune.errors import DataError
+from medsam_tune.errors import DataError, warn
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """(4, 4) from DICOM's and ITK's millimetres to nibabel's, and back."""
 
 POSITION_TOLERANCE = 1e-3
-"""Largest accepted difference of two affines' origins and spacings, millimetres."""
+"""Largest accepted difference of two affines' origins and spacings, millimetres (or a hundredth of
+the smallest spacing, where that is less)."""
 
 DIRECTION_TOLERANCE = 1e-3
 """Largest accepted difference of two affines' unit axis directions, dimensionless.
@@ -30,6 +31,26 @@ DIRECTION_TOLERANCE = 1e-3
 NIfTI's qform stores a quaternion in float32, which is exact to about 3e-4 for the common 180
 degree rotations; a tighter tolerance would refuse sound files.
 """
+
+HIGHEST_ID = 2**31 - 1
+"""Highest label id: label maps are int32 in memory."""
+
+LENGTHS = {
+    "nm": 1e-6,
+    "um": 1e-3,
+    "µm": 1e-3,
+    "micron": 1e-3,
+    "microns": 1e-3,
+    "micrometer": 1e-3,
+    "mm": 1.0,
+    "millimeter": 1.0,
+    "millimeters": 1.0,
+    "cm": 10.0,
+    "m": 1e3,
+    "meter": 1e3,
+    "meters": 1e3,
+}
+"""Units of length as headers write them -> millimetres."""
 
 BYTES_PER_VOXEL = 16
 """Bytes that reading a scan and its label takes: four times float32 (measured: 15 for a CT window,
@@ -43,7 +64,7 @@ class Volume:
     Attributes:
         array: (I, J, K) float32, or (C, I, J, K) where the file holds C volumes or channels; axes
             in the file's own order (DICOM: columns, rows, slices), values in the scanner's unit
-            (HU for CT).
+            (HU for CT). Label maps may have the type of the file's own numbers.
         affine: (4, 4) float64 of the indices (i, j, k) to nibabel's RAS+ millimetres.
         notes: changes that were made while reading, for the report.
         series: SeriesInstanceUID; empty where it is not DICOM.
@@ -51,15 +72,19 @@ class Volume:
         modality: DICOM's Modality, such as "CT"; empty where unknown.
         spacing_known: False if nothing says how large a pixel is, as in many radiographs; the
             affine then has 1 mm for it.
+        guess: what the header lacks, where the affine is a guess; empty where the file says it.
+        codes: qform_code and sform_code of NIfTI; None of other formats.
     """
 
-    array: NDArray[np.float32]
+    array: NDArray[Any]
     affine: NDArray[np.float64]
     notes: tuple[str, ...] = ()
     series: str = ""
     frame: str = ""
     modality: str = ""
     spacing_known: bool = True
+    guess: str = ""
+    codes: tuple[int, int] | None = None
 
     def meta(self) -> dict[str, Any]:
         """MONAI's metadata: the affine in RAS+ millimetres, and what is known of the source."""
@@ -74,6 +99,8 @@ class Volume:
             "frame_uid": self.frame,
             "modality": self.modality,
             "spacing_known": self.spacing_known,
+            "guess": self.guess,
+            "codes": self.codes,
         }
 
 
@@ -91,7 +118,7 @@ class Grid:
 
 
 def image_from(volume: Volume) -> MetaTensor:
-    """(C, I, J, K) float32 of a volume, with its metadata."""
+    """(C, I, J, K) of a volume, with its metadata; the dtype is the volume's."""
     image = MetaTensor(torch.from_numpy(volume.array), meta=volume.meta())
     return cast(MetaTensor, EnsureChannelFirst()(image))
 
@@ -104,10 +131,55 @@ def with_meta_of(image: Tensor, tensor: Tensor) -> Tensor:
     return MetaTensor(tensor, meta=meta, applied_operations=operations)
 
 
+def exact(values: NDArray[Any]) -> NDArray[Any]:
+    """A copy of label ids in a type that torch has and that holds each of them.
+
+    Args:
+        values: any shape, real numbers or truth values as a file holds them.
+
+    Returns:
+        the same shape, of one of torch's integer types, or float32 or float64.
+    """
+    kind, size = values.dtype.kind, values.dtype.itemsize
+    unsigned = {1: np.uint8, 2: np.int32, 4: np.int64}
+    if kind == "i":
+        return values.astype(values.dtype.newbyteorder("="))
+    if kind in "bu" and size in unsigned:
+        return values.astype(unsigned[size])
+    return values.astype(np.float32 if size <= 4 else np.float64)
+
+
 def label_dtype(array: NDArray[np.generic]) -> np.dtype[np.integer]:
-    """The smallest type of uint8, int16 and int32 that holds the label ids of an array."""
-    highest = int(array.max(initial=0))
+    """The smallest type of uint8, int16 and int32 that holds the label ids of an array.
+
+    Raises:
+        DataError: ids below 0 or above `HIGHEST_ID`.
+    """
+    lowest, highest = int(array.min(initial=0)), int(array.max(initial=0))
+    if lowest < 0 or highest > HIGHEST_ID:
+        raise DataError(
+            f"label ids from {lowest} to {highest}; expected 0 to {HIGHEST_ID}. Renumber them."
+        )
     return np.dtype(next(t for t in (np.uint8, np.int16, np.int32) if highest <= np.iinfo(t).max))
+
+
+def check_guess(path: Path, guess: str, strict: bool) -> None:
+    """Say that the place of a scan is a guess.
+
+    Args:
+        path: file of the scan.
+        guess: what its header lacks; nothing is said where it is empty.
+        strict: refuse instead.
+
+    Raises:
+        DataError: the place is a guess, and `strict`.
+    """
+    if not guess:
+        return
+    found = f"{guess} ({path}); the orientation is a guess"
+    if strict:
+        raise DataError(f"{found}. Export the scan again from its source.")
+    warn(f"{found}.")
 
 
 def check_memory(path: Path, shape: Sequence[int]) -> None:
@@ -131,7 +203,7 @@ def check_memory(path: Path, shape: Sequence[int]) -> None:
 
 def check_not_empty(path: Path, shape: Sequence[int]) -> None:
     """Refuse a scan without a voxel."""
-    if 0 in shape:
+    if any(size < 1 for size in shape):
         raise DataError(
             f"image of shape {tuple(shape)} has an empty dimension ({path}); "
             "expected at least one voxel along each axis. Export it again."
@@ -151,7 +223,8 @@ def same_affine(first: NDArray[np.float64], second: NDArray[np.float64]) -> bool
         np.abs(first[:3, 3] - second[:3, 3]).max(), np.abs(spacings[0] - spacings[1]).max()
     )
     direction = np.abs(directions[0] - directions[1]).max()
-    return bool(position <= POSITION_TOLERANCE and direction <= DIRECTION_TOLERANCE)
+    near = min(POSITION_TOLERANCE, np.min(spacings) / 100)
+    return bool(position <= near and direction <= DIRECTION_TOLERANCE)
 
 
 def show_affine(affine: NDArray[np.float64]) -> str:

@@ -49,7 +49,7 @@ class PromptedSliceInferer(Inferer):
             prompts: boxes in the slice frame.
 
         Returns:
-            (Z, H, W) int16 label slices, 0 = background, on the device of `inputs`.
+            (Z, H, W) int32 label slices, 0 = background, on the device of `inputs`.
 
         Raises:
             DataError: no prompts.
@@ -97,7 +97,7 @@ class ClassSliceInferer(Inferer):
         self.frame = frame
 
     def __call__(self, inputs: Tensor, network: Any, *_: Any, **__: Any) -> Tensor:
-        """(Z, C, H, W) uint8 slices -> (Z, H, W) int16 label slices; prompts are ignored."""
+        """(Z, C, H, W) uint8 slices -> (Z, H, W) int32 label slices; prompts are ignored."""
         frame = self.frame((inputs.shape[-2], inputs.shape[-1]), network.image_size)
         canvas = _Canvas(inputs)
         for chunk in _with_content(torch.arange(len(inputs)), inputs).split(self.slice_batch):
@@ -146,7 +146,7 @@ class EllipseInferer(Inferer):
     def __call__(
         self, inputs: Tensor, network: Any, prompts: SlicePrompts, *_: Any, **__: Any
     ) -> Tensor:
-        """(Z, C, H, W) slices and prompts -> (Z, H, W) int16 label slices."""
+        """(Z, C, H, W) slices and prompts -> (Z, H, W) int32 label slices."""
         canvas = _Canvas(inputs)
         size = (inputs.shape[-2], inputs.shape[-1])
         for part in torch.arange(len(prompts)).split(64):
@@ -160,7 +160,7 @@ class _Canvas:
 
     def __init__(self, inputs: Tensor) -> None:
         shape = (inputs.shape[0], *inputs.shape[-2:])
-        self.labels = torch.zeros(shape, dtype=torch.int16, device=inputs.device)
+        self.labels = torch.zeros(shape, dtype=torch.int32, device=inputs.device)
         self._highest = torch.zeros(shape, device=inputs.device)
 
     def paint(self, logits: Tensor, slices: Tensor, labels: Tensor) -> None:

@@ -39,6 +39,8 @@ class WriteMask:
 def write_mask(labels: Tensor, grid: ScanGrid, path: str | Path) -> int:
     """Write label slices as NIfTI in the scan's own grid, whole or not at all.
 
+    The mask has the qform_code and sform_code of a NIfTI scan, and lies in millimetres.
+
     Args:
         labels: (Z, H, W) integer label slices.
         grid: grid of the scan.
@@ -46,10 +48,13 @@ def write_mask(labels: Tensor, grid: ScanGrid, path: str | Path) -> int:
 
     Returns:
         Number of voxels that are not 0, in the scan's own grid.
+
+    Raises:
+        DataError: another ending, or ids of `nifti.write` that are none.
     """
     path = Path(path)
     if not path.name.endswith((".nii", ".nii.gz")):
         raise DataError(f"{path}: expected a name that ends in .nii or .nii.gz.")
     array = grid.to_file(labels)
-    nifti.write(path, array, grid.affine)
+    nifti.write(path, array, grid.affine, grid.codes)
     return int(np.count_nonzero(array))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -67,4 +68,4 @@ def grid_of(image: MetaTensor, rules: ScanRules) -> ScanGrid:
     """
     affine = np.asarray(image.meta.get("original_affine", image.affine), dtype=np.float64)
     shape = torch.as_tensor(image.meta.get("spatial_shape", image.shape[1:])).tolist()
-    return rules.grid(shape, affine)
+    return replace(rules.grid(shape, affine), codes=image.meta.get("codes"))

@@ -36,10 +36,12 @@ def resized(volume: Tensor, size: tuple[int, int, int], nearest: bool = False) -
     """(C, X, Y, Z) -> (C, *size) of the same extent; linear, or nearest voxel for labels."""
     if tuple(volume.shape[1:]) == size:
         return volume
-    values = volume[None].float()
-    if nearest:
-        return F.interpolate(values, size, mode="nearest-exact")[0].to(volume.dtype)
-    return F.interpolate(values, size, mode="trilinear", align_corners=False)[0]
+    if nearest:  # by index, as float32 does not hold every label id
+        for axis, (old, new) in enumerate(zip(volume.shape[1:], size, strict=True), start=1):
+            centres = (torch.arange(new, device=volume.device) + 0.5) * (old / new)
+            volume = volume.index_select(axis, centres.long().clamp(max=old - 1))
+        return volume
+    return F.interpolate(volume[None].float(), size, mode="trilinear", align_corners=False)[0]
 
 
 def with_neighbours(slices: Tensor) -> Tensor:
@@ -73,12 +75,14 @@ class ScanGrid:
         shape: (I, J, K), shape of the file's array.
         axes: orientation of the slices' volume (X, Y, Z), "LPS" for axial slices.
         size: (X, Y, Z), shape of that volume after resampling; by default it is not resampled.
+        codes: qform_code and sform_code of the file, if it is NIfTI.
     """
 
     affine: NDArray[np.float64]
     shape: tuple[int, int, int]
     axes: str = "LPS"
     size: tuple[int, int, int] = (0, 0, 0)
+    codes: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if not any(self.size):

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
+from medsam_tune.cases.checks import label_values
 from medsam_tune.cases.datalist import Case
 from medsam_tune.cases.load import load_case, voxel_hash
 from medsam_tune.errors import DataError, about
@@ -88,7 +89,7 @@ class PreparedCase:
         return with_neighbours(around)[k - first].numpy()
 
     def label_slice(self, k: int) -> NDArray[np.unsignedinteger]:
-        """Label ids of slice k as (H, W) uint8 or uint16."""
+        """Label ids of slice k as (H, W) uint8, uint16 or uint32."""
         return self._read("label", k)
 
     def image(self) -> NDArray[np.uint8]:
@@ -97,7 +98,7 @@ class PreparedCase:
         return with_neighbours(torch.from_numpy(image)).numpy() if self.neighbours else image
 
     def label(self) -> NDArray[np.unsignedinteger]:
-        """All label slices as (Z, H, W) uint8 or uint16."""
+        """All label slices as (Z, H, W) uint8, uint16 or uint32."""
         return self._read("label", slice(None))
 
     def truth(self) -> NDArray[np.unsignedinteger]:
@@ -250,7 +251,9 @@ class SliceStore:
     @property
     def label_dtype(self) -> np.dtype[np.unsignedinteger]:
         """Type of the stored label ids."""
-        return np.dtype(np.uint8 if max(self.labels, default=0) < 256 else np.uint16)
+        highest = max(self.labels, default=0)
+        types = (np.uint8, np.uint16, np.uint32)
+        return np.dtype(next(t for t in types if highest <= np.iinfo(t).max))
 
     def _entry(self, case: Case) -> Path:
         return self.root / f"{case.id}-{self._key(case)}"
@@ -282,11 +285,10 @@ class SliceStore:
         present: list[list[int]] = [[] for _ in slices]
         if label is not None:
             stored, own = cut_label(label, grid)  # (Z, H, W)
-            ids = stored.numpy().astype(self.label_dtype)
-            _write_array(group, "label", ids)
+            _write_array(group, "label", stored.numpy().astype(self.label_dtype))
             if own is not None:
                 _write_array(group, "truth", own.numpy().astype(self.label_dtype))
-            present = [[int(i) for i in np.flatnonzero(np.bincount(s.ravel())) if i] for s in ids]
+            present = [[i for i in label_values(ids[..., None]) if i] for ids in stored]
         attributes: dict[str, Any] = {
             "case": case.id,
             "content": content,

@@ -45,10 +45,13 @@ class Deformation:
         ).set_random_state(seed)
         values: dict[Hashable, Tensor] = {"image": image.as_tensor()}
         if label is not None:
-            values["label"] = label.as_tensor().float()
+            # By rank, as float32 does not hold every label id.
+            found = label.as_tensor()
+            ids = torch.cat([found.new_zeros(1), found.unique()]).unique()
+            values["label"] = torch.searchsorted(ids, found).float()
         moved = elastic(values)
         image = MetaTensor(torch.as_tensor(moved["image"]), meta=dict(image.meta))
         if label is None:
             return image, None
-        ids = torch.as_tensor(moved["label"]).to(label.dtype)
-        return image, MetaTensor(ids, meta=dict(label.meta))
+        ranks = torch.as_tensor(moved["label"]).long()
+        return image, MetaTensor(ids[ranks], meta=dict(label.meta))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,7 @@ class _Promptsd(RandomizableTransform, MapTransform):
         if "masks" in found:
             return found
         label = found[self.key]
-        planes = _label_map(label, self.key)
+        planes = _label_map(label, self.key, self.labels)
         volume = planes.ndim == 4
         planes = planes[0].movedim(-1, 0) if volume else planes  # (D or 1, H, W)
         pairs = [(k, i) for k, plane in enumerate(planes) for i in self._present(plane)]
@@ -241,7 +242,7 @@ class KeepObjectsd(Randomizable, MapTransform, InvertibleTransform):
         return found
 
     def _any(self, data: Data) -> bool:
-        label = _label_map(data[self.key], self.key)
+        label = _label_map(data[self.key], self.key, self.labels)
         if self.labels is None:
             return bool((label > 0).any())
         return any(bool((label == i).any()) for i in self.labels)
@@ -264,7 +265,7 @@ class ClassMasksd(MapTransform):
 
     def __call__(self, data: Data) -> dict[Hashable, Any]:
         """The dictionary with the masks of all labels."""
-        label = _label_map(data[self.key], self.key)
+        label = _label_map(data[self.key], self.key, self.labels)
         if label.ndim != 3:
             raise ValueError(f"{self.key!r} is a volume, {tuple(label.shape)}; expected (1, H, W).")
         ids = torch.tensor(self.labels, device=label.device)
@@ -283,14 +284,25 @@ def _one_key(keys: tuple[Hashable, ...]) -> Hashable:
 
 
 def _ids(labels: Iterable[int]) -> list[int]:
-    ids = list(labels)
+    ids = sorted(labels)
     if not all(type(i) is int for i in ids):
         raise ValueError(f"labels are {ids}; expected label ids, such as [1, 2].")
-    return sorted(ids)
+    for one, two in pairwise(ids):
+        if one != two and np.float32(one) == np.float32(two):
+            raise ValueError(
+                f"labels {one} and {two} are one number in float32, which MONAI's transforms make "
+                "of label maps; expected ids that differ in it. Renumber one of them."
+            )
+    return ids
 
 
-def _label_map(label: Any, key: Hashable) -> Tensor:
+def _label_map(label: Any, key: Hashable, labels: Iterable[int] | None) -> Tensor:
     """(1, H, W) or (1, H, W, D) int32 of a label map of any type.
+
+    Args:
+        label: the label map; ids above 2**24 are rounded if it is float32.
+        key: its key, for messages.
+        labels: known ids; those that were rounded become themselves again.
 
     Raises:
         ValueError: another shape, or values that are not whole numbers.
@@ -301,13 +313,17 @@ def _label_map(label: Any, key: Hashable) -> Tensor:
             f"{key!r} has shape {tuple(values.shape)}; expected a label map of one channel, "
             "(1, H, W) or (1, H, W, D)."
         )
-    ids = values.to(torch.int32)
+    held = {i: int(np.float32(i)) for i in labels or ()}
+    rounded = {i: value for i, value in held.items() if i != value}
+    ids = values.to(torch.int64 if rounded else torch.int32)
     if values.is_floating_point() and not torch.equal(values, ids.to(values.dtype)):
         raise ValueError(
             f"{key!r} has values that are not whole numbers; expected label ids. Interpolate label "
             "maps with mode 'nearest', and not lazily."
         )
-    return ids
+    for i, value in rounded.items():
+        ids[ids == value] = i
+    return ids.to(torch.int32)
 
 
 def _masks(data: Data) -> Tensor:

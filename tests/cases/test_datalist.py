@@ -145,3 +145,16 @@ def test_two_scans_of_one_name_are_refused(tmp_path):
         entry["name"] = f"{entry['patient']}-scan"
     path.write_text(json.dumps(content))
     assert [case.id for case in read_datalist(path).training] == ["first-scan", "second-scan"]
+
+
+@pytest.mark.parametrize(("highest", "refused"), [(2**31 - 1, False), (2**31, True)])
+def test_row_76_the_highest_label_id(tmp_path, highest, refused):
+    path = written(tmp_path)
+    content = json.loads(path.read_text())
+    content["labels"] = {"0": "background", "1": "liver", str(highest): "lesion"}
+    path.write_text(json.dumps(content))
+    if refused:
+        with pytest.raises(DataError, match=r"label 'lesion' has the id 2147483648; expected at m"):
+            read_datalist(path)
+    else:
+        assert read_datalist(path).labels == {1: "liver", highest: "lesion"}

@@ -135,7 +135,7 @@ def test_each_label_map_is_read_once(tmp_path, monkeypatch):
         read.append(case_id(path))
         return load_image(path)
 
-    monkeypatch.setattr("medsam_tune.cases.labels.maps.load_image", counted)
+    monkeypatch.setattr("medsam_tune.cases.labels.maps.load_label", counted)
     data = find_cases(plain_folder(tmp_path, ["a", "b"]), modality="CT")
     assert data.present == {"a": {1, 2}, "b": {1, 2}}
     assert labels_of_patients(data) == {"a": {1, 2}, "b": {1, 2}}

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
+
 import nibabel as nib
 import numpy as np
 import pytest
+from monai.transforms import LoadImage
 
 from medsam_tune.cases.datalist import Case
 from medsam_tune.cases.load import load_case
 from medsam_tune.errors import DataError
 from medsam_tune.formats import nifti
 from medsam_tune.formats.mending import Mending
-from medsam_tune.formats.open import load_image
+from medsam_tune.formats.open import load_image, read_grid
+from medsam_tune.formats.reader import SimpleITKReader
 from tests.scans import small_scan, write_nifti
 
 
@@ -57,7 +61,7 @@ def test_pixdim_that_is_far_from_the_sform_is_said(tmp_path):
     nifti = nib.Nifti1Image(small_scan()[0], np.diag([2.0, 3, 4, 1]))
     nifti.header.set_zooms((1, 1, 1))
     nib.save(nifti, tmp_path / "a.nii.gz")
-    with pytest.warns(UserWarning, match=r"pixdim \[1.0, 1.0, 1.0\] is not the sform's spacing"):
+    with pytest.warns(UserWarning, match=r"pixdim 1 x 1 x 1 is not the sform's spacing 2 x 3 x 4"):
         image = load_image(tmp_path / "a.nii.gz")
     np.testing.assert_allclose(image.affine, np.diag([2.0, 3, 4, 1]))
 
@@ -117,3 +121,107 @@ def test_flat_scans_and_several_volumes(tmp_path, shape):
     volumes = values.reshape(*shape[:3], -1)
     assert tuple(image.shape) == (volumes.shape[3], *shape[:3])
     np.testing.assert_array_equal(image.numpy(), np.moveaxis(volumes, 3, 0))
+
+
+def in_unit(path, unit, per_mm, **header):
+    """A scan of 2 x 3 x 4 mm voxels, its coordinates in a unit."""
+    affine = np.diag([*[per_mm] * 3, 1]) @ AFFINE
+    image = nib.Nifti1Image(small_scan()[0], affine)
+    image.set_qform(affine, 1)
+    image.header["xyzt_units"] = unit
+    for field, value in header.items():
+        image.header[field] = value
+    nib.save(image, path)
+    return path
+
+
+AFFINE = np.array([[0, 3.0, 0, 5], [-2, 0, 0, -7], [0, 0, 4, 9], [0, 0, 0, 1]])
+
+
+@pytest.mark.parametrize(
+    ("unit", "per_mm"),
+    # The upper bits are the unit of time, the lower three that of space; 5 is none.
+    [(0, 1), (2, 1), (2 + 8, 1), (3, 1e3), (3 + 16, 1e3), (1, 1e-3), (1 + 24, 1e-3), (5, 1)],
+)
+def test_row_75_every_way_to_read_is_in_millimetres(tmp_path, unit, per_mm):
+    path = in_unit(tmp_path / "a.nii", unit, per_mm)
+    load = LoadImage(ensure_channel_first=True)
+    load.register(SimpleITKReader())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        image = load_image(path)
+    assert [str(one.message) for one in caught] == (
+        []
+        if per_mm == 1
+        else [
+            f"coordinates in {'micron' if per_mm > 1 else 'meter'} are read as voxels of "
+            f"2 x 3 x 4 mm ({path})."
+        ]
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for found in (image, load(path)):
+            np.testing.assert_allclose(found.affine, AFFINE, rtol=1e-5)
+    np.testing.assert_allclose(read_grid(path).affine, AFFINE, rtol=1e-5)
+
+
+def test_row_75_guessed_places_are_scaled_too(tmp_path):
+    image = nib.Nifti1Image(small_scan()[0], None)
+    image.header.set_zooms((2000, 3000, 4000))
+    image.header.set_xyzt_units("micron")
+    nib.save(image, tmp_path / "a.nii")
+    with pytest.warns(UserWarning, match=r"in micron are read as voxels of 2 x 3 x 4 mm"):
+        found = load_image(tmp_path / "a.nii")
+    image.header.set_zooms((2, 3, 4))
+    np.testing.assert_allclose(found.affine, image.header.get_base_affine(), rtol=1e-5)
+
+
+def test_row_75_pixdim_and_qform_may_lag_behind_the_sform(tmp_path):
+    """The sform in millimetres, the qform in micrometres."""
+    path = in_unit(tmp_path / "a.nii", 3, 1e3)
+    image = nib.load(path)
+    image.set_sform(AFFINE, 1)
+    nib.save(image, path)
+    assert nib.load(path).header["pixdim"][1] == 2000
+    with pytest.warns(UserWarning, match="the sform is in millimetres, not in micron"):
+        np.testing.assert_allclose(load_image(path).affine, AFFINE, rtol=1e-5)
+
+
+def test_row_75_a_spacing_that_nobody_set(tmp_path):
+    affine = np.diag([1e3, 1e3, 1e3, 1]) @ AFFINE
+    image = nib.Nifti1Image(small_scan()[0], affine)
+    image.header.set_zooms((1, 1, 1))
+    image.header.set_xyzt_units("micron")
+    nib.save(image, tmp_path / "a.nii")
+    with pytest.warns(UserWarning, match=r"pixdim 1 x 1 x 1 is not .* the sform is used") as caught:
+        np.testing.assert_allclose(load_image(tmp_path / "a.nii").affine, AFFINE, rtol=1e-5)
+    assert len(caught) == 2
+
+
+@pytest.mark.parametrize(("side", "refused"), [(9_999, False), (10_100, True)])
+def test_row_75_the_largest_side(tmp_path, side, refused):
+    write_nifti(tmp_path / "a.nii", np.ones((10, 1, 1), np.uint8), np.diag([side / 10, 1, 1, 1]))
+    if refused:
+        with pytest.raises(DataError, match=r"^a side of 1\.01e\+04 mm, voxels of 1010 x 1 x 1 mm"):
+            load_image(tmp_path / "a.nii")
+    else:
+        load_image(tmp_path / "a.nii")
+
+
+@pytest.mark.parametrize("codes", [(0, 0), (1, 0), (0, 2), (1, 1), (1, 4), (2, 5)])
+def test_row_78_a_mask_has_the_codes_of_its_scan(tmp_path, codes):
+    affine = AFFINE
+    if codes == (0, 0):
+        guess = nib.Nifti1Header()
+        guess.set_data_shape(small_scan()[1].shape)
+        guess.set_zooms((2, 3, 4))
+        affine = guess.get_base_affine()
+    nifti.write(tmp_path / "a.nii", small_scan()[1], affine, codes)
+    found = nib.load(tmp_path / "a.nii")
+    assert (int(found.header["qform_code"]), int(found.header["sform_code"])) == codes
+    np.testing.assert_allclose(found.affine, affine, atol=1e-5)
+    np.testing.assert_allclose(
+        found.header.get_zooms(), np.linalg.norm(affine[:3, :3], axis=0), rtol=1e-6
+    )
+    np.testing.assert_array_equal(found.get_fdata(), small_scan()[1])
+    assert found.header.get_xyzt_units()[0] == "mm"

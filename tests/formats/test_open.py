@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import resource
+from pathlib import Path
+
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -10,12 +15,16 @@ from medsam_tune.formats.mending import Mending
 from medsam_tune.formats.open import (
     ENDINGS,
     FORMATS,
+    ID_BYTES,
     WRITTEN,
     case_id,
     dicom_modality,
     files_of,
     load_image,
+    load_label,
+    name_from,
     read_grid,
+    scan_at,
     write_array,
 )
 from tests.dicom_series import COUNT, write_series
@@ -128,3 +137,103 @@ def test_files_of_a_scan(tmp_path):
     folder = write_series(tmp_path / "s" / "deep")
     assert files_of(tmp_path) == sorted(folder.iterdir())
     assert files_of(tmp_path / "a.nii") == [tmp_path / "a.nii"]
+
+
+@pytest.mark.parametrize("text", ["case_017", "a b", "the 'scan'", "a$b@c%d#e", "スキャン", "~a"])
+def test_names_that_are_safe_stay(text):
+    assert name_from(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "start"),
+    [
+        ("-rf", "_rf-"),
+        ("=1+1", "_1+1-"),
+        ("@a", "_a-"),
+        ("a\nb\tc", "a_b_c-"),
+        (os.fsdecode(b"a\xffb"), "a_b-"),
+        ("é" * 200, "é" * 75),
+        ("x" * 161, "x" * 151 + "-"),
+    ],
+)
+def test_names_are_made_safe(text, start):
+    found = name_from(text)
+    assert found.startswith(start)
+    assert found.isprintable()
+    assert len(found.encode()) <= ID_BYTES
+    assert found == name_from(text) != name_from(f"{text} ")
+
+
+def test_names_that_differ_stay_apart():
+    names = ["a\nb", "a\tb", "a_b", *(f"{'x' * 240}_{i}" for i in range(3))]
+    assert len({name_from(name) for name in names}) == len(names)
+
+
+def test_a_folder_without_a_name_is_named(tmp_path, monkeypatch):
+    (tmp_path / "scan.nii").mkdir()
+    monkeypatch.chdir(tmp_path / "scan.nii")
+    assert case_id(Path()) == "scan"
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".nrrd", ".mha"])
+def test_a_folder_named_like_a_file(tmp_path, ending):
+    folder = tmp_path / f"c1{ending}"
+    write_array(folder / "0001_brain.nii", labels(), np.eye(4))
+    (folder / "notes.txt").touch()
+    assert scan_at(folder) == folder / "0001_brain.nii"
+    np.testing.assert_array_equal(load_image(folder)[0].numpy(), labels())
+    assert read_grid(folder).shape == labels().shape
+    assert case_id(folder) == "c1"
+    (folder / "mask.nrrd").symlink_to(folder / "0001_brain.nii")
+    with pytest.raises(DataError, match=r"with 2 scans in it: 0001_brain\.nii, mask\.nrrd; expect"):
+        read_grid(folder)
+
+
+@pytest.mark.parametrize("ending", WRITTEN)
+def test_labels_keep_their_ids(tmp_path, ending):
+    """float32 does not hold them."""
+    path = tmp_path / f"a{ending}"
+    write_array(path, labels(2**31 - 1), np.eye(4))
+    found = load_label(path)
+    assert not found.is_floating_point()
+    assert found.max() == 2**31 - 1
+
+
+@pytest.mark.parametrize("ending", WRITTEN)
+@pytest.mark.parametrize(("low", "high"), [(0, 2**31), (-1, 3)])
+def test_what_is_no_id_is_not_written(tmp_path, ending, low, high):
+    array = labels().astype(np.int64)
+    array[0, 0, 0], array[1, 0, 0] = low, high
+    with pytest.raises(DataError, match=rf"^label ids from {low} to {high}; expected 0 to 2147483"):
+        write_array(tmp_path / f"a{ending}", array, np.eye(4))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("ending", WRITTEN)
+def test_a_full_disk_leaves_the_old_file(tmp_path, ending):
+    """ITK says nothing of an NRRD that the disk has no room for."""
+    path = tmp_path / f"a{ending}"
+    write_array(path, labels(), np.eye(4))
+    before = path.read_bytes()
+    noise = np.random.default_rng(0).integers(0, 200, (30, 30, 30))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with pytest.raises(OSError):  # noqa: PT011 - the text is the system's
+            write_array(path, noise, np.eye(4))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_one_volume_of_image_and_label(tmp_path):
+    stack = np.stack([labels(i) for i in (3, 4, 5)], -1)
+    nib.save(nib.Nifti1Image(stack, np.eye(4)), tmp_path / "a.nii")
+    for load in (load_image, load_label):
+        found = load(tmp_path / "a.nii", Mending(volume_index=1))
+        np.testing.assert_array_equal(found.numpy(), labels(4)[None])
+        assert (found.meta["volumes"], found.meta["notes"]) == (3, ["volume 1 of 3"])
+        assert load(tmp_path / "a.nii").shape[0] == 3
+        with pytest.raises(DataError, match=r"^no volume 3 \(.*a\.nii\); it has 3, counted from 0"):
+            load(tmp_path / "a.nii", Mending(volume_index=3))

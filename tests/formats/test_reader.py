@@ -49,3 +49,15 @@ def test_the_reader_mends_where_asked(tmp_path):
     assert "resampled" in SimpleITKReader(resample_uneven=True).read(folder).notes[0]
     with pytest.raises(DataError, match="expected even spacing"):
         SimpleITKReader().read(folder)
+
+
+def test_files_of_one_grid_are_channels(tmp_path):
+    load = LoadImage(ensure_channel_first=True)
+    load.register(SimpleITKReader())
+    paths = [write_nifti(tmp_path / f"{i}.nii", stored() + i) for i in range(2)]
+    image = load(paths)
+    assert tuple(image.shape) == (2, COUNT, *SIZE[::-1])
+    np.testing.assert_array_equal(image[1].numpy() - image[0].numpy(), 1)
+    paths[1] = write_nifti(tmp_path / "b.nii", stored(), np.eye(4))
+    with pytest.raises(DataError, match=r"b\.nii does not lie on the grid of .*0\.nii; expected f"):
+        load(paths)

@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 
 from medsam_tune.errors import DataError
 from medsam_tune.formats.open import load_image
-from medsam_tune.formats.volume import Volume, check_not_empty, image_from, same_affine
+from medsam_tune.formats.volume import Volume, check_not_empty, exact, image_from, same_affine
 from tests.dicom_series import write_series
 from tests.scans import small_scan, write_nifti
 
@@ -61,3 +62,42 @@ def test_no_voxel_along_an_axis(tmp_path):
     with pytest.raises(DataError, match=r"^image of shape \(2, 0, 3\) has an empty dimension \("):
         check_not_empty(tmp_path / "a.nii", (2, 0, 3))
     check_not_empty(tmp_path / "a.nii", (2, 1, 3))
+
+
+def test_tolerance_of_small_voxels():
+    """Half a step of a micrometre is no difference in millimetres, but half a voxel."""
+    small = np.diag([1e-3, 1e-3, 1e-3, 1])
+    moved = small.copy()
+    moved[0, 3] = 5e-4
+    assert not same_affine(small, moved)
+    moved[0, 3] = 5e-6
+    assert same_affine(small, moved)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [
+        (np.bool_, np.uint8),
+        (np.uint8, np.uint8),
+        (np.int8, np.int8),
+        (np.uint16, np.int32),
+        (np.int16, np.int16),
+        (">i4", np.int32),
+        (np.uint32, np.int64),
+        (np.int64, np.int64),
+        (np.uint64, np.float64),
+        (np.float16, np.float32),
+        (np.float32, np.float32),
+        (">f8", np.float64),
+        (np.longdouble, np.float64),
+    ],
+)
+def test_exact_types(dtype, expected):
+    values = np.array([0, 1, 100], dtype)
+    if dtype != np.bool_ and np.dtype(dtype).kind in "ui":
+        values[2] = np.iinfo(dtype).max if np.dtype(dtype).itemsize < 8 else 2**50
+    found = exact(values)
+    assert found.dtype == expected
+    assert found.flags.owndata
+    assert found.astype(object).tolist() == values.astype(object).tolist()
+    torch.from_numpy(found)

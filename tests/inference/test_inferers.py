@@ -29,7 +29,7 @@ from tests.inference.made import THREE, BoxFiller, Build, drawn, prompts_of, sca
 
 def test_masks_lie_on_their_slices_with_their_labels() -> None:
     found = PromptedSliceInferer()(volume(), BoxFiller(), THREE)
-    assert found.dtype == torch.int16
+    assert found.dtype == torch.int32
     assert torch.equal(found, drawn(THREE))
 
 
@@ -148,7 +148,7 @@ def test_classes_fill_the_slices_where_they_are_present() -> None:
     for batch in (1, 4):
         labels = ClassSliceInferer([2, 5, 7], slice_batch=batch)(image, Bars())
         found[batch] = [set(labels[z].unique().tolist()) - {0} for z in range(6)]
-        assert labels.dtype == torch.int16
+        assert labels.dtype == torch.int32
         assert labels[2, 19].unique().tolist() == [5]  # the higher logit wins the shared row
         assert labels[0, 8].unique().tolist() == [0]
     assert found[1] == found[4] == [{5, 7}, {5, 7}, {2, 5, 7}, {2, 5, 7}, {2, 7}, {2, 7}]
@@ -196,3 +196,12 @@ def test_channels() -> None:
 
 
 # read_prompts
+
+
+@pytest.mark.parametrize("label", [40_000, 2**31 - 1])
+def test_row_76_label_ids_of_any_size(label: int) -> None:
+    prompts = SlicePrompts(
+        slices=torch.tensor([1]), boxes=torch.tensor([[2.0, 2, 9, 9]]), labels=torch.tensor([label])
+    )
+    found = EllipseInferer()(torch.zeros(3, 1, 12, 12, dtype=torch.uint8), None, prompts)
+    assert found.unique().tolist() == [0, label]

@@ -10,8 +10,12 @@ import pytest
 import torch
 
 from medsam_tune.errors import DataError
+from medsam_tune.formats.open import load_image
 from medsam_tune.inference.output import write_mask
+from medsam_tune.slices.cut import grid_of
 from medsam_tune.slices.frames import ScanGrid
+from medsam_tune.slices.intensity import Window
+from medsam_tune.slices.rules import ScanRules
 from tests.inference.made import GRIDS, LPS_GRID
 
 
@@ -60,3 +64,25 @@ def test_voxels_are_counted_in_the_scans_own_grid(tmp_path: Path) -> None:
     labels = torch.zeros(6, 24, 20, dtype=torch.int16)
     labels[2, 4:12, 6:18] = 1
     assert write_mask(labels, grid, tmp_path / "mask.nii") == 4 * 6
+
+
+def test_row_78_codes_go_from_the_scan_to_its_mask(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(np.ones((4, 5, 6), np.float32), np.diag([2.0, 3, 4, 1]))
+    image.set_qform(image.affine, 1)
+    image.set_sform(image.affine, 4)
+    nib.save(image, tmp_path / "a.nii")
+    grid = grid_of(load_image(tmp_path / "a.nii"), ScanRules(Window(0, 1)))
+    assert grid.codes == (1, 4)
+    write_mask(torch.ones(6, 5, 4, dtype=torch.int32), grid, tmp_path / "mask.nii")
+    header = nib.load(tmp_path / "mask.nii").header
+    assert (int(header["qform_code"]), int(header["sform_code"])) == (1, 4)
+
+
+def test_row_76_ids_of_a_mask(tmp_path: Path) -> None:
+    labels = torch.zeros(6, 12, 10, dtype=torch.int64)
+    labels[0, 0, 0] = 2**31 - 1
+    write_mask(labels, LPS_GRID, tmp_path / "mask.nii.gz")
+    assert np.asarray(nib.load(tmp_path / "mask.nii.gz").dataobj).max() == 2**31 - 1
+    with pytest.raises(DataError, match=r"^label ids from 0 to 2147483648; expected 0 to 21474836"):
+        write_mask(labels + (labels > 0), LPS_GRID, tmp_path / "other.nii.gz")
+    assert [path.name for path in tmp_path.iterdir()] == ["mask.nii.gz"]

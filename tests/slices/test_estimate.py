@@ -152,6 +152,7 @@ def _huge_nifti(folder):
     header.set_data_dtype(np.int16)
     header["magic"] = b"n+1"
     header["vox_offset"] = 352
+    header["pixdim"][1:4] = 0.1  # of 3 m, as a scan may have
     path = folder / "huge.nii"
     path.write_bytes(header.binaryblock + struct.pack("4x"))
     return path

@@ -15,7 +15,13 @@ from monai.data import MetaTensor
 from medsam_tune.cases.datalist import Case
 from medsam_tune.prompts import boxes_from_masks, ellipses_in_boxes
 from medsam_tune.slices.cut import grid_of
-from medsam_tune.slices.frames import ModelFrame, ScanGrid, slices_from_volume, volume_from_slices
+from medsam_tune.slices.frames import (
+    ModelFrame,
+    ScanGrid,
+    resized,
+    slices_from_volume,
+    volume_from_slices,
+)
 from medsam_tune.slices.intensity import WINDOWS
 from medsam_tune.slices.rules import ScanRules
 from tests.scans import load_turned, write_nifti
@@ -279,3 +285,12 @@ def test_spacing_is_along_the_slices_axes(affine: np.ndarray) -> None:
     expected[turned[:, 0].astype(int)] = nib.affines.voxel_sizes(affine)
     assert grid.spacing == pytest.approx(tuple(expected))
     assert sorted(grid.size) == sorted(SHAPE)
+
+
+@pytest.mark.parametrize("size", [(4, 3, 5), (16, 12, 20), (7, 6, 11), (8, 6, 10), (1, 13, 3)])
+def test_the_nearest_voxel_of_any_id(size: tuple[int, int, int]) -> None:
+    ids = torch.randint(2**31, (1, 8, 6, 10), generator=torch.Generator().manual_seed(0))
+    found = resized(ids.int(), size, nearest=True)
+    expected = F.interpolate(ids[None].double(), size, mode="nearest-exact")
+    assert found.dtype == torch.int32
+    assert torch.equal(found, expected[0].int())

@@ -73,6 +73,17 @@ def test_label_ids_above_255(tmp_path, make_case):
     assert case.labels_in_slice[2] == (1, 300)
 
 
+@pytest.mark.parametrize("highest", [40_000, 70_000, 2**31 - 1])
+def test_row_76_label_ids_of_any_size(tmp_path, make_case, highest):
+    label = small_scan()[1].astype(np.int32)
+    label[label == 2] = highest
+    store = SliceStore(tmp_path / "s", ScanRules(WINDOW, spacing=(4, 0, 0)), {1: "a", highest: "b"})
+    (case,) = store.prepare([make_case(label=label)], False)
+    assert case.label().dtype == (np.uint16 if highest < 65536 else np.uint32)
+    assert set(np.unique(case.label())) == set(np.unique(case.truth())) == {0, 1, highest}
+    assert case.labels_in_slice[2] == (1, highest)
+
+
 def test_case_without_label(store, make_case):
     case = make_case()
     (prepared,) = store.prepare([Case(case.image, None, "p")], progress=False)

@@ -65,3 +65,23 @@ def test_a_copy_needs_a_deformation(tmp_path: Path, make_case: Callable[..., Cas
 
 def store_with(folder: Path, deformation: Deformation | None) -> SliceStore:
     return SliceStore(folder / "store", ScanRules(WINDOW), LABELS, deformation=deformation)
+
+
+def test_row_76_copies_keep_every_id(tmp_path: Path) -> None:
+    """As float32 they would be one; and what moves in from outside is background."""
+    ids = (16_777_216, 16_777_217)
+    label = np.full((12, 12, 8), ids[0], np.int32)
+    label[6:] = ids[1]
+    case = Case(
+        write_nifti(tmp_path / "image" / "a.nii", np.ones(label.shape, np.float32)),
+        write_nifti(tmp_path / "a.nii", label),
+        "p",
+    )
+    store = SliceStore(
+        tmp_path / "s",
+        ScanRules(WINDOW),
+        dict(zip(ids, "ab", strict=True)),
+        deformation=Deformation(sigma=(3, 3), magnitude=(60, 60)),
+    )
+    _, copy = store.prepare(with_copies([case], 1), False)
+    assert set(np.unique(copy.label())) == {0, *ids}

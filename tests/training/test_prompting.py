@@ -260,3 +260,24 @@ def test_the_augmentation_is_inverted_where_it_was_kept(lost: bool) -> None:
     found["mask"] = found["image"].clone()
     only = Invertd("mask", chain, orig_keys="image")(found)["mask"]
     torch.testing.assert_close(only.as_tensor(), item["image"].as_tensor())
+
+
+def test_row_76_ids_that_float32_rounds_are_found() -> None:
+    """MONAI's transforms make float32 of a label map."""
+    ids = [3, 614_454_277, 2**31 - 1]
+    label = torch.zeros(1, 6, 6, dtype=torch.int64)
+    label[0, :2], label[0, 2:4, :3], label[0, 4:, 3:] = torch.tensor(ids)[:, None, None]
+    held = label.float()
+    found = BoxPromptsd("label", ids)({"label": held})
+    assert found["labels"].tolist() == ids
+    for mask, i in zip(found["masks"], ids, strict=True):
+        assert torch.equal(mask, label[0] == i)
+    classes = ClassMasksd("label", ids)({"label": held})
+    assert torch.equal(classes["masks"], found["masks"])
+    kept = KeepObjectsd("label", Lambdad("label", torch.zeros_like), ids)({"label": held})
+    assert torch.equal(kept["label"], held)
+
+
+def test_row_76_ids_that_float32_makes_one_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^labels 16777216 and 16777217 are one number in flo"):
+        BoxPromptsd("label", [16_777_217, 1, 16_777_216])

@@ -13,6 +13,7 @@ from medsam_tune.cases.labels.organs import OrganFolder
 from medsam_tune.cases.labels.rtstruct import StructureSet
 from medsam_tune.cases.labels.seg import Segmentation
 from medsam_tune.formats.mending import Mending
+from medsam_tune.formats.open import scan_at
 
 
 class LabelFile(Protocol):
@@ -74,6 +75,10 @@ def open_label(path: Path) -> LabelFile:
 
     Args:
         path: label map in any format that `load_image` reads, DICOM SEG or RTSTRUCT, or a folder
-            with a file for each organ.
+            with a file for each organ; or a folder that is named like a file and holds one.
+
+    Raises:
+        DataError: a folder that is named like a file, with no scan in it, or with several.
     """
+    path = scan_at(path)
     return next((kind for kind in KINDS if kind.recognises(path)), LabelMap)(path)

@@ -14,8 +14,9 @@ from monai.data import MetaTensor
 from medsam_tune.cases.checks import check_pair, label_values
 from medsam_tune.cases.labels.grid import placed
 from medsam_tune.errors import DataError, listed
+from medsam_tune.formats.listing import entries_of
 from medsam_tune.formats.mending import Mending
-from medsam_tune.formats.open import ENDINGS, case_id, load_image
+from medsam_tune.formats.open import case_id, format_of, load_label
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class OrganFolder:
         Raises:
             DataError: there is no file, or an organ has several.
         """
-        found = [one for one in sorted(self.path.iterdir()) if one.name.lower().endswith(ENDINGS)]
+        found = [one for one in entries_of(self.path) if format_of(one) is not None]
         if not found:
             raise DataError(
                 f"{self.path}: no label map in it; expected a file for each organ, e.g. "
@@ -64,7 +65,7 @@ class OrganFolder:
         """Labels whose file has a voxel."""
         ids = {name: i for i, name in labels.items()}
         organs = {ids[name]: file for name, file in self.files().items() if name in ids}
-        return {i for i, file in organs.items() if load_image(file).max() > 0}
+        return {i for i, file in organs.items() if load_label(file).max() > 0}
 
     def onto(
         self, image: MetaTensor, image_path: Path, labels: Mapping[int, str], mending: Mending
@@ -82,7 +83,7 @@ class OrganFolder:
                     f"{file} is of no label that the datalist names; known: {', '.join(ids)}. "
                     "Rename or remove the file."
                 )
-            organ = placed(load_image(file), file, image, mending.resample_label)
+            organ = placed(load_label(file, mending), file, image, mending.resample_label)
             check_pair(image, organ, label_values(organ.as_tensor()), image_path, file)
             inside = organ.as_tensor() > 0
             twice = int((inside & (merged > 0)).sum())

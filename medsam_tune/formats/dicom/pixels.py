@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from medsam_tune.errors import DataError
 from medsam_tune.formats.dicom.headers import Instance, import_pydicom
 from medsam_tune.formats.dicom.series import Series
-from medsam_tune.formats.itk import reason_of
+from medsam_tune.formats.itk import itk_name, reason_of
 
 AIR = -1024.0
 """Value of padding in a CT, HU."""
@@ -75,7 +75,7 @@ def _pixels(instances: Sequence[Instance]) -> NDArray[np.float32]:
     """(I, J, K) float32, each slice by its own rescale."""
     reader = sitk.ImageSeriesReader()
     reader.SetOutputPixelType(sitk.sitkFloat32)
-    reader.SetFileNames([str(one.path) for one in instances])
+    reader.SetFileNames([itk_name(one.path) for one in instances])
     try:
         image = reader.Execute()
     except RuntimeError as error:
@@ -108,7 +108,7 @@ def _undecodable(instances: Sequence[Instance]) -> DataError:
     """Error that names the file, which SimpleITK's own message does not always do."""
     for one in instances:
         try:
-            sitk.ReadImage(str(one.path))
+            sitk.ReadImage(itk_name(one.path))
         except RuntimeError as error:
             return DataError(
                 f"{one.path}: its pixels cannot be read ({_syntax(one.path)}; {reason_of(error)}). "

@@ -70,8 +70,15 @@ def check_references(image: MetaTensor, path: Path) -> None:
         path: file of the DICOM SEG or RTSTRUCT.
 
     Raises:
-        DataError: another frame of reference, or another series where no frame is known.
+        DataError: the image's place is a guess; another frame of reference, or another series
+            where no frame is known.
     """
+    if guess := image.meta.get("guess"):
+        raise DataError(
+            f"the image's place is a guess: {guess}, and the label's is not ({path}); the one "
+            "cannot be laid on the other. Export the image again with its orientation, or take the "
+            "DICOM series."
+        )
     said = references(path)
     series, frame = (str(image.meta.get(key, "")) for key in ("series_uid", "frame_uid"))
     if frame and said.frame:

@@ -23,7 +23,7 @@ from medsam_tune.formats.dicom.headers import (
     understood,
 )
 from medsam_tune.formats.dicom.patients import patient_key
-from medsam_tune.formats.litter import files_below, is_litter
+from medsam_tune.formats.listing import files_below, is_clutter
 
 
 @dataclass(frozen=True)
@@ -219,9 +219,9 @@ def choose_series(
 
 
 def _files(place: Path | Sequence[Path]) -> Iterator[Path]:
-    """All files of a place in a stable order, without DICOMDIR and what is never a scan."""
+    """All files of a place in a stable order, without DICOMDIR and clutter."""
     if not isinstance(place, (str, Path)):
-        yield from (path for path in map(Path, place) if not is_litter(path.name))
+        yield from (path for path in map(Path, place) if not is_clutter(path))
         return
     place = Path(place)
     if not place.exists():
