@@ -35,7 +35,7 @@ def _is_count(value: object) -> bool:
 
 def _is_number(value: object) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and abs(value) < MAX_COUNT and math.isfinite(value)  # type: ignore[arg-type]
+    return number and abs(value) <= MAX_COUNT and math.isfinite(value)  # type: ignore[arg-type]
 
 
 def _are(fits: Callable[[Any], bool], values: object) -> bool:
@@ -61,7 +61,7 @@ def _one_of(*values: bool | str) -> _Kind:
 
 
 COUNT = _Kind(f"a whole number from 1 to {MAX_COUNT}", _is_count)
-NUMBER = _Kind(f"a finite number below {MAX_COUNT}", _is_number)
+NUMBER = _Kind(f"a finite number of at most {MAX_COUNT}", _is_number)
 SHARE = _Kind("a number from 0 to below 1", lambda value: _is_number(value) and 0 <= value < 1)
 FLAG = _Kind("true or false", lambda value: isinstance(value, bool))
 TEXT = _Kind("text", lambda value: isinstance(value, str))
