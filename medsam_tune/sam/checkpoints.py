@@ -117,7 +117,7 @@ def _start(name: str) -> int:
 
 
 def _refuse_odd_tensors(state: Mapping[str, Tensor], path: Path) -> None:
-    """Refuse tensors that are not plain, and views that stand for more than the file has."""
+    """Refuse tensors that are not plain, or that stand for more values than the file has."""
     for key, value in state.items():
         plain = value.layout is torch.strided and value.device.type == "cpu"
         if not plain or value.dtype not in _DTYPES:
@@ -125,13 +125,12 @@ def _refuse_odd_tensors(state: Mapping[str, Tensor], path: Path) -> None:
                 f"{path}: {key} is a {value.layout} tensor of {value.dtype} on {value.device}; "
                 "expected plain floating-point numbers. Save it as float32."
             )
-    count = sum(value.numel() * value.element_size() for value in state.values())
-    size = path.stat().st_size
-    if count > size:
-        raise DataError(
-            f"{path}: its tensors stand for {count} bytes, the file has {size}. Save contiguous "
-            "tensors."
-        )
+        count = value.numel() * value.element_size()
+        if count > value.untyped_storage().nbytes():
+            raise DataError(
+                f"{path}: {key} stands for {count} bytes, the file has "
+                f"{value.untyped_storage().nbytes()} of it. Save contiguous tensors."
+            )
 
 
 def _renamed(state: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Tensor], list[str]]:

@@ -91,7 +91,7 @@ def test_row_92_the_content_tells_the_format(tmp_path: Path, name: str, kind: st
         ({}, "no state dict (name -> tensor) in it"),
         (
             {**STATE, "mask_decoder.x": torch.ones(1).expand(10**6, 10**6)},
-            "its tensors stand for 4000000000036 bytes, the file has",
+            "mask_decoder.x stands for 4000000000000 bytes, the file has 4 of it",
         ),
         (
             {**STATE, "mask_decoder.x": torch.ones(2).to_sparse()},
@@ -101,6 +101,7 @@ def test_row_92_the_content_tells_the_format(tmp_path: Path, name: str, kind: st
         ({**STATE, "mask_decoder.x": torch.ones(2, device="meta")}, "of torch.float32 on meta"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:Validating sparse")
 def test_row_92_what_may_mean_several_things_is_refused(
     tmp_path: Path, content: object, said: str
 ) -> None:
@@ -128,6 +129,7 @@ def test_a_compressed_archive_is_not_unpacked(tmp_path: Path) -> None:
         read_state(path)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy"])
 def test_row_55_damaged_bytes_never_end_in_a_traceback(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "x"
