@@ -23,7 +23,7 @@ def test_ellipse_baseline_of_the_hippocampus(hippocampus: Path, tmp_path: Path) 
     data = split_cases(find_cases(hippocampus), (0.7, 0.15, 0.15), seed=0)
     assert [len(data.subset(name)) for name in ("training", "validation", "test")] == [126, 27, 27]
     assert (data.modality, data.labels) == ("MR", {1: "Anterior", 2: "Posterior"})
-    store = SliceStore(tmp_path, ScanRules(for_modality(data.modality)), data.labels)
+    store = SliceStore(tmp_path / "s", ScanRules(for_modality(data.modality)), data.labels)
     dataset = CaseDataset(store.prepare(data.test, progress=False), data.labels, jitter=0.05)
     scores = CaseScores(data.labels)
     evaluator = SupervisedEvaluator(

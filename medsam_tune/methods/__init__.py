@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from inspect import Parameter, signature
 from typing import Any
 
 from medsam_tune.lazy import import_when_named
@@ -12,6 +11,7 @@ from medsam_tune.methods.adapter import adapter
 from medsam_tune.methods.decoder import decoder
 from medsam_tune.methods.full import full
 from medsam_tune.methods.lora import lora
+from medsam_tune.methods.options import COUNT, refuse_odd_options
 from medsam_tune.methods.prompt import learned_tokens, prompt
 from medsam_tune.sam.model import PromptableSam, Tuning
 
@@ -54,7 +54,8 @@ def apply_method(
         UserWarning: "adapter", "lora" or "prompt" on random weights without training the decoder.
 
     Raises:
-        ValueError: an unknown method or option, or a model that has a method already.
+        ValueError: an unknown method or option, an option of another type or out of range, or a
+            model that has a method already.
     """
     if method not in METHODS:
         raise ValueError(f"method {method!r} is unknown; known: {', '.join(METHODS)}.")
@@ -62,18 +63,11 @@ def apply_method(
         raise ValueError(
             f"the model is tuned by {sam.tuning.method!r} already; build a fresh base first."
         )
-    parameters = list(signature(METHODS[method]).parameters.values())[1:]
-    if not any(p.kind is Parameter.VAR_KEYWORD for p in parameters):
-        known = [p.name for p in parameters]
-        unknown = sorted(set(options) - set(known))
-        if unknown:
-            raise ValueError(
-                f"method {method!r} has no option {unknown[0]!r}; its options: "
-                f"{', '.join(known) or 'none'}."
-            )
+    refuse_odd_options(method, METHODS[method], options)
     if num_classes is not None:
-        if num_classes < 1:
-            raise ValueError(f"num_classes is {num_classes}; expected at least 1.")
+        for name, value in (("num_classes", num_classes), ("class_tokens", class_tokens)):
+            if not COUNT.fits(value):
+                raise ValueError(f"{name} is {value!r}; expected {COUNT.expected}.")
         if "tokens" in options:
             raise ValueError("with num_classes the tokens are the classes'; set class_tokens.")
     if sam.random_weights and method in _KEEPS_DECODER and not options.get("mask_decoder"):

@@ -71,15 +71,13 @@ def adapter(
         mask_decoder: train the mask decoder as well.
 
     Raises:
-        ValueError: a bottleneck below 1, an unknown placement, or more blocks than there are.
+        ValueError: an unknown placement, or more blocks than there are.
 
     References:
         "block": Houlsby et al., "Parameter-Efficient Transfer Learning for NLP", ICML 2019.
         "attention": Wu et al., "Medical SAM Adapter", 2023.
         "mlp": Chen et al., "AdaptFormer", NeurIPS 2022.
     """
-    if bottleneck < 1:
-        raise ValueError(f"bottleneck is {bottleneck}; expected at least 1.")
     if placement not in PLACEMENTS:
         raise ValueError(f"placement is {placement!r}; expected one of {', '.join(PLACEMENTS)}.")
     for name, block in encoder_blocks(sam, last_blocks).items():

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from peft import LoraConfig, PeftConfig, get_peft_config, inject_adapter_in_model
+from peft import PeftConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
 
 from medsam_tune.methods.blocks import encoder_blocks
+from medsam_tune.methods.options import peft_config
 from medsam_tune.sam.model import PromptableSam
 
 PLACES = ("encoder", "decoder", "both")
@@ -36,12 +40,11 @@ def lora(
         config: config of another peft method, such as `peft.IA3Config` or `peft.LoHaConfig`,
             instead of rank, alpha and fields; on q and v unless it names its `target_modules`.
         fields: fields of `peft.LoraConfig`: `lora_dropout`, `use_dora`, `use_rslora`,
-            `init_lora_weights` and so on.
+            `init_lora_weights` and others that `PEFT_FIELDS` lists.
 
     Raises:
-        ValueError: an unknown `where`, too many blocks, fields together with a config, or an error
-            of peft.
-        TypeError: a field that `peft.LoraConfig` does not have.
+        ValueError: an unknown `where`, too many blocks, fields together with a config, a field that
+            a tuned file cannot hold, or an error of peft.
 
     References:
         Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022;
@@ -50,12 +53,16 @@ def lora(
     if where not in PLACES:
         raise ValueError(f"where is {where!r}; expected one of {', '.join(PLACES)}.")
     if config is None:
-        config = LoraConfig(r=rank, lora_alpha=rank if alpha is None else alpha, **fields)  # type: ignore[arg-type]
+        own = {"peft_type": "LORA", "r": rank, "lora_alpha": rank if alpha is None else alpha}
+        if taken := sorted(own.keys() & fields.keys()):
+            raise ValueError(f"lora has no option {taken[0]!r}; set rank, alpha or config.")
+        config = {**own, **fields}
     elif fields or alpha is not None or rank != 8:
         raise ValueError("a config of peft has its own rank, alpha and fields; set them there.")
-    elif isinstance(config, Mapping):
-        config = get_peft_config(dict(config))
-    settings: Any = config
+    config = config.to_dict() if isinstance(config, PeftConfig) else dict(config)
+    if isinstance(pattern := config.get("target_modules"), str):
+        config["target_modules"] = _matched(sam, pattern)
+    settings: Any = peft_config(config)
     if settings.target_modules is None:
         settings.target_modules = targets(sam, "encoder" if mask_decoder else where, last_blocks)
     if getattr(settings, "feedforward_modules", ()) is None:  # IA3's; q and v are not among them
@@ -78,6 +85,18 @@ def targets(sam: PromptableSam, where: str, last_blocks: int | None = None) -> l
             if name.endswith(_QV)
         ]
     return names
+
+
+def adapted_layers(sam: nn.Module) -> list[str]:
+    """Names of the layers that have peft's parts beside them."""
+    return [name for name, module in sam.named_modules() if isinstance(module, BaseTunerLayer)]
+
+
+def _matched(sam: PromptableSam, pattern: str) -> list[str]:
+    """Names that peft takes a pattern for: a regular expression of whole names, or "all-linear"."""
+    if pattern == "all-linear":
+        return [name for name, module in sam.named_modules() if isinstance(module, nn.Linear)]
+    return [name for name, _ in sam.named_modules() if re.fullmatch(pattern, name)]
 
 
 _QV = ("q_proj", "v_proj")

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from peft import PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from medsam_tune.files import folder_written_whole
+from medsam_tune.errors import DataError
+from medsam_tune.files import folder_written_whole, read_json
 from medsam_tune.methods import apply_method
-from medsam_tune.methods.tuned import tuned_tensors
+from medsam_tune.methods.options import fields_of, peft_config
+from medsam_tune.methods.tuned import refuse_not_finite, tuned_tensors, with_shapes_only
 from medsam_tune.sam.model import PromptableSam
 
 # Prefix of `peft.PeftModel` in the names of its files.
@@ -32,6 +36,7 @@ def save_peft(model: PromptableSam, folder: str | Path) -> Path:
 
     Raises:
         ValueError: another method, or a decoder or tokens trained as well.
+        DataError: a weight is not finite.
         FileExistsError: the folder exists already.
     """
     config = getattr(model, "peft_config", {}).get("default")
@@ -43,6 +48,7 @@ def save_peft(model: PromptableSam, folder: str | Path) -> Path:
             + (" with more trained beside them." if state else ".")
             + " Use the tuned file."
         )
+    refuse_not_finite(state, str(folder))
     with folder_written_whole(folder) as beside:
         tensors = {_PREFIX + key: value.cpu().contiguous() for key, value in state.items()}
         save_file(tensors, beside / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
@@ -65,7 +71,8 @@ def load_peft(folder: str | Path, base: PromptableSam) -> PromptableSam:
 
     Raises:
         FileNotFoundError: one of the two files is missing.
-        ValueError: the folder is damaged, or belongs to another model.
+        DataError: the folder is damaged, belongs to another model, or its config has fields that
+            do not work on SAM.
     """
     folder = Path(folder)
     for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):
@@ -75,19 +82,27 @@ def load_peft(folder: str | Path, base: PromptableSam) -> PromptableSam:
     try:
         tensors = load_file(file)
     except SafetensorError as error:
-        raise ValueError(f"{file}: truncated or no safetensors file ({error}).") from error
-    config = PeftConfig.from_pretrained(str(folder))
-    config.inference_mode = False
-    model = apply_method(base, "lora", config=config)
+        raise DataError(
+            f"{file}: {file.stat().st_size} bytes, truncated or no safetensors file ({error})."
+        ) from error
+    refuse_not_finite(tensors, str(file))
     found = {key.removeprefix(_PREFIX): value for key, value in tensors.items()}
-    own = _state(model)
+    content = read_json(folder / CONFIG_NAME)
+    if isinstance(content.get("target_modules"), str):  # a pattern, which may run for ever
+        content["target_modules"] = _layers_of(found, base)
+    try:
+        options: dict[str, Any] = {"config": fields_of(peft_config(content))}
+        own = _state(with_shapes_only(base, "lora", options))
+    except Exception as error:  # peft raises whatever its options lead to
+        raise DataError(f"{folder / CONFIG_NAME}: cannot be applied ({error}).") from error
     odd = sorted(own.keys() ^ found.keys())
     odd += [key for key in own if key in found and own[key].shape != found[key].shape]
     if odd:
-        raise ValueError(
+        raise DataError(
             f"{file}: {len(odd)} tensors do not fit {base.base.name}, e.g. {odd[0]}. Give the base "
             "it was tuned on."
         )
+    model = apply_method(base, "lora", **options)
     set_peft_model_state_dict(model, found, adapter_name="default")
     return model.eval()
 
@@ -97,3 +112,16 @@ def _state(model: PromptableSam) -> dict[str, Tensor]:
     return get_peft_model_state_dict(  # type: ignore[no-any-return]
         model, adapter_name="default", save_embedding_layers=False
     )
+
+
+def _layers_of(names: Iterable[str], base: PromptableSam) -> list[str]:
+    """Layers of a base that a folder has tensors for."""
+    layers = {name for name, _ in base.named_modules() if name}
+    found = (next((start for start in _starts(name) if start in layers), None) for name in names)
+    return sorted({layer for layer in found if layer})
+
+
+def _starts(name: str) -> list[str]:
+    """The first words of a name, most words first: "a.b.c" -> "a.b", "a"."""
+    words = name.split(".")
+    return [".".join(words[:count]) for count in range(len(words) - 1, 0, -1)]

@@ -13,9 +13,6 @@ def prompt(sam: PromptableSam, tokens: int = 10, mask_decoder: bool = False) -> 
         tokens: number of tokens.
         mask_decoder: train the mask decoder as well.
 
-    Raises:
-        ValueError: fewer than one token.
-
     References:
         Lester et al., "The Power of Scale for Parameter-Efficient Prompt Tuning", EMNLP 2021.
     """
@@ -24,12 +21,6 @@ def prompt(sam: PromptableSam, tokens: int = 10, mask_decoder: bool = False) -> 
 
 
 def learned_tokens(sam: PromptableSam, tokens: int, classes: int = 0) -> LearnedTokens:
-    """New tokens for a base: SAM's "not a point" embedding plus a little noise.
-
-    Raises:
-        ValueError: fewer than one token.
-    """
-    if tokens < 1:
-        raise ValueError(f"tokens is {tokens}; expected at least 1.")
+    """New tokens for a base: SAM's "not a point" embedding plus a little noise."""
     start = sam.prompt_encoder.not_a_point_embed.weight[0].detach()
     return LearnedTokens(len(start), tokens, classes, start)

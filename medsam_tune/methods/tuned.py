@@ -2,43 +2,26 @@
 
 from __future__ import annotations
 
-import json
+import copy
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from medsam_tune.errors import DataError
 from medsam_tune.files import written_whole
 from medsam_tune.methods import apply_method
-from medsam_tune.sam.build import build_sam
-from medsam_tune.sam.model import BaseModel, PromptableSam, Tuning
-from medsam_tune.version import __version__
+from medsam_tune.methods.header import MAX_HEADER, TunedHeader, header_text, parse_header
+from medsam_tune.sam.build import ARCHITECTURES, build_sam
+from medsam_tune.sam.model import BaseModel, PromptableSam
 
 _KEY = "medsam_tune"
-
-
-@dataclass(frozen=True)
-class TunedHeader:
-    """Header of a tuned file, beside the tensors.
-
-    Attributes:
-        base: base model, with the sha256 of its weights.
-        tuning: method and options.
-        labels: label id -> name of the objects that it was tuned for.
-        version: version of the package that wrote it.
-    """
-
-    base: BaseModel
-    tuning: Tuning
-    labels: dict[int, str]
-    version: str
+_DTYPES = ("F16", "BF16", "F32", "F64")  # in safetensors' words
 
 
 def tuned_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -50,18 +33,10 @@ def load_tuned_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: 
     """Copy tuned tensors into a model with the same method; all names and shapes must match.
 
     Raises:
-        ValueError: names or shapes differ, or a value is not finite; names `source`.
+        DataError: names or shapes differ, or a value is not finite; names `source`.
     """
     own = tuned_tensors(model)
-    if own.keys() != tensors.keys():
-        odd = sorted(own.keys() ^ tensors.keys())
-        raise ValueError(f"{source}: {len(odd)} tensors do not match the method, e.g. {odd[0]}.")
-    for key, value in tensors.items():
-        if value.shape != own[key].shape:
-            raise ValueError(
-                f"{source}: {key} has shape {tuple(value.shape)}, the model needs "
-                f"{tuple(own[key].shape)}."
-            )
+    _refuse_other_tensors({key: tuple(value.shape) for key, value in tensors.items()}, own, source)
     refuse_not_finite(tensors, source)
     with torch.no_grad():
         for key, value in tensors.items():
@@ -82,31 +57,17 @@ def save_tuned(
         path of the file.
 
     Raises:
-        ValueError: no method was applied, or a weight is not finite.
+        ValueError: no method was applied.
+        DataError: a weight is not finite.
+        TypeError: an option of the method that JSON cannot hold.
     """
     path = Path(path)
-    if model.tuning is None:
-        raise ValueError("the model has no tuning method; call apply_method before save_tuned.")
+    header = header_text(model, labels or {})
     tensors = {k: v.cpu().contiguous() for k, v in tuned_tensors(model).items()}
     refuse_not_finite(tensors, str(path))
-    header = {
-        "base": model.base.as_dict(),
-        "method": model.tuning.method,
-        "options": model.tuning.options,
-        "labels": {str(k): v for k, v in (labels or {}).items()},
-        "version": __version__,
-    }
-    write_safetensors(tensors, path, {_KEY: json.dumps(header, default=_plain)})
+    parse_header(header, str(path))  # what is written can be read
+    write_safetensors(tensors, path, {_KEY: header})
     return path
-
-
-def _plain(value: object) -> object:
-    """Options of a method that JSON cannot hold, as plain values."""
-    if isinstance(value, PeftConfig):
-        return value.to_dict()
-    if isinstance(value, set | frozenset):
-        return sorted(value)
-    raise TypeError(f"an option is a {type(value).__name__}, which a tuned file cannot hold.")
 
 
 def read_header(path: str | Path) -> TunedHeader:
@@ -114,25 +75,32 @@ def read_header(path: str | Path) -> TunedHeader:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the file is damaged, or is no tuned file.
+        DataError: the file is damaged, or is no tuned file.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such tuned file; `medsam-tune train` writes one.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: truncated or no safetensors file ({error}).") from error
+    metadata = _opened(path, lambda file: file.metadata()) or {}
     if _KEY not in metadata:
-        raise ValueError(f"{path}: a safetensors file, but not written by save_tuned.")
-    header = json.loads(metadata[_KEY])
-    return TunedHeader(
-        base=BaseModel(**header["base"]),
-        tuning=Tuning(header["method"], header["options"]),
-        labels={int(k): v for k, v in header["labels"].items()},
-        version=header["version"],
-    )
+        raise DataError(f"{path}: a safetensors file, but not written by save_tuned.")
+    return parse_header(metadata[_KEY], str(path))
+
+
+def _opened(path: Path, read: Callable[[Any], Any]) -> Any:
+    """What `read` gives for an open safetensors file; a damaged one is refused."""
+    damaged = f"{path}: {path.stat().st_size} bytes, truncated or no safetensors file"
+    try:
+        with path.open("rb") as start:
+            length = int.from_bytes(start.read(8), "little")
+        if length > MAX_HEADER:
+            raise DataError(
+                f"{damaged}: its header has {length} bytes; expected at most {MAX_HEADER}. "
+                "Get it again."
+            )
+        with safe_open(path, framework="pt") as file:
+            return read(file)
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{damaged} ({error}). Get it again.") from error
 
 
 def load_tuned(
@@ -153,11 +121,18 @@ def load_tuned(
         the tuned model in evaluation mode.
 
     Raises:
-        ValueError: a base that the file was not tuned on, or a damaged file.
+        DataError: a base that the file was not tuned on, a damaged file, or one whose tensors are
+            not those of its method.
         FileNotFoundError: the file does not exist.
     """
+    path = Path(path)
     header = read_header(path)
     if base is None:
+        if header.base.name not in ARCHITECTURES:
+            raise DataError(
+                f"{path}: was tuned on {header.base.name!r}; known: {', '.join(ARCHITECTURES)}. "
+                "Give its base."
+            )
         base = build_sam(
             header.base.name,
             checkpoint,
@@ -166,14 +141,15 @@ def load_tuned(
             header.base.normalisation,
         )
     _refuse_other_base(header.base, base.base, path)
+    _refuse_other_method(header, base, path)
     with warnings.catch_warnings():  # the tensors of a tuned file are trained
         warnings.filterwarnings("ignore", message=".* has random weights and ")
         if apply is None:
             model = apply_method(base, header.tuning.method, **header.tuning.options)
         else:
             model = apply(header.tuning.method, header.tuning.options)
-    with safe_open(path, framework="pt") as file:
-        load_tuned_tensors(model, {k: file.get_tensor(k) for k in file.keys()}, str(path))
+    tensors = _opened(path, lambda file: {key: file.get_tensor(key) for key in file.keys()})
+    load_tuned_tensors(model, tensors, str(path))
     return model.eval()
 
 
@@ -193,14 +169,66 @@ def _refuse_other_base(wanted: BaseModel, found: BaseModel, path: str | Path) ->
             continue
         if field == "sha256":
             value, other = str(value)[:12], str(other)[:12]
-        raise ValueError(
+        raise DataError(
             f"{path}: was tuned on {wanted.name} with {field} {value}, the base given is "
             f"{found.name} with {field} {other}. Give the base (checkpoint) it was tuned from."
         )
 
 
+def _refuse_other_method(header: TunedHeader, base: PromptableSam, path: Path) -> None:
+    """Refuse options and tensors that do not belong together, before any memory is taken.
+
+    The method is applied to a copy of the base without values, so that the tensors of the file
+    bound those of the model.
+    """
+
+    def described(file: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
+        parts = {key: file.get_slice(key) for key in file.keys()}
+        return {key: (part.get_dtype(), tuple(part.get_shape())) for key, part in parts.items()}
+
+    found = _opened(path, described)
+    if odd := [key for key, (dtype, _) in found.items() if dtype not in _DTYPES]:
+        raise DataError(
+            f"{path}: {odd[0]} is {found[odd[0]][0]}; expected one of {', '.join(_DTYPES)}."
+        )
+    shapes = {key: shape for key, (_, shape) in found.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they come again when the method is applied
+        try:
+            model = with_shapes_only(base, header.tuning.method, header.tuning.options)
+        except Exception as error:  # peft raises whatever its options lead to
+            raise DataError(
+                f"{path}: its options of {header.tuning.method!r} cannot be applied ({error})."
+            ) from error
+    _refuse_other_tensors(shapes, tuned_tensors(model), str(path))
+
+
+def with_shapes_only(base: PromptableSam, method: str, options: Mapping[str, Any]) -> PromptableSam:
+    """A copy of a base that has shapes and no values, with a method applied."""
+    empty: dict[int, Any] = {id(b): torch.empty_like(b, device="meta") for b in base.buffers()}
+    for value in base.parameters():
+        shape = torch.empty_like(value, device="meta")
+        empty[id(value)] = nn.Parameter(shape, requires_grad=False)
+    with torch.device("meta"):
+        return apply_method(copy.deepcopy(base, empty), method, **options)
+
+
+def _refuse_other_tensors(
+    found: Mapping[str, tuple[int, ...]], own: Mapping[str, Tensor], source: str
+) -> None:
+    """Refuse tensors, name -> shape, that are not those of a method."""
+    if own.keys() != found.keys():
+        odd = sorted(own.keys() ^ found.keys())
+        raise DataError(f"{source}: {len(odd)} tensors do not match the method, e.g. {odd[0]}.")
+    for key, shape in found.items():
+        if shape != tuple(own[key].shape):
+            raise DataError(
+                f"{source}: {key} has shape {shape}, the model needs {tuple(own[key].shape)}."
+            )
+
+
 def refuse_not_finite(tensors: Mapping[str, Tensor], source: str) -> None:
-    """Refuse NaN and Inf by a ValueError that names `source` and the first such tensor."""
+    """Refuse NaN and Inf by a DataError that names `source` and the first such tensor."""
     bad = [k for k, v in tensors.items() if not torch.isfinite(v).all()]
     if bad:
-        raise ValueError(f"{source}: {len(bad)} tensors hold NaN or Inf, the first is {bad[0]}.")
+        raise DataError(f"{source}: {len(bad)} tensors hold NaN or Inf, the first is {bad[0]}.")

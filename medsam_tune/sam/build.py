@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,8 +11,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from segment_anything.modeling import (
     MaskDecoder,
     PromptEncoder,
@@ -21,12 +18,20 @@ from segment_anything.modeling import (
 )
 from torch import Tensor, nn
 
+from medsam_tune.errors import DataError
+from medsam_tune.sam.checkpoints import read_state
 from medsam_tune.sam.decoder import replace_decoder_attention
 from medsam_tune.sam.encoder import ImageEncoder, split_qkv
 from medsam_tune.sam.model import BaseModel, PromptableSam
 from medsam_tune.sam.tiny import TinyViT, split_tiny
 
 PATCH = 16
+
+MAX_IMAGE_SIZE = 4096
+"""Largest side of the input, pixels; the encoder's memory grows with its square."""
+
+MAX_CHANNELS = 256
+"""Largest number of image channels."""
 
 
 @dataclass(frozen=True)
@@ -105,9 +110,10 @@ def build_sam(
 
     Args:
         name: key of `ARCHITECTURES`, e.g. "nano" or "vit_b" (or an `Architecture` of your own).
-        checkpoint: checkpoint of SAM, MedSAM, MobileSAM ("vit_t"), LiteMedSAM ("vit_t_lite") or one
-            from `export_sam`; loaded strictly. "random" gives random weights from a fixed seed. If
-            None, "nano" gets its embedded weights, every other model random ones.
+        checkpoint: checkpoint of SAM, MedSAM, MobileSAM ("vit_t"), LiteMedSAM ("vit_t_lite"), one
+            from `export_sam`, or one of these inside a training program's own (`read_state`);
+            loaded strictly. "random" gives random weights from a fixed seed. If None, "nano" gets
+            its embedded weights, every other model random ones.
         image_size: S, side of the input, a multiple of 16; positions are interpolated if it differs
             from the native size.
         in_channels: number of image channels; the first layer is inflated if it is not 3.
@@ -118,16 +124,21 @@ def build_sam(
         the model in evaluation mode, on the CPU, float32.
 
     Raises:
-        ValueError: an unknown name, a wrong size, or a checkpoint that is unreadable, of another
-            model, or not finite.
+        ValueError: an unknown name, or a wrong size.
+        DataError: a checkpoint that is unreadable, of another model, or not finite.
         FileNotFoundError: the checkpoint does not exist.
     """
     arch = name if isinstance(name, Architecture) else architecture(name)
     size = image_size or arch.image_size
-    if size % PATCH or size < 2 * PATCH:
-        raise ValueError(f"image_size {size} is no multiple of {PATCH} of at least {2 * PATCH}.")
-    if in_channels < 1:
-        raise ValueError(f"in_channels is {in_channels}; expected at least 1.")
+    if size % PATCH or not 2 * PATCH <= size <= MAX_IMAGE_SIZE:
+        raise ValueError(
+            f"image_size {size} is no multiple of {PATCH} of at least {2 * PATCH} and at most "
+            f"{MAX_IMAGE_SIZE}."
+        )
+    if not 1 <= in_channels <= MAX_CHANNELS:
+        raise ValueError(
+            f"in_channels is {in_channels}; expected at least 1 and at most {MAX_CHANNELS}."
+        )
     state = None
     random = str(checkpoint) == RANDOM
     if checkpoint is None and arch == ARCHITECTURES["nano"]:
@@ -145,7 +156,7 @@ def build_sam(
     if state is not None:
         stored = _channels_of(state)
         if stored not in (3, in_channels):
-            raise ValueError(
+            raise DataError(
                 f"{checkpoint}: is of a model for {stored} channels; in_channels is {in_channels}. "
                 f"Set in_channels to {stored}."
             )
@@ -186,86 +197,79 @@ def read_checkpoint(path: str | Path, arch: Architecture) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the file does not fit; one line that names the file and the reason.
+        DataError: the file does not fit; one line that names the file and the reason.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint; expected a .pth or .safetensors.")
-    state = split_tiny(split_qkv(_unwrap(_read_tensors(path), path)))
+    state = read_state(path)
     found = _architecture_of(state)
     if found != arch.name:
-        raise ValueError(
+        raise DataError(
             f"{path}: checkpoint is {found or 'no SAM known here'}, asked for {arch.name}. "
             f"Name its model, or give a checkpoint of {arch.name}."
         )
+    try:
+        state = split_tiny(split_qkv(state))
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"{path}: its attention layers are not those of {arch.name} ({error}). Give a "
+            f"checkpoint of {arch.name}."
+        ) from error
     arch = _at_size_of(state, arch)
+    channels = _channels_of(state)
+    if not (PATCH <= arch.image_size <= MAX_IMAGE_SIZE and 1 <= channels <= MAX_CHANNELS):
+        raise DataError(
+            f"{path}: checkpoint is for images of {arch.image_size} pixels, {channels} channels; "
+            f"expected {PATCH} to {MAX_IMAGE_SIZE} pixels and at most {MAX_CHANNELS} channels."
+        )
     with torch.device("meta"):
         encoder, prompt_encoder, decoder = _parts(arch)
-        _inflate(encoder, _channels_of(state))
+        _inflate(encoder, channels)
     expected = nn.ModuleDict(
         {"image_encoder": encoder, "prompt_encoder": prompt_encoder, "mask_decoder": decoder}
     ).state_dict()
     missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if missing or extra:
-        raise ValueError(
+        raise DataError(
             f"{path}: checkpoint does not fit {arch.name}: {len(missing)} tensors are missing "
             f"{missing[:3]} and {len(extra)} are unknown {extra[:3]}."
         )
+    whole = [k for k in expected if state[k].is_floating_point() != expected[k].is_floating_point()]
+    if whole:
+        raise DataError(
+            f"{path}: {whole[0]} is {state[whole[0]].dtype}, {arch.name} needs "
+            f"{expected[whole[0]].dtype}. Save it as float32."
+        )
     odd = [k for k in expected if state[k].shape != expected[k].shape]
     if odd:
-        raise ValueError(
+        raise DataError(
             f"{path}: {odd[0]} has shape {tuple(state[odd[0]].shape)}, {arch.name} needs "
             f"{tuple(expected[odd[0]].shape)} ({len(odd)} such tensors)."
         )
     bad = [k for k, v in state.items() if not torch.isfinite(v).all()]
     if bad:
-        raise ValueError(f"{path}: {len(bad)} tensors hold NaN or Inf, the first is {bad[0]}.")
+        raise DataError(f"{path}: {len(bad)} tensors hold NaN or Inf, the first is {bad[0]}.")
     return state
-
-
-def _read_tensors(path: Path) -> object:
-    size = path.stat().st_size
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path}: holds more than tensors ({str(error).splitlines()[0]}); such a file can run "
-            "code and is not loaded. Save a plain state dict, or safetensors."
-        ) from error
-    except (EOFError, OSError, RuntimeError, SafetensorError) as error:
-        raise ValueError(
-            f"{path}: {size} bytes, truncated or damaged ({str(error).splitlines()[0:1]}). "
-            "Download it again and compare its sha256."
-        ) from error
-
-
-def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
-    """The state dict itself, without a {"model": ...} around it and DataParallel's prefix."""
-    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
-        content = content["model"]
-    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise ValueError(f"{path}: no state dict (name -> tensor) in it.")
-    return {str(k).removeprefix("module."): v for k, v in content.items()}
 
 
 def _architecture_of(state: Mapping[str, Tensor]) -> str | None:
     """The name of the architecture, from the state dict's first layer."""
     vit = state.get("image_encoder.pos_embed")
-    if vit is not None:
+    if vit is not None and vit.ndim:
         widths = {a.width: a.name for a in ARCHITECTURES.values() if a.encoder == "vit"}
         return widths.get(vit.shape[-1])
     tiny = state.get("image_encoder.patch_embed.seq.0.c.weight")
-    if tiny is not None:
+    if tiny is not None and tiny.ndim:
         return "vit_t" if tiny.shape[-1] == 3 else "vit_t_lite"
     return None
 
 
 def _channels_of(state: Mapping[str, Tensor]) -> int:
-    """Number of image channels of a state dict with a known architecture."""
+    """Number of image channels of a state dict; 3 if the first layer is missing or odd."""
     names = ("image_encoder.patch_embed.proj.weight", "image_encoder.patch_embed.seq.0.c.weight")
-    return next(state[name].shape[1] for name in names if name in state)
+    first = next((state[name] for name in names if name in state), None)
+    return 3 if first is None or first.ndim != 4 else first.shape[1]
 
 
 def _at_size_of(state: Mapping[str, Tensor], arch: Architecture) -> Architecture:

@@ -24,29 +24,33 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import zarr
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from monai.data import MetaTensor
 from numpy.typing import NDArray
 from tqdm import tqdm
-from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from medsam_tune.cases.checks import label_values
 from medsam_tune.cases.datalist import Case
 from medsam_tune.cases.load import load_case, voxel_hash
 from medsam_tune.errors import DataError, about
-from medsam_tune.files import flush
 from medsam_tune.formats.mending import Mending
 from medsam_tune.formats.open import files_of
 from medsam_tune.slices.cut import cut, cut_label, grid_of, turned
+from medsam_tune.slices.entries import (
+    DAMAGED,
+    FORMAT,
+    claim,
+    making,
+    open_array,
+    put,
+    read_entry,
+    refuse_missing,
+    remove_leftovers,
+    seal,
+    write_array,
+)
 from medsam_tune.slices.frames import with_neighbours
 from medsam_tune.slices.rules import ScanRules
-
-FORMAT = 5
-"""Version of the entries; raise it when their content changes."""
-
-_FILES = "files.json"  # size, modification time in ns and (of JSON) CRC-32 of an entry's files
-_MAKING = ".making"  # folder of locks and unfinished entries
-_DAMAGED = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -107,11 +111,13 @@ class PreparedCase:
 
     def _read(self, name: str, where: int | slice) -> NDArray[Any]:
         with about(f"case {self.id}"):
-            array = self._array(name)
+            if name == "label" and not self.has_label:
+                raise DataError("has no label; expected one in the datalist.")
             try:
-                (self.path / _FILES).stat()  # zarr reads zeros where an array's file is missing
+                array = self._array(name)
+                refuse_missing(self.path, name)  # zarr reads zeros where an array's file is missing
                 return np.asarray(array[where])
-            except (OSError, ValueError, RuntimeError) as error:
+            except DAMAGED as error:
                 raise DataError(
                     f"{self.path / name} cannot be read any more ({error}). Delete {self.path} and "
                     "start again; it is made anew."
@@ -119,9 +125,7 @@ class PreparedCase:
 
     def _array(self, name: str) -> Any:
         if name not in self._arrays:
-            if name == "label" and not self.has_label:
-                raise DataError("has no label; expected one in the datalist.")
-            self._arrays[name] = zarr.open_array(self.path / name, mode="r")
+            self._arrays[name] = open_array(self.path, name)
         return self._arrays[name]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -144,7 +148,7 @@ class SliceStore:
     """Prepared scans in one folder; sound entries are not made again.
 
     Args:
-        root: folder of the store, made if absent.
+        root: folder of the store: one made by a store, an empty one, or one to make.
         rules: rules from scans to slices.
         labels: label id -> name.
         mending: choice of faults to mend; by default all are refused.
@@ -179,11 +183,11 @@ class SliceStore:
             jobs: number of scans at once; each takes `checks.BYTES_PER_VOXEL` of memory.
 
         Raises:
-            DataError: the first refused scan, see `load_case`; entries made before it, and by other
-                jobs meanwhile, stay.
+            DataError: a folder with other files in it, or the first refused scan, see `load_case`;
+                entries made before it, and by other jobs meanwhile, stay.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
-        self._remove_leftovers()
+        claim(self.root)
+        remove_leftovers(self.root)
         found = [self.find(case) for case in cases]
         for case, there in zip(cases, found, strict=True):
             if there is None and (entry := self._entry(case)).exists():
@@ -202,25 +206,24 @@ class SliceStore:
         entry = self._entry(case)
         try:
             return self._open(entry, case)
-        except _DAMAGED:
+        except DAMAGED:
             return None
 
     def _make(self, case: Case) -> PreparedCase:
         """Write the entry of a case, unless another process wrote it while this one waited."""
-        entry, making = self._entry(case), self.root / _MAKING
-        making.mkdir(exist_ok=True)
-        with FileLock(making / f"{entry.name}.lock"):
+        entry, unfinished = self._entry(case), making(self.root)
+        with FileLock(unfinished / f"{entry.name}.lock"):
             if (there := self.find(case)) is not None:
                 return there
             image, label = load_case(case, self.labels, self.mending)
             content = voxel_hash(image)
             if case.copy:
                 image, label = self._deformed(case, image, label)
-            beside = Path(tempfile.mkdtemp(dir=making, prefix=f"{entry.name}."))
+            beside = Path(tempfile.mkdtemp(dir=unfinished, prefix=f"{entry.name}."))
             try:
                 os.chmod(beside, 0o755)  # mkdtemp's 0700 would lock colleagues out
                 self._write(beside, case, image, label, content)
-                _put(beside, entry)
+                put(beside, entry)
             finally:
                 shutil.rmtree(beside, ignore_errors=True)
             return self._open(entry, case)
@@ -236,17 +239,19 @@ class SliceStore:
         return self.deformation(turned(image, grid), turned_label, seed)
 
     def _open(self, entry: Path, case: Case) -> PreparedCase:
-        return _open_entry(entry, self.rules.neighbours)
-
-    def _remove_leftovers(self) -> None:
-        """Delete unfinished entries of killed processes; a living one holds its entry's lock."""
-        for path in (self.root / _MAKING).glob("*"):
-            if path.is_dir():
-                try:
-                    with FileLock(path.with_suffix(".lock"), timeout=0):
-                        shutil.rmtree(path, ignore_errors=True)
-                except Timeout:
-                    continue
+        attributes = read_entry(entry, case.id)
+        depth, height, width = attributes["shape"]
+        return PreparedCase(
+            path=entry,
+            id=case.id,
+            shape=(depth, height, width),
+            labels_in_slice=[tuple(ids) for ids in attributes["labels_in_slice"]],
+            has_label=attributes["has_label"],
+            has_truth=attributes["has_truth"],
+            neighbours=self.rules.neighbours,
+            constant=frozenset(attributes["constant"]),
+            content=attributes["content"],
+        )
 
     @property
     def label_dtype(self) -> np.dtype[np.unsignedinteger]:
@@ -281,13 +286,13 @@ class SliceStore:
     ) -> None:
         slices, grid = cut(image, self.rules.stored)  # (Z, C, H, W)
         group = zarr.open_group(folder, mode="w", zarr_format=3)
-        _write_array(group, "image", slices.numpy())
+        write_array(group, "image", slices.numpy())
         present: list[list[int]] = [[] for _ in slices]
         if label is not None:
             stored, own = cut_label(label, grid)  # (Z, H, W)
-            _write_array(group, "label", stored.numpy().astype(self.label_dtype))
+            write_array(group, "label", stored.numpy().astype(self.label_dtype))
             if own is not None:
-                _write_array(group, "truth", own.numpy().astype(self.label_dtype))
+                write_array(group, "truth", own.numpy().astype(self.label_dtype))
             present = [[i for i in label_values(ids[..., None]) if i] for ids in stored]
         attributes: dict[str, Any] = {
             "case": case.id,
@@ -302,83 +307,4 @@ class SliceStore:
             "mending": self.mending.describe(),
         }
         group.attrs.update(attributes)
-        _seal(folder)
-
-
-def _write_array(group: zarr.Group, name: str, data: NDArray[Any]) -> None:
-    """Write (Z, ...) as one file from which each slice can be read alone."""
-    array = group.create_array(
-        name,
-        shape=data.shape,
-        chunks=(1, *data.shape[1:]),
-        shards=data.shape,
-        dtype=data.dtype,
-        compressors=[ZstdCodec(), Crc32cCodec()],
-        # Otherwise an empty shard is not written, and looks like a lost one.
-        config={"write_empty_chunks": True},
-    )
-    array[:] = np.ascontiguousarray(data)
-
-
-def _seal(folder: Path) -> None:
-    """Record the files of an entry, and flush them to disk before the entry gets its name."""
-    files = {}
-    for path in sorted(folder.rglob("*")):
-        flush(path)
-        if path.is_file():
-            status = path.stat()
-            checksum = zlib.crc32(path.read_bytes()) if path.suffix == ".json" else None
-            name = path.relative_to(folder).as_posix()
-            files[name] = [status.st_size, status.st_mtime_ns, checksum]
-    (folder / _FILES).write_text(json.dumps(files, indent=1))
-    flush(folder / _FILES)
-    flush(folder)
-
-
-def _put(beside: Path, entry: Path) -> None:
-    """Move a finished entry to its place, or its files over those of a damaged entry.
-
-    So a process that has the damaged entry open finds every file.
-    """
-    if entry.exists():
-        for file in sorted(beside.rglob("*"), key=lambda file: file.name == _FILES):
-            if file.is_file():
-                target = entry / file.relative_to(beside)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(file, target)
-    else:
-        os.replace(beside, entry)
-    flush(entry.parent)
-
-
-def _check_files(entry: Path) -> None:
-    """Refuse changed files; only files whose time differs are read."""
-    for name, (size, time, checksum) in json.loads((entry / _FILES).read_text()).items():
-        file = entry / name
-        status = file.stat()
-        if status.st_size != size:
-            raise ValueError(f"{name} has {status.st_size} bytes, not {size}")
-        if status.st_mtime_ns == time:
-            continue
-        if checksum is None:  # an array; each slice has its own checksum
-            zarr.open_array(entry / Path(name).parts[0], mode="r")[:]
-        elif zlib.crc32(file.read_bytes()) != checksum:
-            raise ValueError(f"{name} is not as it was written")
-
-
-def _open_entry(entry: Path, neighbours: bool) -> PreparedCase:
-    _check_files(entry)
-    # zarr takes ten times as long, and there may be thousands of cases.
-    attributes: Mapping[str, Any] = json.loads((entry / "zarr.json").read_text())["attributes"]
-    depth, height, width = attributes["shape"]
-    return PreparedCase(
-        path=entry,
-        id=str(attributes["case"]),
-        shape=(depth, height, width),
-        labels_in_slice=[tuple(ids) for ids in attributes["labels_in_slice"]],
-        has_label=bool(attributes["has_label"]),
-        has_truth=bool(attributes["has_truth"]),
-        neighbours=neighbours,
-        constant=frozenset(attributes["constant"]),
-        content=str(attributes["content"]),
-    )
+        seal(folder)

@@ -41,6 +41,6 @@ def test_refusals(tiny_sam: Build) -> None:
     said = "placement is 'neck'; expected one of block, attention, mlp"
     with pytest.raises(ValueError, match=said):
         apply_method(tiny_sam(), "adapter", placement="neck")
-    with pytest.raises(ValueError, match="bottleneck is 0; expected at least 1"):
+    with pytest.raises(ValueError, match="bottleneck is 0; expected a whole number from 1 to"):
         apply_method(tiny_sam(), "adapter", bottleneck=0)
     apply_method(tiny_sam(), "adapter", bottleneck=1)

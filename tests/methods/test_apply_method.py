@@ -20,8 +20,12 @@ Build = Callable[..., PromptableSam]
     [
         ("decoder", {"rank": 4}, "method 'decoder' has no option 'rank'; its options: none."),
         ("prompt", {"rank": 4}, "no option 'rank'; its options: tokens, mask_decoder."),
-        ("lora", {"num_classes": 0}, "num_classes is 0; expected at least 1."),
-        ("full", {"num_classes": 2, "class_tokens": 0}, "tokens is 0; expected at least 1."),
+        ("lora", {"num_classes": 0}, "num_classes is 0; expected a whole number from 1 to 65536."),
+        (
+            "full",
+            {"num_classes": 2, "class_tokens": 0},
+            "class_tokens is 0; expected a whole number from 1 to 65536.",
+        ),
         (
             "prompt",
             {"num_classes": 2, "tokens": 4},

@@ -165,7 +165,7 @@ def prepare(folder: Path, case: Case, rules: ScanRules) -> PreparedCase:
 
 
 def test_neighbours_of_several_windows_are_refused(tmp_path: Path) -> None:
-    store = SliceStore(tmp_path, ScanRules(Windows(), neighbours=True), LABELS)
+    store = SliceStore(tmp_path / "s", ScanRules(Windows(), neighbours=True), LABELS)
     (case,) = store.prepare([write_case(tmp_path)], False)
     with pytest.raises(DataError, match=r"neighbours need one channel .* gives 3"):
         case.image()

@@ -15,6 +15,7 @@ from medsam_tune.cases.datalist import Case
 from medsam_tune.cases.load import load_case
 from medsam_tune.errors import DataError
 from medsam_tune.slices import store as slices
+from medsam_tune.slices.entries import MARKER
 from medsam_tune.slices.intensity import Percentiles, Window
 from medsam_tune.slices.rules import ScanRules
 from medsam_tune.slices.store import SliceStore
@@ -183,7 +184,7 @@ def test_slices_of_a_deleted_store_are_not_zeros(store, make_case):
 def test_row_64_nothing_half_written(store, make_case, monkeypatch):
     case = make_case()
     monkeypatch.setattr(
-        "medsam_tune.slices.store._seal", lambda _: (_ for _ in ()).throw(OSError("disk full"))
+        "medsam_tune.slices.store.seal", lambda _: (_ for _ in ()).throw(OSError("disk full"))
     )
     with pytest.raises(OSError, match="disk full"):
         store.prepare([case], progress=False)
@@ -192,17 +193,17 @@ def test_row_64_nothing_half_written(store, make_case, monkeypatch):
 
 def test_row_64_a_killed_preparation_is_cleaned_up_and_done_again(store, make_case, monkeypatch):
     victim, other = make_case("a"), make_case("b")
-    seal = slices._seal
+    seal = slices.seal
     reached = FORK.Event()
 
     def hang(_):
         reached.set()
         time.sleep(60)
 
-    monkeypatch.setattr(slices, "_seal", hang)
+    monkeypatch.setattr(slices, "seal", hang)
     process = _started(store, victim)
     assert reached.wait(30)
-    monkeypatch.setattr(slices, "_seal", seal)
+    monkeypatch.setattr(slices, "seal", seal)
     store.prepare([other], progress=False)
     assert len(_unfinished(store)) == 1, "it belongs to a living process"
     os.kill(process.pid, signal.SIGKILL)
@@ -253,7 +254,7 @@ def test_an_entry_is_whole_to_readers_while_it_is_made_again(store, make_case, m
         seen.append(prepared.image())
         replace(*paths)
 
-    monkeypatch.setattr(slices.os, "replace", replace_and_read)
+    monkeypatch.setattr(os, "replace", replace_and_read)
     with pytest.warns(UserWarning, match="is damaged"):
         store.prepare([case], progress=False)
     assert len(seen) > 6
@@ -308,7 +309,7 @@ def _started(store, case):
 
 
 def _entries(store):
-    return [path.name for path in store.root.iterdir() if path.name != ".making"]
+    return [path.name for path in store.root.iterdir() if path.name not in (".making", MARKER)]
 
 
 def _unfinished(store):

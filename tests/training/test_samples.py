@@ -250,7 +250,7 @@ def test_sampler_of_nothing(length, num_samples):
 @pytest.mark.real_data
 def test_hippocampus(hippocampus, tmp_path):
     data = find_cases(hippocampus)
-    cases = SliceStore(tmp_path, ScanRules(Percentiles()), data.labels).prepare(
+    cases = SliceStore(tmp_path / "s", ScanRules(Percentiles()), data.labels).prepare(
         data.training[:4], False
     )
     for case, source in zip(cases, data.training, strict=False):
