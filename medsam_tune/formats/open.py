@@ -62,7 +62,8 @@ def load_image(
     Returns:
         (C, I, J, K) float32 in the file's own axis order (DICOM: columns, rows, slices), affine in
         nibabel's RAS+ millimetres; `meta["notes"]` says what was changed on the way, and for DICOM
-        `meta["series_uid"]` and `meta["frame_uid"]` which series and frame of reference it is.
+        `meta["series_uid"]`, `meta["frame_uid"]` and `meta["modality"]` which series, frame of
+        reference and modality it is.
 
     Raises:
         DataError: the file is missing, empty, truncated, or of another kind; it does not fit into

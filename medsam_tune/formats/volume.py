@@ -48,6 +48,7 @@ class Volume:
         notes: changes that were made while reading, for the report.
         series: SeriesInstanceUID; empty where it is not DICOM.
         frame: FrameOfReferenceUID; empty where unknown.
+        modality: DICOM's Modality, such as "CT"; empty where it is not DICOM, or does not say.
     """
 
     array: NDArray[np.float32]
@@ -55,6 +56,7 @@ class Volume:
     notes: tuple[str, ...] = ()
     series: str = ""
     frame: str = ""
+    modality: str = ""
 
     def meta(self) -> dict[str, Any]:
         """MONAI's metadata: the affine in RAS+ millimetres, and what is known of the source."""
@@ -67,6 +69,7 @@ class Volume:
             "notes": list(self.notes),
             "series_uid": self.series,
             "frame_uid": self.frame,
+            "modality": self.modality,
         }
 
 

@@ -49,7 +49,7 @@ def read_series(series: Series, resample_uneven: bool = False) -> Volume:
         DataError: a fault of the checks below; the message names the file, where it is one.
     """
     volume = _read_volume(series, resample_uneven)
-    return replace(volume, series=series.uid, frame=series.frame)
+    return replace(volume, series=series.uid, frame=series.frame, modality=series.modality)
 
 
 def _read_volume(series: Series, resample_uneven: bool) -> Volume:
