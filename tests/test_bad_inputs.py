@@ -36,7 +36,7 @@ def test_bad_input(bad: BadInput, tmp_path: Path) -> None:
 
 
 def test_all_rows_are_there() -> None:
-    assert {bad.row for bad in INPUTS} == set(range(1, 51))
+    assert {bad.row for bad in INPUTS} >= set(range(1, 51))
     assert len({bad.id for bad in INPUTS}) == len(INPUTS)
 
 

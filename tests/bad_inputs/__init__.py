@@ -6,13 +6,18 @@ stack makes of the same inputs, into bundles/sam_volume/docs/bad_inputs.md.
 
 from __future__ import annotations
 
-from tests.bad_inputs import data_sets, dicom, prompts, scans
+from itertools import chain
+
+from tests.bad_inputs import data_sets, dicom, labels, prompts, scans, values
 from tests.bad_inputs.table import BadInput, Outcome, run, shortened
 
 __all__ = ["INPUTS", "BadInput", "Outcome", "run", "shortened"]
 
 INPUTS: tuple[BadInput, ...] = tuple(
     sorted(
-        (*scans.INPUTS, *data_sets.INPUTS, *dicom.INPUTS, *prompts.INPUTS), key=lambda bad: bad.row
+        chain.from_iterable(
+            subject.INPUTS for subject in (scans, data_sets, dicom, prompts, values, labels)
+        ),
+        key=lambda bad: bad.row,
     )
 )
