@@ -141,6 +141,10 @@ REAL_UNITS: dict[str, tuple[str, Callable[[], np.ndarray]]] = {
     "ct-organ-0": ("an organ, 0 around it", lambda: masked(0)),
     "ct-organ-3024": ("an organ, -3024 around it", lambda: masked(-3024)),
     "ct-bone": ("dense bone, 0 around it", lambda: np.where(masked(0) != 0, 20, 1) * 60.0),
+    "ct-metal": (
+        "air around a pin of metal",
+        lambda: np.where(body() < 0, body(), 1000 + body() / 2),
+    ),
     "ct-padded": ("padded with -2000", lambda: np.where(body() < -970, -2000, body())),
 }
 

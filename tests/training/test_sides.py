@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
+from typing import Any
 
 import pytest
+from monai.bundle import ConfigParser
 
+from medsam_tune.cases.datalist import Datalist
+from medsam_tune.slices.rules import ScanRules
 from medsam_tune.training.sides import labels_of_a_side, mirror_pairs, mirror_probability
+
+TRAIN = str(Path(__file__).parents[2] / "bundles" / "sam_volume" / "configs" / "train.yaml")
 
 
 @pytest.mark.parametrize(
@@ -69,3 +76,32 @@ def test_row_88_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
         "slices are not mirrored in training, as labels have sides: 'left kidney' and 1 more; "
         "flip_prob=0.5 mirrors them nevertheless."
     ]
+
+
+def recipe(name: str, **settings: Any) -> Any:
+    """A setting of train.yaml."""
+    parser = ConfigParser({**ConfigParser.load_config_file(TRAIN), **settings})
+    parser.get_parsed_content("imports")
+    return parser.get_parsed_content(name)
+
+
+def test_row_88_the_recipe_mirrors_by_the_labels() -> None:
+    sided = Datalist("d", "CT", {1: "kidney_left", 2: "kidney_right"})
+    assert recipe("flip_prob", data=sided) == 0
+    assert recipe("flip_prob", data=Datalist("d", "CT", {1: "liver"})) == 0.5
+
+
+def test_row_81_the_recipe_expects_the_datalists_modality() -> None:
+    rules = recipe("rules", data=Datalist("d", "CT", {1: "liver"}))
+    assert isinstance(rules, ScanRules)
+    assert (rules.expected.modality, rules.expected.hounsfield) == ("CT", True)
+    told = "$medsam_tune.slices.intensity.Percentiles()"
+    rules = recipe("rules", data=Datalist("d", "CT", {1: "liver"}), intensity=told)
+    assert (rules.expected.modality, rules.expected.hounsfield) == ("CT", False)
+
+
+def test_row_86_the_recipe_looks_at_the_validation_cases_first() -> None:
+    steps = ConfigParser.load_config_file(TRAIN)["initialize"]
+    words = [step if isinstance(step, str) else "" for step in steps]
+    check = next(i for i, word in enumerate(words) if "refuse_without_labels" in word)
+    assert check < next(i for i, word in enumerate(words) if "run_folder.open()" in word)
