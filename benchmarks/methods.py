@@ -24,6 +24,7 @@ from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.splits import split_cases
 from medsam_tune.cli import app
 from medsam_tune.demo import LEARNING_RATES, prepare_demo
+from medsam_tune.evaluation.statistics import FOOTNOTE, mean_text
 from medsam_tune.methods import apply_method
 from medsam_tune.methods.tuned import read_header, tuned_tensors
 from medsam_tune.sam.build import RANDOM, build_sam
@@ -116,8 +117,7 @@ def row(name: str, summary: dict[str, Any]) -> list[str]:
     """The cells of a summary."""
     cells = [name, f"{summary['trains']:,}", f"{summary['minutes']:.1f}"]
     for entry in summary["labels"].values():
-        low, high = entry["dice_interval"] or (float("nan"),) * 2
-        cells.append(f"{entry['dice']:.3f} ({low:.3f} to {high:.3f})")
+        cells.append(mean_text(entry["dice"], entry["dice_interval"], entry["cases"]))
     return [*cells, f"{summary['mean_dice']:.3f}"]
 
 
@@ -144,7 +144,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     bench = Bench(arguments.work)
-    parts = [HEAD.format(machine=machine("cpu"))]
+    parts = [HEAD.format(machine=machine("cpu"), footnote=FOOTNOTE)]
     for task in (hippocampus(arguments.scans, arguments.work), phantoms(arguments.work)):
         parts += [f"## {task.title}", table(bench, task)]
         rates = ", ".join(f"{method} {rate}" for method, rate in LEARNING_RATES.items())
@@ -157,8 +157,9 @@ def main() -> None:
 HEAD = """# Every method, from the embedded weights and from random ones
 
 nano at 128 x 128, boxes with 5 % jitter; Dice on whole test volumes, mean over the cases with its
-95 % bootstrap interval. Both starts of a method take the same steps of the same model, so the same
-time but for the noise of the machine ({machine}).
+95 % bootstrap interval ({footnote}).
+Both starts of a method take the same steps of the same model, so the same time but for the noise of
+the machine ({machine}).
 
 Made by `python benchmarks/methods.py HIPPOCAMPUS`; each row is `medsam-tune train METHOD --datalist
 ... --output RUN --image-size 128 [--checkpoint random] --set ...` and `medsam-tune evaluate --run

@@ -34,7 +34,7 @@ from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.load import load_case
 from medsam_tune.cases.splits import split_cases
 from medsam_tune.evaluation.metrics import overlap
-from medsam_tune.evaluation.statistics import bootstrap_interval
+from medsam_tune.evaluation.statistics import FOOTNOTE, bootstrap_interval, mean_text
 from medsam_tune.files import written_whole
 from medsam_tune.inference.inferers import EllipseInferer, PromptedSliceInferer, to_channels
 from medsam_tune.prompts import Prompts, SlicePrompts, points_in_masks, prompts_from_labels
@@ -282,13 +282,13 @@ def main() -> None:
         for label in labels:
             values = {way: summary(results, way, label) for way in (*WAYS, "tight")}
             mean = {way: float(np.mean(v)) for way, v in values.items()}
-            low, high = bootstrap_interval(values["box"])
+            box = mean_text(mean["box"], bootstrap_interval(values["box"]), len(values["box"]))
             loss = mean["tight"] - min(mean[way] for way in WAYS[3:])
             gains.append(mean["box"] - mean["ellipse"])
             count = f"{len(values['box'])} {'organs' if len(results) == 1 else 'images'}"
             rows.append(
                 f"| {title}{'' if label is None else f', {names[label]}'} | {count} | "
-                f"{mean['ellipse']:.3f} | {mean['box']:.3f} ({low:.3f} to {high:.3f}) | "
+                f"{mean['ellipse']:.3f} | {box} | "
                 f"{mean['point']:.3f} | {np.mean(held):.1%} | {mean['moved']:.3f} | "
                 f"{mean['grown']:.3f} | {mean['shrunk']:.3f} | {loss:+.3f} |"
             )
@@ -306,8 +306,9 @@ Model: `{base}`.
 
 Zero-shot: the weights saw synthetic scenes only (whose range of sizes was widened once after a
 look at these sets, see the model card). Dice, mean over images (over objects where there is one
-scan), with its 95 % bootstrap interval; boxes on each slice with 5 % jitter, the same for
-the ellipse; one point, drawn evenly from the object's pixels on each slice, of three masks the one
+scan), with its 95 % bootstrap interval
+({FOOTNOTE}); boxes on each slice with 5 % jitter, the same for the ellipse;
+one point, drawn evenly from the object's pixels on each slice, of three masks the one
 the model trusts most; boxes moved, grown and shrunk by 10 % of their sides, and the loss of the
 worst of these against the exact box.
 

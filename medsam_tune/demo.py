@@ -85,7 +85,9 @@ def draw_demo(folder: Path, tuned_run: Path, count: int = 2) -> list[Path]:
     """
     data = read_datalist(folder / "datalist.json")
     store = SliceStore(
-        folder / "datalist.slices", ScanRules(for_modality(data.modality)), data.labels
+        folder / "datalist.slices",
+        ScanRules(for_modality(data.modality), modality=data.modality),
+        data.labels,
     )
     cases = store.prepare(data.subset("test")[:count], progress=False)
     models = {

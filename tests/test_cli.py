@@ -33,6 +33,7 @@ from medsam_tune.slices.intensity import Percentiles
 from medsam_tune.slices.rules import ScanRules
 from medsam_tune.synthetic.phantom import write_phantoms
 from tests.bad_inputs import INPUTS
+from tests.scans import msd_folder, small_scan, write_nifti
 
 SMALL = ["--image-size", "64", "--set", "epochs=1", "--set", "num_workers=0"]
 
@@ -177,6 +178,11 @@ def test_check(tune: Tune, phantoms: Path, tmp_path: Path) -> None:
         code, _, err = tune("check", tmp_path / "nan.nii.gz", "--set", words)
         assert code == 1
         assert "expected mending::key=value, the key one of fill_nan, resample_label" in err
+    told = "intensity=$medsam_tune.slices.intensity.Percentiles()"
+    folder = msd_folder(tmp_path / "unit", ["c0"], modality={"0": "CT"})
+    write_nifti(folder / "imagesTr" / "c0.nii.gz", small_scan()[0] / 200)
+    assert tune("check", folder)[0] == 3
+    assert tune("check", folder, "--set", told)[0] == 0
     code, _, err = tune("check", tmp_path / "nowhere")
     assert code == 1
     assert "no such file or folder" in err

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
+import traceback
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 from monai.data import MetaTensor
 from tqdm import tqdm
 
-from medsam_tune.cases.checks import check_image
-from medsam_tune.cases.datalist import SUBSETS, Case, Datalist, leaks_of, read_datalist
+from medsam_tune.cases.checks import Expected, check_image
+from medsam_tune.cases.datalist import (
+    SUBSETS,
+    Case,
+    Datalist,
+    known_modality,
+    leaks_of,
+    read_datalist,
+)
 from medsam_tune.cases.folders import has_pairs, labels_of, paired_cases, studies_cases
 from medsam_tune.cases.load import load_case, voxel_hash
 from medsam_tune.errors import DataError, about
@@ -63,6 +72,8 @@ class Finding:
     notes: tuple[str, ...] = ()
     voxels: str = ""
 
+
+_PACKAGE = "medsam_tune/"
 
 _Task = Callable[[], Finding]
 
@@ -121,7 +132,11 @@ def _line(one: Finding) -> str:
 
 
 def check_place(
-    place: Path, jobs: int = 2, progress: bool = True, mending: Mending | None = None
+    place: Path,
+    jobs: int = 2,
+    progress: bool = True,
+    mending: Mending | None = None,
+    any_unit: bool = False,
 ) -> Report:
     """Read every scan of a place.
 
@@ -131,6 +146,7 @@ def check_place(
         jobs: number of scans read at once.
         progress: show a bar on standard error, if that is a terminal.
         mending: choice of faults to mend; by default all are refused.
+        any_unit: accept CT whose values cannot be Hounsfield units, for another intensity rule.
 
     Raises:
         DataError: the datalist or the folder itself is refused, e.g. for missing files.
@@ -145,13 +161,14 @@ def check_place(
         data = read_datalist(place, with_leaks=True)
         leaks += leaks_of(data)
         known = _same_bytes(data, leaks, twice)
+        expected = _expected(data.modality, any_unit)
         tasks = [
-            _case_task(case, subset, data.labels, mending)
+            _case_task(case, subset, data.labels, mending, expected)
             for subset in SUBSETS
             for case in getattr(data, subset)
         ]
     else:
-        tasks = _tasks(place, mending)
+        tasks = _tasks(place, mending, any_unit)
     with ThreadPoolExecutor(jobs) as pool:
         done = pool.map(lambda task: task(), tasks)
         disable = None if progress else True
@@ -160,11 +177,12 @@ def check_place(
     return Report(str(place), findings, tuple(leaks), tuple(twice))
 
 
-def _tasks(place: Path, mending: Mending) -> list[_Task]:
+def _tasks(place: Path, mending: Mending, any_unit: bool) -> list[_Task]:
     if place.is_dir() and has_pairs(place):
         cases, content = paired_cases(place)
         labels, _ = labels_of(place, cases, content)
-        return [_case_task(case, "", labels, mending) for case in cases]
+        expected = _expected(_modality_said(content, place), any_unit)
+        return [_case_task(case, "", labels, mending, expected) for case in cases]
     if place.name.lower().endswith(ENDINGS):
         return [_scan_task(place, mending)]
     files = files_below(place) if place.is_dir() else [place]
@@ -175,28 +193,51 @@ def _tasks(place: Path, mending: Mending) -> list[_Task]:
     return tasks
 
 
+def _modality_said(content: Mapping[str, Any], place: Path) -> str:
+    """The modality that dataset.json names; empty where it names none."""
+    try:
+        return known_modality(None, content, place)
+    except DataError:
+        return ""
+
+
+def _expected(modality: str, any_unit: bool) -> Expected:
+    return Expected(modality, hounsfield=modality == "CT" and not any_unit)
+
+
 def _task(finding: Finding, read: Callable[[], tuple[MetaTensor, MetaTensor | None]]) -> _Task:
     """Task that fills the finding with what `read` gives, or with the reason of the refusal."""
 
     def run() -> Finding:
         try:
             image, label = read()
+            _describe(finding, image)
+            if label is not None:
+                _describe_label(finding, label)
         except DataError as error:
             finding.problem = str(error)
-            return finding
-        _describe(finding, image)
-        if label is not None:
-            said = [*finding.notes, *label.meta.get("notes", ())]
-            finding.notes = tuple(dict.fromkeys(said))
-            ids, counts = np.unique(label.as_tensor().numpy(), return_counts=True)
-            finding.labels = {int(i): int(n) for i, n in zip(ids, counts, strict=True) if i}
+        except Exception as error:  # of one scan of thousands; the others' findings are kept
+            finding.problem = f"{finding.case}: {_unexpected(error)}"
         return finding
 
     return run
 
 
-def _case_task(case: Case, subset: str, labels: Mapping[int, str], mending: Mending) -> _Task:
-    return _task(Finding(case.id, subset), lambda: load_case(case, labels, mending))
+def _unexpected(error: Exception) -> str:
+    """What happened and where, without the error's text, which may hold text of a header."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if _PACKAGE in f.filename]
+    place = frames[-1]
+    where = f"{place.filename.rpartition(_PACKAGE)[2]}, line {place.lineno}"
+    return (
+        f"{type(error).__name__} at {where}, where the file was not expected to be like this. "
+        "Convert or export the scan again, or report this as a fault of medsam_tune."
+    )
+
+
+def _case_task(
+    case: Case, subset: str, labels: Mapping[int, str], mending: Mending, expected: Expected
+) -> _Task:
+    return _task(Finding(case.id, subset), lambda: load_case(case, labels, mending, expected))
 
 
 def _scan_task(path: Path, mending: Mending) -> _Task:
@@ -214,7 +255,7 @@ def _tree_tasks(place: Path, optional: bool, mending: Mending) -> list[_Task]:
         raise
     cases = studies_cases(tree.labelled)
     labels = labels_of(place, cases)[0] if cases else {}
-    tasks = [_case_task(case, "", labels, mending) for case in cases]
+    tasks = [_case_task(case, "", labels, mending, Expected()) for case in cases]
     tasks += [_series_task(series, mending) for series in tree.others]
     for path, problem in tree.problems.items():
         tasks.append(partial(Finding, path.name, problem=problem))
@@ -244,6 +285,16 @@ def _describe(finding: Finding, image: MetaTensor) -> None:
     finding.range = (float(values.min()), float(values.max()))
     finding.notes = tuple(image.meta.get("notes", ()))
     finding.voxels = voxel_hash(image)
+
+
+def _describe_label(finding: Finding, label: MetaTensor) -> None:
+    """Fill in the notes and the voxels of each id of a label map (1, X, Y, Z)."""
+    finding.notes = tuple(dict.fromkeys([*finding.notes, *label.meta.get("notes", ())]))
+    counts: Counter[int] = Counter()
+    for part in label.as_tensor().split(1, dim=-1):  # of all at once, an int64 copy would be made
+        ids, numbers = np.unique(part.numpy(), return_counts=True)
+        counts.update(dict(zip(ids.tolist(), numbers.tolist(), strict=True)))
+    finding.labels = {k: counts[k] for k in sorted(counts) if k}
 
 
 def _same_bytes(data: Datalist, leaks: list[str], twice: list[str]) -> set[tuple[str, str]]:

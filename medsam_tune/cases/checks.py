@@ -6,7 +6,9 @@ expected and what to do; it never holds text from a file's header, which may nam
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,50 @@ from medsam_tune.formats.volume import (
     same_affine,
     show_affine,
 )
+
+ANY_UNIT = "intensity=$medsam_tune.slices.intensity.Percentiles()"
+"""Setting that trains on CT in any unit, as it is typed after `--set`."""
+
+_REGION_RANGE = 20  # HU; soft tissue of one organ varies more by its noise
+_FULL_RANGES = {255.0: 8, 65535.0: 16}  # highest value -> bits
+_NOT_SAID = ("", "OT")  # DICOM's "other", of secondary captures
+DICOM_KINDS: Mapping[str, frozenset[str]] = {
+    "CT": frozenset({"CT"}),
+    "MR": frozenset({"MR"}),
+    "XR": frozenset({"CR", "DX", "DR", "MG", "RF", "RG", "XA", "IO", "PX"}),
+    "US": frozenset({"US", "IVUS", "BDUS"}),
+}
+"""Modality of a datalist, one of `datalist.MODALITIES` -> DICOM's Modality of its series."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the scans of a datalist or of a run have to be.
+
+    Attributes:
+        modality: one of `datalist.MODALITIES`; empty accepts any.
+        hounsfield: True refuses scans whose values cannot be Hounsfield units.
+    """
+
+    modality: str = ""
+    hounsfield: bool = False
+
+
+def check_expected(image: MetaTensor, expected: Expected, path: Path) -> None:
+    """Refuse a scan of another modality, or in another unit.
+
+    Args:
+        image: (1, X, Y, Z) finite values in the scanner's unit; `meta["modality"]` is DICOM's
+            Modality, which other formats do not have.
+        expected: what the scan has to be.
+        path: file or folder that it came from.
+
+    Raises:
+        DataError: DICOM of another modality; values that cannot be Hounsfield units.
+    """
+    _check_modality(str(image.meta.get("modality") or ""), expected.modality, path)
+    if expected.hounsfield:
+        _check_hounsfield(image.as_tensor(), path)
 
 
 def check_image(image: MetaTensor, path: Path) -> None:
@@ -180,3 +226,58 @@ def _some(values: Iterable[float] | Tensor) -> str:
     """Values for a message: ids in full, others rounded."""
     numbers = map(float, values)
     return listed(f"{number:.0f}" if number.is_integer() else f"{number:g}" for number in numbers)
+
+
+def _check_modality(found: str, expected: str, path: Path) -> None:
+    if not expected or found in _NOT_SAID or found in DICOM_KINDS[expected]:
+        return
+    kind = found if re.fullmatch("[A-Z]{2,16}", found) else "of no known kind"
+    ours = next((one for one, kinds in DICOM_KINDS.items() if found in kinds), None)
+    way = (
+        f"none of {', '.join(DICOM_KINDS)} is it, so take it out"
+        if ours is None
+        else f"take it out, or into a datalist of its own: medsam-tune split --modality {ours}"
+    )
+    raise DataError(
+        f"the Modality of the DICOM series is {kind} ({path}); expected {expected}, the modality "
+        f"of the datalist or the run; {way}."
+    )
+
+
+def _check_hounsfield(values: Tensor, path: Path) -> None:
+    """Refuse values that are plainly of another unit.
+
+    Scans in Hounsfield units may be cropped to one organ, hold no air, be padded with -3024, or be
+    0 outside of a mask. So only three kinds are refused, none of which they can be.
+    """
+    low, high = (float(one) for one in values.aminmax())
+    if high - low <= _REGION_RANGE and bool((values != values.round()).any()):
+        # Noise alone is wider, and scanners store whole numbers.
+        found = "fractions in so small a range, so they were normalised"
+        way = "Save the scan again in Hounsfield units"
+    elif low == 0 and high in _FULL_RANGES:
+        found = f"the whole range of {_FULL_RANGES[high]} bits, so they were scaled for pictures"
+        way = "Save the scan again in Hounsfield units"
+    elif _is_without_offset(values):
+        found = "soft tissue at about 1000, so they are stored numbers without their offset"
+        way = "Add the rescale intercept, usually -1024, and save the scan again"
+    else:
+        return
+    raise DataError(
+        f"values from {low:g} to {high:g} ({path}) cannot be Hounsfield units, which a CT window "
+        f"expects: {found}. {way}. To take percentiles of each scan instead of a window: --set "
+        f"'{ANY_UNIT}'."
+    )
+
+
+def _is_without_offset(values: Tensor) -> bool:
+    """Whether soft tissue lies at 1024 instead of 0, and no air below it.
+
+    Of dense bone, the only tissue of such Hounsfield units, no scan consists; it reaches further.
+    """
+    part = values.flatten()[:: max(1, values.numel() // 1_000_000)]
+    air = (part > -1500) & (part < -50)
+    tissue = part[part > 200]
+    if air.float().mean() > 0.001 or tissue.numel() < 0.1 * int((part != part.min()).sum()):
+        return False
+    return bool(((tissue > 850) & (tissue < 1200)).float().mean() > 0.6)

@@ -9,7 +9,7 @@ from typing import cast
 from monai.data import MetaTensor
 from monai.transforms import Orientation
 
-from medsam_tune.cases.checks import check_image, not_finite
+from medsam_tune.cases.checks import Expected, check_expected, check_image, not_finite
 from medsam_tune.cases.datalist import Case
 from medsam_tune.cases.labels.open import open_label
 from medsam_tune.errors import about
@@ -18,7 +18,10 @@ from medsam_tune.formats.open import load_image
 
 
 def load_case(
-    case: Case, labels: Mapping[int, str], mending: Mending | None = None
+    case: Case,
+    labels: Mapping[int, str],
+    mending: Mending | None = None,
+    expected: Expected | None = None,
 ) -> tuple[MetaTensor, MetaTensor | None]:
     """Read and check one scan.
 
@@ -26,6 +29,7 @@ def load_case(
         case: paths of its files.
         labels: label id -> name that the label may hold besides 0.
         mending: choice of faults to mend; by default all are refused.
+        expected: modality and unit that the scan must have; by default any.
 
     Returns:
         Image (1, X, Y, Z) float32 in the scanner's unit, and label (1, X, Y, Z) int32 or None, both
@@ -34,13 +38,14 @@ def load_case(
         says what was changed.
 
     Raises:
-        DataError: a refusal of `load_image`, of `check_image`, or of the label's kind.
+        DataError: a refusal of `load_image`, `check_image`, `check_expected`, or the label's kind.
     """
     mending = mending or Mending()
     with about(f"case {case.id}"):
         image = load_image(case.image, mending, case.series)
         _fill(image, mending.fill_nan)
         check_image(image, case.image)
+        check_expected(image, expected or Expected(), case.image)
         if case.label is None:
             return image, None
         return image, open_label(case.label).onto(image, case.image, labels, mending)

@@ -94,8 +94,10 @@ def check(
 
     if output is not None:
         refuse_taken(output, overwrite, [place])
-    mending = component_from("mending", Mending, read_settings(set_))
-    report = check_place(place, jobs, mending=mending)
+    settings = read_settings(set_)
+    any_unit = settings.pop("intensity", None) is not None
+    mending = component_from("mending", Mending, settings)
+    report = check_place(place, jobs, mending=mending, any_unit=any_unit)
     typer.echo("\n".join(report.lines()))
     if output is not None:
         report.write(output)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -15,6 +16,7 @@ from ignite.engine import Engine, Events
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from medsam_tune.errors import DataError, listed, warn
 from medsam_tune.evaluation.metrics import Score, score_case
 from medsam_tune.evaluation.statistics import format_summary, summarise
 from medsam_tune.files import written_whole
@@ -29,13 +31,17 @@ class CaseDataset(Dataset[dict[str, Any]]):
 
     An item is `image` (Z, C, H, W) uint8, `label` (Z, H, W) int64, `truth`, the label in the scan's
     own grid (equal to `label` unless slices are resampled), `prompts` (`SlicePrompts`) and `case`.
-    The same case, seed and jitter give the same boxes for every model.
+    The same case, seed and jitter give the same boxes for every model. Cases without a label map
+    are left out with a warning.
 
     Args:
         cases: cases from `SliceStore.prepare`, with labels.
         labels: label id -> name.
         jitter: standard deviation of each box side's shift as a share of the side.
         seed: seed of the jitter.
+
+    Raises:
+        DataError: no case has a label map.
     """
 
     def __init__(
@@ -45,7 +51,16 @@ class CaseDataset(Dataset[dict[str, Any]]):
         jitter: float = 0.0,
         seed: int = 0,
     ) -> None:
-        self.cases = cases
+        self.cases = [case for case in cases if case.has_label]
+        left_out = [case.id for case in cases if not case.has_label]
+        if left_out and not self.cases:
+            raise DataError(
+                f"none of {len(left_out)} cases has a label map: {listed(left_out)}; expected one "
+                "to score a prediction by. Name it in the datalist. `medsam-tune predict` needs "
+                "none."
+            )
+        if left_out:
+            warn(f"{len(left_out)} cases without a label map are left out: {listed(left_out)}.")
         self.labels = labels
         self.jitter = jitter
         self.seed = seed
@@ -68,6 +83,36 @@ class CaseDataset(Dataset[dict[str, Any]]):
         }
 
 
+def refuse_without_labels(
+    cases: Sequence[PreparedCase], labels: Mapping[int, str], subset: str
+) -> None:
+    """Refuse cases by which no checkpoint can be chosen, before the first epoch.
+
+    Labels that some of them lack are logged: they are not scored where they are not predicted.
+
+    Args:
+        cases: prepared cases of the subset.
+        labels: label id -> name.
+        subset: its name.
+
+    Raises:
+        DataError: no case has a voxel of one of the labels.
+    """
+    present = {k for case in cases for ids in case.labels_in_slice for k in ids}
+    missing = [f"{k} {name}" for k, name in labels.items() if k not in present]
+    if len(missing) == len(labels):
+        raise DataError(
+            f"training needs a {subset} case with one of the labels {listed(missing)}, as their "
+            f"Dice chooses the checkpoint; {len(cases)} {subset} cases have no voxel of them: "
+            f"{listed(case.id for case in cases)}. Check their label maps, or split again: "
+            "medsam-tune split"
+        )
+    if missing:
+        logging.getLogger(__name__).info(
+            f"no {subset} case has {listed(missing)}: not counted where it is not predicted"
+        )
+
+
 def prepare_case(
     item: dict[str, Any], device: torch.device, non_blocking: bool = False, **_: Any
 ) -> tuple[Tensor, Tensor, tuple[SlicePrompts], dict[str, Any]]:
@@ -78,7 +123,9 @@ def prepare_case(
 class CaseScores:
     """Handler of an evaluator: scores each case, and at the end the whole set.
 
-    `engine.state.metrics` gets `mean_dice`, `mean_iou` and `mean_ellipse_dice`.
+    `engine.state.metrics` gets `mean_dice`, `mean_iou` and `mean_ellipse_dice`, as far as there is
+    something to score. An evaluation that an error ends writes its files as well; `stopped_by` in
+    `summary.json` is then the error, else null.
 
     Args:
         labels: label id -> name.
@@ -103,6 +150,8 @@ class CaseScores:
         engine.add_event_handler(Events.STARTED, lambda _: self.scores.clear())
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._score)
         engine.add_event_handler(Events.COMPLETED, self._finish)
+        if self.output_dir is not None:
+            engine.add_event_handler(Events.EXCEPTION_RAISED, self._stop)
 
     def _score(self, engine: Engine) -> None:
         state: Any = engine.state
@@ -117,9 +166,19 @@ class CaseScores:
 
     def _finish(self, engine: Engine) -> None:
         summary = summarise(self.scores)
-        engine.state.metrics |= {k: v for k, v in summary.items() if k.startswith("mean_")}
+        means = {k: v for k, v in summary.items() if k.startswith("mean_") and v is not None}
+        engine.state.metrics |= means
+        self._write(engine, summary, None)
+
+    def _stop(self, engine: Engine, error: BaseException) -> None:
+        """Write what was scored before the error, and let it go on."""
+        self._write(engine, summarise(self.scores), f"{type(error).__name__}: {error}")
+        raise error
+
+    def _write(self, engine: Engine, summary: Mapping[str, Any], stopped_by: str | None) -> None:
         if self.output_dir is not None:
-            write_scores(self.output_dir, self.scores, {**self.about, **summary})
+            content = {**self.about, **summary, "stopped_by": stopped_by}
+            write_scores(self.output_dir, self.scores, content)
             engine.logger.info(f"{self.output_dir}:\n{format_summary(summary)}")
 
 

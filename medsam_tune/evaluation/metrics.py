@@ -3,7 +3,7 @@
 Rules:
     - truth and prediction both empty: the pair is excluded from the mean, and counted.
     - one of them empty: Dice 0 and IoU 0.
-    - no other pair is excluded; a mean over no pair is an error, never NaN.
+    - no other pair is excluded; a mean over no pair is empty, never NaN.
 """
 
 from __future__ import annotations

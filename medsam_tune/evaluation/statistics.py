@@ -1,68 +1,95 @@
-"""Means over cases with their intervals."""
+"""Means over cases with their intervals.
+
+An interval says how far a mean may lie from that of other cases. Of few cases it says nothing:
+below `FEWEST` there is none, below `FEW` it is marked.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from medsam_tune.errors import DataError
 from medsam_tune.evaluation.metrics import Score
+
+FEWEST = 5
+"""Smallest number of cases of which an interval is given."""
+
+FEW = 30
+"""Number of cases below which an interval is marked: the bootstrap makes it too narrow."""
 
 
 def bootstrap_interval(
     values: Sequence[float], samples: int = 2000, seed: int = 0
-) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean over cases.
+) -> tuple[float, float] | None:
+    """95 % percentile bootstrap interval of the mean over cases; None below `FEWEST` cases.
 
     Args:
         values: one number per case.
         samples: number of resamples, drawn with replacement.
         seed: seed of the resampling.
     """
+    if len(values) < FEWEST:
+        return None
     data = np.asarray(values)
     picks = np.random.default_rng(seed).integers(len(data), size=(samples, len(data)))
     low, high = np.percentile(data[picks].mean(axis=1), [2.5, 97.5])
     return float(low), float(high)
 
 
+def interval_note(cases: int) -> str:
+    """What must be known of an interval over so many cases: "too few", "few", or nothing."""
+    return "too few" if cases < FEWEST else "few" if cases < FEW else ""
+
+
+def mean_text(mean: float | None, interval: Sequence[float] | None, cases: int) -> str:
+    """A mean and its interval for a table, such as "0.745 (0.659 to 0.819)*"; `FOOTNOTE` says why.
+
+    Args:
+        mean: mean over the cases; None if none could be scored.
+        interval: from `bootstrap_interval`.
+        cases: number of cases.
+    """
+    if mean is None:
+        return "-"
+    if interval is None:
+        return f"{mean:.3f} ({interval_note(cases)})"
+    low, high = interval
+    return f"{mean:.3f} ({low:.3f} to {high:.3f}){'*' * bool(interval_note(cases))}"
+
+
+FOOTNOTE = f"* of fewer than {FEW} cases; too few: below {FEWEST} there is no interval"
+
+
 def summarise(scores: Sequence[Score]) -> dict[str, Any]:
-    """Means over cases per label, with intervals, and the means over labels.
+    """Means over cases per label, with intervals, and the means over the labels that have one.
+
+    A mean over nothing is None: a label that no case has and that was nowhere predicted, or the
+    ellipse of a label that is predicted and in no case's truth, so that it has no box.
 
     Returns:
         `mean_dice`, `mean_iou`, `mean_ellipse_dice`: means over labels of the means over cases;
-        `labels`: id -> `name`, `dice`, `dice_interval` (95 %), `iou`, `ellipse_dice`, `cases`
-        (number counted) and `excluded` (number with both empty).
-
-    Raises:
-        DataError: no pair to count, for the model or for the ellipses of a label.
+        `labels`: id -> `name`, `dice`, `dice_interval` (95 %, or None), `dice_interval_note`
+        ("too few", "few" or ""), `iou`, `ellipse_dice`, `cases` (number counted) and `excluded`
+        (number with both empty).
     """
     per_label: dict[str, dict[str, Any]] = {}
     for label in sorted({s.label for s in scores}):
         rows = [s for s in scores if s.label == label]
         dice = [s.dice for s in rows if s.dice is not None]
-        if not dice:
-            continue
-        ellipse = [s.ellipse_dice for s in rows if s.ellipse_dice is not None]
-        if not ellipse:
-            raise DataError(
-                f"{rows[0].name}: predicted, but in no case's truth, so it has no box and no "
-                "ellipse to score. Leave this label out."
-            )
         per_label[str(label)] = {
             "name": rows[0].name,
-            "dice": float(np.mean(dice)),
+            "dice": _mean(dice),
             "dice_interval": bootstrap_interval(dice),
-            "iou": float(np.mean([s.iou for s in rows if s.iou is not None])),
-            "ellipse_dice": float(np.mean(ellipse)),
+            "dice_interval_note": interval_note(len(dice)),
+            "iou": _mean([s.iou for s in rows]),
+            "ellipse_dice": _mean([s.ellipse_dice for s in rows]),
             "cases": len(dice),
             "excluded": len(rows) - len(dice),
         }
-    if not per_label:
-        raise DataError("no label in any case and none predicted: there is no Dice to report.")
     means = {
-        f"mean_{key}": float(np.mean([entry[key] for entry in per_label.values()]))
+        f"mean_{key}": _mean([entry[key] for entry in per_label.values()])
         for key in ("dice", "iou", "ellipse_dice")
     }
     return {**means, "labels": per_label}
@@ -70,13 +97,22 @@ def summarise(scores: Sequence[Score]) -> dict[str, Any]:
 
 def format_summary(summary: Mapping[str, Any]) -> str:
     """Table of a summary as text."""
-    lines = [f"{'label':<20} {'cases':>5}  {'Dice (95 % interval)':<24} {'ellipse':>7}"]
+    lines = [f"{'label':<20} {'cases':>5}  {'Dice (95 % interval)':<25} {'ellipse':>7}"]
     for entry in summary["labels"].values():
-        low, high = entry["dice_interval"]
-        lines.append(
-            f"{entry['name']:<20} {entry['cases']:>5}  "
-            f"{entry['dice']:.3f} ({low:.3f} to {high:.3f})   {entry['ellipse_dice']:>7.3f}"
-        )
-    mean, ellipse = summary["mean_dice"], summary["mean_ellipse_dice"]
-    lines.append(f"{'mean':<20} {'':>5}  {mean:.3f}{'':<19} {ellipse:>7.3f}")
+        dice = mean_text(entry["dice"], entry["dice_interval"], entry["cases"])
+        ellipse = _number(entry["ellipse_dice"])
+        lines.append(f"{entry['name']:<20} {entry['cases']:>5}  {dice:<25} {ellipse:>7}")
+    mean, ellipse = _number(summary["mean_dice"]), _number(summary["mean_ellipse_dice"])
+    lines.append(f"{'mean':<20} {'':>5}  {mean:<25} {ellipse:>7}")
+    if any(entry["dice_interval_note"] for entry in summary["labels"].values()):
+        lines.append(FOOTNOTE)
     return "\n".join(lines)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    counted = [value for value in values if value is not None]
+    return float(np.mean(counted)) if counted else None
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from medsam_tune.cases.datalist import Case
 from medsam_tune.cases.load import load_case
+from medsam_tune.errors import about
 from medsam_tune.formats.mending import Mending
 from medsam_tune.inference.prompt_files import read_prompts
 from medsam_tune.prompts import SlicePrompts
@@ -67,8 +68,9 @@ class LoadPromptedScan:
         path = Path(item["scan"])
         case = Case(path, None, "", item.get("series"))
         prompts = item["prompts"]
-        image, _ = load_case(case, self.labels, self.mending)
-        slices, grid = cut(image, self.rules)
+        image, _ = load_case(case, self.labels, self.mending, self.rules.expected)
+        with about(f"case {case.id}"):
+            slices, grid = cut(image, self.rules)
         return PromptedScan(
             case=case.id,
             image=slices,

@@ -1,23 +1,31 @@
 """Rules from scanner values to the 8 bits of SAM's input, one for each modality.
 
 A rule is a MONAI transform (1, ...) float -> (C, ...) uint8. Its `describe()` goes into cache keys
-and run records; `intensity_from` makes the same rule from it.
+and run records; `intensity_from` makes the same rule from it. A rule that leaves next to nothing of
+a scan's contrast warns.
+
+The rules for MR measure a scan without its background (`background_of`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
 from monai.transforms import Transform
-from monai.utils import convert_to_tensor
 from torch import Tensor
 
 from medsam_tune.errors import DataError
 from medsam_tune.formats.volume import with_meta_of
+from medsam_tune.slices.contrast import (
+    background_of,
+    plain,
+    warn_if_flat,
+    warn_of_few_levels,
+)
 
 
 class Intensity(Protocol):
@@ -26,6 +34,10 @@ class Intensity(Protocol):
     @property
     def channels(self) -> int:
         """Number of output channels C."""
+
+    @property
+    def hounsfield(self) -> bool:
+        """True if the rule is one for Hounsfield units: scans in another unit are refused."""
 
     def __call__(self, image: Tensor) -> Tensor:
         """(1, X, Y, Z) float in the scanner's unit -> (C, X, Y, Z) uint8; C > 1 in `Windows`."""
@@ -38,9 +50,13 @@ class Intensity(Protocol):
 class Window(Transform):
     """A display window: its range becomes 0..255, values outside are clipped.
 
+    It warns where a scan gets fewer than `FEW_LEVELS` grey levels.
+
     Attributes:
         center: centre, in Hounsfield units for CT.
         width: width in the same unit, positive.
+        hounsfield: True for the windows of `WINDOWS` and `window_of`. A window of your own fits
+            the values that you know, in any unit.
 
     Raises:
         DataError: a width that is not positive.
@@ -48,6 +64,7 @@ class Window(Transform):
 
     center: float
     width: float
+    hounsfield: bool = field(default=False, compare=False)
     channels: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
@@ -58,11 +75,32 @@ class Window(Transform):
 
     def __call__(self, image: Tensor) -> Tensor:
         """(C, X, Y, Z) float HU -> uint8 of the same shape."""
-        return _to_bytes(image, self.center - self.width / 2, self.center + self.width / 2)
+        found = self.bytes_of(image)
+        warn_of_few_levels(image, found, f"the window from {self.low:g} to {self.high:g}")
+        return found
+
+    @property
+    def low(self) -> float:
+        """The value that becomes 0."""
+        return self.center - self.width / 2
+
+    @property
+    def high(self) -> float:
+        """The value that becomes 255."""
+        return self.center + self.width / 2
+
+    def bytes_of(self, image: Tensor) -> Tensor:
+        """(C, X, Y, Z) float HU -> uint8 of the same shape, without a warning."""
+        return _to_bytes(image, self.low, self.high)
 
     def describe(self) -> dict[str, object]:
-        """`{"name": "window", "center": HU, "width": HU}`."""
-        return {"name": "window", "center": float(self.center), "width": float(self.width)}
+        """`{"name": "window", "center": HU, "width": HU, "hounsfield": bool}`."""
+        return {
+            "name": "window",
+            "center": float(self.center),
+            "width": float(self.width),
+            "hounsfield": self.hounsfield,
+        }
 
 
 @dataclass(frozen=True)
@@ -77,6 +115,7 @@ class Windows(Transform):
     """
 
     windows: tuple[str | tuple[float, float], ...] = ("lung", "abdomen", "bone")
+    hounsfield: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.windows or isinstance(self.windows, str):
@@ -95,7 +134,9 @@ class Windows(Transform):
 
     def __call__(self, image: Tensor) -> Tensor:
         """(1, X, Y, Z) float HU -> (C, X, Y, Z) uint8."""
-        return torch.cat([window_of(pair)(image) for pair in self.windows])
+        found = torch.cat([window_of(pair).bytes_of(image) for pair in self.windows])
+        warn_of_few_levels(image, found, f"the {len(self.windows)} windows")
+        return found
 
     def describe(self) -> dict[str, object]:
         """`{"name": "windows", "windows": [[HU, HU], ...]}`."""
@@ -104,7 +145,11 @@ class Windows(Transform):
 
 @dataclass(frozen=True)
 class ZScore(Transform):
-    """Range around the mean for MR: mean +- n standard deviations of voxels above 0 become 0..255.
+    """Range around the mean for MR: mean +- n standard deviations become 0..255.
+
+    They are those of all finite voxels but the background, which is what `background_of` says, and
+    becomes 0. It warns where more than half of the voxels besides the background, of different
+    values, become one grey level.
 
     Attributes:
         deviations: n, number of standard deviations.
@@ -115,19 +160,20 @@ class ZScore(Transform):
 
     deviations: float = 3.0
     channels: ClassVar[int] = 1
+    hounsfield: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0 < self.deviations < np.inf:
             raise DataError(f"deviations is {self.deviations}; expected a positive number.")
 
     def __call__(self, image: Tensor) -> Tensor:
-        """(C, X, Y, Z) float -> uint8 of the same shape; zeros stay 0."""
-        image = torch.as_tensor(image)
-        inside = _measured(image)
+        """(C, X, Y, Z) float -> uint8 of the same shape; the background becomes 0."""
+        background, inside = _measured(image)
         if inside.numel() < 2:
             return _to_bytes(image, 0, 0)
         mean, reach = float(inside.mean()), self.deviations * float(inside.std())
-        return _to_bytes(image, mean - reach, mean + reach) * (image > 0)
+        warn_if_flat(inside, mean - reach, mean + reach)
+        return _without(background, image, _to_bytes(image, mean - reach, mean + reach))
 
     def describe(self) -> dict[str, object]:
         """`{"name": "z_score", "deviations": number}`."""
@@ -136,7 +182,11 @@ class ZScore(Transform):
 
 @dataclass(frozen=True)
 class Percentiles(Transform):
-    """Percentiles for MR and radiographs, which have no unit: those of values above 0 give 0..255.
+    """Percentiles for MR and radiographs, which have no unit: they become 0 and 255.
+
+    They are those of all finite voxels but the background, which is what `background_of` says, and
+    becomes 0. It warns where more than half of the voxels besides the background, of different
+    values, become one grey level.
 
     Attributes:
         lower: percentile that becomes 0.
@@ -152,6 +202,7 @@ class Percentiles(Transform):
     lower: float = 0.5
     upper: float = 99.5
     channels: ClassVar[int] = 1
+    hounsfield: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.lower < self.upper <= 100:
@@ -161,11 +212,13 @@ class Percentiles(Transform):
 
     def __call__(self, image: Tensor) -> Tensor:
         """(C, X, Y, Z) float -> uint8 of the same shape; all zeros for a constant image."""
-        inside = _measured(image).cpu().numpy()  # torch.quantile stops at 16 million values
-        if inside.size == 0:
+        background, inside = _measured(image)
+        if inside.numel() == 0:
             return _to_bytes(image, 0, 0)
-        low, high = np.percentile(inside, [self.lower, self.upper])
-        return _to_bytes(image, float(low), float(high))
+        # torch.quantile stops at 16 million values
+        low, high = map(float, np.percentile(inside.cpu().numpy(), [self.lower, self.upper]))
+        warn_if_flat(inside, low, high)
+        return _without(background, image, _to_bytes(image, low, high))
 
     def describe(self) -> dict[str, object]:
         """`{"name": "percentiles", "lower": percent, "upper": percent}`."""
@@ -175,17 +228,20 @@ class Percentiles(Transform):
 # Centre and width, HU. Usual presets of radiology workstations; Radiopaedia, "Windowing (CT)", rID
 # 45254, and for the abdomen also MedSAM's soft-tissue window. `full` is the range of 12-bit CT.
 WINDOWS: Mapping[str, Window] = {
-    "abdomen": Window(40, 400),
-    "liver": Window(30, 150),
-    "lung": Window(-600, 1500),
-    "mediastinum": Window(50, 350),
-    "bone": Window(400, 1800),
-    "spine": Window(50, 250),
-    "brain": Window(40, 80),
-    "subdural": Window(75, 215),
-    "stroke": Window(40, 40),
-    "temporal bone": Window(600, 2800),
-    "full": Window(1023.5, 4095),
+    name: Window(center, width, hounsfield=True)
+    for name, (center, width) in {
+        "abdomen": (40, 400),
+        "liver": (30, 150),
+        "lung": (-600, 1500),
+        "mediastinum": (50, 350),
+        "bone": (400, 1800),
+        "spine": (50, 250),
+        "brain": (40, 80),
+        "subdural": (75, 215),
+        "stroke": (40, 40),
+        "temporal bone": (600, 2800),
+        "full": (1023.5, 4095),
+    }.items()
 }
 
 
@@ -201,7 +257,7 @@ def window_of(window: str | Sequence[float]) -> Window:
         return WINDOWS[window]
     if not hasattr(window, "__len__") or len(window) != 2:
         raise DataError(f"window {window!r}: expected a name, or center and width in HU.")
-    return Window(float(window[0]), float(window[1]))
+    return Window(float(window[0]), float(window[1]), hounsfield=True)
 
 
 _KINDS: Mapping[str, Callable[..., Intensity]] = {
@@ -252,20 +308,22 @@ def intensity_from(description: Mapping[str, object]) -> Intensity:
         raise DataError(f"intensity rule {name!r} does not take {parameters}: {error}.") from error
 
 
-def _plain(image: Tensor) -> Tensor:
-    """Float values without MONAI's metadata; float32 and float64 are not copied."""
-    values: Tensor = convert_to_tensor(image, track_meta=False)
-    return values if values.dtype in (torch.float32, torch.float64) else values.float()
+def _measured(image: Tensor) -> tuple[float | None, Tensor]:
+    """The background, and the (N,) finite values besides it."""
+    background, values = background_of(image), plain(image)
+    kept = values.isfinite()
+    if background is not None:
+        kept &= values != background
+    return background, values[kept]
 
 
-def _measured(image: Tensor) -> Tensor:
-    """(N,) finite values above zero."""
-    values = _plain(image)
-    return values[(values > 0) & values.isfinite()]
+def _without(background: float | None, image: Tensor, found: Tensor) -> Tensor:
+    """Bytes of an image with its background at 0."""
+    return found if background is None else found * (plain(image) != background)
 
 
 def _to_bytes(image: Tensor, low: float, high: float) -> Tensor:
-    values = _plain(image)
+    values = plain(image)
     if high <= low:
         found = torch.zeros_like(values, dtype=torch.uint8)
     else:

@@ -10,6 +10,8 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
+from medsam_tune.cases.checks import Expected
+from medsam_tune.cases.datalist import MODALITIES
 from medsam_tune.errors import DataError
 from medsam_tune.slices.frames import ModelFrame, ScanGrid
 from medsam_tune.slices.intensity import Intensity, intensity_from
@@ -33,9 +35,11 @@ class ScanRules:
             keeps all.
         neighbours: take the slice before, the slice itself and the slice after as three channels.
         squash: scale both sides of a slice to the model's input instead of padding the shorter one.
+        modality: one of `datalist.MODALITIES`; DICOM series of another are refused. Empty accepts
+            any.
 
     Raises:
-        DataError: an unknown plane, or a spacing that is not three numbers.
+        DataError: an unknown plane or modality, or a spacing that is not three numbers.
     """
 
     intensity: Intensity
@@ -43,11 +47,16 @@ class ScanRules:
     spacing: Sequence[float] | None = None
     neighbours: bool = False
     squash: bool = False
+    modality: str = ""
 
     def __post_init__(self) -> None:
         if self.plane not in (*PLANES, "finest"):
             raise DataError(
                 f"plane is {self.plane!r}; expected one of {', '.join((*PLANES, 'finest'))}."
+            )
+        if self.modality not in ("", *MODALITIES):
+            raise DataError(
+                f"modality is {self.modality!r}; expected one of {', '.join(MODALITIES)}."
             )
         for name in ("neighbours", "squash"):
             if not isinstance(getattr(self, name), bool):
@@ -63,7 +72,13 @@ class ScanRules:
             "spacing": self.spacing,
             "neighbours": self.neighbours,
             "squash": self.squash,
+            "modality": self.modality,
         }
+
+    @property
+    def expected(self) -> Expected:
+        """What a scan has to be."""
+        return Expected(self.modality, self.intensity.hounsfield)
 
     @property
     def channels(self) -> int:

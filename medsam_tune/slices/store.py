@@ -215,7 +215,7 @@ class SliceStore:
         with FileLock(unfinished / f"{entry.name}.lock"):
             if (there := self.find(case)) is not None:
                 return there
-            image, label = load_case(case, self.labels, self.mending)
+            image, label = load_case(case, self.labels, self.mending, self.rules.expected)
             content = voxel_hash(image)
             if case.copy:
                 image, label = self._deformed(case, image, label)
@@ -284,7 +284,8 @@ class SliceStore:
     def _write(
         self, folder: Path, case: Case, image: MetaTensor, label: MetaTensor | None, content: str
     ) -> None:
-        slices, grid = cut(image, self.rules.stored)  # (Z, C, H, W)
+        with about(f"case {case.id}"):
+            slices, grid = cut(image, self.rules.stored)  # (Z, C, H, W)
         group = zarr.open_group(folder, mode="w", zarr_format=3)
         write_array(group, "image", slices.numpy())
         present: list[list[int]] = [[] for _ in slices]

@@ -83,7 +83,7 @@ class Windowsd(Intensityd):
 
 
 class Percentilesd(Intensityd):
-    """Percentiles of the voxels above zero become 0..255, see `Percentiles`.
+    """Percentiles of the voxels besides the background become 0 and 255, see `Percentiles`.
 
     Args:
         keys: images (C, ...); they become uint8.
@@ -103,7 +103,7 @@ class Percentilesd(Intensityd):
 
 
 class ZScored(Intensityd):
-    """Mean and standard deviation of the voxels above zero, see `ZScore`.
+    """Range around the mean of the voxels besides the background, see `ZScore`.
 
     Args:
         keys: images (C, ...); they become uint8.

@@ -7,15 +7,17 @@ import json
 import numpy as np
 import pytest
 
+from medsam_tune.cases import audit
 from medsam_tune.cases.audit import LEAKING, REFUSED, SOUND, check_place
 from medsam_tune.cases.datalist import read_datalist, write_datalist
 from medsam_tune.cases.folders import find_cases
+from medsam_tune.cases.load import load_case
 from medsam_tune.cases.splits import split_cases
 from medsam_tune.errors import DataError
 from medsam_tune.formats.mending import Mending
 from tests.conftest import REAL_DATA
 from tests.dicom_series import write_series
-from tests.scans import LABELS, SHAPE, small_scan, write_nifti
+from tests.scans import LABELS, SHAPE, msd_folder, small_scan, write_nifti
 
 
 @pytest.fixture
@@ -174,3 +176,41 @@ def test_the_same_scan_stored_in_another_orientation_is_found(tmp_path):
     flipped[0, 3] = 2.0 * (values.shape[0] - 1)
     write_nifti(tmp_path / "b.nii", values[::-1], flipped)
     assert check_place(tmp_path, progress=False).twice == ("a and b hold the same voxels",)
+
+
+@pytest.mark.parametrize("error", [KeyError("Doe^Jane"), ZeroDivisionError(), MemoryError()])
+def test_an_unexpected_error_of_one_scan_is_its_finding(datalist, tmp_path, monkeypatch, error):
+    def fails(case, *rest):
+        if case.id == "c2":
+            raise error
+        return load_case(case, *rest)
+
+    monkeypatch.setattr(audit, "load_case", fails)
+    report = check_place(datalist, progress=False)
+    problems = {one.case: one.problem for one in report.findings}
+    assert [case for case, problem in problems.items() if problem] == ["c2"]
+    assert problems["c2"].startswith(f"c2: {type(error).__name__} at cases/audit.py, line ")
+    assert "Doe" not in problems["c2"]
+    report.write(tmp_path / "check.json")
+    assert len(json.loads((tmp_path / "check.json").read_text())["findings"]) == 4
+
+
+def test_row_80_folder_whose_json_says_ct(tmp_path):
+    folder = msd_folder(tmp_path, ["c0"], modality={"0": "CT"})
+    write_nifti(folder / "imagesTr" / "c0.nii.gz", small_scan()[0] / 200)
+    report = check_place(folder, progress=False)
+    assert report.outcome == REFUSED
+    assert "cannot be Hounsfield units" in report.findings[0].problem
+    assert check_place(folder, progress=False, any_unit=True).outcome == SOUND
+    msd_folder(tmp_path, ["c0"], modality={"0": "something"})
+    write_nifti(folder / "imagesTr" / "c0.nii.gz", small_scan()[0] / 200)
+    assert check_place(folder, progress=False).outcome == SOUND
+
+
+def test_labels_of_large_ids_are_counted(tmp_path):
+    folder = msd_folder(tmp_path, ["c0"], labels={"0": "background", "2000000000": "liver"})
+    label = small_scan()[1].astype(np.int32) * 0
+    label[2, 2, 2:4] = 2_000_000_000
+    write_nifti(folder / "labelsTr" / "c0.nii.gz", label)
+    (found,) = check_place(folder, progress=False).findings
+    assert (found.problem, found.labels) == ("", {2_000_000_000: 2})

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,13 @@ from torch.utils.data import DataLoader
 
 from medsam_tune.cases.datalist import Case
 from medsam_tune.errors import DataError
-from medsam_tune.evaluation.cases import CaseDataset, CaseScores, prepare_case, write_scores
+from medsam_tune.evaluation.cases import (
+    CaseDataset,
+    CaseScores,
+    prepare_case,
+    refuse_without_labels,
+    write_scores,
+)
 from medsam_tune.inference.inferers import EllipseInferer, PromptedSliceInferer
 from medsam_tune.sam.model import PromptableSam
 from medsam_tune.slices.intensity import Window
@@ -134,8 +142,50 @@ def test_second_run_starts_anew(
     assert not (tmp_path / "out").exists()
 
 
-def test_evaluation_of_nothing_is_an_error(cases: list[Any]) -> None:
-    with pytest.raises(DataError, match="there is no Dice to report"):
-        evaluate(
-            CaseDataset(cases[2:], LABELS), nn.Identity(), EllipseInferer(), CaseScores(LABELS)
-        )
+def test_row_86_evaluation_of_nothing_writes_its_files(cases: list[Any], tmp_path: Path) -> None:
+    handler = CaseScores(LABELS, tmp_path / "out")
+    evaluator = evaluate(CaseDataset(cases[2:], LABELS), nn.Identity(), EllipseInferer(), handler)
+    assert not evaluator.state.metrics
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["mean_dice"], summary["labels"]["1"]["excluded"]) == (None, 1)
+    assert len((tmp_path / "out" / "metrics.csv").read_text().splitlines()) == 3
+
+
+def test_row_86_an_error_ends_the_evaluation_but_not_its_files(
+    cases: list[Any], tmp_path: Path
+) -> None:
+    class Second(EllipseInferer):
+        def __call__(self, image: torch.Tensor, *rest: Any) -> torch.Tensor:
+            if handler.scores:
+                raise DataError("the second case")
+            return super().__call__(image, *rest)
+
+    handler = CaseScores(LABELS, tmp_path / "out")
+    with pytest.raises(DataError, match="the second case"):
+        evaluate(CaseDataset(cases, LABELS), nn.Identity(), Second(), handler)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["stopped_by"] == "DataError: the second case"
+    assert summary["labels"]["1"]["cases"] == 1
+
+
+def test_row_86_cases_without_a_label_map_are_left_out(cases: list[Any]) -> None:
+    bare = replace(cases[1], has_label=False)
+    with pytest.warns(UserWarning, match="1 cases without a label map are left out: b"):
+        dataset = CaseDataset([cases[0], bare], LABELS)
+    assert [case.id for case in dataset.cases] == ["a"]
+    with pytest.raises(DataError, match="none of 1 cases has a label map: b; expected one"):
+        CaseDataset([bare], LABELS)
+
+
+def test_row_86_validation_needs_a_label(
+    cases: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    refuse_without_labels(cases, LABELS, "validation")
+    assert not caplog.messages
+    refuse_without_labels(cases[1:], LABELS, "validation")
+    assert caplog.messages == [
+        "no validation case has 2 spleen: not counted where it is not predicted"
+    ]
+    with pytest.raises(DataError, match="validation case with one of the labels 1 liver, 2 spleen"):
+        refuse_without_labels(cases[2:], LABELS, "validation")

@@ -5,9 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medsam_tune.errors import DataError
 from medsam_tune.evaluation.metrics import Score
-from medsam_tune.evaluation.statistics import bootstrap_interval, format_summary, summarise
+from medsam_tune.evaluation.statistics import (
+    FOOTNOTE,
+    bootstrap_interval,
+    format_summary,
+    mean_text,
+    summarise,
+)
 from tests.scans import LABELS
 
 
@@ -29,16 +34,16 @@ def test_mean_of_labels_of_means_of_cases() -> None:
     assert summary["mean_dice"] == pytest.approx((0.7 + 0.2) / 2)
     assert summary["mean_ellipse_dice"] == pytest.approx((0.5 + 0.1) / 2)
     assert summary["mean_iou"] == pytest.approx(((0.8 / 1.2 + 0.6 / 1.4) / 2 + 0.2 / 1.8) / 2)
-    assert set(summary["labels"]) == {"1", "2"}
-    liver, spleen = summary["labels"]["1"], summary["labels"]["2"]
+    liver, spleen, other = (summary["labels"][key] for key in "123")
     assert (liver["name"], liver["cases"], liver["excluded"]) == ("liver", 2, 1)
     assert (spleen["name"], spleen["cases"], spleen["excluded"]) == ("spleen", 1, 1)
     assert liver["dice"] == pytest.approx(0.7)
-    assert liver["dice_interval"] == pytest.approx((0.6, 0.8))
-    assert spleen["dice_interval"] == pytest.approx((0.2, 0.2))
-    text = format_summary(summary)
-    assert "liver" in text
-    assert "0.450" in text.splitlines()[-1]
+    assert (other["dice"], other["iou"], other["cases"], other["excluded"]) == (None, None, 0, 1)
+    lines = format_summary(summary).splitlines()
+    assert lines[1].split() == ["liver", "2", "0.700", "(too", "few)", "0.500"]
+    assert lines[3].split() == ["other", "0", "-", "-"]
+    assert lines[4].split() == ["mean", "0.450", "0.300"]
+    assert lines[5] == FOOTNOTE
 
 
 def test_one_empty_counts_as_zero() -> None:
@@ -46,21 +51,49 @@ def test_one_empty_counts_as_zero() -> None:
     assert (summary["mean_dice"], summary["labels"]["1"]["cases"]) == (0.5, 2)
 
 
-def test_a_mean_over_nothing_is_an_error() -> None:
+def test_a_mean_over_nothing_is_empty() -> None:
     for scores in ([], [score("a", 1, None, None), score("b", 2, None, None)]):
-        with pytest.raises(DataError, match="no label in any case and none predicted"):
-            summarise(scores)
+        summary = summarise(scores)
+        assert summary["mean_dice"] is summary["mean_iou"] is summary["mean_ellipse_dice"] is None
+        assert format_summary(summary).splitlines()[1 + len(scores)].split() == ["mean", "-", "-"]
     # predicted where no annotator drew anything, so no box and no ellipse either
-    with pytest.raises(DataError, match="liver: predicted, but in no case's truth"):
-        summarise([score("a", 1, 0.0, None)])
+    summary = summarise([score("a", 1, 0.0, None), score("a", 2, 0.6, 0.4)])
+    assert summary["mean_dice"] == pytest.approx(0.3)
+    assert summary["mean_ellipse_dice"] == pytest.approx(0.4)
+    assert summary["labels"]["1"]["ellipse_dice"] is None
+
+
+@pytest.mark.parametrize(
+    ("cases", "note", "mark"), [(1, "too few", ""), (4, "too few", ""), (5, "few", "*")]
+)
+def test_row_100_intervals_of_few_cases(cases: int, note: str, mark: str) -> None:
+    summary = summarise([score(f"c{n}", 1, 0.5 + n / 100) for n in range(cases)])
+    entry = summary["labels"]["1"]
+    assert entry["dice_interval_note"] == note
+    assert (entry["dice_interval"] is None) == (note == "too few")
+    text = format_summary(summary)
+    assert f"({note})" in text if note == "too few" else ")* " in text
+    assert text.endswith(FOOTNOTE)
+
+
+def test_row_100_intervals_of_many_cases() -> None:
+    for cases, note in ((29, "few"), (30, "")):
+        summary = summarise([score(f"c{n}", 1, 0.5 + n / 100) for n in range(cases)])
+        assert summary["labels"]["1"]["dice_interval_note"] == note
+        assert (FOOTNOTE in format_summary(summary)) == bool(note)
+        assert ("*" in format_summary(summary)) == bool(note)
+    assert mean_text(0.7454, (0.659, 0.8191), 30) == "0.745 (0.659 to 0.819)"
+    assert mean_text(None, None, 0) == "-"
 
 
 def test_bootstrap_interval() -> None:
     values = np.random.default_rng(0).normal(0.8, 0.1, 40).tolist()
-    low, high = bootstrap_interval(values)
+    interval = bootstrap_interval(values)
+    assert interval is not None
+    low, high = interval
     assert low < np.mean(values) < high
     assert high - low == pytest.approx(2 * 1.96 * np.std(values) / np.sqrt(40), rel=0.1)
     assert bootstrap_interval(values) == (low, high)
     assert bootstrap_interval(values, seed=1) != (low, high)
     assert bootstrap_interval([0.7] * 5) == pytest.approx((0.7, 0.7))
-    assert bootstrap_interval([0.7]) == pytest.approx((0.7, 0.7))
+    assert bootstrap_interval([0.7] * 4) is None

@@ -123,15 +123,25 @@ def test_windows_are_channels():
 
 
 def test_z_score_known_values():
-    image = volume(0.0, 90, 100, 110, -5)
+    image = volume(0.0, 90, 100, 110, 0)
     out = ZScore(2)(image).flatten().tolist()  # mean 100, deviation 10
     assert out == [0, 64, 128, 191, 0]
+    assert ZScore(2)(volume(-10.0, 0, 10)).flatten().tolist() == [64, 128, 191]  # no background
     assert ZScore()(volume(0.0, 0, 7)).flatten().tolist() == [0, 0, 0]
     torch.testing.assert_close(ZScore()(image * 1000), ZScore()(image))
     rule = ZScore(2.5)
     assert intensity_from(json.loads(json.dumps(rule.describe()))) == rule
     with pytest.raises(DataError, match="deviations is 0"):
         ZScore(0)
+
+
+def test_rules_for_hounsfield_units() -> None:
+    for rule in (*WINDOWS.values(), window_of((50.0, 350.0)), Windows(), for_modality("CT")):
+        assert rule.hounsfield
+        assert intensity_from(rule.describe()).hounsfield
+    for rule in (Window(50, 350), Percentiles(), ZScore(), for_modality("MR"), for_modality("US")):
+        assert not rule.hounsfield
+        assert not intensity_from(rule.describe()).hounsfield
 
 
 def test_rules_by_default() -> None:

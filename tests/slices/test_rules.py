@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from medsam_tune.cases.checks import Expected
 from medsam_tune.errors import DataError
 from medsam_tune.slices.frames import ModelFrame
-from medsam_tune.slices.intensity import Window, Windows
+from medsam_tune.slices.intensity import Percentiles, Window, Windows, for_modality
 from medsam_tune.slices.rules import ScanRules, rules_from
 from tests.slices.test_cut import placed
 
@@ -80,12 +81,22 @@ def test_one_channel_is_repeated_and_several_must_fit() -> None:
 
 def test_rules_by_default() -> None:
     assert ScanRules(WINDOW).describe() == {
-        "intensity": {"name": "window", "center": 100.0, "width": 200.0},
+        "intensity": {"name": "window", "center": 100.0, "width": 200.0, "hounsfield": False},
         "plane": "axial",
         "spacing": None,
         "neighbours": False,
         "squash": False,
+        "modality": "",
     }
+
+
+def test_what_a_scan_has_to_be() -> None:
+    assert ScanRules(WINDOW).expected == Expected("", False)
+    rules = rules_from(ScanRules(for_modality("CT"), modality="CT").describe())
+    assert rules.expected == Expected("CT", True)
+    assert ScanRules(Percentiles(), modality="CT").expected == Expected("CT", False)
+    with pytest.raises(DataError, match=r"modality is 'PT'; expected one of CT, MR, XR, US"):
+        ScanRules(WINDOW, modality="PT")
 
 
 @pytest.mark.parametrize("value", ["no", 1, None])
