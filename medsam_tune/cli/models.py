@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from medsam_tune.bundle import bundle_folder
+from medsam_tune.cli.next_steps import after_demo, after_download
 from medsam_tune.cli.options import METHODS, MODELS, Bundle, refuse_unknown
 
 
@@ -23,11 +23,7 @@ def download(
     entry = downloads.choose(name, bundle_folder(bundle))
     path, kept = downloads.download(entry, output)
     typer.echo(f"{path}: {'was there' if kept else 'fetched'}, its {entry.hash_type} as published.")
-    recipe = "lora" if bundle == "volume" else f"lora --bundle {shlex.quote(bundle)}"
-    typer.echo(
-        f"medsam-tune train {recipe} {entry.options} --checkpoint {shlex.quote(str(path))} "
-        "--datalist datalist.json --output runs/lora"
-    )
+    after_download(path, entry.options, bundle)
 
 
 def info(
@@ -63,3 +59,4 @@ def demo(
 
     text = run_demo(output, method)
     typer.echo(f"\n{text}")
+    after_demo()
