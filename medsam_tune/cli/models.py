@@ -33,12 +33,12 @@ def info(
     ] = None,
 ) -> None:
     """List how many parameters each method trains, and their share of the model."""
-    from medsam_tune.methods.parameters import trained_parameters
-
     if model is not None:
         refuse_unknown("model", model, MODELS)
     if method is not None:
         refuse_unknown("method", method, METHODS)
+    from medsam_tune.methods.parameters import trained_parameters
+
     typer.echo(f"{'model':<10} {'method':<8} {'trained':>12} {'of':>12} {'share':>8}")
     for name in [model] if model else MODELS:
         for each in [method] if method else METHODS:

@@ -177,7 +177,9 @@ def _held_out(run: Path) -> tuple[Path, str | None]:
     from medsam_tune.runs import read_record
 
     try:
-        case = read_datalist(Path(read_record(run).datalist)).subset("test")[0]
+        datalist = read_record(run).datalist
+        if datalist is not None and (cases := read_datalist(Path(datalist)).test):
+            return cases[0].image, cases[0].series
     except (ValueError, OSError):
-        return Path("SCAN"), None
-    return case.image, case.series
+        pass
+    return Path("SCAN"), None

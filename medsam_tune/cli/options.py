@@ -56,9 +56,6 @@ Series = Annotated[
     str | None,
     typer.Option(help="SeriesInstanceUID, or its end, if a DICOM folder holds several."),
 ]
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace a file that is there already.")
-]
 
 
 def given(**options: Any) -> dict[str, Any]:

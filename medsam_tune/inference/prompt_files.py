@@ -79,7 +79,7 @@ def read_prompts(
             ids.append(label)
             places.append(place)
             found.append(box)
-        if len(found) > MOST_BOXES:
+        if max(len(objects), len(found)) > MOST_BOXES:
             raise DataError(f"{name}: more than {MOST_BOXES:,} boxes; give fewer.")
     boxes = np.array(found)
     if space == "world":
