@@ -74,7 +74,7 @@ def after_train(run: Path, bundle: str) -> None:
     _say(medsam_tune("evaluate", "--run", run, bundle=bundle))
 
 
-def after_evaluate(run: Path, bundle: str) -> None:
+def after_evaluate(run: Path, bundle: str, unfinished: bool = False) -> None:
     """Predict a held-out scan by the run."""
     _results(run)
     scan, series = _held_out(run)
@@ -83,7 +83,7 @@ def after_evaluate(run: Path, bundle: str) -> None:
         boxes = _free(Path("boxes.json"))
         _say(medsam_tune("prompts", scan, *chosen, "--run", run, "--output", boxes))
     else:
-        mask = ("--output", _free(Path("mask.nii.gz")))
+        mask = ("--output", _free(Path("mask.nii.gz")), *["--unfinished"] * unfinished)
         _say(medsam_tune("predict", scan, *chosen, "--run", run, *mask, bundle=bundle))
 
 

@@ -117,7 +117,7 @@ def evaluate(
         overrides = {"run_dir": run} | given(datalist=datalist, checkpoint=checkpoint)
         overrides |= given(unfinished=unfinished or None)
         run_bundle(bundle, ["evaluate.yaml", *(overlay or [])], overrides | read_settings(set_))
-        after_evaluate(run, bundle)
+        after_evaluate(run, bundle, unfinished)
 
 
 def predict(
