@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from difflib import get_close_matches
 
 _SUBJECT: ContextVar[str] = ContextVar("subject", default="")
 
@@ -40,6 +41,13 @@ def warn(text: str) -> None:
     """Warn the user of what was found in the data, and name what is worked on."""
     subject = _SUBJECT.get()
     warnings.warn(f"{subject}: {text}" if subject else text, stacklevel=2)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A question for a message about a mistyped word: " Did you mean 'lora'?", or nothing."""
+    lower = {each.lower(): each for each in known}
+    best = get_close_matches(word.lower(), lower, n=1)
+    return f" Did you mean {lower[best[0]]!r}?" if best else ""
 
 
 def listed(names: Iterable[str], shown: int = 10, separator: str = ", ") -> str:

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "medsam_tune"
 # From the ground up; rooms in one line do not import each other.
 STOREYS = [
     ["version", "lazy"],
-    ["errors"],
+    ["errors", "console"],
     ["files", "settings"],
     ["formats"],
     ["cases"],

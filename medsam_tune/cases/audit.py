@@ -16,7 +16,6 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from monai.data import MetaTensor
-from tqdm import tqdm
 
 from medsam_tune.cases.checks import Expected, check_image
 from medsam_tune.cases.datalist import (
@@ -29,6 +28,7 @@ from medsam_tune.cases.datalist import (
 )
 from medsam_tune.cases.folders import has_pairs, labels_of, paired_cases, studies_cases
 from medsam_tune.cases.load import load_case, voxel_hash
+from medsam_tune.console import tracked
 from medsam_tune.errors import DataError, about
 from medsam_tune.files import written_whole
 from medsam_tune.formats.dicom.series import Series
@@ -144,7 +144,7 @@ def check_place(
         place: a datalist (.json), a folder that `find_cases` knows, any other folder, whose DICOM
             series and scans are read one by one, or one file.
         jobs: number of scans read at once.
-        progress: show a bar on standard error, if that is a terminal.
+        progress: show it on standard error.
         mending: choice of faults to mend; by default all are refused.
         any_unit: accept CT whose values cannot be Hounsfield units, for another intensity rule.
 
@@ -171,8 +171,7 @@ def check_place(
         tasks = _tasks(place, mending, any_unit)
     with ThreadPoolExecutor(jobs) as pool:
         done = pool.map(lambda task: task(), tasks)
-        disable = None if progress else True
-        findings = tuple(tqdm(done, total=len(tasks), desc="check", unit="scan", disable=disable))
+        findings = tuple(tracked(done, "check", len(tasks), "scan", show=progress))
     _same_voxels(findings, known, leaks, twice)
     return Report(str(place), findings, tuple(leaks), tuple(twice))
 

@@ -8,10 +8,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from tqdm import tqdm
-
 from medsam_tune.cases.datalist import Case, Datalist
 from medsam_tune.cases.labels.open import open_label
+from medsam_tune.console import tracked
 from medsam_tune.errors import DataError, about
 
 
@@ -125,7 +124,7 @@ def labels_of_patients(datalist: Datalist, jobs: int = 2) -> dict[str, set[int]]
 
     present: dict[str, set[int]] = {case.patient: set() for case in cases}
     with ThreadPoolExecutor(jobs) as pool:
-        found = tqdm(pool.map(read, cases), total=len(cases), desc="labels", disable=None)
+        found = tracked(pool.map(read, cases), "labels", len(cases))
         for case, values in zip(cases, found, strict=True):
             present[case.patient].update(values)
     return present

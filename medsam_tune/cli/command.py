@@ -1,43 +1,73 @@
-"""The command `medsam-tune`: its commands in order, and one line for an error of the user."""
+"""The command `medsam-tune`: its commands in order, and one line for what goes wrong.
+
+Exit codes: 0 done; 1 an error that the user can correct; 2 a mistyped command or option; 3 and 4 of
+`check` (scans refused, leaks); 5 the disk; 6 memory; 70 a fault of the package; 130 and 143 stopped
+by Ctrl-C and SIGTERM. `cli.failures` tells them apart.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+from typing import Annotated
 
 import typer
 
 import medsam_tune
 from medsam_tune.cli.data import check, prepare, split
+from medsam_tune.cli.failures import PIPE, explain, is_closed_pipe
 from medsam_tune.cli.models import demo, download, info
+from medsam_tune.cli.prompts import prompts
 from medsam_tune.cli.tuning import evaluate, export, predict, train
+from medsam_tune.console import calm, close_bars, debugging
+from medsam_tune.version import __version__
 
 app = typer.Typer(
     help=medsam_tune.__doc__,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    # Tables of a narrow terminal would cut the names of the options.
+    rich_markup_mode="rich" if shutil.get_terminal_size().columns >= 60 else None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (split, check, prepare, train, evaluate, predict, export, download, info, demo):
+for command in (
+    *(split, check, prepare, train, evaluate, prompts, predict),
+    *(export, download, info, demo),
+):
     app.command()(command)
 
-_USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, FloatingPointError)
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"medsam-tune {__version__}")
+        raise typer.Exit
 
 
-def _user_error(error: BaseException) -> BaseException:
-    """The error in a chain of causes that a user can correct: MONAI wraps those of a config."""
-    while error.__cause__ is not None and not isinstance(error, _USER_ERRORS):
-        error = error.__cause__
-    return error
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> None:
-    """Run a command; an error that a user can correct is one line and exit code 1."""
-    try:
-        app()
-    except (*_USER_ERRORS, RuntimeError) as error:
-        cause = _user_error(error)
-        if os.environ.get("MEDSAM_TUNE_TRACEBACK") or not isinstance(cause, _USER_ERRORS):
-            raise
-        typer.echo(f"medsam-tune: {cause}", err=True)
-        sys.exit(1)
+    """Run a command; what goes wrong is one line, with the exit code of its kind."""
+    with calm():
+        try:
+            app(prog_name="medsam-tune")
+        except (Exception, SystemExit) as error:
+            if is_closed_pipe(error):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the flush at exit would fail again
+                sys.exit(PIPE)
+            if isinstance(error, SystemExit):
+                raise
+            close_bars()
+            line, code = explain(error)
+            if debugging() or not line:
+                raise
+            typer.echo(f"medsam-tune: {line}", err=True)
+            sys.exit(code)

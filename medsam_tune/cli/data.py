@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from medsam_tune.bundle import run_bundle
+from medsam_tune.cli.next_steps import after_check, after_prepare, after_split
 from medsam_tune.cli.options import MODALITIES, Bundle, Overwrite, Set, given
 from medsam_tune.errors import DataError
 from medsam_tune.files import refuse_taken
@@ -68,6 +69,7 @@ def split(
             f"{len(datalist.test)} test cases; labels: "
             + ", ".join(f"{k} {v}" for k, v in datalist.labels.items())
         )
+    after_split(names)
 
 
 def check(
@@ -101,6 +103,7 @@ def check(
     typer.echo("\n".join(report.lines()))
     if output is not None:
         report.write(output)
+    after_check(place, report)
     raise typer.Exit(report.outcome)
 
 
@@ -120,3 +123,4 @@ def prepare(
     """
     overrides = {"datalist": datalist, "jobs": jobs} | given(slices_dir=slices_dir)
     run_bundle(bundle, ["train.yaml", "prepare.yaml"], overrides | read_settings(set_))
+    after_prepare(datalist, slices_dir, set_, bundle)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from medsam_tune.bundle import bundle_folder
+from medsam_tune.cli.next_steps import after_demo, after_download
 from medsam_tune.cli.options import METHODS, MODELS, Bundle, refuse_unknown
 
 
@@ -23,11 +23,7 @@ def download(
     entry = downloads.choose(name, bundle_folder(bundle))
     path, kept = downloads.download(entry, output)
     typer.echo(f"{path}: {'was there' if kept else 'fetched'}, its {entry.hash_type} as published.")
-    recipe = "lora" if bundle == "volume" else f"lora --bundle {shlex.quote(bundle)}"
-    typer.echo(
-        f"medsam-tune train {recipe} {entry.options} --checkpoint {shlex.quote(str(path))} "
-        "--datalist datalist.json --output runs/lora"
-    )
+    after_download(path, entry.options, bundle)
 
 
 def info(
@@ -37,12 +33,12 @@ def info(
     ] = None,
 ) -> None:
     """List how many parameters each method trains, and their share of the model."""
-    from medsam_tune.methods.parameters import trained_parameters
-
     if model is not None:
         refuse_unknown("model", model, MODELS)
     if method is not None:
         refuse_unknown("method", method, METHODS)
+    from medsam_tune.methods.parameters import trained_parameters
+
     typer.echo(f"{'model':<10} {'method':<8} {'trained':>12} {'of':>12} {'share':>8}")
     for name in [model] if model else MODELS:
         for each in [method] if method else METHODS:
@@ -63,3 +59,4 @@ def demo(
 
     text = run_demo(output, method)
     typer.echo(f"\n{text}")
+    after_demo()

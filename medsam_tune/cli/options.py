@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from medsam_tune.errors import nearest
+
 # Names for the help texts: those of the package's own tables, which stand in heavy modules.
 METHODS = ("decoder", "full", "adapter", "lora", "prompt")
 MODELS = ("nano", "vit_t", "vit_t_lite", "vit_b", "vit_l", "vit_h")
@@ -50,6 +52,11 @@ Unfinished = Annotated[
     ),
 ]
 
+Series = Annotated[
+    str | None,
+    typer.Option(help="SeriesInstanceUID, or its end, if a DICOM folder holds several."),
+]
+
 
 def given(**options: Any) -> dict[str, Any]:
     """The options that were given."""
@@ -59,7 +66,9 @@ def given(**options: Any) -> dict[str, Any]:
 def refuse_unknown(kind: str, name: str, known: Sequence[str]) -> None:
     """Refuse a name that is not among the known ones."""
     if name not in known:
-        raise ValueError(f"{kind} {name!r} is unknown; known: {', '.join(known)}.")
+        raise ValueError(
+            f"{kind} {name!r} is unknown; known: {', '.join(known)}.{nearest(name, known)}"
+        )
 
 
 def refuse_random(model: str, checkpoint: Path | None) -> None:

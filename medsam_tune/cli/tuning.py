@@ -10,6 +10,13 @@ from typing import Annotated, Any
 import typer
 
 from medsam_tune.bundle import run_bundle, training_configs
+from medsam_tune.cli.next_steps import (
+    after_evaluate,
+    after_export,
+    after_predict,
+    after_train,
+    after_zero_shot,
+)
 from medsam_tune.cli.options import (
     FORMATS,
     METHODS,
@@ -67,6 +74,7 @@ def train(
             words += [] if resume else ["--resume"]
             typer.echo(f"continue: medsam-tune {shlex.join(words)}", err=True)
         raise
+    after_train(output, bundle)
 
 
 def evaluate(
@@ -102,12 +110,14 @@ def evaluate(
         overrides |= given(image_size=image_size, checkpoint=checkpoint)
         configs = ["evaluate.yaml", "zero_shot.yaml", *(overlay or [])]
         run_bundle(bundle, configs, overrides | read_settings(set_))
+        after_zero_shot(output, datalist, model, checkpoint, bundle)
     elif run is None:
         raise ValueError("give --run, the folder of a training run, or --zero-shot.")
     else:
         overrides = {"run_dir": run} | given(datalist=datalist, checkpoint=checkpoint)
         overrides |= given(unfinished=unfinished or None)
         run_bundle(bundle, ["evaluate.yaml", *(overlay or [])], overrides | read_settings(set_))
+        after_evaluate(run, bundle, unfinished)
 
 
 def predict(
@@ -134,6 +144,7 @@ def predict(
     overrides |= given(prompts=prompts, series=series, checkpoint=checkpoint)
     overrides |= given(overwrite=overwrite or None, unfinished=unfinished or None)
     run_bundle(bundle, ["inference.yaml"], overrides | read_settings(set_))
+    after_predict(scan, output)
 
 
 def export(
@@ -177,3 +188,4 @@ def export(
                 f"segment_anything has no {base.name} of {base.image_size} pixels and "
                 f"{base.in_channels} channels; medsam_tune.build_sam opens it."
             )
+    after_export(output, format_, model.base)

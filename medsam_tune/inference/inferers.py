@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from monai.inferers import Inferer
 from torch import Tensor
 
+from medsam_tune.console import tracked
 from medsam_tune.errors import DataError
 from medsam_tune.prompts import Prompts, SlicePrompts, ellipses_in_boxes
 from medsam_tune.sam.model import PromptableSam
@@ -16,6 +17,12 @@ from medsam_tune.slices.frames import ModelFrame
 
 Framing = Callable[[tuple[int, int], int], ModelFrame]
 """Function from (H, W) of slices and the side S of the model's input to the map between them."""
+
+NEEDS_PROMPTS = (
+    "the model segments what is prompted; give it a prompt file (--prompts), which `medsam-tune "
+    "prompts` writes, or train one that needs none (train --no-prompt)."
+)
+"""Refusal of a scan without prompts."""
 
 
 class PromptedSliceInferer(Inferer):
@@ -29,14 +36,20 @@ class PromptedSliceInferer(Inferer):
         slice_batch: number of slices encoded at once.
         prompt_batch: number of boxes decoded at once.
         frame: map between slices and the model's input, as in training; `ScanRules.frame`.
+        progress: show it on standard error.
     """
 
     def __init__(
-        self, slice_batch: int = 8, prompt_batch: int = 64, frame: Framing = ModelFrame
+        self,
+        slice_batch: int = 8,
+        prompt_batch: int = 64,
+        frame: Framing = ModelFrame,
+        progress: bool = False,
     ) -> None:
         self.slice_batch = slice_batch
         self.prompt_batch = prompt_batch
         self.frame = frame
+        self.progress = progress
 
     def __call__(
         self, inputs: Tensor, network: Any, prompts: SlicePrompts | None, *_: Any, **__: Any
@@ -55,16 +68,12 @@ class PromptedSliceInferer(Inferer):
             DataError: no prompts.
         """
         if prompts is None:
-            raise DataError(
-                "the model segments what is prompted; give it a prompt file (--prompts), or train "
-                "one that needs none (train --no-prompt)."
-            )
+            raise DataError(NEEDS_PROMPTS)
         device = network.pixel_mean.device
         frame = self.frame((inputs.shape[-2], inputs.shape[-1]), network.image_size)
         canvas = _Canvas(inputs)
-        for chunk in _with_content(prompts.slices.unique(), inputs).split(self.slice_batch):
-            if not len(chunk):  # a volume without a box
-                break
+        which = prompts.slices.unique()
+        for chunk in _chunks(which, inputs, self.slice_batch, self.progress):
             embedding = _encode(inputs[chunk.to(inputs.device)], network, frame)
             here = torch.isin(prompts.slices, chunk).nonzero().flatten()
             for part in here.split(self.prompt_batch):
@@ -87,22 +96,27 @@ class ClassSliceInferer(Inferer):
         labels: label id of each of the model's K classes.
         slice_batch: number of slices encoded at once.
         frame: map between slices and the model's input, as in training; `ScanRules.frame`.
+        progress: show it on standard error.
     """
 
     def __init__(
-        self, labels: Iterable[int], slice_batch: int = 8, frame: Framing = ModelFrame
+        self,
+        labels: Iterable[int],
+        slice_batch: int = 8,
+        frame: Framing = ModelFrame,
+        progress: bool = False,
     ) -> None:
         self.labels = torch.tensor(list(labels))
         self.slice_batch = slice_batch
         self.frame = frame
+        self.progress = progress
 
     def __call__(self, inputs: Tensor, network: Any, *_: Any, **__: Any) -> Tensor:
         """(Z, C, H, W) uint8 slices -> (Z, H, W) int32 label slices; prompts are ignored."""
         frame = self.frame((inputs.shape[-2], inputs.shape[-1]), network.image_size)
         canvas = _Canvas(inputs)
-        for chunk in _with_content(torch.arange(len(inputs)), inputs).split(self.slice_batch):
-            if not len(chunk):  # a volume without content
-                break
+        which = torch.arange(len(inputs))
+        for chunk in _chunks(which, inputs, self.slice_batch, self.progress):
             embedding = _encode(inputs[chunk.to(inputs.device)], network, frame)
             logits, presence = network.decode(embedding)
             rows, classes = (presence > 0).nonzero().unbind(1)
@@ -117,6 +131,7 @@ def volume_inferer(
     labels: Iterable[int],
     slice_batch: int = 8,
     frame: Framing = ModelFrame,
+    progress: bool = False,
 ) -> PromptedSliceInferer | ClassSliceInferer:
     """The inferer for a model: from prompts, or from its classes.
 
@@ -125,19 +140,20 @@ def volume_inferer(
         labels: label ids that it was tuned for; the K-th class is the K-th in ascending order.
         slice_batch: number of slices encoded at once.
         frame: map between slices of a size and the model's input, as in training.
+        progress: show the progress within a volume on standard error.
 
     Raises:
         DataError: the number of labels differs from the model's number of classes.
     """
     if not network.classes:
-        return PromptedSliceInferer(slice_batch, frame=frame)
+        return PromptedSliceInferer(slice_batch, frame=frame, progress=progress)
     ids = sorted(labels)
     if len(ids) != network.classes:
         raise DataError(
             f"the model has {network.classes} classes, but {len(ids)} labels are given "
             f"({', '.join(map(str, ids))}); expected those it was tuned for."
         )
-    return ClassSliceInferer(ids, slice_batch, frame)
+    return ClassSliceInferer(ids, slice_batch, frame, progress)
 
 
 class EllipseInferer(Inferer):
@@ -170,6 +186,13 @@ class _Canvas:
             wins = mask > self._highest[z]
             self.labels[z][wins] = label
             self._highest[z][wins] = mask[wins]
+
+
+def _chunks(which: Tensor, inputs: Tensor, size: int, progress: bool) -> Iterator[Tensor]:
+    """Indices of slices with content, so many at once; none of a volume without such a slice."""
+    which = _with_content(which, inputs)
+    if len(which):
+        yield from tracked(which.split(size), "segment", len(which), "slice", progress, size=len)
 
 
 def _with_content(which: Tensor, inputs: Tensor) -> Tensor:

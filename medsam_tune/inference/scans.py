@@ -12,8 +12,9 @@ from torch import Tensor
 
 from medsam_tune.cases.datalist import Case
 from medsam_tune.cases.load import load_case
-from medsam_tune.errors import about
+from medsam_tune.errors import DataError, about
 from medsam_tune.formats.mending import Mending
+from medsam_tune.inference.inferers import NEEDS_PROMPTS
 from medsam_tune.inference.prompt_files import read_prompts
 from medsam_tune.prompts import SlicePrompts
 from medsam_tune.slices.cut import cut
@@ -45,14 +46,20 @@ class LoadPromptedScan:
         rules: rules from scans to slices, as in training.
         labels: label id -> name; prompts may use these.
         mending: choice of faults to mend, as in training; by default all are refused.
+        prompted: True if the model needs prompts, False if it takes none, None if either may come.
     """
 
     def __init__(
-        self, rules: ScanRules, labels: Mapping[int, str], mending: Mending | None = None
+        self,
+        rules: ScanRules,
+        labels: Mapping[int, str],
+        mending: Mending | None = None,
+        prompted: bool | None = None,
     ) -> None:
         self.rules = rules
         self.labels = labels
         self.mending = mending
+        self.prompted = prompted
 
     def __call__(self, item: Mapping[str, Any]) -> PromptedScan:
         """Read one scan.
@@ -63,8 +70,17 @@ class LoadPromptedScan:
                 None.
 
         Raises:
-            DataError: an unusable scan or unusable prompts.
+            DataError: an unusable scan or unusable prompts; before the scan is read, prompts that
+                are missing, or that the model does not take.
         """
+        if self.prompted and item["prompts"] is None:
+            raise DataError(NEEDS_PROMPTS)
+        if self.prompted is False and item["prompts"] is not None:
+            given = item["prompts"]
+            raise DataError(
+                f"{'prompts' if isinstance(given, Mapping) else given}: the model was trained "
+                "without prompts and finds every label itself; leave --prompts out."
+            )
         path = Path(item["scan"])
         case = Case(path, None, "", item.get("series"))
         prompts = item["prompts"]

@@ -49,7 +49,7 @@ class Segmenter:
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.to(self.device).eval()
-        self.load = LoadPromptedScan(rules, labels, mending)
+        self.load = LoadPromptedScan(rules, labels, mending, prompted=not model.classes)
         self.inferer = inferer or volume_inferer(model, labels, frame=rules.frame)
 
     @classmethod

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from medsam_tune.cases.datalist import Case
+from medsam_tune.console import tracked
 from medsam_tune.errors import DataError, about
 from medsam_tune.formats.open import read_grid
 from medsam_tune.formats.volume import check_memory
@@ -72,7 +71,7 @@ def estimate(store: SliceStore, cases: Sequence[Case], progress: bool = True) ->
     Args:
         store: store to fill.
         cases: cases to fill it with.
-        progress: show a bar on standard error, if that is a terminal.
+        progress: show it on standard error.
 
     Raises:
         DataError: a scan that is missing, cannot be read, or does not fit into memory.
@@ -80,7 +79,7 @@ def estimate(store: SliceStore, cases: Sequence[Case], progress: bool = True) ->
     there = slices = image_bytes = label_bytes = 0
     channels = store.rules.stored.channels
     id_bytes = store.label_dtype.itemsize
-    for case in tqdm(cases, desc="headers", unit="case", disable=None if progress else True):
+    for case in tracked(cases, "headers", show=progress):
         if store.find(case) is not None:
             there += 1
             continue

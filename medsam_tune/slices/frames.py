@@ -127,38 +127,37 @@ class ScanGrid:
         return np.ascontiguousarray(array)
 
     def box_to_slices(self, box: NDArray[np.float64]) -> NDArray[np.float64]:
-        """A 3-D box in voxels of the file -> (x0, y0, z0, x1, y1, z1) in slices.
+        """3-D boxes in voxels of the file -> x0, y0, z0, x1, y1, z1 in slices.
 
         Args:
-            box: (6,) i0, j0, k0, i1, j1, k1, upper bounds exclusive.
+            box: (..., 6) i0, j0, k0, i1, j1, k1, upper bounds exclusive.
 
         Returns:
-            (6,) float64, upper bounds exclusive: x along W, y along H, z along slices.
+            (..., 6) float64, upper bounds exclusive: x along W, y along H, z along slices.
         """
-        lower, upper = np.empty(3), np.empty(3)
+        bounds = np.empty((*box.shape[:-1], 2, 3))
         for axis, (target, flip) in enumerate(self._to_slices):
-            low, high = box[axis], box[axis + 3]
+            low, high = box[..., axis], box[..., axis + 3]
             if flip < 0:
                 low, high = self.shape[axis] - high, self.shape[axis] - low
-            lower[int(target)], upper[int(target)] = low, high
-        ratio = np.divide(self.size, self._whole)
-        return np.concatenate([lower * ratio, upper * ratio])
+            bounds[..., 0, int(target)], bounds[..., 1, int(target)] = low, high
+        bounds *= np.divide(self.size, self._whole)
+        return bounds.reshape(box.shape)
 
     def box_from_world(self, box: NDArray[np.float64]) -> NDArray[np.float64]:
-        """A 3-D box in LPS millimetres -> the box around it in voxels of the file.
+        """3-D boxes in LPS millimetres -> the boxes around them in voxels of the file.
 
         Args:
-            box: (6,) x0, y0, z0, x1, y1, z1 in LPS millimetres.
+            box: (..., 6) x0, y0, z0, x1, y1, z1 in LPS millimetres.
 
         Returns:
-            (6,) float64 i0, j0, k0, i1, j1, k1, upper bounds exclusive.
+            (..., 6) float64 i0, j0, k0, i1, j1, k1, upper bounds exclusive.
         """
         ras = np.diag([-1.0, -1.0, 1.0])
-        corners = np.array(
-            [[box[3 * a], box[1 + 3 * b], box[2 + 3 * c]] for a, b, c in np.ndindex(2, 2, 2)]
-        )
+        ends = [[3 * a, 1 + 3 * b, 2 + 3 * c] for a, b, c in np.ndindex(2, 2, 2)]
+        corners = box[..., ends]  # (..., 8, 3)
         voxels = nib.affines.apply_affine(np.linalg.inv(self.affine), corners @ ras) + 0.5
-        return np.concatenate([voxels.min(0), voxels.max(0)])
+        return np.concatenate([voxels.min(-2), voxels.max(-2)], axis=-1)
 
     @property
     def slice_axis(self) -> int:

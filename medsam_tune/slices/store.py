@@ -27,11 +27,11 @@ import zarr
 from filelock import FileLock
 from monai.data import MetaTensor
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from medsam_tune.cases.checks import label_values
 from medsam_tune.cases.datalist import Case
 from medsam_tune.cases.load import load_case, voxel_hash
+from medsam_tune.console import tracked
 from medsam_tune.errors import DataError, about
 from medsam_tune.formats.mending import Mending
 from medsam_tune.formats.open import files_of
@@ -179,7 +179,7 @@ class SliceStore:
 
         Args:
             cases: scans, with or without labels.
-            progress: show a bar on standard error, if that is a terminal.
+            progress: show it on standard error.
             jobs: number of scans at once; each takes `checks.BYTES_PER_VOXEL` of memory.
 
         Raises:
@@ -194,8 +194,7 @@ class SliceStore:
                 warnings.warn(f"{entry}: is damaged and is made again.", stacklevel=2)
         with ThreadPoolExecutor(jobs) as pool:
             done = pool.map(lambda case, there: there or self._make(case), cases, found)
-            disable = None if progress else True
-            return list(tqdm(done, total=len(cases), desc="prepare", unit="case", disable=disable))
+            return list(tracked(done, "prepare", len(cases), show=progress))
 
     def find(self, case: Case) -> PreparedCase | None:
         """The entry of a case, or None if it is missing or damaged.

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import re
+from time import monotonic
 from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
-from ignite.handlers import ProgressBar
 from ignite.metrics import RunningAverage
 from torch import Tensor, nn
 
+from medsam_tune.console import LOG, EngineProgress, duration
 from medsam_tune.training.samples import SeededSampler
 
 
@@ -43,20 +44,38 @@ class EpochSeed:
 
 
 class Progress:
-    """Progress bar with the running loss (on a terminal only), and one log line per epoch."""
+    """Progress within each epoch with the running loss, and one line at its end.
+
+    That line has the time left for all epochs, with their validations.
+    """
+
+    def __init__(self) -> None:
+        self._start: float | None = None
+        self._first = 0
 
     def attach(self, engine: Engine) -> None:
         """Attach to an engine; MONAI calls it."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._begin)
         RunningAverage(output_transform=lambda output: output["loss"]).attach(engine, "loss")
-        ProgressBar(persist=False, disable=None).attach(engine, ["loss"])
+        EngineProgress("epoch {epoch} of {epochs}", "step", ["loss"]).attach(engine)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._log)
 
-    @staticmethod
-    def _log(engine: Engine) -> None:
-        state = engine.state
+    def _begin(self, engine: Engine) -> None:
+        """Note the time before the first epoch of this process."""
+        if self._start is None:
+            self._start, self._first = monotonic(), engine.state.epoch
+
+    def _log(self, engine: Engine) -> None:
+        state: Any = engine.state
+        said = f"epoch {state.epoch} of {state.max_epochs}"
         # A run that stopped in a validation starts with it, without a step.
-        loss = f": loss {state.metrics['loss']:.4f}" if "loss" in state.metrics else ""
-        engine.logger.info(f"epoch {state.epoch} of {state.max_epochs}{loss}")
+        if "loss" in state.metrics:
+            said += f": loss {state.metrics['loss']:.4f}"
+        left = state.max_epochs - state.epoch
+        if self._start is not None and left:
+            spent = (monotonic() - self._start) / (state.epoch - self._first + 1)
+            said += f", {duration(left * spent)} left"
+        LOG.info(said)
 
 
 class StopAtBadLoss:

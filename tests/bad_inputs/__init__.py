@@ -13,6 +13,7 @@ from tests.bad_inputs import (
     model_files,
     names,
     places,
+    prompt_files,
     prompts,
     scans,
     values,
@@ -21,7 +22,10 @@ from tests.bad_inputs.table import BadInput, Outcome, run, shortened
 
 __all__ = ["INPUTS", "BadInput", "Outcome", "run", "shortened"]
 
-_MODULES = (scans, data_sets, dicom, prompts, places, names, values, labels, model_files)
+_MODULES = (
+    *(scans, data_sets, dicom, prompts, prompt_files),
+    *(places, names, values, labels, model_files),
+)
 INPUTS: tuple[BadInput, ...] = tuple(
     sorted((bad for module in _MODULES for bad in module.INPUTS), key=lambda bad: bad.row)
 )

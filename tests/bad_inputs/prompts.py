@@ -71,6 +71,7 @@ INPUTS: tuple[BadInput, ...] = (
         sam_box(-5, 3, 4, 99),
         handled="clipped to the scan",
         check=is_clipped,
+        warns=r"^prompts: 1 of 1 boxes reach out of the scan .* at its border: object 0$",
     ),
     *(
         BadInput(

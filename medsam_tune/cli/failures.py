@@ -1,0 +1,157 @@
+"""What went wrong, in one line, and the exit code of its kind."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+DONE = 0
+USER = 1
+"""An error that the user can correct: a path, a setting, faulty data."""
+USAGE = 2
+"""A command or an option that does not exist, or one that is missing."""
+# 3 and 4 are of `check`: scans are refused; a patient or scan is in two subsets.
+DISK = 5
+"""The disk is full, the quota is used up, or a place cannot be read or written to."""
+MEMORY = 6
+"""Memory is used up, of the machine or of the GPU, or a worker was killed."""
+FAULT = 70
+"""A fault of the package; with a traceback."""
+INTERRUPTED = 130
+"""Ctrl-C; 143 after SIGTERM."""
+PIPE = 141
+"""Who reads the output, e.g. `head`, has read enough; it is no error, and quiet."""
+
+_USER_ERRORS = (
+    ValueError,
+    FileNotFoundError,
+    FileExistsError,
+    IsADirectoryError,
+    NotADirectoryError,
+    FloatingPointError,
+)
+_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up"}
+_CLOSED = {
+    errno.EACCES: "permission denied",
+    errno.EPERM: "not permitted",
+    errno.EROFS: "the disk is read-only",
+}
+_OUT_OF_MEMORY = re.compile(
+    r"DefaultCPUAllocator|can't allocate memory|out of memory|CUBLAS_STATUS_ALLOC_FAILED"
+)
+_WORKER = re.compile(r"DataLoader worker \(pid")
+_NO_GPU = re.compile(
+    r"not compiled with CUDA|no NVIDIA driver|No CUDA GPUs|no CUDA-capable device|invalid device "
+    r"ordinal"
+)
+_LOWER = {
+    "train": "--set batch_size=4 (or 1), --set objects=1, --set slice_batch=1, a smaller "
+    "--image-size, or --set gradient_checkpointing=true",
+    "evaluate": "--set slice_batch=1",
+    "predict": "--set slice_batch=1",
+    "prepare": "--jobs 1",
+    "check": "--jobs 1",
+    "export": "the model: train one with a smaller --image-size",
+}
+
+
+def explain(error: BaseException) -> tuple[str, int]:
+    """The line for an error and its exit code; the line is empty for a fault of the package.
+
+    The chain of causes is walked from the outside: MONAI wraps what a config's component raises.
+    """
+    for each in _chain(error):
+        for of_kind in (_disk, _memory, _gpu, _user):
+            if found := of_kind(each):
+                return found
+    return "", FAULT
+
+
+def is_closed_pipe(error: BaseException) -> bool:
+    """Whether the reader of our output is gone; the command line's parser exits in its place."""
+    causes = [*_chain(error), error.__context__]
+    return any(isinstance(each, BrokenPipeError) for each in causes)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    each: BaseException | None = error
+    while each is not None:
+        yield each
+        each = each.__cause__
+
+
+def _disk(error: BaseException) -> tuple[str, int] | None:
+    if not isinstance(error, OSError) or error.errno not in {*_FULL, *_CLOSED}:
+        return None
+    place = error.filename2 or error.filename
+    if error.errno in _CLOSED:
+        return f"{place or 'a file'}: {_CLOSED[error.errno]}. Choose another place, or ask.", DISK
+    where = Path(os.fsdecode(place)) if isinstance(place, (str, bytes, Path)) else _fullest()
+    return (
+        f"{where}: {_FULL[error.errno]}, {_free(where) / 1e9:.3g} GB are free there. Make room, or "
+        f"choose another folder; TMPDIR chooses that of temporary files ({tempfile.gettempdir()}).",
+        DISK,
+    )
+
+
+def _memory(error: BaseException) -> tuple[str, int] | None:
+    text = str(error)
+    command = next((word for word in sys.argv[1:] if word in _LOWER), "train")
+    if isinstance(error, RuntimeError) and _WORKER.search(text):
+        return (
+            "a worker that loads data was killed, mostly for want of memory "
+            f"({_free_memory()} free; shared memory: {_free(Path('/dev/shm')) / 1e9:.3g} GB). "
+            "Lower: --set num_workers=0, --set batch_size=4.",
+            MEMORY,
+        )
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(text)
+    ):
+        what = "of the GPU" if re.search("CUDA|CUBLAS|HIP", text) else f"({_free_memory()} free)"
+        return f"out of memory {what}. Lower: {_LOWER[command]}.", MEMORY
+    return None
+
+
+def _gpu(error: BaseException) -> tuple[str, int] | None:
+    if isinstance(error, (RuntimeError, AssertionError)) and _NO_GPU.search(str(error)):
+        return (
+            "device: there is no such GPU here. Leave it out, or set it to cpu.",
+            USER,
+        )
+    return None
+
+
+def _user(error: BaseException) -> tuple[str, int] | None:
+    if not isinstance(error, _USER_ERRORS):
+        return None
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{os.fsdecode(error.filename)}: {error.strerror[0].lower()}{error.strerror[1:]}.", 1
+    return str(error) or type(error).__name__, USER
+
+
+def _fullest() -> Path:
+    """The folder with the least free space among those that the command line names."""
+    named = (Path(word) for word in sys.argv[1:] if not word.startswith("-"))
+    there = {_existing(path) for path in (*named, Path(tempfile.gettempdir()), Path.cwd())}
+    return min(sorted(there), key=_free)
+
+
+def _existing(path: Path) -> Path:
+    places = (path.absolute(), *path.absolute().parents)
+    return next(place for place in places if place.is_dir())
+
+
+def _free(path: Path) -> int:
+    return shutil.disk_usage(_existing(path)).free
+
+
+def _free_memory() -> str:
+    import psutil
+
+    return f"{psutil.virtual_memory().available / 1e9:.1f} GB"

@@ -1,0 +1,185 @@
+"""The line after a command: what to do next, as a command with real arguments.
+
+It goes to standard error, so that a script reads results alone from standard output.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from medsam_tune.cases.audit import Report
+    from medsam_tune.sam.model import BaseModel
+
+SHIPPED = "volume"
+"""The bundle that commands take by themselves."""
+
+
+def medsam_tune(*words: object, bundle: str = SHIPPED) -> str:
+    """A command line for a shell.
+
+    Args:
+        words: command, arguments and options; a path that looks like an option gets "./".
+        bundle: name or folder of the bundle; named where it is not the default.
+    """
+    plain = [f"./{w}" if isinstance(w, Path) and str(w).startswith("-") else str(w) for w in words]
+    named = [] if bundle == SHIPPED else ["--bundle", bundle]
+    return shlex.join(["medsam-tune", *plain, *named])
+
+
+def after_split(datalists: Sequence[Path]) -> None:
+    """Check, then train, on the first datalist."""
+    first = datalists[0]
+    _say(f"{medsam_tune('check', first)} && {_train('--datalist', first)}")
+
+
+def after_check(place: Path, report: Report) -> None:
+    """Train on a sound datalist, split a sound folder, or mend what was refused."""
+    from medsam_tune.cases.audit import LEAKING, REFUSED
+    from medsam_tune.cases.folders import has_pairs
+
+    again = medsam_tune("check", place)
+    if report.outcome == LEAKING:
+        _say(f"put all scans of a patient into one subset (split does), then {again}")
+    elif report.outcome == REFUSED:
+        _say(f"mend the refused scans as they say, or take them out, then {again}")
+    elif place.suffix == ".json":
+        _say(_train("--datalist", place))
+    elif place.is_dir() and has_pairs(place):
+        _say(medsam_tune("split", place, "--out", _free(Path("datalist.json"))))
+
+
+def after_prepare(
+    datalist: Path, slices_dir: Path | None, settings: Sequence[str] | None, bundle: str
+) -> None:
+    """Train on the prepared slices, by the same settings."""
+    chosen = [] if slices_dir is None else [f"slices_dir={slices_dir}"]
+    sets = [word for pair in [*chosen, *(settings or ())] for word in ("--set", pair)]
+    _say(_train("--datalist", datalist, *sets, bundle=bundle))
+
+
+def after_download(path: Path, options: str, bundle: str) -> None:
+    """Train on the published checkpoint."""
+    words = (*shlex.split(options), "--checkpoint", path, "--datalist", Path("datalist.json"))
+    _say(_train(*words, bundle=bundle))
+
+
+def after_train(run: Path, bundle: str) -> None:
+    """Evaluate the run."""
+    _say(medsam_tune("evaluate", "--run", run, bundle=bundle))
+
+
+def after_evaluate(run: Path, bundle: str, unfinished: bool = False) -> None:
+    """Predict a held-out scan by the run."""
+    _results(run)
+    scan, series = _held_out(run)
+    chosen = ("--series", series) if series else ()
+    if _prompted(run):
+        boxes = _free(Path("boxes.json"))
+        _say(medsam_tune("prompts", scan, *chosen, "--run", run, "--output", boxes))
+    else:
+        mask = ("--output", _free(Path("mask.nii.gz")), *["--unfinished"] * unfinished)
+        _say(medsam_tune("predict", scan, *chosen, "--run", run, *mask, bundle=bundle))
+
+
+def after_zero_shot(
+    output: Path, datalist: Path, model: str, checkpoint: Path | None, bundle: str
+) -> None:
+    """Tune the model that was evaluated."""
+    _results(output)
+    weights = () if checkpoint is None else ("--checkpoint", checkpoint)
+    _say(_train("--model", model, *weights, "--datalist", datalist, bundle=bundle))
+
+
+def after_prompts(
+    scan: Path, series: str | None, run: Path | None, output: Path, filled: bool
+) -> None:
+    """Fill in the boxes, then predict."""
+    chosen = ("--series", series) if series else ()
+    words = ("--run", run or Path("RUN"), "--prompts", output)
+    mask = ("--output", _free(Path("mask.nii.gz")))
+    first = "" if filled else f"fill in the boxes of {output}, remove objects without one, then "
+    _say(f"{first}{medsam_tune('predict', scan, *chosen, *words, *mask)}")
+
+
+def after_predict(scan: Path, mask: Path) -> None:
+    """Look at the mask."""
+    _say(f"open {mask} over {scan} in a viewer, e.g. 3D Slicer or ITK-SNAP")
+
+
+def after_export(output: Path, format_: str, base: BaseModel) -> None:
+    """Where the export is read."""
+    path = repr(str(output))
+    _say(
+        {
+            "sam": f"in Python: medsam_tune.build_sam({base.name!r}, {path}, "
+            f"image_size={base.image_size}, in_channels={base.in_channels}, "
+            f"normalisation={base.normalisation!r})",
+            "onnx": f"run {output / 'encoder.onnx'} and {output / 'decoder.onnx'} by onnxruntime; "
+            f"{output / 'model.json'} describes them",
+            "peft": f"in Python: medsam_tune.methods.peft_folder.load_peft({path}, base)",
+        }[format_]
+    )
+
+
+def after_demo() -> None:
+    """The same with one's own scans."""
+    _say("the same with your own scans: medsam-tune check FOLDER")
+
+
+def _say(text: str) -> None:
+    typer.echo(f"next: {text}", err=True)
+
+
+def _results(run: Path) -> None:
+    folder = run / "evaluation"
+    typer.echo(
+        f"results: {folder / 'metrics.csv'}, {folder / 'summary.json'}, pictures in "
+        f"{folder / 'overlays'}",
+        err=True,
+    )
+
+
+def _train(*words: object, bundle: str = SHIPPED) -> str:
+    output = _free(Path("runs") / "lora")
+    return medsam_tune("train", "lora", *words, "--output", output, bundle=bundle)
+
+
+def _free(path: Path) -> Path:
+    """The path, or the next one by number that is not taken."""
+    ending = "".join(path.suffixes)
+    stem = path.name.removesuffix(ending)
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{stem}_{number}{ending}")
+    return free
+
+
+def _prompted(run: Path) -> bool:
+    """Whether the model of a run takes prompts."""
+    from medsam_tune.methods.tuned import read_header
+
+    try:
+        return not read_header(run / "tuned.safetensors").tuning.options.get("num_classes")
+    except (ValueError, OSError):
+        return True
+
+
+def _held_out(run: Path) -> tuple[Path, str | None]:
+    """The first test scan of a run's datalist and its series; a word where there is none."""
+    from medsam_tune.cases.datalist import read_datalist
+    from medsam_tune.runs import read_record
+
+    try:
+        datalist = read_record(run).datalist
+        if datalist is not None and (cases := read_datalist(Path(datalist)).test):
+            return cases[0].image, cases[0].series
+    except (ValueError, OSError):
+        pass
+    return Path("SCAN"), None

@@ -1,0 +1,141 @@
+"""The command that writes a prompt file for a scan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from medsam_tune.cli.next_steps import after_prompts
+from medsam_tune.cli.options import Overwrite, Series
+from medsam_tune.errors import DataError, about, listed
+from medsam_tune.files import refuse_taken
+
+if TYPE_CHECKING:
+    from medsam_tune.formats.mending import Mending
+    from medsam_tune.slices.frames import ScanGrid
+    from medsam_tune.slices.rules import ScanRules
+
+
+def prompts(
+    scan: Annotated[
+        Path, typer.Argument(help="A NIfTI, NRRD or MetaImage file, or a DICOM folder.")
+    ],
+    output: Annotated[Path, typer.Option(help="Prompt file to write, JSON.")],
+    run: Annotated[
+        Path | None, typer.Option(help="Folder of a training run: takes its labels and rules.")
+    ] = None,
+    datalist: Annotated[
+        Path | None, typer.Option(help="Datalist: takes its labels. Not with --run.")
+    ] = None,
+    from_labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="Label map, DICOM SEG, RTSTRUCT or folder of organs: a tight box for each label."
+        ),
+    ] = None,
+    slices: Annotated[
+        bool, typer.Option("--slices", help="With --from-labels: a box on every slice.")
+    ] = False,
+    series: Series = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a prompt file for `predict`: boxes to fill in, or those of a label map."""
+    if slices and from_labels is None:
+        raise ValueError("--slices needs --from-labels.")
+    if run is not None and datalist is not None:
+        raise ValueError("give --run or --datalist, not both.")
+    refuse_taken(output, overwrite, inputs=(scan, from_labels))
+    if not scan.exists():
+        raise DataError(f"{scan}: no such scan. Correct the path.")
+    if from_labels is not None and not from_labels.exists():
+        raise DataError(f"{from_labels}: no such label. Correct the path.")
+    labels, rules, mending = _choices(run, datalist)
+    grid, objects, labels = (
+        _to_fill(scan, series, labels, rules)
+        if from_labels is None
+        else _around(scan, series, from_labels, labels, rules, mending, slices)
+    )
+    from medsam_tune.inference.prompt_files import write_prompts
+
+    write_prompts(output, grid, labels, objects)
+    found = [f"{key} {labels.get(key, '')}".strip() for key in {each["label"] for each in objects}]
+    typer.echo(f"{output}: boxes of {listed(found)}")
+    after_prompts(scan, series, run, output, from_labels is not None)
+
+
+def _choices(
+    run: Path | None, datalist: Path | None
+) -> tuple[Mapping[int, str], ScanRules | None, Mending | None]:
+    """Labels, rules and mending of a run; labels of a datalist; or none."""
+    if datalist is not None:
+        from medsam_tune.cases.datalist import read_datalist
+
+        return read_datalist(datalist).labels, None, None
+    if run is None:
+        return {}, None, None
+    from medsam_tune.formats.mending import Mending
+    from medsam_tune.methods.tuned import read_header
+    from medsam_tune.runs import read_record
+    from medsam_tune.slices.rules import rules_from
+
+    record = read_record(run)
+    header = read_header(run / "tuned.safetensors")
+    if header.tuning.options.get("num_classes"):
+        raise DataError(
+            f"{run}: the model was trained without prompts and finds every label itself; predict "
+            "without --prompts."
+        )
+    return header.labels, rules_from(record.rules), Mending(**record.mending)
+
+
+def _grid(shape: Sequence[int], affine: Any, rules: ScanRules | None) -> ScanGrid:
+    """The grid of a scan; with rules, of the plane that they choose for its slices."""
+    from medsam_tune.slices.frames import ScanGrid
+
+    i, j, k = (int(n) for n in shape[:3])
+    return ScanGrid(affine, (i, j, k)) if rules is None else rules.grid((i, j, k), affine)
+
+
+def _to_fill(
+    scan: Path, series: str | None, labels: Mapping[int, str], rules: ScanRules | None
+) -> tuple[ScanGrid, list[dict[str, Any]], Mapping[int, str]]:
+    from medsam_tune.formats.open import read_grid
+    from medsam_tune.inference.prompt_files import objects_to_fill
+
+    with about(f"case {scan.name}"):
+        found = read_grid(scan, series)
+    return _grid(found.shape, found.affine, rules), objects_to_fill(labels), labels
+
+
+def _around(
+    scan: Path,
+    series: str | None,
+    label_path: Path,
+    labels: Mapping[int, str],
+    rules: ScanRules | None,
+    mending: Mending | None,
+    slices: bool,
+) -> tuple[ScanGrid, list[dict[str, Any]], Mapping[int, str]]:
+    from medsam_tune.cases.datalist import Case
+    from medsam_tune.cases.labels.open import open_label
+    from medsam_tune.cases.load import load_case
+    from medsam_tune.inference.prompt_files import objects_of_labels
+
+    named = labels
+    if not labels:
+        opened = open_label(label_path)
+        labels = opened.names()
+        named = {key: "" if opened.numbered else name for key, name in labels.items()}
+    image, label = load_case(Case(scan, label_path, "", series), labels, mending)
+    grid = _grid(image.shape[1:], image.meta["original_affine"], rules)
+    assert label is not None
+    objects = objects_of_labels(
+        label.as_tensor()[0].numpy(), named, grid.slice_axis if slices else None
+    )
+    if not objects:
+        known = listed(labels.values())
+        raise DataError(f"{label_path}: no label has a voxel; expected one of: {known}.")
+    return grid, objects, named
