@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from medsam_tune.cases.checks import check_image
 from medsam_tune.cases.datalist import SUBSETS, Case, Datalist, leaks_of, read_datalist
-from medsam_tune.cases.folders import has_pairs, labels_of, paired_cases, studies_cases
+from medsam_tune.cases.folders import has_pairs, paired_cases, studies_cases
+from medsam_tune.cases.labels.names import labels_of
 from medsam_tune.cases.load import load_case, voxel_hash
 from medsam_tune.errors import DataError, about
 from medsam_tune.files import written_whole
@@ -146,7 +147,7 @@ def check_place(
         leaks += leaks_of(data)
         known = _same_bytes(data, leaks, twice)
         tasks = [
-            _case_task(case, subset, data.labels, mending)
+            _case_task(case, subset, data.labels_in_files, mending)
             for subset in SUBSETS
             for case in getattr(data, subset)
         ]
@@ -163,7 +164,7 @@ def check_place(
 def _tasks(place: Path, mending: Mending) -> list[_Task]:
     if place.is_dir() and has_pairs(place):
         cases, content = paired_cases(place)
-        labels, _ = labels_of(place, cases, content)
+        labels = labels_of(place, cases, content)[0].in_files
         return [_case_task(case, "", labels, mending) for case in cases]
     if place.name.lower().endswith(ENDINGS):
         return [_scan_task(place, mending)]
@@ -213,7 +214,7 @@ def _tree_tasks(place: Path, optional: bool, mending: Mending) -> list[_Task]:
             return []
         raise
     cases = studies_cases(tree.labelled)
-    labels = labels_of(place, cases)[0] if cases else {}
+    labels = labels_of(place, cases)[0].in_files if cases else {}
     tasks = [_case_task(case, "", labels, mending) for case in cases]
     tasks += [_series_task(series, mending) for series in tree.others]
     for path, problem in tree.problems.items():

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from monai.data import load_decathlon_datalist
 
-from medsam_tune.cases.datalist import MODALITIES, read_datalist, write_datalist
+from medsam_tune.cases.datalist import read_datalist, write_datalist
+from medsam_tune.cases.description import MODALITIES
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.splits import split_cases
 from medsam_tune.errors import DataError
