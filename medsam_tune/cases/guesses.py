@@ -36,8 +36,11 @@ _ANYWHERE = _suffix(
 _AFTER_A_NUMBER = _suffix(
     rf"{_BREAK}(?:(?:{_VIEWS}){_NUMBER}|s\d{{1,2}}|[dmwy]\d+)",
 )
-_TWO_NUMBERS = re.compile(
-    r"(.*(?<![a-z0-9])(?:p|pt|pat|patient|s|subj?|subject|case|id)?\d+)[-_ ]+\d+", re.IGNORECASE
+# A patient's number, and those of his studies: pat03_1_2, 10000_1000000.
+_NUMBERS = re.compile(
+    r"(.*?(?<![a-z0-9])(?:p|pt|pat|patient|s|subj?|subject|case|id)\d+)(?:[-_ ]+\d+)+"
+    r"|(.*(?<![a-z0-9])\d+)[-_ ]+\d+",
+    re.IGNORECASE,
 )
 _SUBJECT = re.compile(r"(sub-[a-z0-9]+)(?:_|$)", re.IGNORECASE)  # BIDS
 _BARCODE = re.compile(r"(tcga-[a-z0-9]{2}-[a-z0-9]{4})(?:[-_.]|$)", re.IGNORECASE)
@@ -50,7 +53,7 @@ def guessed_patient(name: str) -> str:
     A leak between patients makes scores worthless, and fewer patients do not. So whatever may be a
     visit, session, time, series, phase, side, sequence or date at the end of a name is left out:
     `pat03_visit1`, `pat03-followup`, `pat03_t2`, `pat03_20210315`, `sub-03_ses-01` and `pat03_1`
-    (two numbers: patient and study). A plain number after a word is the patient: `liver_1`,
+    (two numbers, of patient and study). A plain number after a word is the patient: `liver_1`,
     `case_0001`.
 
     Args:
@@ -67,8 +70,8 @@ def guessed_patient(name: str) -> str:
     rest = name
     while (shorter := _without_suffix(rest)) != rest:
         rest = shorter
-    if rest == name and (found := _TWO_NUMBERS.fullmatch(rest)):
-        rest = found[1]
+    if rest == name and (found := _NUMBERS.fullmatch(rest)):
+        rest = found[1] or found[2]
     return (rest.strip("-_ .") or name).lower()
 
 

@@ -6,12 +6,12 @@ stack makes of the same inputs, into bundles/sam_volume/docs/bad_inputs.md.
 
 from __future__ import annotations
 
-from tests.bad_inputs import data_sets, dicom, model_files, names, places, prompts, scans
+from tests.bad_inputs import data_sets, descriptions, dicom, model_files, names, places, prompts, scans
 from tests.bad_inputs.table import BadInput, Outcome, run, shortened
 
 __all__ = ["INPUTS", "BadInput", "Outcome", "run", "shortened"]
 
-_MODULES = (scans, data_sets, dicom, prompts, places, names, model_files)
+_MODULES = (scans, data_sets, descriptions, dicom, prompts, places, names, model_files)
 INPUTS: tuple[BadInput, ...] = tuple(
     sorted((bad for module in _MODULES for bad in module.INPUTS), key=lambda bad: bad.row)
 )

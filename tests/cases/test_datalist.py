@@ -7,11 +7,9 @@ import pytest
 from monai.data import load_decathlon_datalist
 
 from medsam_tune.cases.datalist import read_datalist, write_datalist
-from medsam_tune.cases.description import MODALITIES
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.splits import split_cases
 from medsam_tune.errors import DataError
-from medsam_tune.slices.intensity import USUAL
 from tests.scans import listed, msd_folder, small_scan, write_nifti
 
 
@@ -22,10 +20,6 @@ def written(folder: Path, **change: object) -> Path:
     write_datalist(split_cases(data, (0.34, 0.33, 0.33), 0), path)
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     return path
-
-
-def test_each_modality_has_its_usual_rule():
-    assert tuple(USUAL) == MODALITIES
 
 
 def test_subset():
