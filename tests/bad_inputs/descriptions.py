@@ -22,9 +22,9 @@ IGNORED = 3
 
 def nnunet(folder: Path, names: list[str] | None = None, **said: Any) -> Path:
     """An nnU-Net raw folder (second version); in label maps, the last column is not annotated."""
-    image, label = small_scan()
-    label[-1] = IGNORED
-    for name in names or ["a", "b", "c"]:
+    for seed, name in enumerate(names or ["a", "b", "c"]):
+        image, label = small_scan(seed)
+        label[-1] = IGNORED
         write_nifti(folder / "imagesTr" / f"{name}_0000.nii.gz", image)
         write_nifti(folder / "labelsTr" / f"{name}.nii.gz", label)
     labels = {"background": 0, "liver": 1, "spleen": 2, "ignore": IGNORED}
