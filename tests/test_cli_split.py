@@ -12,9 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from medsam_tune import cli
 from medsam_tune.cases.datalist import SUBSETS, read_datalist
+from medsam_tune.evaluation.metrics import annotated
+from medsam_tune.training.batches import IGNORED as IGNORED_PIXEL
+from medsam_tune.training.losses import MaskLoss
 from tests.bad_inputs.descriptions import IGNORED, nnunet
 from tests.scans import plain_folder
 
@@ -181,7 +185,23 @@ def test_without_validation_or_test_cases(tune: Tune, visits: Path, tmp_path: Pa
     assert "subset 'test' has no case" in err.strip().splitlines()[-1]
 
 
-def test_what_nobody_annotated_is_left_out(tune: Tune, tmp_path: Path) -> None:
+def test_what_nobody_annotated_is_left_out(
+    tune: Tune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learnt, scored = [], []
+    forward = MaskLoss.forward
+
+    def noted(self: MaskLoss, logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+        learnt.append(set(masks.unique().tolist()))
+        return forward(self, logits, masks)
+
+    def counted(*maps: torch.Tensor, **options: object) -> tuple[torch.Tensor, ...]:
+        scored.append(options["ignore"])
+        return annotated(*maps, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(MaskLoss, "forward", noted)
+    monkeypatch.setattr("medsam_tune.evaluation.cases.annotated", counted)
+    monkeypatch.setattr("medsam_tune.evaluation.pictures.annotated", counted)
     out, run = tmp_path / "d.json", tmp_path / "run"
     folder = nnunet(tmp_path / "scans", list("abcd"))
     code, said, _ = tune("split", folder, "--out", out, "--fractions", 0.5, 0.25, 0.25)
@@ -190,8 +210,11 @@ def test_what_nobody_annotated_is_left_out(tune: Tune, tmp_path: Path) -> None:
     small = ("--image-size", 64, "--set", "epochs=1", "--set", "num_workers=0")
     code, _, err = tune("train", "decoder", "--datalist", out, "--output", run, *small)
     assert code == 0, err
+    assert set.union(*learnt) == {0, 1, IGNORED_PIXEL}
+    assert scored == [IGNORED]
     code, _, err = tune("evaluate", "--run", run)
     assert code == 0, err
+    assert scored == [IGNORED] * 3  # validation, test, and its picture
     rows = list(csv.DictReader((run / "evaluation" / "metrics.csv").open()))
     assert [row["name"] for row in rows] == ["liver", "spleen"]
     assert np.isfinite([float(row["dice"]) for row in rows]).all()

@@ -44,7 +44,6 @@ _NUMBERS = re.compile(
 )
 _SUBJECT = re.compile(r"(sub-[a-z0-9]+)(?:_|$)", re.IGNORECASE)  # BIDS
 _BARCODE = re.compile(r"(tcga-[a-z0-9]{2}-[a-z0-9]{4})(?:[-_.]|$)", re.IGNORECASE)
-_UID = re.compile(r"[\d.]{20,}")
 
 
 def guessed_patient(name: str) -> str:
@@ -65,8 +64,6 @@ def guessed_patient(name: str) -> str:
     for whole in (_SUBJECT, _BARCODE):
         if found := whole.match(name):
             return found[1].lower()
-    if _UID.fullmatch(name):
-        return name
     rest = name
     while (shorter := _without_suffix(rest)) != rest:
         rest = shorter

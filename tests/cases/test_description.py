@@ -51,6 +51,7 @@ def test_modalities_that_are_certain(said: object, modality: str) -> None:
         {"0": "PET"},
         {"0": "CT", "1": "PET"},
         {"0": "CT", "1": "MR"},
+        {"0": "CT/MR"},
         {"0": "ACTH"},
         {"0": 5},
         {},
