@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from medsam_tune.errors import DataError
+from medsam_tune.errors import DataError, listed
+
+JSON_LIMIT = 256 * 2**20
+"""Bytes of the largest JSON file that is read; 100,000 cases take about 20 million."""
 
 
 @contextmanager
@@ -45,6 +50,35 @@ def flush(path: str | Path) -> None:
 
 
 @contextmanager
+def all_written_whole(paths: Sequence[Path]) -> Iterator[list[Path]]:
+    """Give paths to write to, as `written_whole` does; all files get their place, or none.
+
+    Args:
+        paths: files to write, none of which is there.
+
+    Yields:
+        for each, a path of the same name in a temporary folder on the same file system.
+    """
+    placed: list[Path] = []
+    with ExitStack() as scratch:
+        beside = []
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            folder = tempfile.TemporaryDirectory(dir=path.parent, prefix=_hidden(path))
+            beside.append(Path(scratch.enter_context(folder)) / path.name)
+        yield beside
+        try:
+            for file, path in zip(beside, paths, strict=True):
+                flush(file)
+                os.replace(file, path)
+                placed.append(path)
+        except OSError:
+            for path in placed:
+                path.unlink()
+            raise
+
+
+@contextmanager
 def folder_written_whole(folder: str | Path) -> Iterator[Path]:
     """Give a folder to write into; it becomes `folder` at the end, or is removed after an error.
 
@@ -68,18 +102,54 @@ def _hidden(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read the object in a JSON file.
+    """Read the object in a JSON file, in UTF-8 with or without a byte order mark.
 
     Raises:
-        DataError: the file is not JSON, or does not hold an object.
+        DataError: the file cannot be read, has more than `JSON_LIMIT` bytes, is not JSON, or does
+            not hold an object; a key is there twice in one object, a number is not finite, or
+            objects are nested too deeply.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        size = path.stat().st_size
+        if size > JSON_LIMIT:
+            raise DataError(
+                f"{path}: has {size} bytes; expected at most {JSON_LIMIT}. Divide it into several."
+            )
+        text = path.read_bytes().decode("utf-8-sig")
+        content = json.loads(
+            text, object_pairs_hook=_object, parse_constant=_finite, parse_float=_finite
+        )
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}). Correct the path.") from error
+    except RecursionError as error:
+        raise DataError(
+            f"{path}: its objects and lists are nested too deeply; expected a few levels. Make it "
+            "again."
+        ) from error
+    except DataError:
+        raise
+    except ValueError as error:
         raise DataError(f"{path}: is not JSON ({error}). Correct it or make it again.") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: holds a JSON {type(content).__name__}; expected an object.")
     return content
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, whose keys are there once: Python keeps the last of several."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+        raise ValueError(f"the keys {listed(map(repr, twice))} are there twice in one object")
+    return found
+
+
+def _finite(text: str) -> float:
+    """A number of JSON, which has no NaN and no infinity."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"the number {text} is not finite")
+    return number
 
 
 def refuse_taken(

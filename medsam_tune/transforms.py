@@ -3,7 +3,8 @@
 `SimpleITKReader` reads DICOM, NRRD and MetaImage for MONAI's `LoadImaged`. `Windowd`, `Windowsd`,
 `Percentilesd` and `ZScored` bring scans to 8 bits, with `Window` and so on for arrays.
 `BoxPromptsd`, `PointPromptsd` and `ClassMasksd` choose objects of label maps and prompt for them;
-`KeepObjectsd` keeps an augmentation from losing them. `ModelFramed` brings slices, masks, boxes and
+`KeepObjectsd` keeps an augmentation from losing them. `IgnoredPixelsd` finds what nobody annotated.
+`ModelFramed` brings slices, masks, boxes and
 points into the model's square input, and back.
 `LoadSliced` and `ShrinkLongestd` are for slices of a store.
 """
@@ -20,11 +21,18 @@ from medsam_tune.slices.transforms import (
     Windowsd,
     ZScored,
 )
-from medsam_tune.training.prompting import BoxPromptsd, ClassMasksd, KeepObjectsd, PointPromptsd
+from medsam_tune.training.prompting import (
+    BoxPromptsd,
+    ClassMasksd,
+    IgnoredPixelsd,
+    KeepObjectsd,
+    PointPromptsd,
+)
 
 __all__ = [
     "BoxPromptsd",
     "ClassMasksd",
+    "IgnoredPixelsd",
     "Intensityd",
     "KeepObjectsd",
     "LoadSliced",

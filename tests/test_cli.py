@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 from segment_anything.modeling import MaskDecoder
 
 from medsam_tune import cli
-from medsam_tune.cases.datalist import MODALITIES, read_datalist, write_datalist
+from medsam_tune.cases.datalist import read_datalist, write_datalist
+from medsam_tune.cases.description import MODALITIES
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.splits import split_cases
 from medsam_tune.cli import options, tuning

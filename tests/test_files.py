@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from medsam_tune.errors import DataError
-from medsam_tune.files import folder_written_whole, read_json, written_whole
+from medsam_tune.files import all_written_whole, folder_written_whole, read_json, written_whole
 
 
 def fail(path: Path) -> None:
@@ -39,7 +39,17 @@ def test_a_folder_is_made_whole_and_never_replaced(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"{", "is not JSON"), (b"\xff\xfe", "is not JSON"), (b"[1]", "holds a JSON list; expected")],
+    [
+        (b"{", "is not JSON"),
+        (b"\xff\xfe", "is not JSON"),
+        (b"[1]", "holds a JSON list; expected"),
+        (b'{"a": {"b": 1, "b": 2}}', r"is not JSON \(the keys 'b' are there twice in one object"),
+        (b'{"a": NaN}', r"is not JSON \(the number NaN is not finite"),
+        (b'{"a": -Infinity}', r"is not JSON \(the number -Infinity is not finite"),
+        (b'{"a": 1e999}', r"is not JSON \(the number 1e999 is not finite"),
+        (b'{"a": ' + b"1" * 5000 + b"}", "is not JSON"),
+        (b'{"a":' * 100_000, "its objects and lists are nested too deeply"),
+    ],
 )
 def test_json_that_is_no_object_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "a.json"
@@ -58,3 +68,35 @@ def test_row_93_names_as_long_as_a_disk_allows(tmp_path: Path) -> None:
         with folder_written_whole(tmp_path / "folders" / name) as folder:
             (folder / "b").touch()
     assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_json_with_a_byte_order_mark_and_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('\ufeff{"a": "\\ud83d\\ude00"}', encoding="utf-8")
+    assert read_json(path) == {"a": "\U0001f600"}
+    monkeypatch.setattr("medsam_tune.files.JSON_LIMIT", 20)
+    with pytest.raises(DataError, match=r"a\.json: has 24 bytes; expected at most 20\."):
+        read_json(path)
+    with pytest.raises(DataError, match=r"none: cannot be read \(No such file or directory\)"):
+        read_json(tmp_path / "none")
+
+
+def test_several_files_are_written_or_none(tmp_path: Path) -> None:
+    paths = [tmp_path / "x" / "a", tmp_path / "x" / "b"]
+
+    def write(*texts: str) -> None:
+        with all_written_whole(paths) as beside:
+            for path, text in zip(beside, texts, strict=False):
+                path.write_text(text)
+            if len(texts) > 2:
+                raise OSError("disk full")
+
+    for texts in (("one", "two", "three"), ("one",)):  # the second forgets a file
+        with pytest.raises(OSError, match=r"disk full|No such file"):
+            write(*texts)
+        assert list((tmp_path / "x").iterdir()) == []
+    write("one", "two")
+    assert [path.read_text() for path in paths] == ["one", "two"]
+    assert sorted((tmp_path / "x").iterdir()) == paths

@@ -22,11 +22,12 @@ from medsam_tune.cases.datalist import (
     SUBSETS,
     Case,
     Datalist,
-    known_modality,
     leaks_of,
     read_datalist,
 )
-from medsam_tune.cases.folders import has_pairs, labels_of, paired_cases, studies_cases
+from medsam_tune.cases.description import known_modality
+from medsam_tune.cases.folders import has_pairs, paired_cases, studies_cases
+from medsam_tune.cases.labels.names import labels_of
 from medsam_tune.cases.load import load_case, voxel_hash
 from medsam_tune.console import tracked
 from medsam_tune.errors import DataError, about
@@ -163,7 +164,7 @@ def check_place(
         known = _same_bytes(data, leaks, twice)
         expected = _expected(data.modality, any_unit)
         tasks = [
-            _case_task(case, subset, data.labels, mending, expected)
+            _case_task(case, subset, data.labels_in_files, mending, expected)
             for subset in SUBSETS
             for case in getattr(data, subset)
         ]
@@ -179,7 +180,7 @@ def check_place(
 def _tasks(place: Path, mending: Mending, any_unit: bool) -> list[_Task]:
     if place.is_dir() and has_pairs(place):
         cases, content = paired_cases(place)
-        labels, _ = labels_of(place, cases, content)
+        labels = labels_of(place, cases, content)[0].in_files
         expected = _expected(_modality_said(content, place), any_unit)
         return [_case_task(case, "", labels, mending, expected) for case in cases]
     if place.name.lower().endswith(ENDINGS):
@@ -253,7 +254,7 @@ def _tree_tasks(place: Path, optional: bool, mending: Mending) -> list[_Task]:
             return []
         raise
     cases = studies_cases(tree.labelled)
-    labels = labels_of(place, cases)[0] if cases else {}
+    labels = labels_of(place, cases)[0].in_files if cases else {}
     tasks = [_case_task(case, "", labels, mending, Expected()) for case in cases]
     tasks += [_series_task(series, mending) for series in tree.others]
     for path, problem in tree.problems.items():

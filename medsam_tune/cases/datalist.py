@@ -9,17 +9,21 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from reprlib import repr as shown
 from typing import Any
 
+from medsam_tune.cases.description import IGNORE, Labels, known_modality, labels_said
+from medsam_tune.cases.guesses import guessed_patient
 from medsam_tune.errors import DataError, listed
 from medsam_tune.files import read_json, written_whole
 from medsam_tune.formats.open import case_id
-from medsam_tune.formats.volume import HIGHEST_ID
-
-MODALITIES = ("CT", "MR", "XR", "US")
-"""Known modalities: XR are radiographs in any depth, US ultrasound in 8 bits."""
 
 SUBSETS = ("training", "validation", "test")
+_NEEDS = {
+    "training": "Training needs cases to learn from.",
+    "validation": "Training needs cases to choose the best epoch on.",
+    "test": "Evaluation needs held-out cases.",
+}
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -35,6 +39,7 @@ class Case:
         series: SeriesInstanceUID (or its end) where the folder holds several.
         name: name of the case, where the image's own is not unique or identifies the patient.
         copy: 0 for the scan itself, otherwise the number of a deformed copy of it.
+        guessed: True if nothing says the patient, and it is guessed from the scan's name.
 
     Raises:
         DataError: a name that is not safe as a file's.
@@ -46,6 +51,7 @@ class Case:
     series: str | None = None
     name: str | None = None
     copy: int = 0
+    guessed: bool = field(default=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.name is not None and not _SAFE_NAME.fullmatch(self.name):
@@ -67,8 +73,10 @@ class Datalist:
 
     Attributes:
         name: name of the data set.
-        modality: one of `MODALITIES`.
+        modality: one of `description.MODALITIES`.
         labels: label id -> name, without the background 0.
+        ignore: id of voxels that nobody annotated; they are no part of training and of scores.
+            None if there are none.
         training: cases to learn from.
         validation: cases to choose checkpoints on.
         test: held-out cases, which only the evaluation reads.
@@ -82,7 +90,13 @@ class Datalist:
     training: tuple[Case, ...] = ()
     validation: tuple[Case, ...] = ()
     test: tuple[Case, ...] = ()
+    ignore: int | None = None
     present: Mapping[str, frozenset[int]] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def labels_in_files(self) -> dict[int, str]:
+        """Id -> name of every value that a label may hold besides 0: `labels` and `ignore`."""
+        return Labels(self.labels, self.ignore).in_files
 
     @property
     def cases(self) -> list[Case]:
@@ -103,7 +117,11 @@ class Datalist:
         if name not in sizes:
             raise DataError(f"{self.name}: no subset {name!r}; there are: {there}.")
         if sizes[name] == 0:
-            raise DataError(f"{self.name}: subset {name!r} has no case; there are: {there}.")
+            raise DataError(
+                f"{self.name}: subset {name!r} has no case; there are: {there}. {_NEEDS[name]} "
+                "Split again with a share for it: medsam-tune split --fractions 0.7 0.15 0.15 "
+                "(training, validation, test)."
+            )
         cases: tuple[Case, ...] = getattr(self, name)
         return cases
 
@@ -121,20 +139,26 @@ def write_datalist(datalist: Datalist, path: Path) -> None:
         path: .json file; files below its folder are written relative to it.
     """
     path = Path(path)
+    with written_whole(path) as file:
+        file.write_text(as_json(datalist, path.parent), encoding="utf-8")
+
+
+def as_json(datalist: Datalist, folder: Path) -> str:
+    """Text of a datalist's file that will stand in `folder`."""
     content = {
         "name": datalist.name,
         "modality": {"0": datalist.modality},
         "labels": {"0": "background", **{str(k): v for k, v in sorted(datalist.labels.items())}},
+        **({} if datalist.ignore is None else {IGNORE: datalist.ignore}),
         **{
-            subset: [_entry(case, path.parent) for case in getattr(datalist, subset)]
+            subset: [_entry(case, folder) for case in getattr(datalist, subset)]
             for subset in SUBSETS
         },
     }
     text = json.dumps(content, indent=1, ensure_ascii=False)
     if any("\ud800" <= letter <= "\udfff" for letter in text):  # names that are not UTF-8
-        text = json.dumps(content, indent=1)
-    with written_whole(path) as file:
-        file.write_text(text, encoding="utf-8")
+        return json.dumps(content, indent=1)
+    return text
 
 
 def read_datalist(path: Path, *, with_leaks: bool = False) -> Datalist:
@@ -145,59 +169,85 @@ def read_datalist(path: Path, *, with_leaks: bool = False) -> Datalist:
         with_leaks: accept a patient or a file in two subsets, for a report of them.
 
     Raises:
-        DataError: no such file, not JSON, missing keys, missing scans (all of them at once), one
-            patient or one file in two subsets.
+        DataError: no such file, not JSON, missing keys, values of another type, no case, missing
+            scans (all of them at once), one patient or one file in two subsets.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DataError(
             f"{path}: no such datalist. Make one: medsam-tune split DIR --out {path.name}"
         )
     content = read_json(path)
-    missing = [key for key in ("labels", "training") if key not in content]
+    missing = [] if "labels" in content else ["labels"]
+    missing += [] if any(subset in content for subset in SUBSETS) else ["training"]
     if missing:
         raise DataError(
             f"{path}: the keys {', '.join(missing)} are missing; expected name, modality, labels, "
             "training, validation, test. `medsam-tune split` writes them."
         )
+    name = content.get("name", path.stem)
+    if not isinstance(name, str):
+        raise DataError(f"{path}: name is {shown(name)}; expected text.")
     subsets = {key: cases_from(content.get(key, []), path.parent, path) for key in SUBSETS}
     cases = [case for members in subsets.values() for case in members]
+    if not cases:
+        raise DataError(f"{path}: no case in it; expected entries in training, validation or test.")
     refuse_missing(cases, path)
-    leaks = [] if with_leaks else _leaks(subsets)
+    places = real_paths(cases)
+    leaks = [] if with_leaks else _leaks(subsets, places)
     if leaks:
+        guessed = any(case.guessed for case in cases)
+        way = 'Give each entry its "patient", or make' if guessed else "Make"
         raise DataError(
-            f"{path}: {listed(leaks)}; expected each patient and each scan in one subset. Make the "
-            "split again: medsam-tune split"
+            f"{path}: {listed(leaks)}; expected each patient and each scan in one subset. {way} "
+            "the split again: medsam-tune split"
         )
-    scans = {(case.image.resolve(), case.series): case for case in cases}
+    scans = {(places[case.image], case.series): case for case in cases}
     refuse_same_names(scans.values() if with_leaks else cases, path)
-    labels = named_labels(path.parent, content, path)
-    if not labels:
+    labels = labels_said(content, path)
+    if not labels.names:
         raise DataError(f"{path}: labels names none but the background; expected at least one.")
     return Datalist(
-        name=str(content.get("name", path.stem)),
+        name=name,
         modality=known_modality(None, content, path),
-        labels=labels,
+        labels=labels.names,
         training=subsets["training"],
         validation=subsets["validation"],
         test=subsets["test"],
+        ignore=labels.ignore,
     )
 
 
 def leaks_of(datalist: Datalist) -> list[str]:
     """Patients and scans that are in several subsets, one sentence each."""
-    return _leaks({subset: getattr(datalist, subset) for subset in SUBSETS})
+    return _leaks({name: getattr(datalist, name) for name in SUBSETS}, real_paths(datalist.cases))
 
 
-def _leaks(subsets: Mapping[str, Sequence[Case]]) -> list[str]:
+def real_paths(cases: Iterable[Case]) -> dict[Path, str]:
+    """Image -> its path without links; each folder is looked at once, as there may be thousands."""
+    folders: dict[Path, str] = {}
+    found: dict[Path, str] = {}
+    for case in cases:
+        if os.path.islink(case.image):
+            found[case.image] = os.path.realpath(case.image)
+            continue
+        folder = case.image.parent
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder)
+        found[case.image] = os.path.join(folders[folder], case.image.name)
+    return found
+
+
+def _leaks(subsets: Mapping[str, Sequence[Case]], places: Mapping[Path, str]) -> list[str]:
     names: dict[Hashable, str] = {}
     where: dict[Hashable, dict[str, None]] = {}
     for subset, cases in subsets.items():
         for case in cases:
             scan = f"{case.image}{f', series {case.series}' if case.series else ''}"
+            patient = f"patient {case.patient}{' (by the names)' if case.guessed else ''}"
             for key, name in (
-                (case.patient, f"patient {case.patient}"),
-                ((case.image.resolve(), case.series), scan),
+                (case.patient, patient),
+                ((places[case.image], case.series), scan),
             ):
                 names[key] = name
                 where.setdefault(key, {})[subset] = None
@@ -230,88 +280,39 @@ def cases_from(entries: Any, folder: Path, source: Path) -> tuple[Case, ...]:
         source: the JSON file, for messages.
 
     Raises:
-        DataError: no list, or an entry without an image.
+        DataError: no list, an entry without an image, or with a value of another type.
     """
     if not isinstance(entries, list):
         raise DataError(f"{source}: a subset is {type(entries).__name__}; expected a list.")
-    cases = []
-    for index, entry in enumerate(entries):
-        entry = {"image": entry} if isinstance(entry, str) else entry
-        if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
-            raise DataError(f"{source}: entry {index} has no image; expected {{'image', 'label'}}.")
-        image = Path(os.path.normpath(folder / entry["image"]))
-        label = entry.get("label")
-        cases.append(
-            Case(
-                image=image,
-                label=None if label is None else Path(os.path.normpath(folder / str(label))),
-                patient=str(entry.get("patient", case_id(image))),
-                series=None if entry.get("series") is None else str(entry["series"]),
-                name=None if entry.get("name") is None else str(entry["name"]),
-            )
-        )
-    return tuple(cases)
+    return tuple(_case(entry, folder, f"{source}: entry {i}") for i, entry in enumerate(entries))
 
 
-def known_modality(given: str | None, content: Mapping[str, Any], source: Path) -> str:
-    """The modality that is given, or that a JSON file's content speaks of.
-
-    Raises:
-        DataError: none, or none of `MODALITIES`.
-    """
-    known = ", ".join(MODALITIES)
-    if given is not None:
-        if given not in MODALITIES:
-            raise DataError(f"modality is {given!r}; expected one of {known}.")
-        return given
-    said = content.get("modality", content.get("channel_names", {}))
-    text = " ".join(map(str, said.values() if isinstance(said, dict) else [said]))
-    for modality in MODALITIES:
-        if re.search(rf"\b{modality}I?\b", text, re.IGNORECASE):
-            return modality
-    found = f"{text!r} is none of" if text else "nothing says which of"
-    raise DataError(f"{source}: {found} {known}. Say it: e.g. --modality CT.")
-
-
-def named_labels(folder: Path, content: Mapping[str, Any], source: Path) -> dict[int, str]:
-    """Label ids and names in either direction: {"1": "spleen"}, or nnU-Net's {"spleen": 1}.
-
-    Args:
-        folder: folder of the data set; its labels.json is read where `content` names no labels.
-        content: content of a JSON file.
-        source: that file, for messages.
-
-    Raises:
-        DataError: ids or names that are none.
-    """
-    names = content.get("labels", {})
-    if not names and (folder / "labels.json").is_file():
-        source = folder / "labels.json"
-        names = read_json(source)
-    if not isinstance(names, dict):
-        raise DataError(f'{source}: labels is not an object; expected e.g. {{"1": "spleen"}}.')
-    labels = {}
-    for key, value in names.items():
-        key, value = (str(value), key) if isinstance(value, int) else (key, value)
-        if not str(key).isdecimal() or not isinstance(value, str):
-            raise DataError(
-                f'{source}: label {key!r}: {value!r} is not an id and a name; expected e.g. "1": '
-                '"spleen".'
-            )
-        if int(key) > HIGHEST_ID:
-            raise DataError(
-                f"{source}: label {value!r} has the id {key}; expected at most {HIGHEST_ID}. "
-                "Renumber the label."
-            )
-        labels[int(key)] = value
-    labels.pop(0, None)
-    return dict(sorted(labels.items()))
+def _case(entry: Any, folder: Path, where: str) -> Case:
+    entry = {"image": entry} if isinstance(entry, str) else entry
+    if not isinstance(entry, dict) or entry.get("image") is None:
+        raise DataError(f"{where} has no image; expected {{'image', 'label'}}.")
+    if type(number := entry.get("patient")) is int:
+        entry = {**entry, "patient": str(number)}
+    for key in ("image", "label", "patient", "series", "name"):
+        value = entry.get(key)
+        if value is not None and (not isinstance(value, str) or not value.strip()):
+            raise DataError(f"{where}: {key} is {shown(value)}; expected text.")
+    image = Path(os.path.normpath(folder / entry["image"]))
+    label, patient = entry.get("label"), entry.get("patient")
+    return Case(
+        image=image,
+        label=None if label is None else Path(os.path.normpath(folder / label)),
+        patient=guessed_patient(case_id(image)) if patient is None else patient,
+        series=entry.get("series"),
+        name=entry.get("name"),
+        guessed=patient is None,
+    )
 
 
 def refuse_missing(cases: Iterable[Case], source: Path) -> None:
     """Refuse scans and labels that are not there, all of them at once."""
     files = [file for case in cases for file in (case.image, case.label) if file is not None]
-    missing = [str(file) for file in files if not file.exists()]
+    missing = [str(file) for file in files if not os.path.exists(file)]
     if missing:
         raise DataError(
             f"{source}: {len(missing)} of {len(files)} files are missing: {listed(missing)}. "

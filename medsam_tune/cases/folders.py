@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +13,13 @@ from medsam_tune.cases.datalist import (
     Case,
     Datalist,
     cases_from,
-    known_modality,
-    named_labels,
     refuse_missing,
     refuse_same_names,
 )
-from medsam_tune.cases.labels.open import open_label
-from medsam_tune.errors import DataError, about, listed, warn
+from medsam_tune.cases.description import Labels, known_modality, of_dicom
+from medsam_tune.cases.guesses import guessed_patient
+from medsam_tune.cases.labels.names import labels_of
+from medsam_tune.errors import DataError, listed, warn
 from medsam_tune.files import read_json
 from medsam_tune.formats.dicom.series import choose_series
 from medsam_tune.formats.dicom.studies import Labelled, Tree, choose_labelled, read_tree
@@ -25,10 +28,15 @@ from medsam_tune.formats.open import ENDINGS, name_from, stem_of
 
 _FOLDERS = (("imagesTr", "labelsTr"), ("images", "labels"))
 _OR_PAIRS = "".join(f", or {images}/ and {labels}/" for images, labels in _FOLDERS)
+_CHANNEL = "_0000"  # of nnU-Net's images
 
 
 def find_cases(
-    folder: Path, *, modality: str | None = None, secret: bytes | None = None
+    folder: Path,
+    *,
+    modality: str | None = None,
+    labels: Labels | None = None,
+    secret: Callable[[], bytes] | None = None,
 ) -> Datalist:
     """All labelled cases of a folder, in `training`.
 
@@ -37,14 +45,17 @@ def find_cases(
             `images/` and `labels/` with files of the same names; or DICOM studies in any layout,
             where each SEG or RTSTRUCT is paired with the series that it refers to. A `labels.json`
             such as `{"1": "spleen"}` names the labels; without it they are read for their values.
-        modality: one of `datalist.MODALITIES`; by default what dataset.json or the series say. Of
-            DICOM studies, only series of this modality are taken.
-        secret: key of the hashes that stand for DICOM patients, from `patients.secret_beside`; None
-            takes one of this process, so that a later call gives other hashes.
+        modality: one of `description.MODALITIES`; by default what dataset.json or the series say.
+            Of DICOM studies, only series of this modality are taken.
+        labels: labels by name, instead of what the folder says; every label is read for them.
+        secret: gives the key of the hashes that stand for DICOM patients, such as
+            `patients.secret_beside`; called only if there is DICOM. None takes a key of this
+            process, so that a later call gives other hashes.
 
     Raises:
         DataError: no such folder, another layout, files that are missing or have no partner, a
-            modality that is not known.
+            modality that is not known, or is another in a DICOM header; labels that have values
+            without a name, or lack one.
 
     References:
         Antonelli et al., "The Medical Segmentation Decathlon", Nature Communications 2022.
@@ -56,22 +67,26 @@ def find_cases(
         known_modality(modality, {}, folder)
     labelled: tuple[Labelled, ...] = ()
     if has_pairs(folder):
-        cases, content = paired_cases(folder, secret)
-        modality = known_modality(modality, content, folder)
+        cases, content = paired_cases(folder)
+        cases, kinds = _by_headers(cases, secret)
+        modality = _modality_of(modality, content, kinds, folder)
     else:
-        tree = _tree_of(folder, secret)
+        tree = _tree_of(folder, secret and secret())
         labelled, modality = choose_labelled(tree, folder, modality)
         unused = len(tree.others) + len(tree.labelled) - len(labelled)
         if unused:
             warn(f"{folder}: {unused} series without a label left out.")
         cases, content = studies_cases(labelled), {}
-    labels, present = labels_of(folder, cases, content)
-    present |= {one.name: one.present & set(labels) for one in labelled if one.present is not None}
+    meant, present = labels_of(folder, cases, content, labels)
+    held = set(meant.in_files)
+    present |= {one.name: one.present & held for one in labelled if one.present is not None}
+    name = content.get("name")
     return Datalist(
-        name=str(content.get("name", folder.resolve().name)),
+        name=name if isinstance(name, str) else folder.resolve().name,
         modality=modality,
-        labels=labels,
+        labels=meant.names,
         training=cases,
+        ignore=meant.ignore,
         present=present,
     )
 
@@ -81,14 +96,8 @@ def has_pairs(folder: Path) -> bool:
     return (folder / "dataset.json").is_file() or _image_and_label_folders(folder) is not None
 
 
-def paired_cases(
-    folder: Path, secret: bytes | None = None
-) -> tuple[tuple[Case, ...], dict[str, Any]]:
+def paired_cases(folder: Path) -> tuple[tuple[Case, ...], dict[str, Any]]:
     """The cases of a folder of pairs, and what its dataset.json says, if there is one.
-
-    Args:
-        folder: folder of pairs.
-        secret: as in `find_cases`.
 
     Raises:
         DataError: as in `find_cases`.
@@ -97,10 +106,10 @@ def paired_cases(
     content = read_json(description) if description.is_file() else {}
     entries = content.get("training")
     if isinstance(entries, list):
-        cases = cases_from(entries, folder, description)
+        cases = tuple(map(_as_it_lies, cases_from(entries, folder, description)))
         refuse_missing(cases, description)
     else:
-        cases = _pair_folders(folder, secret)
+        cases = _pair_folders(folder)
     if not cases:
         raise DataError(
             f"{folder}: no case in it; expected scans as {', '.join(ENDINGS)}, or folders of DICOM."
@@ -123,26 +132,6 @@ def studies_cases(labelled: Iterable[Labelled]) -> tuple[Case, ...]:
     )
 
 
-def labels_of(
-    folder: Path, cases: Iterable[Case], content: Mapping[str, Any] | None = None
-) -> tuple[dict[int, str], dict[str, frozenset[int]]]:
-    """Label id -> name: from dataset.json, labels.json, or the label files themselves.
-
-    Args:
-        folder: folder that was searched.
-        cases: cases found in it.
-        content: content of its dataset.json.
-
-    Returns:
-        the labels; and case id -> label ids, of the label maps that were read for them.
-
-    Raises:
-        DataError: ids or names that are none, or of two meanings.
-    """
-    named = named_labels(folder, content or {}, folder / "dataset.json")
-    return (named, {}) if named else _labels_in(cases, folder)
-
-
 def _tree_of(folder: Path, secret: bytes | None) -> Tree:
     try:
         return read_tree(folder, secret)
@@ -160,21 +149,25 @@ def _image_and_label_folders(folder: Path) -> tuple[Path, Path] | None:
     return None
 
 
-def _pair_folders(folder: Path, secret: bytes | None) -> tuple[Case, ...]:
+def _pair_folders(folder: Path) -> tuple[Case, ...]:
     """Images and labels of the same stem; nnU-Net's channel suffix goes if that finds a label."""
     images, labels = _image_and_label_folders(folder) or (None, None)
     if images is None or labels is None:
         raise DataError(f"{folder}: no known layout; expected a dataset.json{_OR_PAIRS}.")
     by_stem = {stem_of(file): file for file in _scans(labels)}
+    named = set(by_stem)
     cases, alone = [], []
     for image in _scans(images):
         stem = stem_of(image)
-        stem = stem if stem in by_stem else stem.removesuffix("_0000")
+        if stem not in named and (found := re.fullmatch(r"(.*)_000[1-9]", stem)):
+            if found[1] in named:
+                raise _several_channels(image.with_name(found[1]))
+        stem = stem if stem in by_stem else stem.removesuffix(_CHANNEL)
         label = by_stem.pop(stem, None)
         if label is None:
             alone.append(image.name)
         else:
-            cases.append(Case(image, label, _patient_of(image, secret) or name_from(stem)))
+            cases.append(Case(image, label, guessed_patient(name_from(stem)), guessed=True))
     if alone or by_stem:
         raise DataError(
             f"{folder}: images without a label: {listed(alone) or 'none'}; labels without an "
@@ -184,14 +177,63 @@ def _pair_folders(folder: Path, secret: bytes | None) -> tuple[Case, ...]:
     return tuple(cases)
 
 
-def _patient_of(image: Path, secret: bytes | None) -> str:
-    """A hash of the patient's id in a DICOM series; empty where it cannot be read."""
-    if image.name.lower().endswith(ENDINGS):
-        return ""
-    try:
-        return choose_series(image, secret=secret).patient
-    except DataError:
-        return ""  # reading the case says why, and refuses it alone
+def _as_it_lies(case: Case) -> Case:
+    """The case with its image: nnU-Net's first version lists `a.nii.gz` for `a_0000.nii.gz`."""
+    if os.path.exists(case.image):
+        return case
+    stem = stem_of(case.image)
+    ending = case.image.name[len(stem) :]
+    channel, other = (case.image.with_name(f"{stem}_000{n}{ending}") for n in (0, 1))
+    if not os.path.exists(channel):
+        return case
+    if os.path.exists(other):
+        raise _several_channels(case.image)
+    return replace(case, image=channel)
+
+
+def _several_channels(image: Path) -> DataError:
+    return DataError(
+        f"{image}: has several channels, a file for each ({_CHANNEL}, _0001, ...); expected one "
+        "image for each label. Copy the channel to train on, with its labels, into a folder."
+    )
+
+
+def _by_headers(
+    cases: Iterable[Case], secret: Callable[[], bytes] | None
+) -> tuple[tuple[Case, ...], dict[str, str]]:
+    """The cases with the patients that DICOM headers say; and case id -> DICOM's Modality."""
+    found, kinds = [], {}
+    for case in cases:
+        if not case.image.name.lower().endswith(ENDINGS):
+            try:
+                series = choose_series(case.image, case.series, secret and secret())
+            except DataError:
+                pass  # reading the case says why, and refuses it alone
+            else:
+                kinds[case.id] = series.modality
+                if case.guessed and series.patient:
+                    case = replace(case, patient=series.patient, guessed=False)
+        found.append(case)
+    return tuple(found), kinds
+
+
+def _modality_of(
+    given: str | None, content: Mapping[str, Any], kinds: Mapping[str, str], folder: Path
+) -> str:
+    """The modality that is given, that dataset.json says, or that all DICOM headers say."""
+    headers = {of_dicom(kind) for kind in kinds.values()}
+    says = "modality" in content or "channel_names" in content
+    if given is None and not says and len(headers) == 1 and (one := headers.pop()) is not None:
+        return one
+    modality = known_modality(given, content, folder)
+    for case, kind in kinds.items():
+        if of_dicom(kind) not in (modality, None):
+            raise DataError(
+                f"{folder}: case {case} is of {kind} by its DICOM header, the data set of "
+                f"{modality}; expected one modality. Choose the other by --modality, or take the "
+                "case out."
+            )
+    return modality
 
 
 def _scans(folder: Path) -> Iterator[Path]:
@@ -199,49 +241,3 @@ def _scans(folder: Path) -> Iterator[Path]:
     for path in entries_of(folder):
         if path.is_dir() or path.name.lower().endswith((*ENDINGS, ".dcm")):
             yield path
-
-
-def _labels_in(
-    cases: Iterable[Case], folder: Path
-) -> tuple[dict[int, str], dict[str, frozenset[int]]]:
-    """Ids and names that the label files speak of; and case id -> ids, where all were read.
-
-    Raises:
-        DataError: a number of two meanings, names beside numbers, or nothing but background.
-    """
-    exact: set[str] = set()  # names without a number
-    folded: dict[str, str] = {}  # of kinds that compare them without regard to case
-    found: dict[int, str] = {}
-    present: dict[str, frozenset[int]] = {}
-    for case in cases:
-        if case.label is None:
-            continue
-        with about(f"case {case.id}"):
-            label = open_label(case.label)
-            ids = label.names()
-        if label.names_are_present:
-            present[case.id] = frozenset(ids)
-        if not label.numbered:
-            for name in ids.values():
-                if label.folds_case:
-                    folded.setdefault(name.casefold(), name)
-                else:
-                    exact.add(name)
-            continue
-        for number, name in ids.items():
-            if found.setdefault(number, name) != name:
-                raise DataError(
-                    f"{case.label}: label {number} is {name!r}, in another case {found[number]!r}; "
-                    "expected one meaning of a number. Export the labels with equal numbers."
-                )
-    known = {name.casefold() for name in exact}
-    named = exact | {name for key, name in folded.items() if key not in known}
-    if named and found:
-        raise DataError(
-            f"{folder}: some labels have names only (a file for each organ, or RTSTRUCT), some "
-            "have numbers (label maps, or SEG); expected one kind, or a labels.json with both."
-        )
-    labels = dict(enumerate(sorted(named), start=1)) or dict(sorted(found.items()))
-    if not labels:
-        raise DataError(f"{folder}: all label maps are empty; expected values above 0.")
-    return labels, present

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
-from medsam_tune.cases.datalist import Case, Datalist
+from medsam_tune.cases.datalist import SUBSETS, Case, Datalist, as_json
+from medsam_tune.cases.description import IGNORE
 from medsam_tune.cases.labels.open import open_label
 from medsam_tune.console import tracked
 from medsam_tune.errors import DataError, about
+from medsam_tune.files import all_written_whole
 
 
 def split_cases(
@@ -36,7 +39,7 @@ def split_cases(
         DataError: fractions that are negative or do not add up to 1, or fewer patients than
             subsets to fill.
     """
-    if min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
+    if not (min(fractions) >= 0 and abs(sum(fractions) - 1) <= 1e-6):  # NaN is neither
         raise DataError(
             f"fractions {fractions} of training, validation and test; expected three numbers "
             "of 0 or more that add up to 1, e.g. 0.7 0.1 0.2."
@@ -130,6 +133,48 @@ def labels_of_patients(datalist: Datalist, jobs: int = 2) -> dict[str, set[int]]
     return present
 
 
+def split_lines(path: Path, datalist: Datalist) -> list[str]:
+    """Lines for a terminal: the size of each subset, the labels, and what an empty subset means."""
+    sizes = [f"{len(getattr(datalist, name))} {name}" for name in SUBSETS]
+    labels = ", ".join(f"{number} {name}" for number, name in datalist.labels.items())
+    lines = [f"{path}: {sizes[0]}, {sizes[1]} and {sizes[2]} cases; labels: {labels}"]
+    if datalist.ignore is not None:
+        lines.append(f"label {datalist.ignore}, {IGNORE}, is left out of training and of scores")
+    if not datalist.training or not datalist.validation:
+        empty = "training" if not datalist.training else "validation"
+        lines.append(f"no {empty} cases: `train` will refuse this datalist")
+    if not datalist.test:
+        lines.append("no test cases: `evaluate` will refuse this datalist, nothing is held out")
+    return lines
+
+
+def write_splits(lists: Mapping[Path, Datalist], tables: Mapping[Path, str] | None = None) -> None:
+    """Write datalists, and tables that only the owner may read: all of them, or none.
+
+    Args:
+        lists: .json file -> datalist.
+        tables: file -> its text.
+
+    Raises:
+        DataError: the disk is full, or the folder does not let itself be written to.
+    """
+    tables = tables or {}
+    paths = [*lists, *tables]
+    try:
+        with all_written_whole(paths) as beside:
+            files = dict(zip(paths, beside, strict=True))
+            for path, datalist in lists.items():
+                files[path].write_text(as_json(datalist, path.parent), encoding="utf-8")
+            for path, text in tables.items():
+                files[path].touch(0o600)
+                files[path].write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise DataError(
+            f"{paths[0]}: cannot be written ({error.strerror}); nothing is. Make room, or choose "
+            "another --out."
+        ) from error
+
+
 def _shuffled(cases: Iterable[Case], seed: int) -> list[str]:
     """The patients of cases, in an order that the seed alone chooses."""
     patients = sorted({case.patient for case in cases})
@@ -156,11 +201,16 @@ def _grouped(
     total = Counter(label for patient in patients for label in labels[patient])
     share = [count / len(patients) for count in counts]
     wanted = [{label: n * part for label, n in total.items()} for part in share]
-    left = list(patients)
-    while left:
-        remaining = Counter(label for patient in left for label in labels[patient])
+    # Of the patients that are left: how many have a label; and who has it, in order.
+    remaining = Counter(total)
+    queues = {label: deque(p for p in patients if label in labels[p]) for label in total}
+    left, placed = deque(patients), set[str]()
+    for _ in patients:
         rarest = min(remaining, key=lambda label: (remaining[label], label)) if remaining else None
-        patient = next(p for p in left if rarest is None or rarest in labels[p])
+        queue = left if rarest is None else queues[rarest]
+        while queue[0] in placed:
+            queue.popleft()
+        patient = queue.popleft()
         need = [
             (0.0 if rarest is None else wanted[i][rarest], places, -i)
             for i, places in enumerate(room)
@@ -168,10 +218,13 @@ def _grouped(
         ]
         best = -max(need)[2]
         groups[best].add(patient)
+        placed.add(patient)
         room[best] -= 1
         for label in labels[patient]:
             wanted[best][label] -= 1
-        left.remove(patient)
+            remaining[label] -= 1
+            if not remaining[label]:
+                del remaining[label]
     return groups
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -44,17 +46,69 @@ def split(
     stratify: Annotated[
         bool, typer.Option(help="Spread rare labels evenly. Reads every label map.")
     ] = True,
+    patient_regex: Annotated[
+        str | None,
+        typer.Option(
+            help="The patient in a case's name: the first group of this regular expression, or "
+            "its whole match, e.g. 'pat\\d+'. Default: what DICOM or dataset.json says, else a "
+            "guess from the names, which is printed."
+        ),
+    ] = None,
+    patients: Annotated[
+        Path | None, typer.Option(help="CSV of two columns, case and patient.")
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(help="Names of the labels, e.g. 1=liver,2=spleen. Reads every label map."),
+    ] = None,
+    anonymous: Annotated[
+        bool,
+        typer.Option(
+            "--anonymous",
+            help="Number cases and patients in a random order. Results, pictures and slices then "
+            "carry numbers only. The datalist still names the files, and OUT.key.csv the "
+            "patients: keep both.",
+        ),
+    ] = False,
 ) -> None:
     """Split cases by patient into training, validation and held-out test cases."""
-    from medsam_tune.cases.datalist import write_datalist
+    from medsam_tune.cases.description import labels_typed
     from medsam_tune.cases.folders import find_cases
-    from medsam_tune.cases.splits import few_shots, fold_cases, labels_of_patients, split_cases
+    from medsam_tune.cases.patients import (
+        numbered,
+        patients_by_regex,
+        patients_by_table,
+        patients_line,
+    )
+    from medsam_tune.cases.splits import (
+        few_shots,
+        fold_cases,
+        labels_of_patients,
+        split_cases,
+        split_lines,
+        write_splits,
+    )
+    from medsam_tune.formats.dicom.patients import secret_beside
 
+    if patient_regex is not None and patients is not None:
+        raise ValueError("--patient-regex and --patients are both given; expected one of them.")
+    if out.suffix != ".json":
+        raise ValueError(f"--out is {out}; expected a name that ends in .json.")
     names = [out] if folds is None else [out.with_stem(f"{out.stem}_{i}") for i in range(folds)]
-    for name in names:
-        if name.exists():
+    key = out.with_suffix(".key.csv") if anonymous else None
+    for name in names if key is None else [*names, key]:
+        if os.path.lexists(name):
             raise DataError(f"{name}: is there already; delete it or choose another --out.")
-    found = find_cases(folder, modality=modality)
+    typed = None if labels is None else labels_typed(labels)
+    found = find_cases(folder, modality=modality, labels=typed, secret=partial(secret_beside, out))
+    if patient_regex is not None:
+        found = patients_by_regex(found, patient_regex)
+        whose = patients_line(found, f"--patient-regex {patient_regex!r}")
+    elif patients is not None:
+        found = patients_by_table(found, patients)
+        whose = patients_line(found, str(patients))
+    else:
+        whose = patients_line(found)
     present = labels_of_patients(found) if stratify else None
     if folds is None:
         lists = [split_cases(found, fractions, seed, present)]
@@ -62,13 +116,16 @@ def split(
         lists = fold_cases(found, folds, seed, present)
     if shots is not None:
         lists = [few_shots(datalist, shots, seed) for datalist in lists]
+    if key is None:
+        write_splits(dict(zip(names, lists, strict=True)))
+    else:
+        put, table = numbered(found, seed)
+        write_splits(dict(zip(names, map(put, lists), strict=True)), {key: table})
+    typer.echo(whose)
     for name, datalist in zip(names, lists, strict=True):
-        write_datalist(datalist, name)
-        typer.echo(
-            f"{name}: {len(datalist.training)} training, {len(datalist.validation)} validation and "
-            f"{len(datalist.test)} test cases; labels: "
-            + ", ".join(f"{k} {v}" for k, v in datalist.labels.items())
-        )
+        typer.echo("\n".join(split_lines(name, datalist)))
+    if key is not None:
+        typer.echo(f"{key}: which number is which scan and patient; keep it to yourself")
     after_split(names)
 
 

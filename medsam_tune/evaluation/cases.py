@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from medsam_tune.errors import DataError, listed, warn
-from medsam_tune.evaluation.metrics import Score, score_case
+from medsam_tune.evaluation.metrics import Score, annotated, score_case
 from medsam_tune.evaluation.statistics import format_summary, summarise
 from medsam_tune.files import written_whole
 from medsam_tune.inference.inferers import EllipseInferer
@@ -131,6 +131,7 @@ class CaseScores:
         labels: label id -> name.
         output_dir: folder for `metrics.csv` and `summary.json`; None writes nothing.
         about: more entries of `summary.json`, such as the model.
+        ignore: id of voxels that nobody annotated; they are left out of the scores.
     """
 
     def __init__(
@@ -138,8 +139,10 @@ class CaseScores:
         labels: Mapping[int, str],
         output_dir: str | Path | None = None,
         about: Mapping[str, Any] | None = None,
+        ignore: int | None = None,
     ) -> None:
         self.labels = labels
+        self.ignore = ignore
         self.output_dir = None if output_dir is None else Path(output_dir)
         self.about = dict(about or {})
         self.scores: list[Score] = []
@@ -161,6 +164,9 @@ class CaseScores:
         own = (truth.shape[0], truth.shape[1], truth.shape[2])
         prediction, ellipse = (
             resized(maps[None], own, nearest=True)[0] for maps in (prediction, ellipse)
+        )
+        prediction, ellipse, truth = annotated(
+            prediction, ellipse, truth, truth=truth, ignore=self.ignore
         )
         self.scores += score_case(batch["case"], prediction, truth, ellipse, self.labels)
 

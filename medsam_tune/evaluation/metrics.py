@@ -4,6 +4,7 @@ Rules:
     - truth and prediction both empty: the pair is excluded from the mean, and counted.
     - one of them empty: Dice 0 and IoU 0.
     - no other pair is excluded; a mean over no pair is empty, never NaN.
+    - voxels that nobody annotated count neither for the truth nor for a prediction.
 """
 
 from __future__ import annotations
@@ -49,6 +50,19 @@ def overlap(prediction: Tensor, truth: Tensor) -> tuple[float | None, float | No
     both = int((prediction & truth).sum())
     total = int(prediction.sum()) + int(truth.sum())
     return (None, None) if total == 0 else (2 * both / total, both / (total - both))
+
+
+def annotated(*maps: Tensor, truth: Tensor, ignore: int | None) -> tuple[Tensor, ...]:
+    """Label maps with 0 wherever the truth says that nobody annotated.
+
+    Args:
+        maps: integer label maps of the truth's shape; the truth may be one of them.
+        truth: integer label map.
+        ignore: id of the voxels that nobody annotated; None if there are none.
+    """
+    if ignore is None:
+        return maps
+    return tuple(one.masked_fill((truth == ignore).to(one.device), 0) for one in maps)
 
 
 def score_case(

@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medsam_tune.evaluation.metrics import overlap
+from medsam_tune.evaluation.metrics import annotated, overlap
 from medsam_tune.prompts import SlicePrompts
 
 _LEGEND_COLUMNS = 5
@@ -90,12 +90,20 @@ class Overlays:
         output_dir: folder for `<case>.png`.
         labels: label id -> name.
         count: number of cases.
+        ignore: id of voxels that nobody annotated; nothing is drawn there.
     """
 
-    def __init__(self, output_dir: str | Path, labels: Mapping[int, str], count: int = 4) -> None:
+    def __init__(
+        self,
+        output_dir: str | Path,
+        labels: Mapping[int, str],
+        count: int = 4,
+        ignore: int | None = None,
+    ) -> None:
         self.output_dir = Path(output_dir)
         self.labels = labels
         self.count = count
+        self.ignore = ignore
 
     def attach(self, engine: Engine) -> None:
         """Attach to an engine; MONAI calls it."""
@@ -107,7 +115,10 @@ class Overlays:
         batch = state.batch
         if state.iteration > self.count or not len(batch["prompts"]):
             return
-        columns = {"annotator, with boxes": batch["label"], "model": state.output["pred"]}
+        label, prediction = annotated(
+            batch["label"], state.output["pred"], truth=batch["label"], ignore=self.ignore
+        )
+        columns = {"annotator, with boxes": label, "model": prediction}
         draw_overlays(
             self.output_dir / f"{batch['case']}.png",
             batch["image"],

@@ -272,7 +272,7 @@ USUAL: Mapping[str, Callable[[], Intensity]] = {
     "XR": Percentiles,
     "US": lambda: Window(127.5, 255),
 }
-"""Modality, one of `datalist.MODALITIES` -> its usual rule."""
+"""Modality, one of `description.MODALITIES` -> its usual rule."""
 
 
 def for_modality(modality: str) -> Intensity:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsam_tune.cases.checks import Expected
-from medsam_tune.cases.datalist import MODALITIES
+from medsam_tune.cases.description import MODALITIES
 from medsam_tune.errors import DataError
 from medsam_tune.slices.frames import ModelFrame, ScanGrid
 from medsam_tune.slices.intensity import Intensity, intensity_from

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+IGNORED = 255
+"""Value of a mask's pixels that nobody annotated."""
+
 
 def prepare_batch(
     batch: Mapping[str, Any], device: torch.device, non_blocking: bool = False, **_: Any
@@ -16,15 +19,19 @@ def prepare_batch(
 
     Args:
         batch: `image` (B, C, S, S) float in [0, 1], `masks` (B, P, S, S) bool, and `boxes`
-            (B, P, 4); no boxes if P are the classes of a model that needs no prompt.
+            (B, P, 4); no boxes if P are the classes of a model that needs no prompt; `ignored`
+            (B, 1, S, S) bool if some pixels were not annotated.
         device: device of the network.
         non_blocking: copy from pinned memory without waiting.
 
     Returns:
-        image, masks (B, P, S, S) bool, and the other arguments of the network: (boxes,), {}, or
-        (), {"return_quality": True}.
+        image, masks (B, P, S, S), and the other arguments of the network: (boxes,), {}, or (),
+        {"return_quality": True}. Masks are bool; with `ignored` uint8, and `IGNORED` there.
     """
     image, masks = (batch[key].to(device, non_blocking=non_blocking) for key in ("image", "masks"))
+    if "ignored" in batch:
+        ignored = batch["ignored"].to(device, non_blocking=non_blocking)
+        masks = masks.to(torch.uint8).masked_fill(ignored, IGNORED)
     if "boxes" in batch:
         return image, masks, (batch["boxes"].to(device, non_blocking=non_blocking),), {}
     return image, masks, (), {"return_quality": True}

@@ -1,4 +1,8 @@
-"""Losses of training."""
+"""Losses of training.
+
+Masks are bool; or uint8 with 1 inside, 0 outside, and `IGNORED` for pixels that nobody annotated,
+which have no part in a loss.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from monai.losses import DiceLoss
 from torch import Tensor, nn
+
+from medsam_tune.training.batches import IGNORED
 
 
 class MaskLoss(nn.Module):
@@ -19,28 +25,38 @@ class MaskLoss(nn.Module):
     """
 
     def forward(self, logits: Tensor, masks: Tensor) -> Tensor:
-        """(B, P, h, w) float logits and (B, P, S, S) bool masks -> scalar."""
-        return mask_losses(logits, shares(masks, logits)).mean()
+        """(B, P, h, w) float logits and (B, P, S, S) masks -> scalar."""
+        return mask_losses(logits, *_targets(masks, logits)).mean()
 
 
-def mask_losses(logits: Tensor, target: Tensor) -> Tensor:
+def mask_losses(logits: Tensor, target: Tensor, counted: Tensor | None = None) -> Tensor:
     """Dice and cross-entropy, each with weight 1, of each mask.
 
     Args:
         logits: (..., h, w) float.
         target: (..., h, w) float in [0, 1].
+        counted: (..., h, w) bool, the logits that have a part in the loss; all of them if None.
 
     Returns:
-        (...) float.
+        (...) float; 0 where no logit is counted.
     """
     logits, target = logits.float(), target.expand_as(logits)
+    found = logits.sigmoid()
     flat = (-1, 1, *logits.shape[-2:])
-    dice = _DICE(logits.reshape(flat), target.reshape(flat)).reshape(logits.shape[:-2])
-    entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean((-1, -2))
-    return dice + entropy  # type: ignore[no-any-return]
+    pair = (found, target) if counted is None else (found * counted, target * counted)
+    dice = _DICE(*(part.reshape(flat) for part in pair)).reshape(logits.shape[:-2])
+    return dice + _entropies(logits, target, counted)  # type: ignore[no-any-return]
 
 
-_DICE = DiceLoss(sigmoid=True, reduction="none")
+def _entropies(logits: Tensor, target: Tensor, counted: Tensor | None) -> Tensor:
+    """Cross-entropy of each mask: (..., h, w) -> (...), a mean over the counted logits."""
+    each = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    if counted is None:
+        return each.mean((-1, -2))
+    return (each * counted).sum((-1, -2)) / counted.sum((-1, -2)).clamp(min=1)
+
+
+_DICE = DiceLoss(reduction="none")
 
 
 class ClassLoss(nn.Module):
@@ -58,23 +74,33 @@ class ClassLoss(nn.Module):
         self.mask_loss = MaskLoss()
 
     def forward(self, output: tuple[Tensor, Tensor], masks: Tensor) -> Tensor:
-        """Logits (B, K, h, w) and presence (B, K) of a network, masks (B, K, S, S) bool -> scalar.
+        """Logits (B, K, h, w) and presence (B, K) of a network, masks (B, K, S, S) -> scalar.
 
-        The scalar is a mean over all B * K.
+        The scalar is a mean over all B * K. The presence of a class is not known, and has no loss,
+        where it was seen nowhere and some pixels are ignored.
         """
         logits, presence = (x.float().flatten(0, 1) for x in output)
         masks = masks.flatten(0, 1)  # (B * K, S, S)
-        there = masks.flatten(1).any(1)
-        loss = F.binary_cross_entropy_with_logits(presence, there.float()) * self.presence
+        there = (masks == 1).flatten(1).any(1)
+        known = there | ~(masks == IGNORED).flatten(1).any(1)
+        scores = F.binary_cross_entropy_with_logits(presence, there.float(), reduction="none")
+        loss = (scores * known).mean() * self.presence
         if there.any():
             share = there.float().mean()
             loss = loss + share * self.mask_loss(logits[there][None], masks[there][None])
         if not there.all():
-            empty = F.binary_cross_entropy_with_logits(
-                logits[~there], torch.zeros_like(logits[~there])
-            )
+            target, counted = _targets(masks[~there][None], logits[~there][None])
+            empty = _entropies(logits[~there][None], target, counted).mean()
             loss = loss + (~there).float().mean() * empty
         return loss
+
+
+def _targets(masks: Tensor, logits: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Targets at the logits' resolution, and which logits count: those with half their pixels."""
+    if masks.dtype == torch.bool:
+        return shares(masks, logits), None
+    seen = shares(masks != IGNORED, logits)
+    return shares(masks == 1, logits) / seen.clamp(min=1e-6), seen >= 0.5
 
 
 def shares(masks: Tensor, logits: Tensor) -> Tensor:

@@ -272,7 +272,30 @@ class ClassMasksd(MapTransform):
         return {**data, "masks": label == ids[:, None, None], "labels": ids}
 
 
-_MADE = ("masks", "labels", "boxes", "points", "point_labels", "slices")
+class IgnoredPixelsd(MapTransform):
+    """Find the pixels that nobody annotated, which have no part in the loss.
+
+    Adds `ignored` (1, H, W) bool, unless `ignore` is None.
+
+    Args:
+        keys: label map (1, H, W).
+        ignore: id of those pixels; None if all are annotated.
+    """
+
+    def __init__(self, keys: KeysCollection, ignore: int | None) -> None:
+        super().__init__(keys)
+        self.key = _one_key(self.keys)
+        self.ignore = ignore
+
+    def __call__(self, data: Data) -> dict[Hashable, Any]:
+        """The dictionary with the ignored pixels."""
+        if self.ignore is None:
+            return dict(data)
+        label = _label_map(data[self.key], self.key, [self.ignore])
+        return {**data, "ignored": label == self.ignore}
+
+
+_MADE = ("masks", "ignored", "labels", "boxes", "points", "point_labels", "slices")
 
 
 def _one_key(keys: tuple[Hashable, ...]) -> Hashable:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from tests.bad_inputs import (
     data_sets,
+    descriptions,
     dicom,
     labels,
     model_files,
@@ -23,7 +24,7 @@ from tests.bad_inputs.table import BadInput, Outcome, run, shortened
 __all__ = ["INPUTS", "BadInput", "Outcome", "run", "shortened"]
 
 _MODULES = (
-    *(scans, data_sets, dicom, prompts, prompt_files),
+    *(scans, data_sets, descriptions, dicom, prompts, prompt_files),
     *(places, names, values, labels, model_files),
 )
 INPUTS: tuple[BadInput, ...] = tuple(

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 import json
+import os
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from monai.data import load_decathlon_datalist
 
-from medsam_tune.cases.datalist import MODALITIES, read_datalist, write_datalist
+from medsam_tune.cases.datalist import SUBSETS, read_datalist, write_datalist
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.splits import split_cases
 from medsam_tune.errors import DataError
-from medsam_tune.slices.intensity import USUAL
 from tests.scans import listed, msd_folder, small_scan, write_nifti
 
 
@@ -21,10 +23,6 @@ def written(folder: Path, **change: object) -> Path:
     write_datalist(split_cases(data, (0.34, 0.33, 0.33), 0), path)
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     return path
-
-
-def test_each_modality_has_its_usual_rule():
-    assert tuple(USUAL) == MODALITIES
 
 
 def test_subset():
@@ -51,6 +49,83 @@ def test_scans_elsewhere_are_written_as_absolute_paths(tmp_path):
     data = find_cases(msd_folder(tmp_path / "scans", ["a"]))
     write_datalist(data, tmp_path / "lists" / "datalist.json")
     assert read_datalist(tmp_path / "lists" / "datalist.json").training == data.training
+
+
+def test_ignore_is_kept(tmp_path):
+    data = replace(find_cases(msd_folder(tmp_path, ["a"])), labels={1: "liver"}, ignore=2)
+    write_datalist(data, tmp_path / "datalist.json")
+    again = read_datalist(tmp_path / "datalist.json")
+    assert (again.labels, again.ignore) == ({1: "liver"}, 2)
+    assert again.labels_in_files == {1: "liver", 2: "ignore"}
+
+
+def test_only_test_cases(tmp_path):
+    path = written(tmp_path)
+    content = json.loads(path.read_text())
+    test = [entry for key in ("training", "validation", "test") for entry in content.pop(key)]
+    path.write_text(json.dumps({**content, "test": test}))
+    assert len(read_datalist(path).test) == 3
+    path.write_text(json.dumps({**content, "test": []}))
+    with pytest.raises(DataError, match="no case in it; expected entries in training, valid"):
+        read_datalist(path)
+
+
+def test_patients_without_a_word_are_guessed(tmp_path):
+    data = find_cases(msd_folder(tmp_path, ["p1_visit1", "p1_visit2", "p2"]))
+    path = tmp_path / "datalist.json"
+    write_datalist(split_cases(data, (0.5, 0, 0.5)), path)
+    content = json.loads(path.read_text())
+    entries = {Path(e["image"]).name[:9]: e for key in ("training", "test") for e in content[key]}
+    for entry in entries.values():
+        del entry["patient"]
+    first, second, other = (entries[name] for name in ("p1_visit1", "p1_visit2", "p2.nii.gz"))
+    path.write_text(json.dumps({**content, "training": [first, second], "test": [other]}))
+    assert [case.patient for case in read_datalist(path).cases] == ["p1", "p1", "p2"]
+    path.write_text(json.dumps({**content, "training": [first, other], "test": [second]}))
+    with pytest.raises(DataError, match=r"patient p1 \(by the names\) is in training and in test"):
+        read_datalist(path)
+    second["patient"] = 7
+    path.write_text(json.dumps({**content, "training": [first, other], "test": [second]}))
+    assert read_datalist(path).test[0].patient == "7"
+
+
+@pytest.mark.parametrize("value", [True, 1.5, [], {}, "", " "])
+@pytest.mark.parametrize("key", ["image", "label", "patient", "series", "name"])
+def test_values_of_another_type(tmp_path, key, value):
+    path = written(tmp_path)
+    content = json.loads(path.read_text())
+    content["test"][0][key] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=rf"entry 0: {key} is .*; expected text"):
+        read_datalist(path)
+
+
+def test_many_cases_are_read_in_linear_time(tmp_path, monkeypatch):
+    """Each file is looked at twice, and each folder once."""
+    count = 5000
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+    (tmp_path / "labels" / "one.nii").touch()
+    entries = []
+    for i in range(count):
+        os.link(tmp_path / "labels" / "one.nii", tmp_path / "images" / f"c_{i}.nii")
+        entries.append({"image": f"images/c_{i}.nii", "label": "labels/one.nii"})
+    content = {"labels": {"1": "liver"}, "modality": "CT", "training": entries[:4000]}
+    path = tmp_path / "d.json"
+    path.write_text(
+        json.dumps({**content, "validation": entries[4000:4500], "test": entries[4500:]})
+    )
+    calls = Counter()
+    for name in ("stat", "lstat", "readlink"):
+        looked = getattr(os, name)
+        monkeypatch.setattr(
+            os, name, lambda *a, n=name, f=looked, **k: (calls.update([n]), f(*a, **k))[1]
+        )
+    data = read_datalist(path)
+    assert [len(data.subset(name)) for name in SUBSETS] == [4000, 500, 500]
+    assert count <= calls["stat"] <= 2 * count + 10  # every image and label is there
+    assert calls["lstat"] <= count + 50  # no image is a link
+    write_datalist(data, path)
 
 
 def test_monai_reads_it(tmp_path):

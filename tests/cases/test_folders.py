@@ -89,6 +89,25 @@ def test_folders_of_dicom_and_other_formats(tmp_path):
         assert float(inside.min()) == 501 - 1000 * (case.id != "c")
 
 
+def test_modality_and_patient_of_dicom_headers(tmp_path):
+    from tests.dicom_series import stored, write_series
+
+    for name in "ab":
+        write_series(tmp_path / "images" / name, modality="MR")
+        label = (stored().transpose(2, 1, 0) > 500).astype(np.uint8)
+        write_nifti(tmp_path / "labels" / f"{name}.nii.gz", label)
+    assert find_cases(tmp_path).modality == "MR"
+    with pytest.raises(DataError, match=r"case a is of MR by its DICOM header, the data set of CT"):
+        find_cases(tmp_path, modality="CT")
+    entries = [{"image": f"images/{n}", "label": f"labels/{n}.nii.gz"} for n in "ab"]
+    entries[1]["patient"] = "said"
+    content = {"labels": {"1": "liver"}, "modality": {"0": "MR"}, "training": entries}
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    first, second = find_cases(tmp_path).training
+    assert (first.guessed, second.guessed) == (False, False)
+    assert (len(first.patient), second.patient) == (12, "said")
+
+
 def test_all_missing_files_of_a_folder_at_once(tmp_path):
     folder = msd_folder(tmp_path, ["a", "b", "c"])
     (folder / "imagesTr/a.nii.gz").unlink()
@@ -125,15 +144,15 @@ def test_modality_must_be_said(tmp_path):
 
 
 def test_unknown_modality_in_the_file(tmp_path):
-    folder = msd_folder(tmp_path, ["a"], modality={"0": "FLAIR"})
-    with pytest.raises(DataError, match="'FLAIR' is none of CT, MR"):
+    folder = msd_folder(tmp_path, ["a"], modality={"0": "noNorm"})
+    with pytest.raises(DataError, match="'noNorm' is not plainly one of CT, MR, XR, US"):
         find_cases(folder)
     assert find_cases(folder, modality="MR").modality == "MR"
 
 
 def test_labels_must_be_ids_and_names(tmp_path):
-    folder = msd_folder(tmp_path, ["a"], labels={"liver": [1, 2]})
-    with pytest.raises(DataError, match=r"label 'liver': \[1, 2\] is not an id and a name"):
+    folder = msd_folder(tmp_path, ["a"], labels={"liver": "one"})
+    with pytest.raises(DataError, match=r"label 'liver': 'one' is not an id and a name"):
         find_cases(folder)
 
 

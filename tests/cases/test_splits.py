@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import random
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +11,13 @@ from monai.data import MetaTensor
 
 from medsam_tune.cases.datalist import SUBSETS, Case, Datalist
 from medsam_tune.cases.folders import find_cases
-from medsam_tune.cases.splits import few_shots, fold_cases, labels_of_patients, split_cases
+from medsam_tune.cases.splits import (
+    _grouped,
+    few_shots,
+    fold_cases,
+    labels_of_patients,
+    split_cases,
+)
 from medsam_tune.errors import DataError
 from medsam_tune.formats.open import case_id, load_image
 from tests.scans import listed, plain_folder, write_nifti
@@ -68,6 +76,43 @@ def test_rare_labels_are_shared_out(seed):
     patients = [{case.patient for case in split.subset(name)} for name in SUBSETS]
     assert len(set.union(*patients)) == 40
     assert len(split.training + split.validation + split.test) == 45
+
+
+def slow_groups(patients, counts, present):
+    """The same choices as the split's, found by looking at every patient each time."""
+    groups = [set() for _ in counts]
+    room, left = list(counts), list(patients)
+    total = Counter(label for patient in patients for label in present[patient])
+    wanted = [{k: n * count / len(patients) for k, n in total.items()} for count in counts]
+    while left:
+        remaining = Counter(label for patient in left for label in present[patient])
+        rarest = min(remaining, key=lambda k: (remaining[k], k)) if remaining else None
+        patient = next(p for p in left if rarest is None or rarest in present[p])
+        need = [(wanted[i].get(rarest, 0.0), room[i], -i) for i in range(len(room)) if room[i]]
+        best = -max(need)[2]
+        groups[best].add(patient)
+        room[best] -= 1
+        for label in present[patient]:
+            wanted[best][label] -= 1
+        left.remove(patient)
+    return groups
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_each_choice_is_the_rarest_label_first(seed):
+    draw = random.Random(seed)
+    present = {f"p{i}": set(draw.choices(range(1, 9), k=draw.randrange(5))) for i in range(60)}
+    assert _grouped(list(present), [36, 9, 15], present) == slow_groups(
+        list(present), [36, 9, 15], present
+    )
+
+
+def test_many_patients_are_split_in_linear_time():
+    """Looking at all patients for each of them would take hours."""
+    cases = tuple(Case(Path(f"/x/{i}.nii"), None, f"p{i}") for i in range(30_000))
+    present = {case.patient: {i % 7 + 1, 20} for i, case in enumerate(cases)}
+    data = split_cases(Datalist("d", "CT", {1: "a"}, cases), (0.7, 0.1, 0.2), 0, present)
+    assert [len(data.subset(name)) for name in SUBSETS] == [21_000, 3_000, 6_000]
 
 
 def test_equal_labels_are_split_as_without():
@@ -155,7 +200,9 @@ def test_fewer_patients_than_subsets():
         split_cases(listed(2, per_patient=5), (0.6, 0.2, 0.2), 0)
 
 
-@pytest.mark.parametrize("fractions", [(0.5, 0.5, 0.5), (1.2, -0.1, -0.1), (0, 0, 0)])
+@pytest.mark.parametrize(
+    "fractions", [(0.5, 0.5, 0.5), (1.2, -0.1, -0.1), (0, 0, 0), (float("nan"), 0.5, 0.5)]
+)
 def test_bad_fractions(fractions):
     with pytest.raises(DataError, match="of 0 or more that add up to 1"):
         split_cases(listed(5), fractions, 0)

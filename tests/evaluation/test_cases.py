@@ -128,6 +128,30 @@ def test_evaluation_of_ellipses_scores_as_ellipses(cases: list[Any], tmp_path: P
     assert int(rows[0]["truth_voxels"]) == truth
 
 
+def test_voxels_that_nobody_annotated_are_left_out(tmp_path: Path) -> None:
+    image, label = small_scan()
+    label[:, 5:] = 9  # the upper half of both organs, and the background there
+    store = SliceStore(tmp_path / "store", ScanRules(Window(100, 200)), {**LABELS, 9: "ignore"})
+    path = write_nifti(tmp_path / "images" / "a.nii", image)
+    case = Case(path, write_nifti(tmp_path / "labels" / "a.nii", label), "a")
+    dataset = CaseDataset(store.prepare([case], progress=False), LABELS)
+    item = dataset[0]
+    assert set(item["prompts"].labels.tolist()) == set(LABELS)
+
+    def everywhere(inputs: object, network: object, prompts: object, **_: object) -> torch.Tensor:
+        return torch.ones_like(item["label"])
+
+    handler, strict = CaseScores(LABELS, ignore=9), CaseScores(LABELS)
+    for one in (handler, strict):
+        evaluate(dataset, nn.Identity(), everywhere, one)
+    known = int((item["truth"] != 9).sum())
+    assert [score.predicted_voxels for score in handler.scores] == [known, 0]
+    assert [score.predicted_voxels for score in strict.scores] == [item["label"].numel(), 0]
+    true = int((item["truth"] == 1).sum())
+    assert handler.scores[0].dice == 2 * true / (true + known)
+    assert handler.scores[0].truth_voxels == strict.scores[0].truth_voxels == true
+
+
 def test_second_run_starts_anew(
     cases: list[Any], tiny_sam: Callable[..., PromptableSam], tmp_path: Path
 ) -> None:

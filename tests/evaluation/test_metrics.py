@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from medsam_tune.evaluation.metrics import Score, overlap, score_case
+from medsam_tune.evaluation.metrics import Score, annotated, overlap, score_case
 
 COLUMNS = "case,label,name,dice,iou,truth_voxels,predicted_voxels,ellipse_dice"
 
@@ -45,3 +45,10 @@ def test_one_score_per_label() -> None:
     assert liver == Score("a", 1, "liver", 0.8, pytest.approx(2 / 3), 3, 2, 0.5)
     assert spleen == Score("a", 2, "spleen", 0.0, 0.0, 1, 0, pytest.approx(2 / 3))
     assert kidney == Score("a", 3, "kidney", None, None, 0, 0, None)
+
+
+def test_nothing_is_left_where_nobody_annotated() -> None:
+    truth, found = torch.tensor([0, 1, 9, 9]), torch.tensor([1, 1, 1, 0])
+    assert annotated(truth, found, truth=truth, ignore=None) == (truth, found)
+    kept = annotated(truth, found, truth=truth, ignore=9)
+    assert [one.tolist() for one in kept] == [[0, 1, 0, 0], [1, 1, 0, 0]]

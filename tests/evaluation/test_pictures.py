@@ -146,3 +146,11 @@ def test_cases_without_boxes_have_no_picture(tmp_path: Path) -> None:
     some, none = (prompts_from_labels(truth(), ids) for ids in (LABELS, []))
     run(Overlays(tmp_path, LABELS), [batch("a", none), batch("b", some)])
     assert [p.name for p in tmp_path.iterdir()] == ["b.png"]
+
+
+def test_nothing_is_drawn_where_nobody_annotated(tmp_path: Path, figures: list[Figure]) -> None:
+    some = prompts_from_labels(truth(), LABELS)
+    ignored = batch("a", some)
+    ignored["label"] = torch.where(torch.arange(9).view(-1, 1, 1) == 5, truth(), 99)
+    run(Overlays(tmp_path, LABELS, ignore=99), [ignored])
+    assert [text for text in texts(figures) if text.startswith("slice")] == ["slice 5"]

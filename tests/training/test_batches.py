@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from medsam_tune.training.batches import MixUp, prepare_batch
+from medsam_tune.training.batches import IGNORED, MixUp, prepare_batch
 
 
 def test_a_batch_with_boxes_and_one_without() -> None:
@@ -32,3 +32,14 @@ def test_mixed_images_keep_the_larger_share_and_their_own_masks() -> None:
     assert args[0] is batch["boxes"]
     plain, *_ = MixUp(prob=0.0)(batch, torch.device("cpu"))
     assert torch.equal(plain, image)
+
+
+def test_what_nobody_annotated_is_marked_in_every_mask() -> None:
+    masks = torch.rand(2, 3, 8, 8) > 0.5
+    ignored = torch.rand(2, 1, 8, 8) > 0.5
+    batch = {"image": torch.rand(2, 3, 8, 8), "masks": masks, "ignored": ignored}
+    for prepare in (prepare_batch, MixUp(prob=1.0)):
+        _, marked, _, _ = prepare(batch, torch.device("cpu"))
+        everywhere = ignored.expand_as(masks)
+        assert (marked[everywhere] == IGNORED).all()
+        assert torch.equal(marked[~everywhere] == 1, masks[~everywhere])

@@ -7,6 +7,7 @@ import math
 import torch
 from monai.losses import DiceCELoss
 
+from medsam_tune.training.batches import IGNORED
 from medsam_tune.training.losses import ClassLoss, MaskLoss
 
 
@@ -68,3 +69,45 @@ def test_class_loss_of_all_or_no_classes_has_gradients() -> None:
             assert tensor.grad is not None
             assert tensor.grad.isfinite().all()
             assert float(tensor.grad.abs().sum()) > 0
+
+
+def test_what_nobody_annotated_has_no_loss() -> None:
+    masks = torch.zeros(1, 2, 16, 16, dtype=torch.uint8)
+    masks[..., 2:10, 2:10] = 1
+    known = masks.bool()
+    masks[..., 8:] = IGNORED
+    logits = torch.randn(1, 2, 8, 8, requires_grad=True)
+    loss = MaskLoss()(logits, masks)
+    loss.backward()
+    assert (logits.grad[..., 4:] == 0).all()
+    assert (logits.grad[..., :4] != 0).all()
+    part = MaskLoss()(logits[..., :4], known[..., :8])
+    assert torch.allclose(loss, part, atol=1e-5)
+    assert torch.equal(MaskLoss()(logits, known.to(torch.uint8)), MaskLoss()(logits, known))
+    assert float(MaskLoss()(logits, torch.full_like(masks, IGNORED)).detach()) < 1e-3
+
+
+def test_a_logit_with_half_its_pixels_counts_by_them() -> None:
+    masks = torch.zeros(1, 1, 4, 4, dtype=torch.uint8)
+    masks[..., :2, 0] = 1  # of the first logit: half inside, half ignored
+    masks[..., :2, 1] = IGNORED
+    masks[..., 2:, :2] = IGNORED
+    masks[..., 2, 0] = 1  # of the third, a quarter is known
+    logits = torch.tensor([[[[3.0, -3.0], [0.0, -3.0]]]], requires_grad=True)
+    MaskLoss()(logits, masks).backward()
+    assert logits.grad[0, 0, 1, 0] == 0
+    assert logits.grad[0, 0, 0, 0] < 0  # towards all of it, not half
+
+
+def test_presence_of_a_class_that_may_be_where_nobody_looked() -> None:
+    masks = torch.zeros(1, 2, 8, 8, dtype=torch.uint8)
+    masks[0, 0, 2:4, 2:4] = 1
+    masks[..., 6:] = IGNORED
+    logits, presence = torch.zeros(1, 2, 4, 4), torch.zeros(1, 2)
+    logits.requires_grad_()
+    presence.requires_grad_()
+    ClassLoss()((logits, presence), masks).backward()
+    assert presence.grad[0, 0] < 0  # it is there
+    assert presence.grad[0, 1] == 0  # nobody knows
+    assert (logits.grad[..., 3] == 0).all()
+    assert (logits.grad[0, 1, :, :3] > 0).all()

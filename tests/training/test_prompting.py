@@ -10,7 +10,13 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, Flipd, Invertd, Lambdad, RandAffined, RandFlipd, Rotate90d
 
-from medsam_tune.transforms import BoxPromptsd, ClassMasksd, KeepObjectsd, PointPromptsd
+from medsam_tune.transforms import (
+    BoxPromptsd,
+    ClassMasksd,
+    IgnoredPixelsd,
+    KeepObjectsd,
+    PointPromptsd,
+)
 
 
 def label_map() -> torch.Tensor:
@@ -281,3 +287,11 @@ def test_row_76_ids_that_float32_rounds_are_found() -> None:
 def test_row_76_ids_that_float32_makes_one_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^labels 16777216 and 16777217 are one number in flo"):
         BoxPromptsd("label", [16_777_217, 1, 16_777_216])
+
+
+def test_pixels_that_nobody_annotated() -> None:
+    label = torch.zeros(1, 6, 6)
+    label[0, :2], label[0, 4:] = 1, 9
+    data = {"label": label}
+    assert IgnoredPixelsd("label", None)(data).keys() == {"label"}
+    assert torch.equal(IgnoredPixelsd("label", 9)(data)["ignored"], label == 9)
