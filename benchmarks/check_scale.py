@@ -102,8 +102,8 @@ def main() -> None:
 HEAD = """# `medsam-tune check` as the number of cases grows
 
 `python benchmarks/check_scale.py` on {machine}.
-Time is that of the processor. Memory is that of the process after its imports (PyTorch and MONAI with all that
-they import), and the highest of all.
+Time is that of the processor. Memory is that of the process after its imports (PyTorch, MONAI),
+and the highest of all.
 
 | | cases | voxels | CPU seconds | ms per case | MB before | MB at most |
 |---|---|---|---|---|---|---|

@@ -17,6 +17,7 @@ from pydoc import locate
 from typing import Any
 
 from medsam_tune.errors import DataError, listed
+from medsam_tune.failures import report_in_one_line
 from medsam_tune.settings import RUN_ARGUMENTS, Typed, word
 
 # What MONAI itself reads in a component, beside the arguments of its `_target_`.
@@ -108,6 +109,8 @@ def start(argv: Sequence[str] | None = None) -> None:
         ValueError: a setting that no config has or uses, an argument that a component does not
             take, a path that would run as a program, or several processes of torchrun.
     """
+    if Path(sys.argv[0]).parts[-3:] == ("monai", "bundle", "__main__.py"):
+        report_in_one_line()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(
             f"WORLD_SIZE is {os.environ['WORLD_SIZE']}; expected one process. The recipes use one "

@@ -13,10 +13,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from medsam_tune.cli import failures
-from medsam_tune.cli.failures import DISK, FAULT, MEMORY, USER, explain, is_closed_pipe
+from medsam_tune import failures
 from medsam_tune.cli.options import refuse_unknown
 from medsam_tune.errors import DataError, nearest
+from medsam_tune.failures import DISK, FAULT, MEMORY, USER, explain, is_closed_pipe
 
 COMMAND = "from medsam_tune.cli import main; main()"
 README = Path(__file__).parents[1] / "README.md"

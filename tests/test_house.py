@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "medsam_tune"
 STOREYS = [
     ["version", "lazy"],
     ["errors", "console"],
-    ["files", "settings"],
+    ["files", "settings", "failures"],
     ["formats"],
     ["cases"],
     ["slices"],

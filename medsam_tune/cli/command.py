@@ -2,7 +2,7 @@
 
 Exit codes: 0 done; 1 an error that the user can correct; 2 a mistyped command or option; 3 and 4 of
 `check` (scans refused, leaks); 5 the disk; 6 memory; 70 a fault of the package; 130 and 143 stopped
-by Ctrl-C and SIGTERM. `cli.failures` tells them apart.
+by Ctrl-C and SIGTERM. `failures` tells them apart.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import typer
 
 import medsam_tune
 from medsam_tune.cli.data import check, prepare, split
-from medsam_tune.cli.failures import PIPE, explain, is_closed_pipe
 from medsam_tune.cli.models import demo, download, info
 from medsam_tune.cli.prompts import prompts
 from medsam_tune.cli.tuning import evaluate, export, predict, train
 from medsam_tune.console import calm, close_bars, debugging
+from medsam_tune.failures import PIPE, explain, is_closed_pipe
 from medsam_tune.version import __version__
 
 app = typer.Typer(

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from medsam_tune.errors import DataError, listed, warn
+from medsam_tune.evaluation.folder import ResultFolder
 from medsam_tune.evaluation.metrics import Score, annotated, score_case
 from medsam_tune.evaluation.statistics import format_summary, summarise
 from medsam_tune.files import written_whole
@@ -124,12 +125,13 @@ class CaseScores:
     """Handler of an evaluator: scores each case, and at the end the whole set.
 
     `engine.state.metrics` gets `mean_dice`, `mean_iou` and `mean_ellipse_dice`, as far as there is
-    something to score. An evaluation that an error ends writes its files as well; `stopped_by` in
-    `summary.json` is then the error, else null.
+    something to score. An evaluation that an error ends writes its files as well, unless those of
+    an earlier one are there; `stopped_by` in `summary.json` is then the error, else null.
 
     Args:
         labels: label id -> name.
-        output_dir: folder for `metrics.csv` and `summary.json`; None writes nothing.
+        output_dir: folder for `metrics.csv` and `summary.json`, replaced as a whole at the end;
+            None writes nothing.
         about: more entries of `summary.json`, such as the model.
         ignore: id of voxels that nobody annotated; they are left out of the scores.
     """
@@ -137,24 +139,31 @@ class CaseScores:
     def __init__(
         self,
         labels: Mapping[int, str],
-        output_dir: str | Path | None = None,
+        output_dir: str | Path | ResultFolder | None = None,
         about: Mapping[str, Any] | None = None,
         ignore: int | None = None,
     ) -> None:
         self.labels = labels
         self.ignore = ignore
-        self.output_dir = None if output_dir is None else Path(output_dir)
+        if isinstance(output_dir, (str, Path)):
+            output_dir = ResultFolder(output_dir)
+        self.results = output_dir
         self.about = dict(about or {})
         self.scores: list[Score] = []
         self._ellipse = EllipseInferer()
 
     def attach(self, engine: Engine) -> None:
         """Attach to an engine; MONAI calls it."""
-        engine.add_event_handler(Events.STARTED, lambda _: self.scores.clear())
+        engine.add_event_handler(Events.STARTED, lambda _: self._start())
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._score)
         engine.add_event_handler(Events.COMPLETED, self._finish)
-        if self.output_dir is not None:
+        if self.results is not None:
             engine.add_event_handler(Events.EXCEPTION_RAISED, self._stop)
+
+    def _start(self) -> None:
+        self.scores.clear()
+        if self.results is not None:
+            self.results.open()
 
     def _score(self, engine: Engine) -> None:
         state: Any = engine.state
@@ -177,15 +186,17 @@ class CaseScores:
         self._write(engine, summary, None)
 
     def _stop(self, engine: Engine, error: BaseException) -> None:
-        """Write what was scored before the error, and let it go on."""
-        self._write(engine, summarise(self.scores), f"{type(error).__name__}: {error}")
+        """Write what was scored before the error, unless an evaluation is there; let it go on."""
+        if self.results is not None and not self.results.path.exists():
+            self._write(engine, summarise(self.scores), f"{type(error).__name__}: {error}")
         raise error
 
     def _write(self, engine: Engine, summary: Mapping[str, Any], stopped_by: str | None) -> None:
-        if self.output_dir is not None:
+        if self.results is not None:
             content = {**self.about, **summary, "stopped_by": stopped_by}
-            write_scores(self.output_dir, self.scores, content)
-            engine.logger.info(f"{self.output_dir}:\n{format_summary(summary)}")
+            write_scores(self.results.scratch, self.scores, content)
+            self.results.finish()
+            engine.logger.info(f"{self.results.path}:\n{format_summary(summary)}")
 
 
 def write_scores(folder: Path, scores: Sequence[Score], summary: Mapping[str, Any]) -> None:

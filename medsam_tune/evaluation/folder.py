@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 from pathlib import Path
 
@@ -25,8 +24,8 @@ class ResultFolder:
         self.path = Path(path)
         self.scratch = self.path.with_name(f".{self.path.name}.new")
 
-    def open(self) -> None:
-        """Make the scratch folder, without what a killed evaluation left in it.
+    def refuse_others(self) -> None:
+        """Refuse a folder that no evaluation made.
 
         Raises:
             DataError: the folder holds something that no evaluation writes, or is a file.
@@ -40,6 +39,14 @@ class ResultFolder:
                     f"{folder}: holds other files ({listed(sorted(others), 3)}), and would be "
                     "replaced; choose another folder for the results."
                 )
+
+    def open(self) -> None:
+        """Make the scratch folder, without what a killed evaluation left in it.
+
+        Raises:
+            DataError: see `refuse_others`.
+        """
+        self.refuse_others()
         shutil.rmtree(self.scratch, ignore_errors=True)
         self.scratch.mkdir(parents=True)
 
@@ -48,5 +55,3 @@ class ResultFolder:
         if self.path.exists():
             shutil.rmtree(self.path)
         self.scratch.rename(self.path)
-        names = listed(sorted(one.name for one in self.path.iterdir()))
-        logging.getLogger(__name__).info(f"{self.path}: {names}")

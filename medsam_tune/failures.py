@@ -10,6 +10,9 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
+
+from medsam_tune.console import debugging
 
 DONE = 0
 USER = 1
@@ -71,6 +74,21 @@ def explain(error: BaseException) -> tuple[str, int]:
             if found := of_kind(each):
                 return found
     return "", FAULT
+
+
+def report_in_one_line() -> None:
+    """Have Python print one line, not a traceback, for an error that ends this process."""
+
+    def report(
+        kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
+        line = "" if debugging() else explain(error)[0]
+        if line:
+            print(f"medsam-tune: {line}", file=sys.stderr)
+        else:
+            sys.__excepthook__(kind, error, trace)
+
+    sys.excepthook = report
 
 
 def is_closed_pipe(error: BaseException) -> bool:
