@@ -22,7 +22,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 PYTEST = OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) $(PY) -m pytest -n $(JOBS) $(TESTS)
 
-.PHONY: help env demo test test-all mutation lint format types bench docs build clean
+.PHONY: help env demo test test-all mutation lint format types audit bench docs build clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -63,6 +63,10 @@ format: env ## rewrite what ruff can
 
 types: env ## mypy, strict, on the package
 	$(PY) -m mypy
+
+audit: env ## advisories against what is installed, where the index has them; licences, into docs/licences.md
+	@$(PY) -m venv build/audit && build/audit/bin/python -m pip install --quiet --timeout 15 --retries 0 pip-audit || true
+	$(PY) benchmarks/audit.py build/audit/bin/pip-audit
 
 bench: env ## timings beside stock segment-anything: attention, and one training step of every method
 	$(PY) benchmarks/attention.py
