@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from medsam_tune.errors import DataError
 from medsam_tune.methods import apply_method
 from medsam_tune.methods.lora import targets
 from medsam_tune.methods.peft_folder import load_peft, save_peft
@@ -122,3 +124,60 @@ def test_a_loaded_model_is_ready_for_use_and_for_more_training(
     assert tuned_tensors(loaded).keys() == tuned_tensors(sam).keys()
     assert loaded.tuning is not None
     assert loaded.tuning.method == "lora"
+
+
+STRANGERS: list[tuple[dict[str, Any] | str, str]] = [
+    ({"peft_type": "XLORA"}, "peft_type is 'XLORA'; expected one of HRA, IA3, LOHA, LOKR, LORA"),
+    ({"megatron_core": "antigravity", "megatron_config": {"a": 1}}, "megatron_con?.* is no field of"),
+    ({"r": 10**9}, "r is 1000000000; expected a whole number from 1 to 65536"),
+    ({"rank_pattern": {"(a+)+$": 2}}, "rank_pattern is .*; expected names of layers"),
+    ({"modules_to_save": ["(a+)+$"]}, "modules_to_save is .*; expected a list"),
+    ({"target_modules": ["nothing"]}, "cannot be applied"),
+    ("[]", "adapter_config.json: holds a JSON list; expected an object"),
+]
+
+
+@pytest.mark.parametrize(("change", "said"), STRANGERS)
+def test_row_103_a_config_of_a_stranger(
+    tiny_sam: Build, tmp_path: Path, change: dict[str, Any] | str, said: str
+) -> None:
+    folder = save_peft(apply_method(tiny_sam(), "lora", rank=2), tmp_path / "adapter")
+    config = folder / "adapter_config.json"
+    content = {**json.loads(config.read_text()), **change} if isinstance(change, dict) else change
+    config.write_text(content if isinstance(content, str) else json.dumps(content))
+    base, modules = tiny_sam(), set(sys.modules)
+    with pytest.raises(DataError, match=said):
+        load_peft(folder, base)
+    assert base.tuning is None
+    assert set(sys.modules) == modules
+
+
+def test_row_103_what_a_config_names_is_not_looked_up(tiny_sam: Build, tmp_path: Path) -> None:
+    sam = apply_method(tiny_sam(), "lora", rank=2)
+    folder = save_peft(sam, tmp_path / "adapter")
+    config = folder / "adapter_config.json"
+    elsewhere = {
+        "auto_mapping": {"base_model_class": "X", "parent_library": "antigravity"},
+        "base_model_name_or_path": "somebody/model",
+        "revision": "main",
+        "target_modules": "(.*.*.*a)+$",  # a pattern without end; the tensors tell the layers
+    }
+    config.write_text(json.dumps({**json.loads(config.read_text()), **elsewhere}))
+    loaded = load_peft(folder, tiny_sam())
+    assert "antigravity" not in sys.modules
+    assert tuned_tensors(loaded).keys() == tuned_tensors(sam).keys()
+
+
+def test_row_59_nan_is_neither_saved_nor_loaded(tiny_sam: Build, tmp_path: Path) -> None:
+    sam = apply_method(tiny_sam(), "lora", rank=2)
+    folder = save_peft(sam, tmp_path / "adapter")
+    with torch.no_grad():
+        next(iter(tuned_tensors(sam).values())).fill_(float("nan"))
+    with pytest.raises(DataError, match=r"other: 1 tensors hold NaN or Inf, the first is image_en"):
+        save_peft(sam, tmp_path / "other")
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    key = next(iter(tensors))
+    save_file({**tensors, key: torch.full_like(tensors[key], float("inf"))}, file)
+    with pytest.raises(DataError, match=r"adapter_model\.safetensors: 1 tensors hold NaN or Inf"):
+        load_peft(folder, tiny_sam())
