@@ -128,7 +128,7 @@ def test_a_loaded_model_is_ready_for_use_and_for_more_training(
 
 STRANGERS: list[tuple[dict[str, Any] | str, str]] = [
     ({"peft_type": "XLORA"}, "peft_type is 'XLORA'; expected one of HRA, IA3, LOHA, LOKR, LORA"),
-    ({"megatron_core": "antigravity", "megatron_config": {"a": 1}}, "megatron_con?.* is no field of"),
+    ({"megatron_core": "antigravity", "megatron_config": {"a": 1}}, "megatron_con.* is no field"),
     ({"r": 10**9}, "r is 1000000000; expected a whole number from 1 to 65536"),
     ({"rank_pattern": {"(a+)+$": 2}}, "rank_pattern is .*; expected names of layers"),
     ({"modules_to_save": ["(a+)+$"]}, "modules_to_save is .*; expected a list"),
