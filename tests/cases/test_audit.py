@@ -9,7 +9,7 @@ import pytest
 
 from medsam_tune.cases import audit
 from medsam_tune.cases.audit import LEAKING, REFUSED, SOUND, check_place
-from medsam_tune.cases.datalist import read_datalist, write_datalist
+from medsam_tune.cases.datalist import Datalist, read_datalist, write_datalist
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.load import load_case
 from medsam_tune.cases.splits import split_cases
@@ -214,3 +214,14 @@ def test_labels_of_large_ids_are_counted(tmp_path):
     write_nifti(folder / "labelsTr" / "c0.nii.gz", label)
     (found,) = check_place(folder, progress=False).findings
     assert (found.problem, found.labels) == ("", {2_000_000_000: 2})
+
+
+def test_row_76_ids_are_counted_one_by_one(make_case):
+    """A table up to the highest id would take 16 GB."""
+    ids = np.array([0, 315, 2**31 - 1], np.uint32)
+    case = make_case(label=ids[small_scan()[1]])
+    path = case.image.parent / "datalist.json"
+    write_datalist(Datalist("d", "MR", {315: "a", 2**31 - 1: "b"}, (case,)), path)
+    (finding,) = check_place(path, progress=False).findings
+    counts = np.bincount(small_scan()[1].ravel())
+    assert finding.labels == {315: counts[1], 2**31 - 1: counts[2]}

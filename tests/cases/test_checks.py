@@ -9,7 +9,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from medsam_tune.cases.checks import check_image, check_pair, label_values
+from medsam_tune.cases.checks import check_affine, check_image, check_pair, label_values
 from medsam_tune.errors import DataError
 from tests.scans import LABELS, SHAPE, load_turned, small_scan
 
@@ -65,3 +65,12 @@ def test_many_values_are_cut_and_counted(make_case):
 def test_an_image_without_a_voxel():
     with pytest.raises(DataError, match=r"has an empty dimension \(a\.nii\)"):
         check_image(MetaTensor(torch.ones(1, 0, 4, 4)), Path("a.nii"))
+
+
+def test_voxels_of_a_micrometre_have_a_place():
+    for size in (1e-5, 1, 1e3):
+        check_affine(MetaTensor(torch.zeros(1, 2, 2, 2), affine=torch.eye(4) * size), Path("a"))
+    flat = torch.diag(torch.tensor([1e3, 1e3, 0, 1.0]))
+    flat[2, 0] = 1e3
+    with pytest.raises(DataError, match="is singular or not finite"):
+        check_affine(MetaTensor(torch.zeros(1, 2, 2, 2), affine=flat), Path("a"))

@@ -197,3 +197,15 @@ def test_a_label_that_cannot_be_read_names_its_case(tmp_path):
     data.training[0].label.write_bytes(b"hello")
     with pytest.raises(DataError, match=r"^case b: cannot read .*b\.nii\.gz: "):
         labels_of_patients(data)
+
+
+def test_row_93_long_names_with_the_suffix_of_a_channel(tmp_path):
+    """They are paired by their whole names, not by those that were cut."""
+    names = ["x" * 235 + "_1", "x" * 235 + "_2"]
+    data = find_cases(plain_folder(tmp_path, names, suffix="_0000"), modality="CT")
+    assert [case.image.name[-17:] for case in data.training] == [
+        "x_1_0000.nii.gz".rjust(17, "x"),
+        "x_2_0000.nii.gz".rjust(17, "x"),
+    ]
+    assert [case.label.name[-11:] for case in data.training] == ["xx_1.nii.gz", "xx_2.nii.gz"]
+    assert len({case.id for case in data.training} | {c.patient for c in data.training}) == 4

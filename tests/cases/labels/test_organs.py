@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import nibabel as nib
 import numpy as np
 import pytest
 
+from medsam_tune.cases.datalist import Case
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.labels.organs import OrganFolder
+from medsam_tune.cases.load import load_case
 from medsam_tune.cases.splits import labels_of_patients
 from medsam_tune.errors import DataError
-from tests.scans import SHAPE, load_turned, small_scan, write_nifti
+from medsam_tune.formats.mending import Mending
+from tests.scans import LABELS, SHAPE, load_turned, small_scan, write_nifti
 from tests.segmentation import NAMES
 
 
@@ -50,3 +54,17 @@ def test_folders_that_are_refused(tmp_path):
         write_nifti(folder / f"liver{ending}", small_scan()[1])
     with pytest.raises(DataError, match=r"organs: several files of liver; expected one file for"):
         OrganFolder(folder).names()
+
+
+def test_mending_holds_for_every_organ(tmp_path):
+    """A guess is refused where guesses are; of a 4-D file the volume is taken that is asked for."""
+    image, label = small_scan()
+    case = Case(write_nifti(tmp_path / "a.nii", np.stack([image] * 2, -1)), tmp_path / "a", "p")
+    liver = np.stack([label == 2, label == 1], -1).astype(np.uint8)
+    write_nifti(case.label / "liver.nii", liver)
+    (case.label / "._liver.nii").write_bytes(bytes(100))
+    _, found = load_case(case, LABELS, Mending(volume_index=1))
+    np.testing.assert_array_equal(found[0].numpy(), label == 1)
+    nib.save(nib.Nifti1Image(liver, None), case.label / "liver.nii")
+    with pytest.raises(DataError, match=r"neither qform nor sform is set \(.*liver\.nii\)"):
+        load_case(case, LABELS, Mending(volume_index=1, strict=True))

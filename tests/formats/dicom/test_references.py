@@ -51,3 +51,10 @@ def test_frames_count_before_series(tmp_path):
         check_references(image(series.uid, "9.9"), label)
     with pytest.raises(DataError, match=rf"drawn on series {series.uid}, the image is 9\.9 \("):
         check_references(image("9.9"), label)
+
+
+def test_row_78_nothing_is_laid_on_a_guessed_place(tmp_path):
+    label = drawn(tmp_path, write_series(tmp_path / "s"))
+    guessed = MetaTensor(torch.zeros(1, 2, 2, 2), meta={"guess": "neither qform nor sform is set"})
+    with pytest.raises(DataError, match=r"^the image's place is a guess: neither .*r\.dcm\); "):
+        check_references(guessed, label)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -104,3 +105,18 @@ def test_size_and_place_by_the_headers(tmp_path):
         read_series_grid(single).affine, np.diag([-SPACING[0], -SPACING[1], 1, 1])
     )
     assert str(single).startswith("CT, 14 x 12, 1 image, ")
+
+
+def test_row_85_a_series_behind_links(tmp_path):
+    folder = write_series(tmp_path / "disk" / "s")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "s").symlink_to(folder)
+    (tmp_path / "data" / "._000.dcm").write_bytes(bytes(200))
+    (tmp_path / "data" / "again").symlink_to(tmp_path / "data")
+    assert len(choose_series(tmp_path / "data").files) == COUNT
+
+
+def test_row_93_names_that_are_not_utf_8(tmp_path):
+    folder = write_series(tmp_path / os.fsdecode(b"s\xff"))
+    with pytest.raises(DataError, match=r"the name is not UTF-8, and ITK cannot open it\. Rename"):
+        load_image(folder)
