@@ -10,6 +10,8 @@ from tests.bad_inputs import (
     data_sets,
     descriptions,
     dicom,
+    dicom_files,
+    dicom_places,
     labels,
     model_files,
     names,
@@ -24,7 +26,7 @@ from tests.bad_inputs.table import BadInput, Outcome, run, shortened
 __all__ = ["INPUTS", "BadInput", "Outcome", "run", "shortened"]
 
 _MODULES = (
-    *(scans, data_sets, descriptions, dicom, prompts, prompt_files),
+    *(scans, data_sets, descriptions, dicom, dicom_files, dicom_places, prompts, prompt_files),
     *(places, names, values, labels, model_files),
 )
 INPUTS: tuple[BadInput, ...] = tuple(

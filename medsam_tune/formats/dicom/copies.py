@@ -12,6 +12,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from medsam_tune.formats.dicom.headers import Instance, import_pydicom, without_warnings
+from medsam_tune.formats.dicom.structure import is_longer_than_its_file
+from medsam_tune.formats.itk import itk_name
 
 
 def without_copies(
@@ -57,7 +59,9 @@ def _same_pixels(first: Path, second: Path) -> bool:
         stored = [_stored(path) for path in (first, second)]
         if stored[0] == stored[1]:
             return True
-        one, other = (sitk.GetArrayFromImage(sitk.ReadImage(str(p))) for p in (first, second))
+        if any(is_longer_than_its_file(path) for path in (first, second)):
+            return False
+        one, other = (sitk.GetArrayFromImage(sitk.ReadImage(itk_name(p))) for p in (first, second))
     except Exception:  # whatever a broken file makes the two stumble on
         return False
     return bool(np.array_equal(one, other))

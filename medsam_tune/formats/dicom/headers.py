@@ -51,6 +51,8 @@ _IMAGE_TAGS = (
     "PixelPaddingRangeLimit",
 )
 
+_SIZE = (0x00280010, 0x00280011)  # Rows, Columns
+
 _QUIET = threading.RLock()
 
 
@@ -180,13 +182,13 @@ def _refuse_cut_off(path: Path, header: Any, wanted: list[Any], further: bool) -
         further: whether something follows them, as pixels do in every image.
     """
     with understood(path):
-        kind = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID")
-        no_scan = str(header.get("Modality") or "") in NO_SCANS
-        image = "Rows" in header or "Image Storage" in import_pydicom().uid.UID(kind or "").name
-        size = [tag for tag in _tags(("Rows", "Columns")) if tag in wanted]
-        if image and further and all(tag in header for tag in size):
+        modality = str(header.get("Modality") or "")
+        image = "Rows" in header or is_of_images(header)
+        if image and further and all(tag in header for tag in wanted if tag in _SIZE):
             return
-        if kind and (no_scan or not image):
+        # A class that is cut off has no name, and no Modality follows it.
+        told = modality or _classes(header)
+        if told and (modality in NO_SCANS or not image):
             return
         series = str(header.get("SeriesInstanceUID") or "")
     error = DamagedFileError(
@@ -195,6 +197,18 @@ def _refuse_cut_off(path: Path, header: Any, wanted: list[Any], further: bool) -
     )
     error.series = series
     raise error
+
+
+def is_of_images(header: Any) -> bool:
+    """Whether a header's SOPClassUID, or that before the data set, is of images."""
+    return any("Image Storage" in name for name in _classes(header))
+
+
+def _classes(header: Any) -> list[str]:
+    """Names of the SOP class as the data set has it, and as what is before it has; if known."""
+    said = (header.get("SOPClassUID"), header.file_meta.get("MediaStorageSOPClassUID"))
+    uids = [import_pydicom().uid.UID(str(uid)) for uid in said if uid]
+    return [str(uid.name) for uid in uids if uid.name != uid]
 
 
 def object_kind(path: Path) -> str:

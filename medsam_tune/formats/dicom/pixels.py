@@ -14,8 +14,9 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from medsam_tune.errors import DataError
-from medsam_tune.formats.dicom.headers import Instance, import_pydicom
+from medsam_tune.formats.dicom.headers import Instance, import_pydicom, understood
 from medsam_tune.formats.dicom.series import Series
+from medsam_tune.formats.dicom.structure import is_longer_than_its_file
 from medsam_tune.formats.itk import itk_name, reason_of
 
 AIR = -1024.0
@@ -39,6 +40,9 @@ def read_pixels(
     Raises:
         DataError: pixels that cannot be decoded, with their file.
     """
+    for one in instances:
+        if is_longer_than_its_file(one.path):
+            raise _undecodable(one.path, "it is shorter than its elements say")
     inverted = instances[0].photometric == "MONOCHROME1"
     array = _pixels_as_stored(instances) if inverted else _pixels(instances)
     _set_padding(array, instances, modality, notes)
@@ -78,8 +82,8 @@ def _pixels(instances: Sequence[Instance]) -> NDArray[np.float32]:
     reader.SetFileNames([itk_name(one.path) for one in instances])
     try:
         image = reader.Execute()
-    except RuntimeError as error:
-        raise _undecodable(instances) from error
+    except (RuntimeError, MemoryError) as error:
+        raise _first_undecodable(instances) from error
     array = sitk.GetArrayViewFromImage(image)  # (K, J, I)
     if array.ndim != 3:
         raise DataError(
@@ -104,25 +108,32 @@ def _pixels_as_stored(instances: Sequence[Instance]) -> NDArray[np.float32]:
     return np.stack(planes, axis=-1)
 
 
-def _undecodable(instances: Sequence[Instance]) -> DataError:
+def _first_undecodable(instances: Sequence[Instance]) -> DataError:
     """Error that names the file, which SimpleITK's own message does not always do."""
     for one in instances:
         try:
             sitk.ReadImage(itk_name(one.path))
-        except RuntimeError as error:
-            return DataError(
-                f"{one.path}: its pixels cannot be read ({_syntax(one.path)}; {reason_of(error)}). "
-                "A truncated file: copy it again. A compression that is not known here: convert "
-                "it, e.g. with dcmdjpeg or gdcmconv --raw."
-            )
+        except (RuntimeError, MemoryError) as error:
+            return _undecodable(one.path, reason_of(error))
     return DataError(f"{instances[0].path}: the series cannot be read as one volume.")
+
+
+def _undecodable(path: Path, reason: str) -> DataError:
+    return DataError(
+        f"{path}: its pixels cannot be read ({_syntax(path)}; {reason}). A truncated file: copy it "
+        "again. A compression that is not known here: convert it, e.g. with dcmdjpeg or gdcmconv "
+        "--raw."
+    )
 
 
 def _syntax(path: Path) -> str:
     """Name of a file's transfer syntax, such as "JPEG 2000 Image Compression"."""
-    header = import_pydicom().dcmread(path, force=True, specific_tags=[], stop_before_pixels=True)
-    uid = header.file_meta.get("TransferSyntaxUID")
-    return "no transfer syntax" if uid is None else str(uid.name)
+    with understood(path):
+        header = import_pydicom().dcmread(
+            path, force=True, specific_tags=[], stop_before_pixels=True
+        )
+        uid = header.file_meta.get("TransferSyntaxUID")
+        return "no transfer syntax" if uid is None else str(uid.name)
 
 
 def _set_padding(

@@ -19,6 +19,7 @@ from medsam_tune.formats.dicom.headers import (
     Instance,
     import_pydicom,
     instance_of,
+    is_of_images,
     read_header,
     understood,
 )
@@ -108,6 +109,7 @@ def find_objects(
     labels: dict[Path, str] = {}
     by_uid: dict[str, Path] = {}  # of the labels
     damaged: list[tuple[Path, str, str]] = []  # with the series, and why
+    misnamed: list[tuple[Path, str]] = []  # images of a modality that has none, with the series
     unknown: list[Path] = []
     others: Counter[str] = Counter()
     paths = list(_files(place))
@@ -131,12 +133,18 @@ def find_objects(
             damaged.append((path, uid, str(error)))
             continue
         others[kind or "without pixels"] += 1
+        if is_of_images(header):
+            misnamed.append((path, uid))
         if kind in kinds:
             first = by_uid.setdefault(own, path)
             if own and first is not path and filecmp.cmp(first, path, shallow=False):
                 warn(f"{path}: a copy of {first.name}; taken once.")
             else:
                 labels[path] = kind
+    for path, uid in misnamed:
+        if uid in images:
+            why = f"{path}: its Modality is none of images, but it is in a series of them."
+            damaged.append((path, uid, f"{why} Copy it again, or take it out."))
     scans = [image.instance.path for members in images.values() for image in members]
     for path in _like_images(unknown, scans):
         text = f"{path}: is named as DICOM images are, but is none ({path.stat().st_size} bytes)."
@@ -175,7 +183,8 @@ def _with_faults(
             folders[path.parent].add(one.uid)
     problems = {}
     for path, uid, why in damaged:
-        owners = {uid} if uid in faults else folders[path.parent] if not uid else set()
+        # A UID that is cut off, or was not reached, is the beginning of the whole one.
+        owners = {uid} & set(faults) or {one for one in folders[path.parent] if one.startswith(uid)}
         for owner in owners:
             faults[owner] = faults[owner] or why
         if not owners:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
+import torch
+from monai.transforms import Orientation
 
 from medsam_tune.cases.datalist import Case
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.labels.open import open_label
+from medsam_tune.cases.load import load_case
 from medsam_tune.cases.splits import labels_of_patients
 from medsam_tune.errors import DataError
+from medsam_tune.formats.mending import Mending
 from tests.conftest import REAL_DATA
-from tests.dicom_series import write_series
-from tests.scans import load_turned
+from tests.dicom_series import STEP, refusal, write_series
+from tests.scans import load_turned, write_nifti
 from tests.segmentation import NAMES, masks, write_seg
 
 
@@ -56,3 +61,76 @@ def test_real_segmentations_equal_their_masks():
     with pytest.raises(DataError, match="its segments cannot be one label map"):
         load_turned(Case(folder / "ct-3slice", folder / "partial_overlaps.dcm", "p"), {})
     assert sitk.ReadImage(str(folder / "liver_seg.nrrd")).GetSize() == (512, 512, 3)
+
+
+@pytest.mark.parametrize("axes", ["LPS", "RAS", "PIR", "SLA"])
+def test_frames_on_an_image_stored_otherwise(tmp_path, axes):
+    """The same scan as NIfTI, its axes in any order and direction."""
+    series = write_series(tmp_path / "s")
+    path = write_seg(tmp_path / "seg.dcm", series, masks())
+    image, label = load_case(Case(series, path, "p"), NAMES)
+    turned = Orientation(axcodes=axes, labels=None)
+    file = write_nifti(
+        tmp_path / "s.nii.gz", turned(image)[0].numpy(), turned(image).affine.numpy()
+    )
+    _, found = load_case(Case(file, path, "p"), NAMES)
+    np.testing.assert_array_equal(found.numpy(), turned(label).numpy())
+    assert found.sum() > 0
+
+
+def test_oblique_frames(tmp_path):
+    c, s = np.cos(0.5), np.sin(0.5)
+    row, column = np.array([c, s, 0]), np.array([-s * c, c * c, s])
+    start, normal = np.array([5.0, 6.0, 7.0]), np.cross(row, column)
+
+    def turn(k, image):
+        image.ImageOrientationPatient = [f"{x:.9f}" for x in (*row, *column)]
+        image.ImagePositionPatient = list(start + STEP * k * normal)
+
+    series = write_series(tmp_path / "s", turn)
+    path = write_seg(tmp_path / "seg.dcm", series, masks())
+    _, label = load_case(Case(series, path, "p"), NAMES)
+    np.testing.assert_array_equal(label[0].numpy(), masks().transpose(2, 1, 0))
+
+
+def shifted(path, z=0.0, x=0.0):
+    content = pydicom.dcmread(path)
+    for frame in content.PerFrameFunctionalGroupsSequence:
+        place = frame.PlanePositionSequence[0]
+        old = place.ImagePositionPatient
+        place.ImagePositionPatient = [old[0] + x, old[1], old[2] + z]
+    content.save_as(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("shift", "where"),
+    [
+        ({"z": 0.09}, (0, 0)),  # as positions are rounded
+        ({"z": -0.09}, (0, 0)),
+        ({"z": 0.2}, None),
+        ({"x": 0.2}, None),
+        ({"x": -0.7}, (1, 0)),
+        ({"z": -STEP}, (0, 1)),
+        ({"z": STEP}, None),  # beyond the last slice
+        ({"x": 0.7}, None),
+    ],
+)
+def test_frames_beside_the_voxels(tmp_path, shift, where):
+    series = write_series(tmp_path / "s")
+    path = shifted(write_seg(tmp_path / "seg.dcm", series, masks()), **shift)
+    if where is None or where[0]:  # frames as wide as the image reach out of it
+        assert "grid is no part of the image's" in refusal(series, path)
+        return
+    _, label = load_case(Case(series, path, "p"), NAMES)
+    expected = np.roll(masks().transpose(2, 1, 0), -where[1], axis=2)
+    np.testing.assert_array_equal(label[0].numpy(), expected)
+
+
+def test_frames_between_the_voxels_resampled(tmp_path):
+    series = write_series(tmp_path / "s")
+    path = shifted(write_seg(tmp_path / "seg.dcm", series, masks()), z=0.4 * STEP)
+    image, label = load_case(Case(series, path, "p"), NAMES, Mending(resample_label=True))
+    np.testing.assert_array_equal(label[0].numpy(), masks().transpose(2, 1, 0))
+    assert label.dtype == torch.int32
+    np.testing.assert_array_equal(label.affine, image.affine)

@@ -6,14 +6,17 @@ import sys
 import threading
 import time
 import warnings
+from dataclasses import replace
 
 import pytest
 from pydicom.dataset import Dataset
 
 from medsam_tune.errors import DataError
 from medsam_tune.formats.dicom.headers import (
+    DamagedFileError,
     has_dicom_prefix,
     instance_of,
+    is_of_images,
     object_kind,
     read_header,
     without_warnings,
@@ -131,3 +134,39 @@ def test_without_highdicom_the_way_out_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "highdicom", None)
     message = refusal(series, label)
     assert f"{label}: a DICOM SEG needs highdicom. Install it: pip install" in message
+
+
+def test_images_that_say_little_of_themselves(tmp_path):
+    """No Modality; no SOPClassUID in the data set; neither."""
+    for tags in (("Modality",), ("SOPClassUID",), ("Modality", "SOPClassUID")):
+
+        def without(_: int, image: Dataset, tags: tuple[str, ...] = tags) -> None:
+            for tag in tags:
+                delattr(image, tag)
+            image.PixelData = bytes(len(image.PixelData))
+
+        (series,) = find_objects(write_series(tmp_path / "-".join(tags), without)).series
+        assert (series.shape, series.fault) == ((*SIZE, COUNT), "")
+
+
+def test_what_is_of_images(tmp_path):
+    file = next(write_series(tmp_path / "s", count=1).iterdir())
+    assert is_of_images(read_header(file))
+    label = write_seg(tmp_path / "seg.dcm", tmp_path / "s", masks()[:1])
+    assert not is_of_images(read_header(label))
+
+
+def test_a_file_that_is_cut_off_still_says_its_series(tmp_path):
+    file = next(write_series(tmp_path / "s", count=1, uid="1.2.3").iterdir())
+    content = file.read_bytes()
+    file.write_bytes(content[: content.index(b"\x20\0\x32\0")])  # before its position
+    with pytest.raises(DamagedFileError, match=r"cut off or damaged \(\d+ bytes") as caught:
+        read_header(file)
+    assert caught.value.series == "1.2.3"
+
+
+def test_the_name_of_a_frame(tmp_path):
+    file = next(write_series(tmp_path / "s", count=1).iterdir())
+    one = instance_of(file, read_header(file))
+    assert (str(one), one.name) == (str(file), file.name)
+    assert str(replace(one, frame=3)) == f"{file} (frame 3)"

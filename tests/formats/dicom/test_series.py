@@ -120,3 +120,39 @@ def test_row_93_names_that_are_not_utf_8(tmp_path):
     folder = write_series(tmp_path / os.fsdecode(b"s\xff"))
     with pytest.raises(DataError, match=r"the name is not UTF-8, and ITK cannot open it\. Rename"):
         load_image(folder)
+
+
+def test_a_damaged_file_is_a_fault_of_its_series_alone(tmp_path):
+    """Of those in its folder, where it does not say of which."""
+
+    def flat(*cut):
+        folder = tmp_path / "-".join(map(str, cut))
+        folder.mkdir()
+        for uid in ("1.2.31", "1.2.32"):
+            for path in write_series(tmp_path / f"{folder.name}-{uid}", uid=uid, count=3).iterdir():
+                path.rename(folder / f"{uid}-{path.name}")
+        write_series(folder / "below", uid="1.2.4", count=3)
+        for name, length in zip(("1.2.31-000-0.dcm",), cut, strict=True):
+            (folder / name).write_bytes((folder / name).read_bytes()[:length])
+        return {one.uid: bool(one.fault) for one in find_objects(folder).series}
+
+    content = next(write_series(tmp_path / "a", uid="1.2.31").iterdir()).read_bytes()
+    series = content.index(b"\x20\0\x0e\0UI") + 8  # where the UID begins
+    assert flat(series + 60) == {"1.2.31": True, "1.2.32": False, "1.2.4": False}
+    assert flat(series + 3) == {"1.2.31": True, "1.2.32": True, "1.2.4": False}
+    assert flat(200) == {"1.2.31": True, "1.2.32": True, "1.2.4": False}
+    assert flat(0) == {"1.2.31": True, "1.2.32": True, "1.2.4": False}
+
+
+def test_damaged_files_alone_in_their_folder(tmp_path):
+    write_series(tmp_path / "a", uid="1.2.3")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "x.dcm").write_bytes(b"")
+    found = find_objects(tmp_path)
+    assert [one.fault for one in found.series] == [""]
+    assert list(found.problems) == [tmp_path / "b" / "x.dcm"]
+    with pytest.raises(DataError, match=r"x\.dcm: is named as DICOM images are, but is none \(0 b"):
+        choose_series(tmp_path)
+    assert choose_series(tmp_path, "1.2.3").uid == "1.2.3"
+    with pytest.raises(DataError, match=r"x\.dcm: is named as DICOM images are"):
+        choose_series(tmp_path / "b", "1.2.3")

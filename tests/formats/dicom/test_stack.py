@@ -7,7 +7,7 @@ import pytest
 from pydicom.dataset import Dataset
 
 from medsam_tune.errors import DataError
-from medsam_tune.formats.open import load_image
+from medsam_tune.formats.open import load_image, read_grid
 from tests.dicom_series import COUNT, SIZE, SPACING, STEP, read, refusal, stored, write_series
 
 
@@ -129,3 +129,54 @@ def test_uneven_slices_are_interpolated_between_their_neighbours(tmp_path):
     expected = np.interp(even, heights, values) - 1000
     np.testing.assert_allclose(volume.array[3, 4], expected, atol=0.01)
     assert volume.array[3, 4, -1] == values[-1] - 1000
+
+
+def test_what_the_metadata_says(tmp_path):
+    for modality in ("CT", "MR"):
+        image = load_image(write_series(tmp_path / modality, modality=modality))
+        assert (image.meta["modality"], image.meta["spacing_known"]) == (modality, True)
+
+    def radiograph(_: int, image: Dataset) -> None:
+        image.Modality = "CR"
+        del image.PixelSpacing
+
+    image = load_image(write_series(tmp_path / "cr", radiograph, count=1))
+    assert (image.meta["modality"], image.meta["spacing_known"]) == ("CR", False)
+    np.testing.assert_allclose(np.abs(image.affine[:3, :3]).numpy(), np.eye(3))
+
+
+@pytest.mark.parametrize("modality", ["PT", "NM", ""])
+def test_row_77_whatever_is_no_projection_needs_its_spacing(tmp_path, modality):
+    def change(_: int, image: Dataset) -> None:
+        image.Modality = modality
+        del image.PixelSpacing
+
+    folder = write_series(tmp_path / "s", change, "MR")
+    assert "has no PixelSpacing, so that the size of its pixels" in refusal(folder)
+    with pytest.raises(DataError, match="has no PixelSpacing"):
+        read_grid(folder)
+
+
+@pytest.mark.parametrize(
+    ("tag", "value"),
+    [
+        ("Modality", "MR"),
+        ("Modality", "SR"),
+        ("FrameOfReferenceUID", "1.2.3"),
+        ("PhotometricInterpretation", "MONOCHROME1"),
+    ],
+)
+def test_one_image_of_another_kind(tmp_path, tag, value):
+    def change(k: int, image: Dataset) -> None:
+        if k == COUNT - 1:
+            setattr(image, tag, value)
+
+    message = refusal(write_series(tmp_path / "s", change))
+    assert f"-{COUNT - 1}.dcm: its {tag} is " in message
+
+
+def test_faulty_series_have_no_grid(tmp_path):
+    folder = write_series(tmp_path / "s")
+    next(folder.glob("*-7.dcm")).write_bytes(b"")
+    with pytest.raises(DataError, match=r"-7\.dcm: is named as DICOM images are, but is none"):
+        read_grid(folder)
