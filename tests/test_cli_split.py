@@ -20,7 +20,8 @@ from medsam_tune.evaluation.metrics import annotated
 from medsam_tune.training.batches import IGNORED as IGNORED_PIXEL
 from medsam_tune.training.losses import MaskLoss
 from tests.bad_inputs.descriptions import IGNORED, nnunet
-from tests.scans import plain_folder
+from tests.dicom_series import stored, write_series
+from tests.scans import plain_folder, write_nifti
 
 Tune = Callable[..., tuple[int, str, str]]
 VISITS = ["p1_visit1", "p1_visit2", "p2_visit1", "p3_pre", "p3_post", "p4", "p5"]
@@ -65,7 +66,7 @@ def test_visits_of_a_patient_stay_together(tune: Tune, visits: Path, tmp_path: P
     code, said, _ = tune("split", visits, "--modality", "CT", "--out", out)
     assert code == 0
     first, second = said.splitlines()
-    assert first.startswith("patients: 5 patients for 7 scans, guessed from the names; e.g. p")
+    assert first.startswith("patients: 5 for 7 scans, guessed from the names; e.g. p")
     assert first.endswith("If that is wrong: --patient-regex or --patients FILE.csv.")
     assert "labels: 1 label 1, 2 label 2" in second
     assert patients(out)["p3_post"] == "p3"
@@ -75,7 +76,7 @@ def test_patients_by_option(tune: Tune, visits: Path, tmp_path: Path) -> None:
     flags = ("split", visits, "--modality", "CT", "--out")
     code, said, _ = tune(*flags, tmp_path / "r.json", "--patient-regex", r"p\d_[a-z]|.*")
     assert code == 0
-    assert "patients: 5 patients for 7 scans, by --patient-regex" in said
+    assert "patients: 5 for 7 scans, by --patient-regex" in said
     assert patients(tmp_path / "r.json")["p1_visit1"] == "p1_v"
     table = tmp_path / "t.csv"
     table.write_text("case,patient\n" + "".join(f"{n},P{i // 2}\n" for i, n in enumerate(VISITS)))
@@ -119,6 +120,27 @@ def test_anonymous(tune: Tune, visits: Path, tmp_path: Path) -> None:
     for i in range(4):
         for case in read_datalist(folder / f"cv_{i}.json").cases:
             assert rows[case.id]["image"] == str(case.image)
+
+
+def test_patients_of_dicom_are_hashed_by_a_key_beside_the_datalist(
+    tune: Tune, tmp_path: Path
+) -> None:
+    for name in "ab":
+        write_series(tmp_path / "scans" / "images" / name)
+        label = (stored().transpose(2, 1, 0) > 500).astype(np.uint8)
+        write_nifti(tmp_path / "scans" / "labels" / f"{name}.nii.gz", label)
+    flags = ("split", tmp_path / "scans", "--fractions", 0, 0, 1, "--out")
+    for name in ("one/d.json", "one/e.json", "two/d.json"):
+        code, said, _ = tune(*flags, tmp_path / name)
+        assert code == 0
+        assert "patients: 1 for 2 scans, by DICOM headers or dataset.json" in said
+    key = tmp_path / "one" / ".medsam_tune.key"
+    assert stat.S_IMODE(os.stat(key).st_mode) == 0o600
+    first, again, other = (
+        patients(tmp_path / n) for n in ("one/d.json", "one/e.json", "two/d.json")
+    )
+    assert first == again != other
+    assert read_datalist(tmp_path / "one" / "d.json").modality == "CT"
 
 
 def test_all_folds_are_written_or_none(

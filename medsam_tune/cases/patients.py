@@ -136,7 +136,7 @@ def patients_line(datalist: Datalist, told: str = "DICOM headers or dataset.json
     members: dict[str, list[str]] = {}
     for case in cases:
         members.setdefault(case.patient, []).append(case.id)
-    counts = f"{len(members)} patients for {len(cases)} scans"
+    counts = f"{len(members)} for {len(cases)} scans"
     guessed = [case for case in cases if case.guessed]
     several = next(
         (c.patient for c in guessed if len(members[c.patient]) > 1),

@@ -55,25 +55,6 @@ def key_twice(folder: Path) -> Path:
     return folder
 
 
-def with_forks(folder: Path) -> Path:
-    """images/ and labels/ as a Mac's archive leaves them, and a lock file."""
-    plain_folder(folder, ["a", "b"])
-    for kind in ("images", "labels"):
-        for name in ("._a.nii.gz", ".~lock.b.nii.gz#", "Thumbs.db", "~a.nii.gz"):
-            (folder / kind / name).write_bytes(b"\0\5\x16\7")
-        (folder / kind / "__MACOSX").mkdir()
-        (folder / kind / ".ipynb_checkpoints").mkdir()
-    return folder
-
-
-def folders_named_like_files(folder: Path, files: int = 1) -> Path:
-    for i in range(2):
-        for kind, array in zip(("images", "labels"), small_scan(i), strict=True):
-            for n in range(files):
-                write_nifti(folder / kind / f"c{i}.nii" / f"000{n}_brain.nii", array)
-    return folder
-
-
 def visits(folder: Path) -> Path:
     """A datalist by hand, without patients: one visit to train on, one to test."""
     path = datalist(folder)
@@ -126,21 +107,9 @@ def ignore_is_no_organ(data: Datalist) -> None:
     assert set(np.unique(label)) == {0, 1, 2, IGNORED}
 
 
-def both_are_found(data: Datalist) -> None:
-    assert [case.id for case in data.training] == ["a", "b"]
-
-
 def channels_are_found(data: Datalist) -> None:
     assert [case.image.name for case in data.training] == [f"{n}_0000.nii.gz" for n in "abc"]
     assert [case.patient for case in data.training] == ["a", "b", "c"]
-
-
-def inner_files_are_found(data: Datalist) -> None:
-    assert [(case.id, case.image.name) for case in data.training] == [
-        ("c0", "0000_brain.nii"),
-        ("c1", "0000_brain.nii"),
-    ]
-    assert data.labels == {1: "label 1", 2: "label 2"}
 
 
 def is_read(data: Datalist) -> None:
@@ -212,35 +181,6 @@ INPUTS: tuple[BadInput, ...] = (
         find_cases,
         NO_COUNTERPART,
         r"a\.nii\.gz: has several channels, a file for each .* Copy the channel to train on",
-    ),
-    BadInput(
-        84,
-        "forks",
-        "folder with ._ files of a Mac, Thumbs.db and lock files",
-        with_forks,
-        found,
-        NO_COUNTERPART,
-        handled="skipped",
-        check=both_are_found,
-    ),
-    BadInput(
-        85,
-        "folder-like-file",
-        "scans in folders named c0.nii/",
-        folders_named_like_files,
-        found,
-        NO_COUNTERPART,
-        handled="the file in it is read, under the folder's name",
-        check=inner_files_are_found,
-    ),
-    BadInput(
-        85,
-        "folder-of-two",
-        "the same, with two scans in each",
-        lambda folder: folders_named_like_files(folder, files=2),
-        found,
-        NO_COUNTERPART,
-        r"c0\.nii: is a folder that is named like a file, and has 2 scans in it; expected one",
     ),
     BadInput(
         87,

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from medsam_tune.cases.description import (
-    LARGEST_ID,
     MODALITIES,
     Labels,
     known_modality,
@@ -14,6 +13,7 @@ from medsam_tune.cases.description import (
     of_dicom,
 )
 from medsam_tune.errors import DataError
+from medsam_tune.formats.volume import HIGHEST_ID
 from medsam_tune.slices.intensity import USUAL
 
 SOURCE = Path("dataset.json")
@@ -110,7 +110,7 @@ def test_ignore_is_no_label(content: dict[str, object]) -> None:
         ({"labels": {"٣": "a"}}, ".*is not an id and a name"),  # Arabic digits
         ({"labels": {"1": " "}}, "label 1 has an empty name"),
         ({"labels": {"1": "a", "01": "b"}}, "label 1 has the names 'a' and 'b'"),
-        ({"labels": {"a": LARGEST_ID + 1}}, rf"label {LARGEST_ID + 1} \('a'\); expected ids up to"),
+        ({"labels": {"a": HIGHEST_ID + 1}}, rf"label 'a' has the id {HIGHEST_ID + 1}; expec"),
         ({"labels": {"1": "a"}, "ignore": 1}, "label 1 has the names 'a' and 'ignore'"),
         ({"labels": {"1": "a", "2": "ignore"}, "ignore": 3}, "labels 2 and 3 are both named 'ign"),
         ({"labels": {"1": "a"}, "ignore": True}, "ignore is True; expected the id"),

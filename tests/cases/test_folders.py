@@ -105,7 +105,7 @@ def test_modality_and_patient_of_dicom_headers(tmp_path):
     (tmp_path / "dataset.json").write_text(json.dumps(content))
     first, second = find_cases(tmp_path).training
     assert (first.guessed, second.guessed) == (False, False)
-    assert (len(first.patient), second.patient) == (12, "said")
+    assert (len(first.patient), second.patient) == (16, "said")
 
 
 def test_all_missing_files_of_a_folder_at_once(tmp_path):

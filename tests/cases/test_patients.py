@@ -77,25 +77,25 @@ def test_tables_that_are_refused(tmp_path: Path, content: bytes | None, message:
 
 def test_what_is_said_of_the_patients() -> None:
     assert patients_line(data("p1-a", "p1-b", "p2-a")) == (
-        "patients: 2 patients for 3 scans, guessed from the names; e.g. p1-a, p1-b are p1. If that "
+        "patients: 2 for 3 scans, guessed from the names; e.g. p1-a, p1-b are p1. If that "
         "is wrong: --patient-regex or --patients FILE.csv."
     )
-    assert "2 patients for 2 scans, guessed from the names; each scan is taken as another" in (
+    assert "2 for 2 scans, guessed from the names; each scan is taken as another" in (
         patients_line(data("p1-a", "p2-a"))
     )
     assert patients_line(data("p1-a", "p1-b", "p2-a", guessed=False), "t.csv") == (
-        "patients: 2 patients for 3 scans, by t.csv; e.g. p1-a, p1-b are p1."
+        "patients: 2 for 3 scans, by t.csv; e.g. p1-a, p1-b are p1."
     )
     mixed = data("p1-a", "p2-a", "p3-a")
     first = replace(mixed.training[0], guessed=False)
     line = patients_line(replace(mixed, training=(first, *mixed.training[1:])))
-    assert "3 patients for 3 scans, of 2 scans guessed from the names" in line
+    assert "3 for 3 scans, of 2 scans guessed from the names" in line
 
 
 def test_one_patient_by_the_names_is_refused() -> None:
     with pytest.raises(DataError, match=r"\(p1-a, p1-b\), all 2 scans are of one patient, p1;"):
         patients_line(data("p1-a", "p1-b"))
-    assert "1 patients for 1 scans" in patients_line(data("p1-a"))
+    assert "1 for 1 scans" in patients_line(data("p1-a"))
     assert "by DICOM" in patients_line(data("p1-a", "p1-b", guessed=False))
 
 
