@@ -156,23 +156,17 @@ def write_splits(lists: Mapping[Path, Datalist], tables: Mapping[Path, str] | No
         tables: file -> its text.
 
     Raises:
-        DataError: the disk is full, or the folder does not let itself be written to.
+        OSError: the disk is full, or the folder cannot be written to; nothing is written then.
     """
     tables = tables or {}
     paths = [*lists, *tables]
-    try:
-        with all_written_whole(paths) as beside:
-            files = dict(zip(paths, beside, strict=True))
-            for path, datalist in lists.items():
-                files[path].write_text(as_json(datalist, path.parent), encoding="utf-8")
-            for path, text in tables.items():
-                files[path].touch(0o600)
-                files[path].write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise DataError(
-            f"{paths[0]}: cannot be written ({error.strerror}); nothing is. Make room, or choose "
-            "another --out."
-        ) from error
+    with all_written_whole(paths) as beside:
+        files = dict(zip(paths, beside, strict=True))
+        for path, datalist in lists.items():
+            files[path].write_text(as_json(datalist, path.parent), encoding="utf-8")
+        for path, text in tables.items():
+            files[path].touch(0o600)
+            files[path].write_text(text, encoding="utf-8")
 
 
 def _shuffled(cases: Iterable[Case], seed: int) -> list[str]:
