@@ -286,10 +286,10 @@ def test_missing_scan(store, make_case):
 @pytest.mark.parametrize("progress", [True, False])
 def test_progress_can_be_silenced(store, make_case, monkeypatch, progress):
     asked = []
-    bar = "medsam_tune.slices.store.tqdm"  # the environment may silence the real one
-    monkeypatch.setattr(bar, lambda cases, **options: asked.append(options) or cases)
+    bar = "medsam_tune.slices.store.tracked"
+    monkeypatch.setattr(bar, lambda cases, *_, show: asked.append(show) or cases)
     store.prepare([make_case()], progress=progress)
-    assert [options["disable"] for options in asked] == [None if progress else True]
+    assert asked == [progress]
 
 
 def test_prepared_case_is_picklable(prepared):
