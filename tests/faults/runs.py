@@ -119,8 +119,9 @@ def leftovers(folder: Path) -> str:
 
 def store_differs(expected: Path, found: Path) -> str:
     """What differs between two slice stores of the same scans; empty if nothing does."""
-    entries = sorted(path.name for path in expected.iterdir() if path.name[0] != ".")
-    others = sorted(path.name for path in found.iterdir() if path.name[0] != ".")
+    entries, others = (
+        sorted(path.parent.name for path in store.glob("*/files.json")) for store in (expected, found)
+    )
     if entries != others:
         return f"entries {others}"
     for entry in entries:

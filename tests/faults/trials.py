@@ -206,7 +206,7 @@ def two_trainings(yard: Yard, apart: float) -> str:
 
 def two_in_a_store(yard: Yard, training: bool) -> str:
     """Fill one store from two processes: two of `prepare`, or `prepare` and a training."""
-    store, run = _fresh(yard, f"shared_{training:d}.slices"), _fresh(yard, "sharing")
+    store, run = _fresh(yard, f"shared_{training:d}.slices"), _fresh(yard, f"sharing_{training:d}")
     words = ("prepare", "d.json", "--slices-dir", store.name)
     other = tuple(yard.train("decoder", run.name, slices_dir=store.name)) if training else words
     outcomes = yard.server.run(Command(words), Command(other))
