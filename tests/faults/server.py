@@ -1,0 +1,197 @@
+"""A process that has imported everything and forks for each command, so that a trial is short.
+
+    python -m tests.faults.server  # a JSON line of commands in, a JSON line of outcomes out
+
+Commands of one line run at the same time. `Server` is the side of the caller.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command line of `medsam-tune`, and what goes wrong while it runs.
+
+    Attributes:
+        words: words after `medsam-tune`.
+        after: seconds after which it gets `number`; None for never.
+        number: the signal.
+        mishap: name of a function in `mishaps`, called in its process before it starts.
+        options: arguments of that function.
+        limit: seconds after which it is killed as one that hangs.
+    """
+
+    words: tuple[str, ...]
+    after: float | None = None
+    number: int = signal.SIGKILL
+    mishap: str = ""
+    options: dict[str, Any] | None = None
+    limit: float = 240
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command did.
+
+    Attributes:
+        code: its exit code; that of a signal is negative.
+        text: its standard output and standard error.
+        seconds: wall-clock time.
+        hung: True if it was killed at its limit.
+    """
+
+    code: int
+    text: str
+    seconds: float
+    hung: bool
+
+
+class Server:
+    """A server process, started at the first command.
+
+    Args:
+        folder: working directory of the commands; each has a log in it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._process: subprocess.Popen[str] | None = None
+
+    def run(self, *commands: Command) -> list[Outcome]:
+        """Run commands at the same time; return when all have ended."""
+        if self._process is None:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.faults.server", str(self.folder)],
+                **{"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True},
+                cwd=ROOT,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps([asdict(command) for command in commands]) + "\n")
+        self._process.stdin.flush()
+        return [Outcome(**each) for each in json.loads(self._process.stdout.readline())]
+
+    def one(self, *words: object, **options: Any) -> Outcome:
+        """Run one command; `options` are those of `Command`."""
+        return self.run(Command(tuple(map(str, words)), **options))[0]
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+            self._process.wait(10)
+
+
+def _import_everything() -> None:
+    import medsam_tune.cases.folders
+    import medsam_tune.cases.splits
+    import medsam_tune.cli
+    import medsam_tune.evaluation.cases
+    import medsam_tune.evaluation.pictures
+    import medsam_tune.inference.inferers
+    import medsam_tune.inference.output
+    import medsam_tune.methods.export
+    import medsam_tune.training.checkpoints
+    import medsam_tune.transforms  # noqa: F401
+    import monai.bundle
+    import monai.engines
+    import monai.handlers
+    from torch.utils.tensorboard import SummaryWriter  # noqa: F401
+
+
+def _child(command: Command, log: Path) -> int:
+    """Be the command, in a process of its own; return its exit code."""
+    from medsam_tune import cli
+    from tests.faults import mishaps
+
+    os.setpgid(0, 0)
+    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for ours, theirs in ((nothing, 0), (target, 1), (target, 2)):
+        os.dup2(ours, theirs)
+    after: Callable[[], None] | None = None
+    sys.argv = ["medsam-tune", *command.words]
+    try:
+        if command.mishap:
+            after = getattr(mishaps, command.mishap)(**command.options or {})
+        cli.main()
+        code = 0
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else int(bool(error.code))
+    except KeyboardInterrupt:
+        code = 130
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if after is not None:
+        after()
+    return code
+
+
+def _start(command: Command, log: Path) -> int:
+    process = os.fork()
+    if process:
+        return process
+    code = 1
+    try:
+        code = _child(command, log)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def _together(commands: list[Command], folder: Path) -> list[Outcome]:
+    logs = [folder / f".log_{os.getpid()}_{number}" for number in range(len(commands))]
+    begin = time.monotonic()
+    running = {_start(*each): at for at, each in enumerate(zip(commands, logs, strict=True))}
+    told: set[int] = set()
+    hung: set[int] = set()
+    outcomes: dict[int, Outcome] = {}
+    while running:
+        now = time.monotonic() - begin
+        for process, at in [*running.items()]:
+            command = commands[at]
+            ended, status = os.waitpid(process, os.WNOHANG)
+            if ended:
+                del running[process]
+                text = logs[at].read_text(errors="replace") if logs[at].exists() else ""
+                code = os.waitstatus_to_exitcode(status)
+                outcomes[at] = Outcome(code, text, round(now, 2), at in hung)
+            elif command.after is not None and now >= command.after and at not in told:
+                told.add(at)
+                os.kill(process, command.number)
+            elif now >= command.limit:
+                hung.add(at)
+                os.killpg(process, signal.SIGKILL)
+        time.sleep(0.002)
+    return [outcomes[at] for at in range(len(commands))]
+
+
+def _serve(folder: Path) -> None:
+    _import_everything()
+    os.chdir(folder)
+    for line in sys.stdin:
+        commands = [Command(**{**each, "words": tuple(each["words"])}) for each in json.loads(line)]
+        print(json.dumps([asdict(each) for each in _together(commands, folder)]), flush=True)
+
+
+if __name__ == "__main__":
+    _serve(Path(sys.argv[1]))
