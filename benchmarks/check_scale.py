@@ -109,8 +109,8 @@ and the highest of all.
 |---|---|---|---|---|---|---|
 {rows}
 
-Time is linear in the cases. No voxel of a case is kept, only its finding and its message: 2 to 4 KB,
-which include the report's text.
+Time is linear in the cases. No voxel of a case is kept, only its finding and its message: 2 to 4 KB
+with the report's text.
 """
 
 if __name__ == "__main__":

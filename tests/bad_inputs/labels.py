@@ -35,6 +35,7 @@ def pair(case: str, truth: int, predicted: int) -> dict[str, Any]:
 def evaluate(folder: Path, cases: list[dict[str, Any]]) -> tuple[list[str], dict[str, Any]]:
     """Dice cells of metrics.csv, and summary.json."""
     engine = Engine(lambda engine, case: {"pred": case["predicted"]})
+    folder = folder / "evaluation"
     CaseScores(LABELS, folder).attach(engine)
     try:
         engine.run(cases)
