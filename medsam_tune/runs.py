@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from medsam_tune.cases.datalist import Case
 from medsam_tune.errors import DataError, listed
@@ -29,8 +29,8 @@ from medsam_tune.slices.store import PreparedCase
 from medsam_tune.version import __version__
 
 RECORD, STATE, SPLIT = "run.json", "state.json", "split.json"
-LAST, TUNED = "last.pt", "tuned.safetensors"
-_OURS = {RECORD, STATE, SPLIT, LAST, TUNED, ".lock", "logs", "weights.safetensors"}
+LAST, TUNED, LOCK = "last.pt", "tuned.safetensors", ".lock"
+_OURS = {RECORD, STATE, SPLIT, LAST, TUNED, LOCK, "logs", "weights.safetensors"}
 _PLACES = ("datalist", "slices_dir", "checkpoint")
 _SHOWN = 8  # differences in a message
 
@@ -125,12 +125,23 @@ class RunFolder:
         self.path = Path(path)
         self.record = record
         self.resume = resume
-        self._lock: FileLock | None = None
+        self._lock: BaseFileLock | None = None
 
     @property
     def last(self) -> Path:
         """The checkpoint to resume from."""
         return self.path / LAST
+
+    def refuse(self) -> None:
+        """Refuse a folder that `open` would refuse; nothing is written, and nothing is held.
+
+        Raises:
+            DataError: see `open`.
+        """
+        self._refuse_others()
+        if (self.path / LOCK).exists():
+            self._locked().release()
+        self._refuse_or_compare()
 
     def open(self) -> None:
         """Take the folder for this process, and write the record of a new training.
@@ -139,19 +150,12 @@ class RunFolder:
 
         Raises:
             DataError: another process trains into the folder; it holds a run that is not to be
-                resumed, or other files; no run is there to resume, it is finished, or this one
-                differs from it. Nothing is written then.
+                resumed, or other files; no run is there to resume, or this one differs from it.
+                Nothing is written then.
         """
         self._refuse_others()
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise DataError(
-                f"{self.path}: another process trains into it; wait for it, or choose another "
-                "output folder."
-            ) from None
+        lock = self._locked()
         try:
             self._refuse_or_compare()
         except BaseException:
@@ -164,6 +168,17 @@ class RunFolder:
                 (self.path / name).unlink(missing_ok=True)
             write_record(self.path, self.record)
             write_state(self.path, "started")
+
+    def _locked(self) -> BaseFileLock:
+        lock = FileLock(self.path / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise DataError(
+                f"{self.path}: another process trains into it; wait for it, or choose another "
+                "output folder."
+            ) from None
+        return lock
 
     def _refuse_others(self) -> None:
         if self.path.is_dir():

@@ -78,7 +78,7 @@ def test_the_whole_job(tune: Tune, phantoms: Path, tmp_path: Path) -> None:
     assert "2 training, 1 validation and 1 test cases; labels: 1 liver" in out
     code, _, err = tune("train", "decoder", "--datalist", datalist, "--output", run, *SMALL)
     assert code == 0, err
-    printed = next(line for line in err.splitlines() if line.startswith("$ "))
+    printed = err[err.index("$ python") :].replace("\\\n", "")
     assert shlex.split(printed)[1:5] == ["python", "-m", "monai.bundle", "run"]
     code, _, err = tune("evaluate", "--run", run)
     assert code == 0, err

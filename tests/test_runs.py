@@ -100,8 +100,9 @@ def test_an_empty_folder_holds_no_run(tmp_path: Path) -> None:
 def test_a_run_is_not_written_over(tmp_path: Path) -> None:
     run = stopped(tmp_path / "run")
     before = (run / "run.json").read_bytes()
-    with pytest.raises(DataError, match="holds a run already; choose another output folder"):
-        RunFolder(run, replace(RECORD, seed=4)).open()
+    for refuse in (RunFolder.refuse, RunFolder.open):
+        with pytest.raises(DataError, match="holds a run already; choose another output folder"):
+            refuse(RunFolder(run, replace(RECORD, seed=4)))
     assert (run / "run.json").read_bytes() == before
     RunFolder(run, RECORD, resume=True).open()
     assert (run / "run.json").read_bytes() == before
@@ -114,6 +115,7 @@ def test_other_files_are_left_alone(tmp_path: Path) -> None:
         RunFolder(tmp_path, RECORD).open()
     with pytest.raises(DataError, match=r"notes.txt: is a file; expected a folder"):
         RunFolder(tmp_path / "notes.txt", RECORD).open()
+    RunFolder(tmp_path / "new", RECORD).refuse()
     assert {path.name for path in tmp_path.iterdir()} == {"scans", "notes.txt"}
 
 
@@ -135,13 +137,15 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
     folder.open()
     code = (
         "from medsam_tune.runs import RunFolder, RunRecord; import sys\n"
-        "RunFolder(sys.argv[1], RunRecord(None, None, None, {}, {}, 0.0, 0)).open()"
+        "folder = RunFolder(sys.argv[1], RunRecord(None, None, None, {}, {}, 0.0, 0))\n"
+        "for take in (folder.refuse, folder.open):\n"
+        "    try: take()\n"
+        "    except ValueError as error: print(error)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, tmp_path / "run"], capture_output=True, text=True, check=False
     )
-    assert done.returncode == 1
-    assert "run: another process trains into it" in done.stderr
+    assert done.stdout.count("run: another process trains into it") == 2, done.stderr
 
 
 @pytest.mark.parametrize(
