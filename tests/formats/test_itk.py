@@ -164,3 +164,11 @@ def test_row_93_a_name_that_would_end_the_process(tmp_path):
     for read in (load_image, read_grid):
         with pytest.raises(DataError, match=r"a\\udcff\.nrrd: the name is not UTF-8, and ITK cann"):
             read(path)
+
+
+def test_what_is_written_is_compared(tmp_path, monkeypatch):
+    write = sitk.WriteImage
+    monkeypatch.setattr(sitk, "WriteImage", lambda image, *a, **k: write(image * 0, *a, **k))
+    with pytest.raises(OSError, match=r"a\.nrrd: cannot be written whole; the disk may be full"):
+        itk.write(tmp_path / "a.nrrd", np.ones((2, 3, 4), np.uint8), np.eye(4))
+    assert list(tmp_path.iterdir()) == []

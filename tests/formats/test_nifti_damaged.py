@@ -129,3 +129,23 @@ def test_sizes_that_the_file_cannot_hold(tmp_path, content, ending, size, monkey
     expected = rf"a{ending}: Expected {size**3 * 2 + 352} bytes, got {path.stat().st_size} bytes"
     with pytest.raises(DataError, match=expected):
         load_image(path)
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "unset"),
+    # Offset and step of the sform, offset of the qform, and a size.
+    [
+        (292, np.float32(np.nan), 252),
+        (280, np.float32(np.inf), 252),
+        (268, np.float32(np.nan), 254),
+        (42, np.int16(-5), 252),
+    ],
+)
+def test_places_and_sizes_that_are_none(tmp_path, content, at, value, unset):
+    damaged = bytearray(content)
+    damaged[at : at + value.itemsize] = value.tobytes()
+    damaged[unset : unset + 2] = bytes(2)  # the code of the other form
+    path = tmp_path / "a.nii"
+    path.write_bytes(damaged)
+    with pytest.raises(DataError, match="empty dim" if at == 42 else "is singular or not finite"):
+        load_image(path)
