@@ -1,7 +1,7 @@
 """MONAI transforms of this package, for any pipeline.
 
-`SimpleITKReader` reads DICOM, NRRD and MetaImage for MONAI's `LoadImaged`. `Windowd`, `Windowsd`,
-`Percentilesd` and `ZScored` bring scans to 8 bits, with `Window` and so on for arrays.
+`SimpleITKReader` reads DICOM, NIfTI, NRRD and MetaImage for MONAI's `LoadImaged`. `Windowd`,
+`Windowsd`, `Percentilesd` and `ZScored` bring scans to 8 bits, with `Window` and so on for arrays.
 `BoxPromptsd`, `PointPromptsd` and `ClassMasksd` choose objects of label maps and prompt for them;
 `KeepObjectsd` keeps an augmentation from losing them. `IgnoredPixelsd` finds what nobody annotated.
 `ModelFramed` brings slices, masks, boxes and
