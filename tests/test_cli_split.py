@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from medsam_tune.cli.failures import DISK
 
 from medsam_tune import cli
 from medsam_tune.cases.datalist import SUBSETS, read_datalist
 from medsam_tune.evaluation.metrics import annotated
+from medsam_tune.failures import DISK
 from medsam_tune.training.batches import IGNORED as IGNORED_PIXEL
 from medsam_tune.training.losses import MaskLoss
 from tests.bad_inputs.descriptions import IGNORED, nnunet

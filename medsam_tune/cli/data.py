@@ -126,7 +126,8 @@ def split(
         typer.echo("\n".join(split_lines(name, datalist)))
     if key is not None:
         typer.echo(f"{key}: which number is which scan and patient; keep it to yourself")
-    after_split(names)
+    if lists[0].training and lists[0].validation:
+        after_split(names)
 
 
 def check(
