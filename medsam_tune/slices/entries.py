@@ -90,7 +90,7 @@ def remove_leftovers(root: Path) -> None:
     for path in making(root).iterdir():
         lock = path.with_suffix(".lock")
         ours = _UNFINISHED.fullmatch(path.name) and lock.is_file() and not lock.is_symlink()
-        if ours and path.is_dir() and not path.is_symlink():
+        if ours and path.is_dir():  # if it is a link, rmtree leaves it and what it leads to
             try:
                 with FileLock(lock, timeout=0):
                     shutil.rmtree(path, ignore_errors=True)

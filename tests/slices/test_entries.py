@@ -136,6 +136,18 @@ def test_what_we_write_is_what_we_open(tmp_path: Path, dtype: str) -> None:
     assert read_metadata(tmp_path, "image")["shape"] == [3, 2, 4, 5]
 
 
+@pytest.mark.parametrize("shape", [[1, 1, 10**5, 10**5], [2**20, 1, 2**9, 2**9]])
+def test_row_104_shapes_without_bounds_are_refused(tmp_path: Path, shape: list[int]) -> None:
+    write_array(zarr.open_group(tmp_path, mode="w", zarr_format=3), "image", np.zeros((2, 1, 3, 4)))
+    content = json.loads((tmp_path / "image" / "zarr.json").read_text())
+    content |= {"shape": shape, "data_type": "uint8"}
+    content["chunk_grid"]["configuration"]["chunk_shape"] = shape
+    content["codecs"][0]["configuration"]["chunk_shape"] = [1, *shape[1:]]
+    (tmp_path / "image" / "zarr.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"image would have \d+ values"):
+        read_metadata(tmp_path, "image")
+
+
 # What is deleted and written over.
 
 
@@ -231,6 +243,17 @@ def test_row_104_nothing_is_written_through_links(
     assert (mine / "thesis.txt").read_text() == "years of work"
     place.unlink()
     store.prepare([case], progress=False)
+
+
+@pytest.mark.parametrize("where", ["", "image", "image/zarr.json"])
+def test_row_104_a_sound_entry_behind_a_link_is_not_opened(
+    store: SliceStore, make_case: MakeCase, tmp_path: Path, where: str
+) -> None:
+    case = make_case()
+    entry = store.prepare([case], progress=False)[0].path
+    (entry / where).rename(tmp_path / "away")
+    (entry / where).symlink_to(tmp_path / "away")
+    assert store.find(case) is None
 
 
 @pytest.mark.filterwarnings("ignore:.*is damaged")
