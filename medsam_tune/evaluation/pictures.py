@@ -69,10 +69,10 @@ def draw_overlays(
             if row == 0:
                 dice = None if maps is truth else _mean_dice(maps, truth, labels)
                 score = "" if dice is None else f"\nDice {dice:.2f}"
-                axis.set_title(f"{title}{score}", fontsize=9)
+                axis.set_title(f"{_plain(title)}{score}", fontsize=9)
             if column == 0:
                 axis.set_ylabel(f"slice {z}", fontsize=8)
-    handles = [Line2D([], [], color=colours[k], label=labels[k]) for k in seen]
+    handles = [Line2D([], [], color=colours[k], label=_plain(labels[k])) for k in seen]
     if handles:
         columns_of_legend = min(_LEGEND_COLUMNS, len(handles))
         figure.legend(handles=handles, loc="lower center", ncols=columns_of_legend, fontsize=8)
@@ -81,6 +81,11 @@ def draw_overlays(
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     return path
+
+
+def _plain(text: str) -> str:
+    """A text that matplotlib draws as it is: a dollar sign would begin a formula."""
+    return text.replace("$", r"\$")
 
 
 class Overlays:

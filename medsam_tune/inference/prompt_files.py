@@ -64,6 +64,11 @@ def read_prompts(
     space = content.get("space", "voxel")
     if space not in ("voxel", "world"):
         raise DataError(f"{name}: space is {_shown(space)}; expected 'voxel' or 'world'.")
+    if space == "world" and grid.guess:
+        raise DataError(
+            f"{name}: boxes are in world, but the scan's place is a guess: {grid.guess}. Give "
+            "them in voxels."
+        )
     _refuse_other_labels(content.get("labels", {}), labels, name)
     if space == "voxel":
         _refuse_other_scan(content.get("scan", {}), grid, name)

@@ -76,6 +76,7 @@ class ScanGrid:
         axes: orientation of the slices' volume (X, Y, Z), "LPS" for axial slices.
         size: (X, Y, Z), shape of that volume after resampling; by default it is not resampled.
         codes: qform_code and sform_code of the file, if it is NIfTI.
+        guess: what the file's header lacks, where the affine is a guess; empty where it says it.
     """
 
     affine: NDArray[np.float64]
@@ -83,6 +84,7 @@ class ScanGrid:
     axes: str = "LPS"
     size: tuple[int, int, int] = (0, 0, 0)
     codes: tuple[int, int] | None = None
+    guess: str = ""
 
     def __post_init__(self) -> None:
         if not any(self.size):

@@ -154,3 +154,10 @@ def test_nothing_is_drawn_where_nobody_annotated(tmp_path: Path, figures: list[F
     ignored["label"] = torch.where(torch.arange(9).view(-1, 1, 1) == 5, truth(), 99)
     run(Overlays(tmp_path, LABELS, ignore=99), [ignored])
     assert [text for text in texts(figures) if text.startswith("slice")] == ["slice 5"]
+
+
+def test_names_with_dollars_are_no_formulas(tmp_path: Path, figures: list[Figure]) -> None:
+    """matplotlib would raise at the second dollar."""
+    columns = {"$a_{$": truth(), "b$": truth()}
+    draw_overlays(tmp_path / "x.png", image(), columns, {1: "$_{x$", 2: "a$b"})
+    assert (tmp_path / "x.png").is_file()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,14 @@ def test_box_in_voxels() -> None:
     assert found.boxes.tolist() == [[1, 2, 5, 8], [0, 0, 4, 4], [1, 2, 5, 8], [0, 0, 4, 4]]
     assert found.boxes.dtype == torch.float32
     assert found.slices.dtype == found.labels.dtype == torch.int64
+
+
+def test_row_78_world_of_a_guessed_place_is_refused() -> None:
+    guessed = replace(LPS_GRID, guess="no qform and no sform")
+    item = {"label": 1, "box3d": [0, 0, 4, 4, 4, 6]}
+    with pytest.raises(DataError, match="place is a guess: no qform and no sform"):
+        read_prompts(objects(item, space="world"), guessed, LABELS)
+    assert len(read_prompts(objects(item), guessed, LABELS)) == 2
 
 
 def test_box_of_a_turned_file() -> None:
