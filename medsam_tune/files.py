@@ -116,22 +116,36 @@ def read_json(path: Path) -> dict[str, Any]:
                 f"{path}: has {size} bytes; expected at most {JSON_LIMIT}. Divide it into several."
             )
         text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}). Correct the path.") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not JSON ({error}). Correct it or make it again.") from error
+    return parse_json(text, str(path))
+
+
+def parse_json(text: str, source: str) -> dict[str, Any]:
+    """Read the object in a JSON text.
+
+    Args:
+        text: JSON of somebody, as in `read_json`.
+        source: where the text is from, for the message.
+
+    Raises:
+        DataError: as in `read_json`; names `source`.
+    """
+    try:
         content = json.loads(
             text, object_pairs_hook=_object, parse_constant=_finite, parse_float=_finite
         )
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}). Correct the path.") from error
     except RecursionError as error:
         raise DataError(
-            f"{path}: its objects and lists are nested too deeply; expected a few levels. Make it "
-            "again."
+            f"{source}: its objects and lists are nested too deeply; expected a few levels. Make "
+            "it again."
         ) from error
-    except DataError:
-        raise
     except ValueError as error:
-        raise DataError(f"{path}: is not JSON ({error}). Correct it or make it again.") from error
+        raise DataError(f"{source}: is not JSON ({error}). Correct it or make it again.") from error
     if not isinstance(content, dict):
-        raise DataError(f"{path}: holds a JSON {type(content).__name__}; expected an object.")
+        raise DataError(f"{source}: holds a JSON {type(content).__name__}; expected an object.")
     return content
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from peft import PeftConfig
 
 from medsam_tune.errors import DataError
+from medsam_tune.files import parse_json
 from medsam_tune.methods import METHODS
 from medsam_tune.methods.lora import adapted_layers
 from medsam_tune.methods.options import MAX_COUNT, fields_of
@@ -30,6 +31,7 @@ MAX_TEXT = 256
 _WORD = re.compile(r"[A-Za-z0-9_.+-]{1,64}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _LABEL = re.compile(r"[1-9][0-9]{0,9}")
+_HALVES = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -84,10 +86,7 @@ def parse_header(text: str, source: str) -> TunedHeader:
     Raises:
         DataError: a header that `save_tuned` does not write; names the field.
     """
-    try:
-        header = json.loads(text, object_pairs_hook=_object, parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{source}: its header is no JSON ({error}). {_WAY_OUT}") from error
+    header = parse_json(text, f"{source}: its header")
     content = _fields(header, "the header", _HEADER, source)
     base = _fields(content["base"], "base", _BASE, source)
     return TunedHeader(
@@ -116,8 +115,13 @@ def _are_labels(value: object) -> bool:
         isinstance(value, dict)
         and len(value) <= MAX_COUNT
         and all(_LABEL.fullmatch(key) and int(key) <= MAX_LABEL for key in value)
-        and all(isinstance(name, str) and len(name) <= MAX_TEXT for name in value.values())
+        and all(map(_is_written, value.values()))
     )
+
+
+def _is_written(name: object) -> bool:
+    """True for text that can be written to a file: half a character of UTF-16 cannot."""
+    return isinstance(name, str) and len(name) <= MAX_TEXT and not _HALVES.search(name)
 
 
 def _is_pattern(options: object) -> bool:
@@ -152,13 +156,13 @@ _BASE: dict[str, _Check] = {
 
 
 def _fields(
-    content: object, what: str, checks: Mapping[str, _Check], source: str
+    content: dict[str, Any], what: str, checks: Mapping[str, _Check], source: str
 ) -> dict[str, Any]:
     """An object with exactly the fields of a schema."""
-    if not isinstance(content, dict) or content.keys() != checks.keys():
-        found = sorted(content) if isinstance(content, dict) else type(content).__name__
+    if content.keys() != checks.keys():
         raise DataError(
-            f"{source}: {what} holds {_short(found)}; expected {', '.join(checks)}. {_WAY_OUT}"
+            f"{source}: {what} holds {_short(sorted(content))}; expected {', '.join(checks)}. "
+            f"{_WAY_OUT}"
         )
     for key, (expected, fits) in checks.items():
         if not fits(content[key]):
@@ -171,17 +175,6 @@ def _fields(
 def _short(value: object) -> str:
     shown = repr(value)
     return shown if len(shown) <= 100 else f"{shown[:100]}..."
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key stands twice in one object")
-    return found
-
-
-def _no_number(text: str) -> None:
-    raise ValueError(f"{text} is no number of JSON")
 
 
 def _plain(value: object) -> object:

@@ -75,6 +75,7 @@ FIELDS: list[tuple[tuple[str, ...], Any, str]] = [
     (("labels",), {"one": "liver"}, "its labels is"),
     (("labels",), {"2147483648": "liver"}, "its labels is"),
     (("labels",), {"1": "x" * 257}, "its labels is"),
+    (("labels",), {"1": "\ud800"}, "its labels is"),
     (("base",), "vit_b", "its base is 'vit_b'; expected an object"),
     (("base",), {"name": "tiny"}, r"base holds \['name'\]; expected name, image_size, in_cha"),
     (("base", "name"), "../../x", "its name is '../../x'; expected the name of a model"),
@@ -181,14 +182,17 @@ def test_row_103_what_a_config_names_is_not_looked_up(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('{"base": 1, "base": 2}', "its header is no JSON .a key stands twice in one object"),
-        ('{"labels": {"1": "a", "1": "b"}}', "a key stands twice in one object"),
-        ("[" * 100_000, "its header is no JSON"),
-        ('{"base": NaN}', "its header is no JSON .NaN is no number of JSON"),
-        ('{"base": ' + "9" * 5000 + "}", "its header is no JSON"),
-        ("", "its header is no JSON"),
-        ("null", "the header holds 'NoneType'; expected base, method"),
-        ("[]", "the header holds 'list'; expected base, method"),
+        (
+            '{"base": 1, "base": 2}',
+            "is not JSON .the keys 'base' are there twice in one object",
+        ),
+        ('{"labels": {"1": "a", "1": "b"}}', "the keys '1' are there twice in one object"),
+        ("[" * 100_000, "its header: its objects and lists are nested too deeply"),
+        ('{"base": NaN}', "its header: is not JSON .the number NaN is not finite"),
+        ('{"base": ' + "9" * 5000 + "}", "its header: is not JSON"),
+        ("", "its header: is not JSON"),
+        ("null", "its header: holds a JSON NoneType; expected an object"),
+        ("[]", "its header: holds a JSON list; expected an object"),
     ],
 )
 def test_row_103_text_that_is_no_header(tuned: Callable[..., Path], text: str, said: str) -> None:
