@@ -22,7 +22,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 PYTEST = OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) $(PY) -m pytest -n $(JOBS) $(TESTS)
 
-.PHONY: help env demo test test-all mutation lint format types audit bench docs build clean
+.PHONY: help env demo test test-faults test-all mutation lint format types audit bench docs build clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,7 +44,10 @@ demo: env ## train and evaluate the nano model on made-up scans, on CPU
 	$(VENV)/bin/medsam-tune demo
 
 test: env ## the fast tier: no network, no GPU, minutes
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not faults"
+
+test-faults: env ## kills, full disks, little memory, dead workers, names of patients: a quarter of an hour
+	$(PYTEST) -m faults
 
 test-all: env ## every tier; real_data and gpu tests skip themselves with a reason
 	$(PYTEST)

@@ -87,6 +87,8 @@ def kills(crew: Crew) -> list[str]:
         for number in range(KILLS)
         for place in trials.PLACES
     ]
+    end = "after the last checkpoint, before the run says that it is finished"
+    every.append((end, "kill", trials.killed_at_the_end))
     return [
         f"SIGKILL at {len(every)} moments drawn from seeds: in time, or at the n-th file that is "
         "opened, made, renamed or removed, and up to 4 ms later. Then the same command again "

@@ -332,7 +332,7 @@ def covered(work: Path, files: list[str], jobs: int) -> Tests:
         "MUTATION_RECORDS": str(records),
     }
     words = "-m pytest -p mutation -p no:cacheprovider -q -m".split()
-    words += ["not slow", "-n", str(jobs), "--dist", "loadfile", *files]
+    words += ["not slow and not faults", "-n", str(jobs), "--dist", "loadfile", *files]
     subprocess.run([sys.executable, *words], cwd=tree, env=os.environ | settings, check=False)
     lines = defaultdict(lambda: defaultdict(set))  # by context and file
     for path in records.glob("lines.*"):

@@ -39,7 +39,11 @@ _USER_ERRORS = (
     NotADirectoryError,
     FloatingPointError,
 )
-_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up"}
+_FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the quota is used up",
+    errno.EFBIG: "a file is larger than the disk, or `ulimit -f`, allows",
+}
 _CLOSED = {
     errno.EACCES: "permission denied",
     errno.EPERM: "not permitted",
@@ -47,6 +51,7 @@ _CLOSED = {
 }
 _OUT_OF_MEMORY = re.compile(
     r"DefaultCPUAllocator|can't allocate memory|out of memory|CUBLAS_STATUS_ALLOC_FAILED"
+    r"|can't start new thread"
 )
 _WORKER = re.compile(r"DataLoader worker \(pid")
 _NO_GPU = re.compile(

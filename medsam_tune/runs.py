@@ -132,6 +132,12 @@ class RunFolder:
         """The checkpoint to resume from."""
         return self.path / LAST
 
+    @property
+    def state(self) -> str:
+        """What `set_state` wrote last; empty if nothing was written."""
+        path = self.path / STATE
+        return str(read_json(path).get("state", "")) if path.is_file() else ""
+
     def refuse(self) -> None:
         """Refuse a folder that `open` would refuse; nothing is written, and nothing is held.
 

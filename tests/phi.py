@@ -56,7 +56,7 @@ def nifti(folder: Path) -> None:
         nib.save(changed, path)
         assert _HEADERS.search(gzip.decompress(path.read_bytes()))
     content = json.loads((folder / "dataset.json").read_text())
-    content |= {"name": NAME, "description": _TEXT, "reference": NUMBER, "licence": BORN}
+    content |= {"description": _TEXT, "reference": NUMBER, "licence": BORN}
     (folder / "dataset.json").write_text(json.dumps(content))
 
 
@@ -179,8 +179,7 @@ def try_all(kind: str, folder: Path, server: Server | None = None) -> Swept:
     command("evaluate", "--run", run)
     scan = _a_scan(listed)
     command("predict", scan, "--run", run, "--output", out / "mask.nii.gz")
-    for kind_of_file in ("peft", "onnx"):
-        command("export", "--run", run, "--format", kind_of_file, "--output", out / kind_of_file)
+    command("export", "--run", run, "--format", "onnx", "--output", out / "onnx")
     if own:
         server.close()
     return sweep(out, printed, anonymous)

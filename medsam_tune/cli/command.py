@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import traceback
 from typing import Annotated
 
 import typer
@@ -56,6 +57,7 @@ def _options(
 
 def main() -> None:
     """Run a command; what goes wrong is one line, with the exit code of its kind."""
+    typed = sys.argv
     with calm():
         try:
             app(prog_name="medsam-tune")
@@ -66,8 +68,10 @@ def main() -> None:
             if isinstance(error, SystemExit):
                 raise
             close_bars()
+            sys.argv = typed  # a bundle has its own
             line, code = explain(error)
             if debugging() or not line:
-                raise
-            typer.echo(f"medsam-tune: {line}", err=True)
+                traceback.print_exception(error)
+            else:
+                typer.echo(f"medsam-tune: {line}", err=True)
             sys.exit(code)

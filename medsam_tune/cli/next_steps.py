@@ -172,13 +172,18 @@ def _prompted(run: Path) -> bool:
 
 
 def _held_out(run: Path) -> tuple[Path, str | None]:
-    """The first test scan of a run's datalist and its series; a word where there is none."""
+    """The first test scan of a run's datalist and its series.
+
+    A word stands for it where there is none, and where its case has a name that hides the file's.
+    """
     from medsam_tune.cases.datalist import read_datalist
     from medsam_tune.runs import read_record
 
     try:
         datalist = read_record(run).datalist
         if datalist is not None and (cases := read_datalist(Path(datalist)).test):
+            if cases[0].name is not None:
+                return Path("SCAN"), None
             return cases[0].image, cases[0].series
     except (ValueError, OSError):
         pass

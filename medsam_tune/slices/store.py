@@ -192,6 +192,8 @@ class SliceStore:
         for case, there in zip(cases, found, strict=True):
             if there is None and (entry := self._entry(case)).exists():
                 warnings.warn(f"{entry}: is damaged and is made again.", stacklevel=2)
+        # Starts zarr's thread here: where memory is too little for it, a job would wait forever.
+        zarr.open_group({}, mode="w")
         with ThreadPoolExecutor(jobs) as pool:
             done = pool.map(lambda case, there: there or self._make(case), cases, found)
             return list(tracked(done, "prepare", len(cases), show=progress))

@@ -229,7 +229,9 @@ class KeepLast:
             ) from error
         done = engine.state.epoch
         engine.state.max_epochs = epochs
-        if epochs is not None and (done > epochs or (done == epochs and not pending)):
+        # A process that was killed right before it said that it is finished does so now.
+        ended = done == epochs and not pending and self.folder.state == "finished"
+        if epochs is not None and (done > epochs or ended):
             raise DataError(
                 f"{self.folder.path}: is at {done} epochs already, {epochs} are wanted. Train "
                 f"further with more: --set epochs={2 * done}."

@@ -26,16 +26,16 @@ def _draw(place: str, number: int) -> random.Random:
 
 def killed(yard: Yard, place: str, number: int) -> str:
     """Kill a command at a moment that the number draws, go on, and compare with no kill."""
-    for attempt in range(5):
+    for attempt in range(5):  # a machine that is less busy than before ends sooner
         drawn = _draw(place, number + 1000 * attempt)
         trial = {STORE: _killed_store, TRAINING: _killed_training, SAVING: _killed_saving}[place]
-        wrong = trial(yard, drawn, number)
+        wrong = trial(yard, drawn, number, 0.9 * 0.6**attempt)
         if wrong != _UNFAIR:
             break
     return wrong
 
 
-def _killed_store(yard: Yard, drawn: random.Random, number: int) -> str:
+def _killed_store(yard: Yard, drawn: random.Random, number: int, _: float) -> str:
     store = _fresh(yard, f"store_{number}.slices")
     words = ("prepare", "d.json", "--slices-dir", store.name)
     options = {"folder": str(store), "count": drawn.randint(1, 620), "delay": _delay(drawn)}
@@ -46,11 +46,11 @@ def _killed_store(yard: Yard, drawn: random.Random, number: int) -> str:
     return _cleared(_ended(second) or store_differs(yard.folder / "d.slices", store), store)
 
 
-def _killed_training(yard: Yard, drawn: random.Random, number: int) -> str:
+def _killed_training(yard: Yard, drawn: random.Random, number: int, share: float) -> str:
     method = _METHODS[number % len(_METHODS)]
     run = _fresh(yard, f"training_{number}")
     cold = {"slices_dir": _fresh(yard, f"cold_{number}.slices").name} if number % 4 == 0 else {}
-    after = drawn.uniform(0, 0.95 * yard.seconds(method))
+    after = drawn.uniform(0, share * yard.seconds(method))
     first = yard.server.one(*yard.train(method, run.name, **cold), after=after)
     if first.code == 0:
         return _UNFAIR
@@ -58,7 +58,7 @@ def _killed_training(yard: Yard, drawn: random.Random, number: int) -> str:
     return _cleared(wrong, run, yard.folder / f"cold_{number}.slices")
 
 
-def _killed_saving(yard: Yard, drawn: random.Random, number: int) -> str:
+def _killed_saving(yard: Yard, drawn: random.Random, number: int, _: float) -> str:
     method = _METHODS[number % len(_METHODS)]
     run = _fresh(yard, f"saving_{number}")
     count = drawn.randint(1, yard.events(method) - 5)
@@ -94,6 +94,19 @@ def resumed(yard: Yard, method: str, boundary: bool, workers: int) -> str:
         return f"was killed at step {step['iteration']}, which is the other place"
     second = yard.finish(method, run.name, **settings)
     return _cleared(_ended(second) or yard.wrong(method, run.name), run)
+
+
+def killed_at_the_end(yard: Yard) -> str:
+    """Kill a training when its last checkpoint is there and its state is not yet finished."""
+    run = _fresh(yard, "killed_at_the_end")
+    words = yard.train("decoder", run.name, checkpoint_minutes=10)
+    # At its start, and after each of the three epochs; the fifth says that it is finished.
+    options = {"folder": str(run), "target": "state.json", "count": 5}
+    first = yard.server.one(*words, mishap="killed_at_file", options=options)
+    if first.code == 0 or checkpoint(run)["trainer"]["iteration"] != 12:
+        return f"was killed elsewhere: exit {first.code}"
+    wrong = _ended(yard.finish("decoder", run.name)) or yard.wrong("decoder", run.name)
+    return _cleared(wrong, run)
 
 
 def signalled(yard: Yard, number: int, where: str) -> str:

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from medsam_tune.errors import DataError
 from medsam_tune.methods import apply_method
 from medsam_tune.methods.tuned import read_header, tuned_tensors
-from medsam_tune.runs import RunFolder, RunRecord
+from medsam_tune.runs import RunFolder, RunRecord, write_state
 from medsam_tune.sam.model import PromptableSam
 from medsam_tune.training.checkpoints import KeepBest, KeepLast, ScheduleState, TunedState
 from medsam_tune.training.handlers import EpochSeed
@@ -246,6 +246,21 @@ def test_a_finished_run_is_not_resumed_without_more_epochs(tmp_path: Path) -> No
     with pytest.raises(DataError, match=r"is at 3 epochs already, 3 are wanted. .* epochs=6"):
         Walk(tmp_path, resume=True).run()
     assert first.state()["state"] == "finished"
+
+
+def test_a_run_that_was_killed_right_before_its_end_is_finished_by_resume(tmp_path: Path) -> None:
+    """After its last checkpoint, before its state said so."""
+    seed_all()
+    first = Walk(tmp_path)
+    first.run()
+    release(first)
+    first.stop.restore()
+    write_state(tmp_path, "started", 2, 3)
+    second = Walk(tmp_path, resume=True)
+    second.run()
+    assert second.rates == second.validated == []
+    assert second.state() == {"state": "finished", "epoch": 3, "epochs": 3}
+    assert torch.equal(second.weight, first.weight)
 
 
 def test_a_resumed_schedule_is_that_of_the_settings(tmp_path: Path) -> None:
