@@ -54,9 +54,9 @@ def test_a_later_split_gives_the_same_keys_and_names(tmp_path):
         )
         write_seg(tmp_path / "tree" / patient / "seg.dcm", scan, masks())
     secret = secret_beside(tmp_path / "d.json")
-    data = find_cases(tmp_path / "tree", secret=secret)
+    data = find_cases(tmp_path / "tree", secret=lambda: secret)
     write_datalist(data, tmp_path / "d.json")
-    again = find_cases(tmp_path / "tree", secret=secret_beside(tmp_path / "d.json"))
+    again = find_cases(tmp_path / "tree", secret=lambda: secret_beside(tmp_path / "d.json"))
     assert again == data == read_datalist(tmp_path / "d.json")
     assert [case.id for case in data.cases] == ["case_0001", "case_0002", "case_0003"]
     assert {case.patient for case in data.cases} == {
@@ -67,7 +67,7 @@ def test_a_later_split_gives_the_same_keys_and_names(tmp_path):
     assert not {case.patient for case in other.cases} & {case.patient for case in data.cases}
     for folder in sorted((tmp_path / "tree").iterdir()):  # elsewhere, under other names
         folder.rename(folder.with_name(f"x{os.urandom(4).hex()}"))
-    moved = find_cases(tmp_path / "tree", secret=secret)
+    moved = find_cases(tmp_path / "tree", secret=lambda: secret)
     assert [(c.id, c.patient) for c in moved.cases] == [(c.id, c.patient) for c in data.cases]
     entry = json.loads((tmp_path / "d.json").read_text())["training"][0]
     assert (entry["name"], len(entry["patient"])) == ("case_0001", 16)
@@ -77,7 +77,7 @@ def test_series_beside_their_labels(tmp_path):
     scan = write_series(tmp_path / "images" / "a")
     (tmp_path / "labels").mkdir()
     write_seg(tmp_path / "labels" / "a.dcm", scan, masks())
-    (case,) = find_cases(tmp_path, modality="CT", secret=b"key").training
+    (case,) = find_cases(tmp_path, modality="CT", secret=lambda: b"key").training
     assert case.patient == patient_key("MRN123", b"key")
 
 
@@ -88,5 +88,5 @@ def test_without_a_patient_the_study_counts(tmp_path):
     scans = [write_series(tmp_path / name, nobody, uid=f"1.2.{n}") for n, name in enumerate("ab")]
     for scan in scans:
         write_seg(scan.with_suffix(".dcm"), scan, masks())
-    first, second = find_cases(tmp_path, secret=b"key").training
+    first, second = find_cases(tmp_path, secret=lambda: b"key").training
     assert first.patient == patient_key("1.2.0.1", b"key") != second.patient
