@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,7 @@ def test_the_demo_is_what_the_commands_do(runs: Runs, tmp_path: Path) -> None:
     ]
     datalist, zero, run = (tmp_path / name for name in ("datalist.json", "zero_shot", "run"))
     size = demo.IMAGE_SIZE
+    shutil.rmtree(zero)  # an evaluation is not written over
     settings = [f"{k}={v}" for k, v in (demo.SETTINGS | {"lr": 0.004}).items()]
     tuning.evaluate(zero_shot=True, datalist=datalist, output=zero, image_size=size)
     tuning.train("lora", datalist, run, image_size=size, set_=settings)
