@@ -198,7 +198,10 @@ def phi(_: Crew) -> list[str]:
     from tests import phi as planted
 
     with tempfile.TemporaryDirectory() as scratch:
-        lines = ["| names planted in | files written | with a name from a header |", "|---|---|---|"]
+        lines = [
+            "| names planted in | files written | with a name from a header |",
+            "|---|---|---|",
+        ]
         wrong: list[str] = []
         for kind in planted.KINDS:
             swept = planted.try_all(kind, Path(scratch) / kind)
@@ -215,10 +218,21 @@ def phi(_: Crew) -> list[str]:
 
 
 def silent(_: Crew) -> list[str]:
-    lines = ["Silent wrong results known: 0. Each row was one, or a crash; its tests:", ""]
-    lines += ["| row | input or event | tests |", "|---|---|---|"]
+    untested = ", ".join(map(str, sorted(rows.UNTESTED))) or "none"
+    lines = [
+        "Silent wrong results known: 0. Each row was one, or a traceback; these are its tests. Rows "
+        f"without a test of their own: {untested}.",
+        "",
+        "| row | input or event | tests |",
+        "|---|---|---|",
+    ]
     for row, (what, names) in rows.ROWS.items():
-        lines.append(f"| {row} | {what} | {', '.join(f'`{name}`' for name in names)} |")
+        named = [f"`{name}`" for name in names if "::" in name]
+        inputs = len(names) - len(named)
+        table_rows = (
+            [f"{inputs} of `tests/test_bad_inputs.py`, `row{row:02d}-...`"] if inputs else []
+        )
+        lines.append(f"| {row} | {what} | {', '.join([*named, *table_rows])} |")
     return lines
 
 

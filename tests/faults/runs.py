@@ -120,7 +120,8 @@ def leftovers(folder: Path) -> str:
 def store_differs(expected: Path, found: Path) -> str:
     """What differs between two slice stores of the same scans; empty if nothing does."""
     entries, others = (
-        sorted(path.parent.name for path in store.glob("*/files.json")) for store in (expected, found)
+        sorted(path.parent.name for path in store.glob("*/files.json"))
+        for store in (expected, found)
     )
     if entries != others:
         return f"entries {others}"
