@@ -2,9 +2,9 @@
 
     python benchmarks/faults.py [--only kills] [--jobs 2] [--folder DIR]
 
-Each trial is a command of `medsam-tune` on small phantoms, see `tests/faults`: something goes wrong,
-the command is given again, and its result is compared, bit by bit, with that of a run that nothing
-disturbed. The sections go to benchmarks/results/faults.md as they are done.
+Each trial is a command of `medsam-tune` on small phantoms, see `tests/faults`: something goes
+wrong, the command is given again, and its result is compared, bit by bit, with that of a run that
+nothing disturbed. The sections go to benchmarks/results/faults.md as they are done.
 """
 
 from __future__ import annotations
@@ -91,9 +91,10 @@ def kills(crew: Crew) -> list[str]:
     every.append((end, "kill", trials.killed_at_the_end))
     return [
         f"SIGKILL at {len(every)} moments drawn from seeds: in time, or at the n-th file that is "
-        "opened, made, renamed or removed, and up to 4 ms later. Then the same command again "
-        "(`--resume` where a run was begun). Survived: it ends, nothing is left over, and all "
-        "slices, or the tuned file and the tensors of last.pt, equal those of an undisturbed run.",
+        "opened, made, renamed or removed, and up to 4 ms later. Then the same command again, with "
+        "`--resume` where a run was begun, unless it had said that it is finished. Survived: it "
+        "ends, nothing is left over, and all slices, or the tuned file and the tensors of last.pt, "
+        "equal those of an undisturbed run.",
         "",
         *table(crew.tried(every), "survived"),
     ]
@@ -111,8 +112,8 @@ def resumes(crew: Crew) -> list[str]:
         for workers in (0, 2)
     )
     lines = [
-        "Each method x {between two epochs, within one} x {0, 2 workers}, on a CPU; the undisturbed "
-        "run has no workers.",
+        "Each method x {between two epochs, within one} x {0, 2 workers}, on a CPU; the "
+        "undisturbed run has no workers.",
         "",
         *table(done, "ended bit-equal"),
     ]
@@ -126,8 +127,9 @@ def signals(crew: Crew) -> list[str]:
         for where in ("the start", "a step", "saving", "the validation")
     ]
     return [
-        "Right: exit code 143 or 130, state `stopped`, the `--resume` line printed (before the first "
-        "step there is nothing to keep: it ends at once), and the resumed run ends bit-equal.",
+        "Right: exit code 143 or 130, state `stopped`, the `--resume` line printed (before the "
+        "first step there is nothing to keep: it ends at once), and the resumed run ends "
+        "bit-equal.",
         "",
         *table(crew.tried(every)),
     ]
@@ -157,10 +159,10 @@ def mishaps(crew: Crew) -> list[str]:
         run = partial(trials.two_in_a_store, training=training)
         every.append(("two processes, one slice store", what, run))
     return [
-        "Right: one line and the exit code of its kind (5 disk, 6 memory, 1 NaN or a folder in use), "
-        "nothing left over, what was there before kept; and the same command, given again, ends "
-        "bit-equal. The small disk is a tmpfs that the process alone sees, or a limit of the file "
-        "size where mounting is not allowed; little memory is RLIMIT_AS.",
+        "Right: one line and the exit code of its kind (5 disk, 6 memory, 1 NaN or a folder in "
+        "use), nothing left over, what was there before kept; and the same command, given again, "
+        "ends bit-equal. The small disk is a tmpfs that the process alone sees, or a limit of the "
+        "file size where mounting is not allowed; little memory is RLIMIT_AS.",
         "",
         *table(crew.tried(every)),
     ]
@@ -198,7 +200,10 @@ def phi(_: Crew) -> list[str]:
     from tests import phi as planted
 
     with tempfile.TemporaryDirectory() as scratch:
-        lines = ["| names planted in | files written | with a name from a header |", "|---|---|---|"]
+        lines = [
+            "| names planted in | files written | with a name from a header |",
+            "|---|---|---|",
+        ]
         wrong: list[str] = []
         for kind in planted.KINDS:
             swept = planted.try_all(kind, Path(scratch) / kind)
@@ -215,10 +220,21 @@ def phi(_: Crew) -> list[str]:
 
 
 def silent(_: Crew) -> list[str]:
-    lines = ["Silent wrong results known: 0. Each row was one, or a crash; its tests:", ""]
-    lines += ["| row | input or event | tests |", "|---|---|---|"]
+    untested = ", ".join(map(str, sorted(rows.UNTESTED))) or "none"
+    lines = [
+        "Silent wrong results known: 0. Each row was one, or a traceback; these are its tests. "
+        f"Rows without a test of their own: {untested}.",
+        "",
+        "| row | input or event | tests |",
+        "|---|---|---|",
+    ]
     for row, (what, names) in rows.ROWS.items():
-        lines.append(f"| {row} | {what} | {', '.join(f'`{name}`' for name in names)} |")
+        named = [f"`{name}`" for name in names if "::" in name]
+        inputs = len(names) - len(named)
+        table_rows = (
+            [f"{inputs} of `tests/test_bad_inputs.py`, `row{row:02d}-...`"] if inputs else []
+        )
+        lines.append(f"| {row} | {what} | {', '.join([*named, *table_rows])} |")
     return lines
 
 

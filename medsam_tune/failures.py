@@ -53,6 +53,7 @@ _OUT_OF_MEMORY = re.compile(
     r"DefaultCPUAllocator|can't allocate memory|out of memory|CUBLAS_STATUS_ALLOC_FAILED"
     r"|can't start new thread"
 )
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # as libraries in Rust say it, safetensors
 _WORKER = re.compile(r"DataLoader worker \(pid")
 _NO_GPU = re.compile(
     r"not compiled with CUDA|no NVIDIA driver|No CUDA GPUs|no CUDA-capable device|invalid device "
@@ -78,6 +79,10 @@ def explain(error: BaseException) -> tuple[str, int]:
         for of_kind in (_disk, _memory, _gpu, _user):
             if found := of_kind(each):
                 return found
+    for each in _chain(error):  # torch raises an error of its own while it handles a full disk
+        context = each.__context__
+        if isinstance(context, OSError) and context.errno in _FULL and (found := _disk(context)):
+            return found
     return "", FAULT
 
 
@@ -110,6 +115,8 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _disk(error: BaseException) -> tuple[str, int] | None:
+    if not isinstance(error, OSError) and (number := _OS_ERROR.search(str(error))):
+        error = OSError(int(number[1]), str(error))
     if not isinstance(error, OSError) or error.errno not in {*_FULL, *_CLOSED}:
         return None
     place = error.filename2 or error.filename

@@ -12,8 +12,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from medsam_tune import failures
+from medsam_tune.cli import command
 from medsam_tune.cli.options import refuse_unknown
 from medsam_tune.errors import DataError, nearest
 from medsam_tune.failures import DISK, FAULT, MEMORY, USER, explain, is_closed_pipe
@@ -45,6 +47,9 @@ KINDS = [
     (OSError(errno.EROFS, "Read-only", "/x/y"), DISK, r"^/x/y: the disk is read-only\."),
     (OSError(errno.ENOSPC, "No space", "/tmp/a.pt"), DISK, r"^/tmp/a\.pt: the disk is full, .* GB"),
     (OSError(errno.EDQUOT, "Quota", "/tmp/a"), DISK, r"^/tmp/a: the quota is used up, .* GB"),
+    (OSError(errno.EFBIG, "Too large", "/tmp/a"), DISK, r"^/tmp/a: a file is larger than .* GB"),
+    (SafetensorError("I/O error: No space left (os error 28)"), DISK, r": the disk is full, .* GB"),
+    (RuntimeError("can't start new thread"), MEMORY, r"^out of memory \(.* GB free\)"),
     (MemoryError(), MEMORY, r"^out of memory \(.* GB free\)\. Lower: --set batch_size=4"),
     (torch.OutOfMemoryError("CUDA out of memory. Tried"), MEMORY, r"^out of memory of the GPU\. L"),
     (
@@ -68,6 +73,45 @@ def test_each_kind_is_a_line_and_a_code(error: BaseException, code: int, line: s
         assert exits == code
         assert re.search(line, said), said
         assert "\n" not in said
+
+
+def test_a_full_disk_that_torch_stumbles_over() -> None:
+    """It closes its file when the write fails, which fails with an error of its own."""
+    try:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        finally:
+            raise RuntimeError("unexpected pos 1822976 vs 1822864")
+    except RuntimeError as error:
+        said, code = explain(wrapped(error))
+    assert code == DISK
+    assert "the disk is full" in said
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (KeyError("lost"), FAULT, "Traceback"),
+        (MemoryError(), MEMORY, "Lower: --set batch_size=4"),
+    ],
+    ids=["fault", "memory"],
+)
+def test_the_command_ends_with_the_code(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    code: int,
+    said: str,
+) -> None:
+    def broken(**_: object) -> None:
+        sys.argv = ["monai.bundle", "run"]
+        raise error
+
+    monkeypatch.setattr(command, "app", broken)
+    with pytest.raises(SystemExit) as left:
+        command.main()
+    assert left.value.code == code
+    assert said in capsys.readouterr().err
 
 
 def test_memory_of_a_real_allocation() -> None:

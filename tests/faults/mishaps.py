@@ -82,9 +82,7 @@ def small_disk(folder: str, size: int, keep: str) -> Callable[[], None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
     def after() -> None:
-        resource.setrlimit(
-            resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
-        )
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         shutil.copytree(folder, keep)
         Path(keep, ".limited").write_text(how)
 

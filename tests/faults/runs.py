@@ -74,7 +74,10 @@ class Yard:
         return int((self.whole(method) / "events").read_text())
 
     def finish(self, method: str, run: str, **settings: Any) -> Outcome:
-        """Resume a run until its end, or start it if it has no record yet."""
+        """Resume a run until its end, or start it without a record; a finished one is left."""
+        state = self.folder / run / "state.json"
+        if state.is_file() and json.loads(state.read_text())["state"] == "finished":
+            return Outcome(0, "", 0, False)
         there = (self.folder / run / "run.json").is_file()
         return self.server.one(*self.train(method, run, resume=there, **settings))
 
@@ -120,7 +123,8 @@ def leftovers(folder: Path) -> str:
 def store_differs(expected: Path, found: Path) -> str:
     """What differs between two slice stores of the same scans; empty if nothing does."""
     entries, others = (
-        sorted(path.parent.name for path in store.glob("*/files.json")) for store in (expected, found)
+        sorted(path.parent.name for path in store.glob("*/files.json"))
+        for store in (expected, found)
     )
     if entries != others:
         return f"entries {others}"

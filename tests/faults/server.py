@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -98,20 +99,15 @@ class Server:
 
 
 def _import_everything() -> None:
-    import medsam_tune.cases.folders
-    import medsam_tune.cases.splits
-    import medsam_tune.cli
-    import medsam_tune.evaluation.cases
-    import medsam_tune.evaluation.pictures
-    import medsam_tune.inference.inferers
-    import medsam_tune.inference.output
-    import medsam_tune.methods.export
-    import medsam_tune.training.checkpoints
-    import medsam_tune.transforms  # noqa: F401
-    import monai.bundle
-    import monai.engines
-    import monai.handlers
-    from torch.utils.tensorboard import SummaryWriter  # noqa: F401
+    for name in (
+        *("cases.folders", "cases.splits", "cli", "evaluation.cases", "evaluation.pictures"),
+        *("inference.inferers", "inference.output", "methods.export", "training.checkpoints"),
+        "transforms",
+    ):
+        import_module(f"medsam_tune.{name}")
+    for name in ("bundle", "engines", "handlers"):
+        import_module(f"monai.{name}")
+    import_module("torch.utils.tensorboard")
 
 
 def _child(command: Command, log: Path) -> int:

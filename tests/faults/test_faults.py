@@ -23,9 +23,7 @@ def test_a_kill_loses_nothing(yard: Yard, place: str, number: int) -> None:
     ("method", "boundary", "workers"),
     [("decoder", True, 0), ("lora", False, 2), ("adapter", True, 2), ("prompt", False, 0)],
 )
-def test_a_resumed_run_is_bit_equal(
-    yard: Yard, method: str, boundary: bool, workers: int
-) -> None:
+def test_a_resumed_run_is_bit_equal(yard: Yard, method: str, boundary: bool, workers: int) -> None:
     assert not trials.resumed(yard, method, boundary, workers)
 
 

@@ -16,7 +16,14 @@ STORE = "writing the slice store"
 TRAINING = "training, from its first moment"
 SAVING = "saving into the run folder"
 PLACES = (STORE, TRAINING, SAVING)
-_METHODS = ("decoder", "lora", "adapter", "decoder", "prompt", "full")  # by turns; full takes longest
+_METHODS = (
+    "decoder",
+    "lora",
+    "adapter",
+    "decoder",
+    "prompt",
+    "full",
+)  # by turns; full takes longest
 _UNFAIR = "was not killed: it had ended"
 
 
@@ -183,7 +190,9 @@ def dead_worker(yard: Yard, delay: float) -> str:
     first = yard.server.one(*words, mishap="dead_worker", options={"delay": delay})
     if wrong := _one_line(first, MEMORY):
         return wrong
-    return _cleared(_ended(yard.finish("decoder", run.name)) or yard.wrong("decoder", run.name), run)
+    return _cleared(
+        _ended(yard.finish("decoder", run.name)) or yard.wrong("decoder", run.name), run
+    )
 
 
 def not_a_number(yard: Yard, epochs: int) -> str:
@@ -200,7 +209,9 @@ def not_a_number(yard: Yard, epochs: int) -> str:
         return f"the cases are not named: {_last(second)}"
     if before != {name: _bytes(run / name) for name in before}:
         return "last.pt or the tuned file is another one"
-    return _cleared(_ended(yard.finish("decoder", run.name)) or yard.wrong("decoder", run.name), run)
+    return _cleared(
+        _ended(yard.finish("decoder", run.name)) or yard.wrong("decoder", run.name), run
+    )
 
 
 def two_trainings(yard: Yard, apart: float) -> str:
