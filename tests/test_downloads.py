@@ -271,13 +271,13 @@ def test_the_command_says_what_comes_next(
     folder, path = bundle(f"{web}/sam.pth"), tmp_path / "my weights" / "sam.pth"
     words = ("download", "vit_b", "--output", path.parent, "--bundle", folder)
     for said in ("fetched", "was there"):
-        code, out, _ = command(*words)
+        code, out, err = command(*words)
         assert code == 0
         assert f"{path}: {said}, its sha256 as published." in out
-        following = out.strip().splitlines()[-1]
+        following = err.strip().splitlines()[-1]
         assert shlex.split(following) == shlex.split(
-            f"medsam-tune train lora --bundle '{folder}' --model vit_b --checkpoint '{path}' "
-            "--datalist datalist.json --output runs/lora"
+            f"next: medsam-tune train lora --model vit_b --checkpoint '{path}' "
+            f"--datalist datalist.json --output runs/lora --bundle '{folder}'"
         )
 
 
@@ -287,11 +287,11 @@ def test_what_comes_next_can_be_typed(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(downloads, "download", lambda entry, folder: (folder / entry.file, False))
-    code, out, _ = command("download", name)
+    code, _, err = command("download", name)
     assert code == 0
-    code, _, err = command(*shlex.split(out.strip().splitlines()[-1])[1:])
+    code, _, err = command(*shlex.split(err.strip().splitlines()[-1])[2:])
     assert code == 1
-    assert "no such checkpoint" in err.splitlines()[-1]  # the options were read
+    assert "no such datalist" in err.splitlines()[-1]  # the options were read
 
 
 def test_a_fault_is_one_line_and_exit_code_1(
