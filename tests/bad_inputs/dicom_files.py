@@ -173,6 +173,12 @@ INPUTS: tuple[BadInput, ...] = (
                 0,
             ),
             ("cut-in-size", "a slice cut off after its Columns", cut("PixelSpacing"), 7),
+            (
+                "cut-at-once",
+                "a slice cut off before its data set",
+                cut("MediaStorageSOPClassUID"),
+                7,
+            ),
             ("cut-early", "a slice cut off before its SOPClassUID", cut("SOPClassUID"), 7),
         )
     ),

@@ -121,7 +121,7 @@ def instance_of(path: Path, header: Any) -> Instance:
             position=position_in(header, path),
             orientation=orientation_in(header, path),
             spacing=spacing_in(header, path),
-            rescale=_rescale(header),
+            rescale=rescale_in(header),
             padding=_padding(header),
         )
 
@@ -348,7 +348,8 @@ def spacing_in(header: Any, path: Path) -> tuple[float, float] | None:
     return between_columns, between_rows
 
 
-def _rescale(header: Any) -> tuple[float, float] | None:
+def rescale_in(header: Any) -> tuple[float, float] | None:
+    """RescaleSlope and RescaleIntercept of a data set, or None."""
     slope, intercept = header.get("RescaleSlope"), header.get("RescaleIntercept")
     return None if slope is None or intercept is None else (float(slope), float(intercept))
 

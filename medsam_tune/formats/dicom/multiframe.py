@@ -16,6 +16,7 @@ from medsam_tune.formats.dicom.headers import (
     import_pydicom,
     orientation_in,
     position_in,
+    rescale_in,
     spacing_in,
     understood,
     without_warnings,
@@ -50,9 +51,14 @@ def placed_frames(one: Instance, header: Any) -> list[Instance]:
     frames = []
     with understood(one.path):
         for index in range(one.frames):
-            place, direction, size = (
+            place, direction, size, values = (
                 functional_group(header, index, name)
-                for name in ("PlanePosition", "PlaneOrientation", "PixelMeasures")
+                for name in (
+                    "PlanePosition",
+                    "PlaneOrientation",
+                    "PixelMeasures",
+                    "PixelValueTransformation",
+                )
             )
             frames.append(
                 replace(
@@ -62,6 +68,7 @@ def placed_frames(one: Instance, header: Any) -> list[Instance]:
                     position=position_in(place, one.path),
                     orientation=orientation_in(direction, one.path),
                     spacing=spacing_in(size, one.path),
+                    rescale=rescale_in(values) or one.rescale,
                 )
             )
     return frames
@@ -103,14 +110,11 @@ def read_frames(frames: Sequence[Instance], modality: str, notes: list[str]) -> 
     highdicom = import_highdicom(one.path, "a multi-frame file")
     # Neither scanner-specific units nor how a screen would show them.
     raw = {"apply_real_world_transform": False, "apply_presentation_lut": False}
-    rescale = True if modality == "CT" else None  # None: where there is one
     numbers = [frame.frame for frame in frames]
     try:
         with without_warnings():
             image = highdicom.imread(one.path)
-            array = _stacked(
-                image.get_frames(numbers, dtype=np.float32, apply_modality_transform=rescale, **raw)
-            )
+            array = _stacked(image.get_frames(numbers, dtype=np.float32, **raw))
             stored = array
             if one.padding is not None:
                 stored = _stacked(image.get_frames(numbers, apply_modality_transform=False, **raw))

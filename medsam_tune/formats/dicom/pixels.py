@@ -59,18 +59,18 @@ def check_grey(series: Series) -> None:
             )
 
 
-def check_rescale(series: Series) -> None:
+def check_rescale(instances: Sequence[Instance], modality: str) -> None:
     """Refuse values that are not in one known unit."""
-    without = [one for one in series.instances if one.rescale is None]
-    if without and len(without) < len(series.instances):
+    without = [one for one in instances if one.rescale is None]
+    if without and len(without) < len(instances):
         raise DataError(
-            f"{without[0].path}: has no RescaleSlope and RescaleIntercept, but "
-            f"{len(series.instances) - len(without)} other images of its series have; their values "
+            f"{without[0]}: has no RescaleSlope and RescaleIntercept, but "
+            f"{len(instances) - len(without)} other images of its series have; their values "
             "are not in one unit. Export the series again."
         )
-    if without and series.modality == "CT":
+    if without and modality == "CT":
         raise DataError(
-            f"{without[0].path}: is CT without RescaleSlope and RescaleIntercept, so that its "
+            f"{without[0]}: is CT without RescaleSlope and RescaleIntercept, so that its "
             "values are not known to be HU. Export the series again."
         )
 

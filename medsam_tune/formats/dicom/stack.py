@@ -59,11 +59,9 @@ def read_series(series: Series, resample_uneven: bool = False) -> Volume:
     notes = [f"{series.copies} copies of images left out"] if series.copies else []
     if not known:
         notes.append("spacing unknown: a pixel stands for 1 x 1 mm")
-    if instances[0].frame:
-        array = read_frames(instances, series.modality, notes)
-    else:
-        check_rescale(series)
-        array = read_pixels(instances, series.modality, notes)
+    check_rescale(instances, series.modality)
+    read = read_frames if instances[0].frame else read_pixels
+    array = read(instances, series.modality, notes)
     positions = _positions(instances)
     if positions is None:
         affine = flat_affine(instances[0])

@@ -160,6 +160,34 @@ def test_row_89_orientations_that_round_differently(tmp_path):
     assert_equal(*both(tmp_path, jitter))
 
 
+@pytest.mark.parametrize("every", [True, False])
+def test_frames_without_their_unit(tmp_path, every):
+    _, file = both(tmp_path)
+    content = pydicom.dcmread(file)
+    groups = [
+        group
+        for group in (
+            *content.SharedFunctionalGroupsSequence,
+            *content.PerFrameFunctionalGroupsSequence,
+        )
+        if "PixelValueTransformationSequence" in group
+    ]
+    if every:
+        for group in groups:
+            del group.PixelValueTransformationSequence
+    else:
+        frames = content.PerFrameFunctionalGroupsSequence
+        for frame in frames[:-1]:
+            frame.PixelValueTransformationSequence = groups[0].PixelValueTransformationSequence
+        if groups[0] is content.SharedFunctionalGroupsSequence[0]:
+            del groups[0].PixelValueTransformationSequence
+        else:
+            del frames[-1].PixelValueTransformationSequence
+    content.save_as(file)
+    why = "is CT without Rescale" if every else "has no RescaleSlope and RescaleIntercept, but 7"
+    assert f"(frame 8): {why}" in refused(file)  # the last of the file is the first in space
+
+
 def test_frames_that_cannot_be_decoded(tmp_path):
     _, file = both(tmp_path)
     file.write_bytes(file.read_bytes()[:-100])
