@@ -20,11 +20,11 @@ _IMPLICIT, _BIG_ENDIAN, _DEFLATED = (
 
 
 def is_longer_than_its_file(path: Path) -> bool:
-    """Whether an element of a DICOM file claims more bytes than are left.
+    """Whether an element of a DICOM file claims more bytes than are left, or half a word.
 
-    The file is cut off then, or a length in it is damaged: decoders would wait for, or make room
-    for, up to 4 GB. Only lengths are read. A file without preamble, or a deflated one, is not
-    looked at.
+    The file is cut off then, or a length in it is damaged: decoders would fill up what lacks, or
+    make room for up to 4 GB. Only lengths are read. A file without preamble, or a deflated one, is
+    not looked at.
     """
     size = path.stat().st_size
     if size < 132:
@@ -46,6 +46,8 @@ def _overruns(content: mmap.mmap, size: int) -> bool:
         kind = content[at + 4 : at + 6]
         if meta and kind not in _BEFORE:
             return True
+        if explicit and tag == _PIXELS and kind not in {b"OB", b"OW", b"UN"}:
+            return True
         if not explicit or tag[0] == _ITEM[0]:
             (length,) = struct.unpack_from(f"{order}I", content, at + 4)
             at += 8
@@ -64,7 +66,7 @@ def _overruns(content: mmap.mmap, size: int) -> bool:
             continue  # the items follow
         if tag == _SYNTAX:
             syntax = content[at : at + length].rstrip(b"\0 ")
-        if at + length > size:
+        if at + length > size or (kind == b"OW" and length % 2):
             return True
         if tag != _ITEM or in_pixels:
             at += length

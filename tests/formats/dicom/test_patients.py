@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import stat
 
 import pytest
@@ -65,8 +64,8 @@ def test_a_later_split_gives_the_same_keys_and_names(tmp_path):
     other = find_cases(tmp_path / "tree")
     assert [case.id for case in other.cases] == [case.id for case in data.cases]
     assert not {case.patient for case in other.cases} & {case.patient for case in data.cases}
-    for folder in sorted((tmp_path / "tree").iterdir()):  # elsewhere, under other names
-        folder.rename(folder.with_name(f"x{os.urandom(4).hex()}"))
+    for n, case in enumerate(data.cases):  # under names of another order
+        case.image.parent.rename(tmp_path / "tree" / f"{9 - n}")
     moved = find_cases(tmp_path / "tree", secret=lambda: secret)
     assert [(c.id, c.patient) for c in moved.cases] == [(c.id, c.patient) for c in data.cases]
     entry = json.loads((tmp_path / "d.json").read_text())["training"][0]

@@ -70,7 +70,17 @@ def unknown_kind(content: bytearray) -> None:
     content[at + 5] = 0
 
 
-@pytest.mark.parametrize("spoil", [pixels_of_4_gb, unknown_kind])
+def pixels_of_no_kind(content: bytearray) -> None:
+    content[-344] ^= 31  # OW becomes PW, and two bytes of its length the first pixel
+
+
+def half_a_pixel_less(content: bytearray) -> None:
+    content[-340] -= 1  # one byte, which GDCM makes up
+
+
+@pytest.mark.parametrize(
+    "spoil", [pixels_of_4_gb, unknown_kind, pixels_of_no_kind, half_a_pixel_less]
+)
 def test_a_wild_length_is_refused_before_it_is_decoded(tmp_path, monkeypatch, spoil):
     """GDCM would ask for gigabytes, and keep them."""
     folder = write_series(tmp_path / "s", uid="1.2.3")
