@@ -183,6 +183,10 @@ def test_each_command_says_the_next(
     assert results.startswith(f"results: {run}/evaluation/metrics.csv")
     words = ["prompts", str(scan), "--series", "1.2", "--run", str(run), "--output", "boxes_2.json"]
     assert shlex.split(line) == ["next:", "medsam-tune", *words]
+    hidden = Case(scan, label, "b", series="1.2", name="case_0001")  # hides the file's name
+    write_datalist(Datalist("x", "CT", LABELS, (), test=(hidden,)), datalist)
+    next_steps.after_evaluate(run, "volume")
+    assert " prompts SCAN --run " in said()[-1]
     free = a_run(tmp_path / "free", tmp_path / "moved.json", num_classes=2)
     next_steps.after_evaluate(free, "volume")
     assert said()[-1] == f"next: medsam-tune predict SCAN --run {free} --output mask.nii.gz"
