@@ -81,9 +81,8 @@ def run_bundle(bundle: str, configs: Sequence[str], overrides: Mapping[str, Any]
     """
     root = _shorter(bundle_folder(bundle))
     files = [str(_config(root / "configs", name)) for name in configs]
-    options = {"config_file": files[0] if len(files) == 1 else str(files).replace(", ", ",")}
-    if len(files) == 1:
-        options["config_file"] = word(files[0])
+    several = f"[{','.join(map(repr, files))}]"
+    options = {"config_file": word(files[0]) if len(files) == 1 else several}
     options["bundle_root"] = word(root)
     options |= {
         key: str(value) if isinstance(value, Typed) else word(value)
@@ -111,7 +110,7 @@ def start(argv: Sequence[str] | None = None) -> None:
     """
     if Path(sys.argv[0]).parts[-3:] == ("monai", "bundle", "__main__.py"):
         report_in_one_line()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if os.environ.get("WORLD_SIZE", "1") != "1":
         raise ValueError(
             f"WORLD_SIZE is {os.environ['WORLD_SIZE']}; expected one process. The recipes use one "
             "GPU: start without torchrun."
@@ -154,9 +153,14 @@ def recipe(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def _config(folder: Path, name: str) -> Path:
-    for path in (folder / name, Path(name)):
-        if path.is_file():
-            return path
+    places = [Path(name)] if os.sep in name else [folder / name, Path(name)]
+    found = [path for path in places if path.is_file()]
+    if len(found) == 2 and found[0].read_bytes() != found[1].read_bytes():
+        raise DataError(
+            f"{name}: is here and in the bundle, and they differ; say ./{name} for yours."
+        )
+    if found:
+        return found[0]
     known = ", ".join(sorted(path.name for path in folder.glob("*.yaml")))
     raise DataError(f"{name}: no such config here, nor in the bundle, which has {known}.")
 

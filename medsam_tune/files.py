@@ -166,6 +166,16 @@ def _finite(text: str) -> float:
     return number
 
 
+def refuse_other_ending(output: str | Path, ending: str) -> None:
+    """Refuse an output whose name would make it another kind of file.
+
+    Raises:
+        DataError: the name ends otherwise.
+    """
+    if Path(output).suffix.lower() != ending:
+        raise DataError(f"{output}: expected a name that ends in {ending}.")
+
+
 def refuse_taken(
     output: str | Path, overwrite: bool = False, inputs: Iterable[str | Path | None] = ()
 ) -> None:

@@ -14,18 +14,18 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-from medsam_tune.cases.datalist import Case
 from medsam_tune.errors import DataError, listed
 from medsam_tune.files import read_json, write_json
+from medsam_tune.formats.mending import Mending
 from medsam_tune.sam.build import RANDOM
-from medsam_tune.slices.store import PreparedCase
+from medsam_tune.slices.entries import MARKER
 from medsam_tune.version import __version__
 
 RECORD, STATE, SPLIT = "run.json", "state.json", "split.json"
@@ -222,40 +222,6 @@ class RunFolder:
             if _is_leftover(one.name) and one.is_dir() and not one.is_symlink():
                 shutil.rmtree(one, ignore_errors=True)
 
-    def keep_split(self, **subsets: Sequence[tuple[Case, PreparedCase]]) -> None:
-        """Write what is trained and validated on, or compare it with what was.
-
-        Args:
-            subsets: name of the subset -> its cases and their entries in the slice store.
-
-        Raises:
-            DataError: a resumed training has other patients or scans than before.
-        """
-        split = {
-            name: [
-                {"case": case.id, "patient": case.patient, "content": prepared.content}
-                for case, prepared in members
-                if not case.copy
-            ]
-            for name, members in subsets.items()
-        }
-        path = self.path / SPLIT
-        if not path.is_file():
-            datalist = self.record.datalist
-            place = None if datalist is None else os.path.abspath(datalist)
-            write_json(path, {"datalist": place, **split})
-            return
-        before = read_json(path)
-        for name, members in split.items():
-            then, now = ({_identity(one) for one in each} for each in (before[name], members))
-            changed = sorted({case for case, *_ in then ^ now})
-            if changed:
-                raise DataError(
-                    f"{self.path}: the {name} cases are not those of the run, it cannot be "
-                    f"resumed: {listed(changed)}. Give the datalist and the scans as they were, "
-                    "or choose another output folder."
-                )
-
     def set_state(self, state: str, epoch: int, epochs: int) -> None:
         """Write how far the training is.
 
@@ -270,10 +236,6 @@ class RunFolder:
 def _is_leftover(name: str) -> bool:
     """Whether a name is that of a temporary folder of `files.written_whole`."""
     return any(name.startswith(f".{ours}.") for ours in _OURS)
-
-
-def _identity(entry: Mapping[str, str]) -> tuple[str, str, str]:
-    return entry["case"], entry["patient"], entry["content"]
 
 
 def write_record(run: str | Path, record: RunRecord) -> None:
@@ -311,7 +273,12 @@ def read_record(run: str | Path) -> RunRecord:
         beside = run.absolute() / place
         if not Path(getattr(record, name)).exists() and beside.exists():
             moved[name] = os.path.normpath(beside)
-    return replace(record, **moved)
+    record = replace(record, **moved)
+    if record.slices_dir is not None and not (Path(record.slices_dir) / MARKER).is_file():
+        # Not where a stranger's record says: a store is made beside the datalist.
+        beside_it = str(record.datalist).removesuffix(".json") + ".slices"
+        record = replace(record, slices_dir=beside_it)
+    return record
 
 
 def _check_types(record: RunRecord, path: Path) -> None:
@@ -323,6 +290,9 @@ def _check_types(record: RunRecord, path: Path) -> None:
         value = getattr(record, one.name)
         if not isinstance(value, kinds.get(one.name, dict)) or isinstance(value, bool):
             raise DataError(f"{path}: is damaged or of another version ({one.name} is {value!r}).")
+    unknown = {*record.mending} - {one.name for one in fields(Mending)}
+    if unknown:
+        raise DataError(f"{path}: is damaged or of another version (mending: {listed(unknown)}).")
     places: dict[str, Any] = {**record.places}
     for name, place in places.items():
         if name not in _PLACES or getattr(record, name) is None or not isinstance(place, str):
@@ -359,38 +329,3 @@ def tuned_file(run: str | Path, unfinished: bool = False) -> Path:
             "weights so far with --unfinished."
         )
     return tuned
-
-
-def refuse_seen(run: str | Path, name: str, cases: Sequence[tuple[Case, PreparedCase]]) -> None:
-    """Refuse cases that a run was trained or validated on: their score would not be held-out.
-
-    A case is known by its voxels; and by its patient, in a datalist beside that of the training.
-
-    Args:
-        run: folder of the run.
-        name: path of the datalist of the cases.
-        cases: cases and their entries in the slice store.
-
-    Raises:
-        DataError: names the cases.
-    """
-    path = Path(run) / SPLIT
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; the split of the training is lost. Train again.")
-    content = read_json(path)
-    known = [one for subset in ("training", "validation") for one in content.get(subset, [])]
-    voxels = {one["content"] for one in known}
-    trained = [content.get("datalist"), read_record(run).datalist]
-    same = Path(name).absolute().parent in [Path(one).parent for one in trained if one]
-    patients = {one["patient"] for one in known} if same else set()
-    seen = [
-        case.id
-        for case, prepared in cases
-        if prepared.content in voxels or case.patient in patients
-    ]
-    if seen:
-        raise DataError(
-            f"{name}: {len(seen)} of {len(cases)} test cases were trained or validated on in "
-            f"{run}: {listed(sorted(seen))}. Their score would not be held-out: give the split of "
-            "the training, or cases that it has not seen."
-        )

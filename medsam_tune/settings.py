@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -119,11 +119,15 @@ def _texts(value: Any) -> list[str]:
     return []
 
 
-def read_settings(pairs: Sequence[str] | None) -> dict[str, Typed]:
+def read_settings(pairs: Sequence[str] | None, taken: Iterable[str] = ()) -> dict[str, Typed]:
     """Read the `key=value` words of `--set`; a bundle refuses unknown keys when it runs.
 
+    Args:
+        pairs: words as they were typed.
+        taken: settings that the command line's own options give.
+
     Raises:
-        ValueError: a word of another form.
+        ValueError: a word of another form, or a setting that is taken.
     """
     settings: dict[str, Typed] = {}
     for pair in pairs or []:
@@ -137,6 +141,10 @@ def read_settings(pairs: Sequence[str] | None) -> dict[str, Typed]:
             )
         if key in RUN_ARGUMENTS:
             raise ValueError(f"--set {pair!r}: {key} belongs to the command, not to the recipe.")
+        if key in {*taken}:
+            raise ValueError(
+                f"--set {pair!r}: {key} is given by the command's own option or argument; use that."
+            )
         settings[key] = Typed(text)
     return settings
 
@@ -216,7 +224,7 @@ def _number(low: float, high: float = math.inf, *, open_: bool = False) -> Any:
     ends = "" if high == math.inf else f", {'below' if open_ else 'at most'} {high:g}"
 
     def fits(value: Any) -> bool:
-        if type(value) not in (int, float) or not math.isfinite(value):
+        if type(value) not in (int, float) or not abs(value) < math.inf or abs(value) > 1e308:
             return False
         return bool(low < value < high if open_ else low <= value <= high)
 

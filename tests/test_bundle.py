@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from fire.parser import DefaultParseValue
 
 from medsam_tune import bundle
 from medsam_tune.bundle import (
@@ -204,3 +205,23 @@ def test_a_recipe_is_all_that_makes_a_training(tmp_path: Path) -> None:
     assert recipe([]) == {}
     run = ["run", "--config_file", f"['{config}','{overlay}']", "--objects", "2", "--epochs", "9"]
     assert recipe(run) == {"objects": 2, "augment::0::prob": 0.25, "augment::1::prob": 1}
+
+
+def test_names_of_configs_with_commas_are_theirs(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "configs").mkdir()
+    for name in ("configs/a.yaml", "my, o.yaml", "my,o.yaml"):
+        (tmp_path / name).write_text("lr: 1\n")
+    argv = command(str(tmp_path), ["a.yaml", str(tmp_path / "my, o.yaml")], {})
+    assert DefaultParseValue(argv[2])[1] == str(tmp_path / "my, o.yaml")
+
+
+def test_a_config_here_and_in_the_bundle(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "a.yaml").write_text("lr: 1\n")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.yaml").write_text("lr: 2\n")
+    with pytest.raises(DataError, match=r"a.yaml: is here and in the bundle, and they differ; say"):
+        command(str(tmp_path), ["a.yaml"], {})
+    assert command(str(tmp_path), ["./a.yaml"], {})[2] == "a.yaml"

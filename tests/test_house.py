@@ -18,6 +18,7 @@ STOREYS = [
     ["sam"],
     ["methods"],
     ["runs"],
+    ["seen"],
     ["training", "inference"],
     ["evaluation", "transforms"],
     ["synthetic"],

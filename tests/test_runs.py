@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,20 +11,17 @@ from typing import Any
 
 import pytest
 
-from medsam_tune.cases.datalist import Case
 from medsam_tune.errors import DataError
 from medsam_tune.runs import (
     RunFolder,
     RunRecord,
     read_record,
-    refuse_seen,
     tuned_file,
     write_record,
     write_state,
 )
 from medsam_tune.slices.intensity import Percentiles
 from medsam_tune.slices.rules import ScanRules
-from medsam_tune.slices.store import PreparedCase
 
 RECORD = RunRecord(
     *("d.json", "d.slices", None, ScanRules(Percentiles()).describe(), {}, 0.05, 3),
@@ -78,6 +74,7 @@ def test_a_folder_that_moved_with_its_data_finds_them(tmp_path: Path) -> None:
         {"places": {"rules": "../x"}},
         {"places": {"datalist": 3}},
         {"more": 1},
+        {"mending": {"x": 1}},
     ],
 )
 def test_a_damaged_record_is_named(tmp_path: Path, content: str | dict[str, Any]) -> None:
@@ -180,54 +177,14 @@ def test_places_may_change(tmp_path: Path) -> None:
     RunFolder(run, replace(RECORD, datalist="e.json", slices_dir="e"), resume=True).open()
 
 
-def scans(*names: str, content: str = "") -> list[tuple[Case, PreparedCase]]:
-    """Cases of patients of the same names; each scan has voxels of its own."""
-    return [
-        (
-            Case(Path(f"{name}.nii"), None, patient=name.split("_")[0]),
-            PreparedCase(
-                Path(), name, (1, 1, 1), [], True, False, False, frozenset(), content or name
-            ),
-        )
-        for name in names
-    ]
-
-
-def split_run(folder: Path) -> Path:
-    """A run that was trained on p1 and validated on p2."""
-    (folder / "d.json").write_text("{}")
-    run = RunFolder(folder / "run", replace(RECORD, datalist=str(folder / "d.json")))
-    run.open()
-    run.keep_split(training=scans("p1_a", "p1_b"), validation=scans("p2_a"))
-    return run.path
-
-
-def test_the_split_is_kept(tmp_path: Path) -> None:
-    path = split_run(tmp_path)
-    run = RunFolder(path, RECORD)
-    run.keep_split(training=scans("p1_b", "p1_a"), validation=scans("p2_a"))
-    with pytest.raises(DataError, match=r"the training cases are not those of the run.*: p3_a"):
-        run.keep_split(training=scans("p1_a", "p1_b", "p3_a"), validation=scans("p2_a"))
-    with pytest.raises(DataError, match=r"the validation cases are not those of the run.*: p2_a"):
-        run.keep_split(
-            training=scans("p1_a", "p1_b"), validation=scans("p2_a", content="other voxels")
-        )
-
-
-def test_what_was_trained_on_is_never_held_out(tmp_path: Path) -> None:
-    run, datalist = split_run(tmp_path), tmp_path / "e.json"
-    refuse_seen(run, datalist, scans("p3_a", "p4_a"))
-    for seen in ("p1_c", "p2_a"):  # another scan of a patient, and a scan itself
-        with pytest.raises(DataError, match=f"e.json: 1 of 2 test cases were .*: {seen}"):
-            refuse_seen(run, datalist, scans("p3_a", seen))
-    elsewhere = tmp_path / "other" / "d.json"  # whose patients may have the same names
-    refuse_seen(run, elsewhere, scans("p1_c"))
-    with pytest.raises(DataError, match=r"1 of 1 test cases were trained or validated on.*: p9_a"):
-        refuse_seen(run, elsewhere, scans("p9_a", content="p1_a"))
-    shutil.copytree(run, tmp_path / "lost")
-    (tmp_path / "lost" / "split.json").unlink()
-    with pytest.raises(DataError, match=r"split.json: no such file"):
-        refuse_seen(tmp_path / "lost", datalist, scans("p3_a"))
+def test_slices_go_nowhere_that_a_record_alone_names(tmp_path: Path) -> None:
+    """The record may be a stranger's."""
+    record = replace(RECORD, datalist=str(tmp_path / "d.json"), slices_dir=str(tmp_path / "else"))
+    write_record(tmp_path / "run", record)
+    assert read_record(tmp_path / "run").slices_dir == str(tmp_path / "d.slices")
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "slice_store.txt").write_text("")
+    assert read_record(tmp_path / "run").slices_dir == str(tmp_path / "else")
 
 
 def test_weights_of_an_unfinished_training_are_asked_for(tmp_path: Path) -> None:

@@ -76,6 +76,7 @@ def test_expressions_of_the_user_stay_expressions() -> None:
         ({"objects": 0}, "objects is 0; expected a whole number, 1 or more"),
         ({"jitter": -1}, "jitter is -1; expected a number, 0 or more, at most 1"),
         ({"image_size": 0}, "image_size is 0; expected null, or a whole number of pixels"),
+        ({"lr": 10**400}, "lr is 1000"),
         ({"resume": "yes"}, "resume is 'yes'; expected true or false"),
         ({"device": "gpu"}, "device is 'gpu'; expected the name of a device"),
         ({"device": 1.5}, r"device is 1.5; expected the name of a device"),
@@ -123,6 +124,8 @@ def test_settings_of_another_form_are_refused() -> None:
     for key in ("-x", "a b", "a::", "a.b", "1x", "ключ"):
         with pytest.raises(ValueError, match=f"{key!r} is no name of a setting"):
             read_settings([f"{key}=1"])
+    with pytest.raises(ValueError, match="output_dir is given by the command's own option"):
+        read_settings(["output_dir=x"], ["output_dir"])
     with pytest.raises(ValueError, match="config_file belongs to the command, not to the recipe"):
         read_settings(["config_file=x.yaml"])
     with pytest.raises(ValueError, match="is nested too deep"):

@@ -55,10 +55,11 @@ def voxel_hash(image: MetaTensor) -> str:
     """Hash of a scan's voxels in LPS order: the same for the scan under another name.
 
     Args:
-        image: (1, X, Y, Z) float32 as `load_case` returns it.
+        image: (1, X, Y, Z), image or label as `load_case` returns it.
     """
     same = cast(MetaTensor, Orientation(axcodes="LPS", labels=None)(image)).as_tensor()
-    return hashlib.sha256(same.contiguous().numpy().data).hexdigest()[:16]
+    plain = same.contiguous() + 0  # -0.0 is 0.0
+    return hashlib.sha256(plain.numpy().data).hexdigest()[:16]
 
 
 def _fill(image: MetaTensor, value: float | None) -> None:

@@ -13,7 +13,7 @@ from medsam_tune.bundle import run_bundle
 from medsam_tune.cli.next_steps import after_check, after_prepare, after_split
 from medsam_tune.cli.options import MODALITIES, Bundle, Overwrite, Set, given
 from medsam_tune.errors import DataError
-from medsam_tune.files import refuse_taken
+from medsam_tune.files import refuse_other_ending, refuse_taken
 from medsam_tune.settings import component_from, read_settings
 
 
@@ -153,7 +153,8 @@ def check(
     from medsam_tune.formats.mending import Mending
 
     if output is not None:
-        refuse_taken(output, overwrite, [place])
+        refuse_other_ending(output, ".json")
+        refuse_taken(output, overwrite, [place, place / "dataset.json", place / "labels.json"])
     settings = read_settings(set_)
     any_unit = settings.pop("intensity", None) is not None
     mending = component_from("mending", Mending, settings)
@@ -180,5 +181,5 @@ def prepare(
     Without it, the first training prepares them.
     """
     overrides = {"datalist": datalist, "jobs": jobs} | given(slices_dir=slices_dir)
-    run_bundle(bundle, ["train.yaml", "prepare.yaml"], overrides | read_settings(set_))
+    run_bundle(bundle, ["train.yaml", "prepare.yaml"], overrides | read_settings(set_, overrides))
     after_prepare(datalist, slices_dir, set_, bundle)

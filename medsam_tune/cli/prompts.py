@@ -11,7 +11,7 @@ import typer
 from medsam_tune.cli.next_steps import after_prompts
 from medsam_tune.cli.options import Overwrite, Series
 from medsam_tune.errors import DataError, about, listed
-from medsam_tune.files import refuse_taken
+from medsam_tune.files import refuse_other_ending, refuse_taken
 
 if TYPE_CHECKING:
     from medsam_tune.formats.mending import Mending
@@ -47,7 +47,9 @@ def prompts(
         raise ValueError("--slices needs --from-labels.")
     if run is not None and datalist is not None:
         raise ValueError("give --run or --datalist, not both.")
-    refuse_taken(output, overwrite, inputs=(scan, from_labels))
+    refuse_other_ending(output, ".json")
+    of_run = run.glob("*.json") if run is not None else ()
+    refuse_taken(output, overwrite, inputs=(scan, from_labels, datalist, *of_run))
     if not scan.exists():
         raise DataError(f"{scan}: no such scan. Correct the path.")
     if from_labels is not None and not from_labels.exists():

@@ -68,7 +68,7 @@ def train(
         overrides["resume"] = True
     words = sys.argv[1:]
     try:
-        run_bundle(bundle, configs, overrides | read_settings(set_))
+        run_bundle(bundle, configs, overrides | read_settings(set_, [*overrides, "method"]))
     except SystemExit as error:
         if error.code in STOPPED:
             words += [] if resume else ["--resume"]
@@ -109,14 +109,21 @@ def evaluate(
         overrides = {"datalist": datalist, "run_dir": output, "model": model}
         overrides |= given(image_size=image_size, checkpoint=checkpoint)
         configs = ["evaluate.yaml", "zero_shot.yaml", *(overlay or [])]
-        run_bundle(bundle, configs, overrides | read_settings(set_))
+        run_bundle(bundle, configs, overrides | read_settings(set_, overrides))
         after_zero_shot(output, datalist, model, checkpoint, bundle)
     elif run is None:
         raise ValueError("give --run, the folder of a training run, or --zero-shot.")
+    elif output is not None or image_size is not None or model != "nano":
+        raise ValueError(
+            "--output, --model and --image-size are for --zero-shot; a run has its own. Results go "
+            "into the run's folder, or to --set output_dir=FOLDER."
+        )
     else:
         overrides = {"run_dir": run} | given(datalist=datalist, checkpoint=checkpoint)
         overrides |= given(unfinished=unfinished or None)
-        run_bundle(bundle, ["evaluate.yaml", *(overlay or [])], overrides | read_settings(set_))
+        run_bundle(
+            bundle, ["evaluate.yaml", *(overlay or [])], overrides | read_settings(set_, overrides)
+        )
         after_evaluate(run, bundle, unfinished)
 
 
@@ -143,7 +150,7 @@ def predict(
     overrides = {"run_dir": run, "scan": scan, "output": output}
     overrides |= given(prompts=prompts, series=series, checkpoint=checkpoint)
     overrides |= given(overwrite=overwrite or None, unfinished=unfinished or None)
-    run_bundle(bundle, ["inference.yaml"], overrides | read_settings(set_))
+    run_bundle(bundle, ["inference.yaml"], overrides | read_settings(set_, overrides))
     after_predict(scan, output)
 
 
@@ -165,10 +172,12 @@ def export(
     from medsam_tune.runs import TUNED, read_record, tuned_file
 
     refuse_unknown("format", format_, FORMATS)
+    recorded = read_record(run).checkpoint
+    base = checkpoint or (None if recorded is None else Path(recorded))
     if format_ == "sam":
-        refuse_taken(output, overwrite, [run / TUNED, checkpoint])
+        refuse_taken(output, overwrite, [run / TUNED, base])
     tuned = tuned_file(run, unfinished)
-    model = load_tuned(tuned, checkpoint=checkpoint or read_record(run).checkpoint)
+    model = load_tuned(tuned, checkpoint=base)
     if format_ == "onnx":
         export_onnx(model, output, read_header(tuned).labels)
         typer.echo(f"{output}: encoder.onnx, decoder.onnx and model.json of a {model.base.name}")
@@ -177,15 +186,15 @@ def export(
         typer.echo(f"{output}: adapter_config.json and adapter_model.safetensors")
     else:
         export_sam(model, output)
-        base = model.base
-        typer.echo(f"{output}: a plain {base.name}")
-        if base.normalisation == "medsam":
+        kind = model.base
+        typer.echo(f"{output}: a plain {kind.name}")
+        if kind.normalisation == "medsam":
             typer.echo(
                 "it takes images in [0, 1], as MedSAM's own code does; SamPredictor does not"
             )
         if not is_stock(model):
             typer.echo(
-                f"segment_anything has no {base.name} of {base.image_size} pixels and "
-                f"{base.in_channels} channels; medsam_tune.build_sam opens it."
+                f"segment_anything has no {kind.name} of {kind.image_size} pixels and "
+                f"{kind.in_channels} channels; medsam_tune.build_sam opens it."
             )
     after_export(output, format_, model.base)

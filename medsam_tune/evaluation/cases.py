@@ -114,6 +114,31 @@ def refuse_without_labels(
         )
 
 
+def refuse_other_labels(
+    trained: Mapping[int, str], labels: Mapping[int, str], datalist: str | Path
+) -> None:
+    """Refuse a datalist whose labels mean something else than those of the training.
+
+    Args:
+        trained: label id -> name of the model.
+        labels: label id -> name of the datalist.
+        datalist: its path, for the message.
+
+    Raises:
+        DataError: an id with two names.
+    """
+    other = [
+        f"{k} is {name!r} there, {trained[k]!r} in the training"
+        for k, name in labels.items()
+        if k in trained and trained[k] != name
+    ]
+    if other:
+        raise DataError(
+            f"{datalist}: its labels are not those of the run: {listed(other, separator='; ')}. "
+            "Give a datalist of the same labels."
+        )
+
+
 def prepare_case(
     item: dict[str, Any], device: torch.device, non_blocking: bool = False, **_: Any
 ) -> tuple[Tensor, Tensor, tuple[SlicePrompts], dict[str, Any]]:

@@ -34,6 +34,8 @@ class ResultFolder:
             if folder.exists() and not folder.is_dir():
                 raise DataError(f"{folder}: is a file; expected a folder for the results.")
             others = {one.name for one in folder.glob("*")} - _OURS
+            pictures = folder / "overlays"
+            others |= {one.name for one in pictures.glob("*") if one.suffix != ".png"}
             if others:
                 raise DataError(
                     f"{folder}: holds other files ({listed(sorted(others), 3)}), and would be "

@@ -19,6 +19,7 @@ from medsam_tune.formats.volume import (
     LPS_TO_RAS,
     Grid,
     Volume,
+    check_extent,
     check_guess,
     check_memory,
     exact,
@@ -67,7 +68,9 @@ def read(path: Path, mending: Mending, ids: bool = False) -> Volume:
         array = array[..., None, :, :]
     axes = (*range(array.ndim - 3), *range(array.ndim - 1, array.ndim - 4, -1))
     values = np.ascontiguousarray(array.transpose(axes))
-    return Volume(values, _affine(image, LENGTHS[unit]), guess=guess)
+    affine = _affine(image, LENGTHS[unit])
+    check_extent(path, image.GetSize(), affine)
+    return Volume(values, affine, guess=guess)
 
 
 def read_grid(path: Path) -> Grid:

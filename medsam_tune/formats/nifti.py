@@ -24,6 +24,7 @@ from medsam_tune.formats.volume import (
     POSITION_TOLERANCE,
     Grid,
     Volume,
+    check_extent,
     check_guess,
     check_memory,
     check_not_empty,
@@ -38,9 +39,6 @@ WRITTEN = ENDINGS
 
 UNIT_TOLERANCE = 0.01
 """Two spacings are the same length in two units if they differ by less than this share."""
-
-LARGEST_EXTENT = 10_000.0
-"""Largest accepted side of a scan, millimetres; what is larger is in another unit than it says."""
 
 _DEFLATE = 1032  # bytes that one byte of gzip holds at most (zlib's technical notes)
 _UNITS = {1: "meter", 2: "mm", 3: "micron"}  # of xyzt_units; others, as 0, are read as millimetres
@@ -68,6 +66,8 @@ def read(path: Path, mending: Mending, ids: bool = False) -> Volume:
         place = _place_of(path, file)
         # Not by MONAI's reader: where the sform's spacing is not pixdim's to the last digit, it
         # takes the qform, even one that says nothing.
+        if ids:
+            _refuse_scaled(path, file)
         stored = np.asanyarray(file.dataobj)
         values = exact(stored) if ids else stored.astype(np.float32)
     for text in place.said:
@@ -167,6 +167,17 @@ def _check_values(path: Path, file: nib.Nifti1Image) -> None:
         )
 
 
+def _refuse_scaled(path: Path, file: nib.Nifti1Image) -> None:
+    """Refuse a label map whose header makes other ids of the stored ones."""
+    stored: Any = file.dataobj  # nibabel keeps the scaling here only
+    if (stored.slope, stored.inter) != (1, 0):
+        raise DataError(
+            f"its header scales the stored ids by {stored.slope:g} and adds {stored.inter:g} "
+            f"({path}); expected label ids as they are (scl_slope 1, scl_inter 0). Save the label "
+            "map again."
+        )
+
+
 @dataclass(frozen=True)
 class _Place:
     """Where a file lies.
@@ -215,13 +226,13 @@ def _place_of(path: Path, file: nib.Nifti1Image) -> _Place:
             f"the affine {show_affine(affine)} is singular or not finite ({path}); it must place "
             "each voxel in the world. Export the scan again from its source."
         )
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    largest = float(np.max(spacing[: len(file.shape)] * file.shape[:3]))
-    if largest > LARGEST_EXTENT:
+    if not any(codes) and (header["pixdim"][1 : 1 + min(len(file.shape), 3)] <= 0).any():
         raise DataError(
-            f"a side of {largest:.4g} mm, voxels of {_show(spacing)} mm ({path}); expected at most "
-            f"{LARGEST_EXTENT:g} mm. Correct the unit in the header (xyzt_units), or the spacing."
+            f"neither qform, sform nor spacing is set: pixdim {_show(header['pixdim'][1:4])} "
+            f"({path}); expected the size of a voxel. Export the scan again from its source."
         )
+    check_extent(path, file.shape, affine)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
     if unit != "mm":
         said.append(f"coordinates in {unit} are read as voxels of {_show(spacing)} mm")
     return _Place(np.asarray(affine, dtype=np.float64), codes, tuple(said))

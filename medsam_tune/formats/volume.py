@@ -52,6 +52,9 @@ LENGTHS = {
 }
 """Units of length as headers write them -> millimetres."""
 
+LARGEST_EXTENT = 10_000.0
+"""Largest accepted side of a scan, millimetres; what is larger is in another unit than it says."""
+
 BYTES_PER_VOXEL = 16
 """Bytes that reading a scan and its label takes: four times float32 (measured: 15 for a CT window,
 19 for percentiles)."""
@@ -230,3 +233,19 @@ def same_affine(first: NDArray[np.float64], second: NDArray[np.float64]) -> bool
 def show_affine(affine: NDArray[np.float64]) -> str:
     """The affine's first three rows, rounded, for messages."""
     return str(np.round(affine[:3], 4).tolist())
+
+
+def check_extent(path: Path, shape: Sequence[int], affine: NDArray[np.float64]) -> None:
+    """Refuse a scan that is larger than any: its header has another unit than it says.
+
+    Raises:
+        DataError: a side above `LARGEST_EXTENT`.
+    """
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)[: len(shape)]
+    largest = float(np.max(spacing * np.asarray(shape)[: len(spacing)]))
+    if largest > LARGEST_EXTENT:
+        voxel = " x ".join(f"{side:.6g}" for side in spacing)
+        raise DataError(
+            f"a side of {largest:.4g} mm, voxels of {voxel} mm ({path}); expected at most "
+            f"{LARGEST_EXTENT:g} mm. Correct the unit in the header, or the spacing."
+        )

@@ -66,7 +66,8 @@ class PreparedCase:
         has_truth: True if slices are resampled and a label map in the scan's own grid is kept.
         neighbours: True if the channels are the slice before, the slice and the slice after.
         constant: indices of slices without content: one value in all pixels.
-        content: hash of the scan's voxels, see `cases.load.voxel_hash`.
+        content: hash of the scan's voxels, and of its label's after a colon; see
+            `cases.load.voxel_hash`.
     """
 
     path: Path
@@ -218,6 +219,7 @@ class SliceStore:
                 return there
             image, label = load_case(case, self.labels, self.mending, self.rules.expected)
             content = voxel_hash(image)
+            content += "" if label is None else f":{voxel_hash(label)}"
             if case.copy:
                 image, label = self._deformed(case, image, label)
             beside = Path(tempfile.mkdtemp(dir=unfinished, prefix=f"{entry.name}."))

@@ -22,6 +22,7 @@ from medsam_tune.files import written_whole
 from medsam_tune.methods.tuned import load_tuned_tensors, save_tuned, tuned_tensors
 from medsam_tune.runs import RunFolder
 from medsam_tune.sam.model import PromptableSam
+from medsam_tune.seen import keep_split
 from medsam_tune.slices.store import PreparedCase
 from medsam_tune.training.signals import StopAtSignal
 
@@ -201,11 +202,12 @@ class KeepLast:
     def _start(self, engine: Engine) -> None:
         self._saved_at = time.monotonic()
         if self.split is not None:
-            self.folder.keep_split(
+            keep_split(
+                self.folder,
                 **{
                     name: list(zip(cases, prepared, strict=True))
                     for name, (cases, prepared) in self.split.items()
-                }
+                },
             )
         if self.folder.last.exists():
             self._resume(engine)

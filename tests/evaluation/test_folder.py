@@ -38,3 +38,8 @@ def test_other_files_are_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"scan.nii.gz: is a file; expected a folder"):
         ResultFolder(tmp_path / "scan.nii.gz").open()
     assert [one.name for one in tmp_path.iterdir()] == ["scan.nii.gz"]
+    results = evaluate(tmp_path / "run" / "evaluation", "a")
+    results.finish()
+    (results.path / "overlays" / "notes.txt").write_text("mine")
+    with pytest.raises(DataError, match=r"holds other files \(notes.txt\)"):
+        ResultFolder(results.path).open()
