@@ -226,16 +226,24 @@ def _place_of(path: Path, file: nib.Nifti1Image) -> _Place:
             f"the affine {show_affine(affine)} is singular or not finite ({path}); it must place "
             "each voxel in the world. Export the scan again from its source."
         )
-    if not any(codes) and (header["pixdim"][1 : 1 + min(len(file.shape), 3)] <= 0).any():
-        raise DataError(
-            f"neither qform, sform nor spacing is set: pixdim {_show(header['pixdim'][1:4])} "
-            f"({path}); expected the size of a voxel. Export the scan again from its source."
-        )
+    if not any(codes):
+        _refuse_no_spacing(path, file)
     check_extent(path, file.shape, affine)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     if unit != "mm":
         said.append(f"coordinates in {unit} are read as voxels of {_show(spacing)} mm")
     return _Place(np.asarray(affine, dtype=np.float64), codes, tuple(said))
+
+
+def _refuse_no_spacing(path: Path, file: nib.Nifti1Image) -> None:
+    """Refuse a spacing of 0, of which nibabel makes 1 as it reads."""
+    with nib.openers.Opener(str(path)) as opened:
+        pixdim = type(file.header).from_fileobj(opened, check=False)["pixdim"][1:4]
+    if (pixdim[: len(file.shape)] <= 0).any():
+        raise DataError(
+            f"neither qform, sform nor spacing is set: pixdim {_show(pixdim)} ({path}); expected "
+            "the size of a voxel. Export the scan again from its source."
+        )
 
 
 def _scales(

@@ -225,3 +225,21 @@ def test_row_78_a_mask_has_the_codes_of_its_scan(tmp_path, codes):
     )
     np.testing.assert_array_equal(found.get_fdata(), small_scan()[1])
     assert found.header.get_xyzt_units()[0] == "mm"
+
+
+@pytest.mark.parametrize(("slope", "inter"), [(1, 1), (2, 0), (0.5, 0)])
+def test_row_76_a_label_whose_header_makes_other_ids(tmp_path, slope, inter):
+    image = nib.Nifti1Image(small_scan()[1].astype(np.int16), np.diag([2.0, 3, 4, 1]))
+    image.header.set_slope_inter(slope, inter)
+    nib.save(image, tmp_path / "a.nii")
+    with pytest.raises(DataError, match=f"scales the stored ids by {slope:g} and adds {inter:g}"):
+        nifti.read(tmp_path / "a.nii", Mending(), ids=True)
+    assert nifti.read(tmp_path / "a.nii", Mending()).array.any()  # as an image it is fine
+
+
+def test_row_78_a_size_of_voxels_that_nobody_set(tmp_path):
+    image = nib.Nifti1Image(small_scan()[0], None)
+    image.header["pixdim"][3] = 0
+    nib.save(image, tmp_path / "a.nii")
+    with pytest.raises(DataError, match="neither qform, sform nor spacing is set: pixdim"):
+        nifti.read(tmp_path / "a.nii", Mending())

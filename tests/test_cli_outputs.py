@@ -1,0 +1,105 @@
+"""Outputs: inputs are never written, and what is there only when that is asked for."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from medsam_tune.cli import main
+from medsam_tune.methods import apply_method
+from medsam_tune.methods.tuned import save_tuned
+from medsam_tune.runs import RunRecord, write_record, write_state
+from medsam_tune.sam.build import build_sam
+from medsam_tune.sam.encoder import fuse_qkv
+from medsam_tune.slices.intensity import Percentiles
+from medsam_tune.slices.rules import ScanRules
+from tests.scans import small_scan, write_nifti
+
+Tune = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def tune(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Tune:
+    """Runs the command in this process: exit code, standard error."""
+
+    def run(*words: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["medsam-tune", *map(str, words)])
+        code = 0
+        try:
+            main()
+        except SystemExit as error:
+            code = int(error.code or 0)
+        return code, capfd.readouterr().err
+
+    return run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A finished run on a base of its own, in base.pth."""
+    base = tmp_path / "base.pth"
+    torch.save(fuse_qkv(build_sam("nano", image_size=64).state_dict()), base)
+    sam = apply_method(build_sam("nano", base, image_size=64), "decoder")
+    folder = tmp_path / "run"
+    save_tuned(sam, folder / "tuned.safetensors", {1: "liver"})
+    rules = ScanRules(Percentiles()).describe()
+    write_record(folder, RunRecord("d.json", "d.slices", str(base), rules, {}, 0.0, 0))
+    write_state(folder, "finished")
+    return folder
+
+
+def test_row_94_export_leaves_its_base(tune: Tune, run: Path) -> None:
+    base = run.parent / "base.pth"
+    before = base.read_bytes()
+    for words in ((), ("--overwrite",)):
+        code, err = tune("export", "--run", run, "--output", base, *words)
+        assert (code, "base.pth: is an input; choose another" in err) == (1, True), err
+    link = run.parent / "link.pth"
+    link.symlink_to(base)
+    assert tune("export", "--run", run, "--output", link, "--overwrite")[0] == 1
+    assert base.read_bytes() == before
+
+
+def test_row_94_predict_leaves_scans_prompts_and_masks(tune: Tune, run: Path) -> None:
+    scan = write_nifti(run.parent / "scan.nii.gz", small_scan()[0])
+    boxes, mask = run.parent / "boxes.json", run.parent / "mask.nii.gz"
+    boxes.write_text(json.dumps({"objects": [{"label": 1, "box3d": [1, 1, 1, 5, 5, 3]}]}))
+    mask.write_bytes(b"mine")
+    before = {path: path.read_bytes() for path in (scan, boxes, mask)}
+    flags = ("--run", run, "--prompts", boxes, "--output")
+    code, err = tune("predict", scan, *flags, mask)
+    assert (code, "mask.nii.gz: is there already" in err) == (1, True), err
+    code, err = tune("predict", scan, *flags, scan, "--overwrite")
+    assert (code, "scan.nii.gz: is an input" in err) == (1, True), err
+    code, err = tune("predict", scan, *flags, mask, "--set", f"output={scan}")
+    assert (code, "output is given by the command's own option" in err) == (1, True), err
+    assert {path: path.read_bytes() for path in before} == before
+    code, err = tune("predict", scan, *flags, mask, "--overwrite")
+    assert code == 0, err
+    assert mask.read_bytes() != b"mine"
+
+
+def test_row_94_check_and_prompts_write_json_alone(tune: Tune, run: Path) -> None:
+    scan = write_nifti(run.parent / "scan.nii.gz", small_scan()[0])
+    folder = run.parent / "data"
+    (folder / "images").mkdir(parents=True)
+    (folder / "dataset.json").write_text("{}")
+    for words, message in (
+        (("check", scan, "--output", run.parent / "x.nii.gz"), "a name that ends in .json"),
+        (("check", folder, "--output", folder / "dataset.json"), "dataset.json: is an input"),
+        (("prompts", scan, "--output", run.parent / "base.pth"), "a name that ends in .json"),
+        (("prompts", scan, "--run", run, "--output", run / "run.json"), "run.json: is an input"),
+    ):
+        code, err = tune(*words, "--overwrite")
+        assert (code, message in err) == (1, True), err
+
+
+def test_options_of_the_untuned_model_are_not_passed_over(tune: Tune, run: Path) -> None:
+    for words in (("--output", "x"), ("--model", "vit_b"), ("--image-size", 64)):
+        code, err = tune("evaluate", "--run", run, *words)
+        assert (code, "are for --zero-shot; a run has its own" in err) == (1, True), err
