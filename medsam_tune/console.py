@@ -36,13 +36,16 @@ class Progress:
         total: number of units to do.
         unit: name of one unit, such as "case".
         show: False shows nothing.
+        done: units that were done before.
     """
 
-    def __init__(self, what: str, total: int, unit: str = "case", show: bool = True) -> None:
+    def __init__(
+        self, what: str, total: int, unit: str = "case", show: bool = True, done: int = 0
+    ) -> None:
         self.what = what
         self.total = total
         self.unit = unit
-        self.done = 0
+        self.done = self._before = done
         self._show = show
         self._start = self._said = monotonic()
         self._tenth = 0
@@ -50,7 +53,14 @@ class Progress:
         self._bar: Any = None
         if show and sys.stderr.isatty():
             self._bar = self._stack.enter_context(
-                tqdm(desc=what, total=total, unit=unit, leave=False, dynamic_ncols=True)
+                tqdm(
+                    desc=what,
+                    total=total,
+                    initial=done,
+                    unit=unit,
+                    leave=False,
+                    dynamic_ncols=True,
+                )
             )
             self._stack.enter_context(logging_redirect_tqdm())  # log lines go above the bar
         _OPEN.append(self)
@@ -76,7 +86,8 @@ class Progress:
         elif self._show and self._due():
             said = [f"{self.done} of {self.total} {self.unit}s"]
             said += [f"{name} {value:.4f}" for name, value in values.items()]
-            rest = (self.total - self.done) * (monotonic() - self._start) / self.done
+            each = (monotonic() - self._start) / (self.done - self._before)
+            rest = (self.total - self.done) * each
             LOG.info(f"{self.what}: {', '.join(said)}, {duration(rest)} left")
 
     def close(self) -> None:
@@ -148,7 +159,8 @@ class EngineProgress:
     def _open(self, engine: Any) -> None:
         state = engine.state
         what = self.what.format(epoch=state.epoch, epochs=state.max_epochs)
-        self._progress = Progress(what, state.epoch_length, self.unit)
+        done = state.iteration - (state.epoch - 1) * state.epoch_length  # of a resumed epoch
+        self._progress = Progress(what, state.epoch_length, self.unit, done=done)
 
     def _step(self, engine: Any) -> None:
         if self._progress is not None:
@@ -195,7 +207,7 @@ _LOGS = (
         (
             f"ignite.engine.engine.{engine}",
             r"Engine run (resuming|starting|finished|is terminating)|Epoch\[\d+\] Complete"
-            r"|Current run is terminating",
+            r"|Current run is terminating|Terminate signaled",
         )
         for engine in ("SupervisedTrainer", "SupervisedEvaluator")
     ),

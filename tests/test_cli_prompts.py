@@ -146,7 +146,7 @@ def test_what_prompts_refuses(tune: Tune, scan: Path, tmp_path: Path) -> None:
         assert not (tmp_path / "boxes.json").exists()
     code, _, err = tune("prompts", scan, "--output", scan, "--overwrite")
     assert code == 1
-    assert "is an input" in err
+    assert "a name that ends in .json" in err
 
 
 def test_each_command_says_the_next(

@@ -105,6 +105,17 @@ def test_epochs_of_an_engine(clock: SimpleNamespace, said: Said) -> None:
     assert not console._OPEN
 
 
+def test_a_resumed_epoch_counts_on(clock: SimpleNamespace, said: Said) -> None:
+    def step(*_: object) -> None:
+        clock.now += 40
+
+    engine = Engine(step)
+    EngineProgress("epoch {epoch}", "step").attach(engine)
+    engine.load_state_dict({"epoch_length": 4, "max_epochs": 1, "iteration": 2})
+    engine.run([0, 0, 0, 0], max_epochs=1)
+    assert said() == ["epoch 1: 3 of 4 steps, 40 s left"]
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(-1, "0 s"), (59.4, "59 s"), (60, "1 min 0 s"), (3599, "59 min 59 s"), (7300, "2 h 1 min")],

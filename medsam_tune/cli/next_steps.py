@@ -103,8 +103,9 @@ def after_prompts(
     chosen = ("--series", series) if series else ()
     words = ("--run", run or Path("RUN"), "--prompts", output)
     mask = ("--output", _free(Path("mask.nii.gz")))
-    first = "" if filled else f"fill in the boxes of {output}, remove objects without one, then "
-    _say(f"{first}{medsam_tune('predict', scan, *chosen, *words, *mask)}")
+    if not filled:
+        _say(f"fill in the boxes of {output}, remove objects without one")
+    _say(medsam_tune("predict", scan, *chosen, *words, *mask))
 
 
 def after_predict(scan: Path, mask: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from medsam_tune.cases.datalist import Case
 from medsam_tune.cases.load import load_case
-from medsam_tune.errors import DataError, about
+from medsam_tune.errors import DataError, about, warn
 from medsam_tune.formats.mending import Mending
 from medsam_tune.inference.inferers import NEEDS_PROMPTS
 from medsam_tune.inference.prompt_files import read_prompts
@@ -20,6 +20,8 @@ from medsam_tune.prompts import SlicePrompts
 from medsam_tune.slices.cut import cut
 from medsam_tune.slices.frames import ScanGrid
 from medsam_tune.slices.rules import ScanRules
+
+_FEW = 8  # different values of a label map; scanners make more
 
 
 @dataclass(frozen=True)
@@ -86,12 +88,23 @@ class LoadPromptedScan:
         prompts = item["prompts"]
         image, _ = load_case(case, self.labels, self.mending, self.rules.expected)
         with about(f"case {case.id}"):
+            _warn_of_a_label_map(image)
             slices, grid = cut(image, self.rules)
         return PromptedScan(
             case=case.id,
             image=slices,
             prompts=None if prompts is None else read_prompts(prompts, grid, self.labels),
             grid=grid,
+        )
+
+
+def _warn_of_a_label_map(image: Tensor) -> None:
+    """Warn of whole values so few that the scan is rather a label map that was taken for it."""
+    found = image.unique()
+    if len(found) <= _FEW and bool((found == found.round()).all()):
+        warn(
+            f"the scan holds only {len(found)} values, from {float(found.min()):g} to "
+            f"{float(found.max()):g}: it looks like a label map."
         )
 
 

@@ -74,7 +74,7 @@ class Progress:
         left = state.max_epochs - state.epoch
         if self._start is not None and left:
             spent = (monotonic() - self._start) / (state.epoch - self._first + 1)
-            said += f", {duration(left * spent)} left"
+            said += f", {duration(left * spent)} left in all"
         LOG.info(said)
 
 

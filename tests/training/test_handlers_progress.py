@@ -25,7 +25,7 @@ def test_progress_says_the_loss_and_the_time_left(
     caplog.set_level("INFO", "medsam_tune")
     engine.run([0.5, 0.5], max_epochs=4)
     assert [text for text in caplog.messages if "steps" not in text] == [
-        "epoch 2 of 4: loss 0.5000, 1 min 20 s left",
-        "epoch 3 of 4: loss 0.5000, 40 s left",
+        "epoch 2 of 4: loss 0.5000, 1 min 20 s left in all",
+        "epoch 3 of 4: loss 0.5000, 40 s left in all",
         "epoch 4 of 4: loss 0.5000",
     ]
