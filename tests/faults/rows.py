@@ -9,6 +9,7 @@ from tests.bad_inputs import INPUTS
 
 _RUNS, _CHECKPOINTS = "tests/test_runs.py", "tests/training/test_checkpoints.py"
 _FAULTS, _BUNDLE = "tests/faults/test_faults.py", "tests/test_bundle.py"
+_SEEN, _OUTPUTS = "tests/test_seen.py", "tests/test_cli_outputs.py"
 _SPLIT, _FAILURES = "tests/test_cli_split.py", "tests/test_cli_failures.py"
 _NAMED: dict[int, tuple[str, tuple[str, ...]]] = {
     75: ("NIfTI in micron or metre", ()),
@@ -73,7 +74,9 @@ _NAMED: dict[int, tuple[str, tuple[str, ...]]] = {
         "output is input, or there already",
         (
             f"{_RUNS}::test_a_run_is_not_written_over",
-            "tests/test_cli.py::test_export_formats",
+            f"{_OUTPUTS}::test_row_94_export_leaves_its_base",
+            f"{_OUTPUTS}::test_row_94_predict_leaves_scans_prompts_and_masks",
+            f"{_OUTPUTS}::test_row_94_check_and_prompts_write_json_alone",
             "tests/evaluation/test_folder.py::test_other_files_are_not_replaced",
         ),
     ),
@@ -81,7 +84,7 @@ _NAMED: dict[int, tuple[str, tuple[str, ...]]] = {
         "resumed with other data or settings",
         (
             f"{_RUNS}::test_another_training_is_not_a_continuation",
-            f"{_RUNS}::test_the_split_is_kept",
+            f"{_SEEN}::test_the_split_is_kept",
             f"{_CHECKPOINTS}::test_a_resumed_schedule_is_that_of_the_settings",
         ),
     ),
@@ -95,7 +98,7 @@ _NAMED: dict[int, tuple[str, tuple[str, ...]]] = {
     ),
     97: (
         "datalist changed after the training",
-        (f"{_RUNS}::test_what_was_trained_on_is_never_held_out",),
+        (f"{_SEEN}::test_what_was_trained_on_is_never_held_out",),
     ),
     98: ("several scans of a patient", (f"{_SPLIT}::test_visits_of_a_patient_stay_together",)),
     99: (

@@ -46,7 +46,5 @@ def test_scans_are_mended_as_in_training(tmp_path: Path) -> None:
 
 def test_a_label_map_in_the_place_of_the_scan_is_said(tmp_path: Path) -> None:
     path = write_nifti(tmp_path / "a.nii.gz", small_scan()[1].astype(np.float32))
-    with pytest.warns(
-        UserWarning, match=r"case a: the scan holds only 3 values, from 0 to 2: "
-    ):
+    with pytest.warns(UserWarning, match=r"case a: the scan holds only 3 values, from 0 to 2: "):
         LoadPromptedScan(ScanRules(Window(100, 200)), LABELS)({"scan": path, "prompts": None})
