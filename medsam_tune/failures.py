@@ -51,7 +51,7 @@ _CLOSED = {
 }
 _OUT_OF_MEMORY = re.compile(
     r"DefaultCPUAllocator|can't allocate memory|out of memory|CUBLAS_STATUS_ALLOC_FAILED"
-    r"|can't start new thread"
+    r"|can't start new thread|failed to map segment"
 )
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")  # as libraries in Rust say it, safetensors
 _WORKER = re.compile(r"DataLoader worker \(pid")
@@ -140,8 +140,11 @@ def _memory(error: BaseException) -> tuple[str, int] | None:
             "Lower: --set num_workers=0, --set batch_size=4.",
             MEMORY,
         )
-    if isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(text)
+    full = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    if (
+        full
+        or isinstance(error, MemoryError)
+        or (isinstance(error, (RuntimeError, ImportError)) and _OUT_OF_MEMORY.search(text))
     ):
         what = "of the GPU" if re.search("CUDA|CUBLAS|HIP", text) else f"({_free_memory()} free)"
         return f"out of memory {what}. Lower: {_LOWER[command]}.", MEMORY

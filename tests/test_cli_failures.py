@@ -49,6 +49,8 @@ KINDS = [
     (OSError(errno.EDQUOT, "Quota", "/tmp/a"), DISK, r"^/tmp/a: the quota is used up, .* GB"),
     (OSError(errno.EFBIG, "Too large", "/tmp/a"), DISK, r"^/tmp/a: a file is larger than .* GB"),
     (SafetensorError("I/O error: No space left (os error 28)"), DISK, r": the disk is full, .* GB"),
+    (OSError(errno.ENOMEM, "Cannot allocate memory", "/x"), MEMORY, r"^out of memory \("),
+    (ImportError("a.so: failed to map segment from shared object"), MEMORY, r"^out of memory \("),
     (RuntimeError("can't start new thread"), MEMORY, r"^out of memory \(.* GB free\)"),
     (MemoryError(), MEMORY, r"^out of memory \(.* GB free\)\. Lower: --set batch_size=4"),
     (torch.OutOfMemoryError("CUDA out of memory. Tried"), MEMORY, r"^out of memory of the GPU\. L"),

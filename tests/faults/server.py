@@ -95,7 +95,7 @@ class Server:
         """End the process."""
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
-            self._process.wait(10)
+            self._process.wait(60)
 
 
 def _import_everything() -> None:
@@ -187,6 +187,7 @@ def _serve(folder: Path) -> None:
     for line in sys.stdin:
         commands = [Command(**{**each, "words": tuple(each["words"])}) for each in json.loads(line)]
         print(json.dumps([asdict(each) for each in _together(commands, folder)]), flush=True)
+    os._exit(0)  # at once: to take all libraries down lasts seconds
 
 
 if __name__ == "__main__":

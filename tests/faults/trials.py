@@ -152,7 +152,9 @@ def full_disk(yard: Yard, command: str, share: float) -> str:
     first = yard.server.one(*words, mishap="small_disk", options=options)
     if first.code == 0:
         return "was not stopped: the disk is large enough"
-    wrong = _one_line(first, DISK) or leftovers(keep)
+    # `prepare` estimates first: what cannot fit is refused as a choice of the user.
+    estimated = command == "prepare" and "Make room, or choose another folder with" in first.text
+    wrong = _one_line(first, 1 if estimated else DISK) or leftovers(keep)
     if wrong:
         return _cleared(wrong, place)
     (keep / ".limited").unlink()
