@@ -162,7 +162,7 @@ def mishaps(crew: Crew) -> list[str]:
         every.append(("two processes, one slice store", what, run))
     return [
         "Right: one line and the exit code of its kind (5 disk; 6 memory; 1 NaN, a folder in use, "
-        "or slices that by the estimate cannot fit), nothing left over, what was there before kept; "
+        "or slices that by the estimate cannot fit), nothing left over, what was there kept; "
         "and the same command, given again, ends bit-equal. The small disk is a tmpfs that the "
         "process alone sees, or a limit of the file size where mounting is not allowed; little "
         "memory is RLIMIT_AS.",
