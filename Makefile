@@ -47,7 +47,7 @@ test: env ## the fast tier: no network, no GPU, minutes
 	$(PYTEST) -m "not slow and not faults"
 
 test-faults: env ## kills, full disks, little memory, dead workers, names of patients: a quarter of an hour
-	$(PYTEST) -m faults
+	$(PYTEST) -m "faults and not slow"
 
 test-all: env ## every tier; real_data and gpu tests skip themselves with a reason
 	$(PYTEST)

@@ -11,6 +11,7 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -69,24 +70,27 @@ def _at_file(folder: str, target: str, act: Callable[[int], None]) -> None:
 
 
 def small_disk(folder: str, size: int, keep: str) -> Callable[[], None]:
-    """Put a file system of a few bytes at a folder; where that is not allowed, limit file sizes.
+    """Put a file system of a few bytes at a folder; see `may_mount`.
 
     Args:
         folder: the folder, made if absent.
-        size: bytes of the file system, or of the largest file.
+        size: bytes of the file system.
         keep: folder that gets what is in it at the end.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
-    how = "file system" if _mounted(folder, size) else "file size"
-    if how == "file size":
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    if not _mounted(folder, size):
+        raise OSError(f"{folder}: no file system may be mounted here")
+    return lambda: shutil.copytree(folder, keep)
 
-    def after() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        shutil.copytree(folder, keep)
-        Path(keep, ".limited").write_text(how)
 
-    return after
+def may_mount() -> bool:
+    """Whether a process of this user may mount a file system of its own; another one tries it."""
+    code = (
+        "import sys, tempfile; from tests.faults.mishaps import _mounted\n"
+        "sys.exit(not _mounted(tempfile.mkdtemp(), 1 << 20))"
+    )
+    root = Path(__file__).parents[2]
+    return subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
 
 
 def _mounted(folder: str, size: int) -> bool:

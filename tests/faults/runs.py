@@ -113,7 +113,7 @@ def leftovers(folder: Path) -> str:
     names = [
         path.relative_to(folder).as_posix()
         for path in folder.rglob(".*")
-        if path.name not in (".lock", ".making", ".limited")
+        if path.name not in (".lock", ".making")
     ]
     making = folder / ".making"
     names += [path.name for path in making.glob("*") if path.is_dir()] if making.is_dir() else []

@@ -7,6 +7,7 @@ import signal
 import pytest
 
 from tests.faults import trials
+from tests.faults.mishaps import may_mount
 from tests.faults.runs import Yard, leftovers
 
 pytestmark = pytest.mark.faults
@@ -42,11 +43,13 @@ def test_a_signal_stops_and_says_how_to_go_on(
     assert not trials.signalled(yard, int(number), where)
 
 
+@pytest.mark.skipif(not may_mount(), reason="no file system may be mounted here")
 @pytest.mark.parametrize(("command", "share"), [("prepare", 0.65), ("train", 0.2), ("train", 0.65)])
 def test_a_full_disk(yard: Yard, command: str, share: float) -> None:
     assert not trials.full_disk(yard, command, share)
 
 
+@pytest.mark.slow  # how memory runs out depends on the machine
 @pytest.mark.parametrize(("command", "mebibytes"), [("prepare", 24), ("train", 24)])
 def test_little_memory(yard: Yard, command: str, mebibytes: int) -> None:
     assert not trials.little_memory(yard, command, mebibytes << 20)

@@ -157,7 +157,6 @@ def full_disk(yard: Yard, command: str, share: float) -> str:
     wrong = _one_line(first, 1 if estimated else DISK) or leftovers(keep)
     if wrong:
         return _cleared(wrong, place)
-    (keep / ".limited").unlink()
     place.rmdir()
     keep.rename(place)
     if command == "prepare":
