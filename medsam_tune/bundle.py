@@ -8,7 +8,7 @@ import runpy
 import shlex
 import sys
 from ast import literal_eval
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from difflib import get_close_matches
@@ -18,7 +18,8 @@ from typing import Any
 
 from medsam_tune.errors import DataError, listed
 from medsam_tune.failures import report_in_one_line
-from medsam_tune.settings import RUN_ARGUMENTS, Typed, word
+from medsam_tune.files import flat
+from medsam_tune.settings import RUN_ARGUMENTS, Typed, quoted, word
 
 # What MONAI itself reads in a component, beside the arguments of its `_target_`.
 _COMPONENT_KEYS = {"_target_", "_mode_", "_disabled_", "_requires_", "_desc_"}
@@ -82,7 +83,7 @@ def run_bundle(bundle: str, configs: Sequence[str], overrides: Mapping[str, Any]
     root = _shorter(bundle_folder(bundle))
     files = [str(_config(root / "configs", name)) for name in configs]
     several = f"[{','.join(map(repr, files))}]"
-    options = {"config_file": word(files[0]) if len(files) == 1 else several}
+    options = {"config_file": quoted(files[0]) if len(files) == 1 else several}
     options["bundle_root"] = word(root)
     options |= {
         key: str(value) if isinstance(value, Typed) else word(value)
@@ -129,7 +130,7 @@ def start(argv: Sequence[str] | None = None) -> None:
         known = _arguments(component)
         for name in component if known else ():
             if name not in known:
-                near = ", ".join(_nearest(name, known) or sorted(known - _COMPONENT_KEYS))
+                near = _meant(name, known)
                 raise ValueError(f"{place}::{name} is no setting of {place}; did you mean: {near}?")
 
 
@@ -144,12 +145,7 @@ def recipe(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """
     configs, overrides = _configs_and_overrides(argv)
     merged = _merged([*configs, overrides]) if configs else {}
-    return {
-        place: value
-        for key, content in merged.items()
-        if key not in _FREE
-        for place, value in _leaves(key, content)
-    }
+    return flat({key: content for key, content in merged.items() if key not in _FREE})
 
 
 def _config(folder: Path, name: str) -> Path:
@@ -251,7 +247,7 @@ def _refuse_unknown(shown: str, key: str, config: Mapping[str, Any]) -> None:
     """Refuse a key, `a::b::0::c`, that leads to no place in a config."""
     name, *inner = key.lstrip("+").replace("#", "::").split("::")
     if name not in config:
-        near = listed(_nearest(name, set(config)) or sorted(set(config) - {"_meta_"}), 40)
+        near = _meant(name, config)
         raise ValueError(f"{shown} is no setting of this config; did you mean: {near}?")
     place, here = name, config[name]
     for step in inner:
@@ -262,7 +258,7 @@ def _refuse_unknown(shown: str, key: str, config: Mapping[str, Any]) -> None:
         elif isinstance(here, dict):
             known = _arguments(here) or ({*here} if "_target_" not in here else set())
             if known and step not in known:
-                near = ", ".join(_nearest(step, known) or sorted(known - _COMPONENT_KEYS))
+                near = _meant(step, known)
                 raise ValueError(f"{shown} is no setting of {place}; did you mean: {near}?")
             here = here.get(step)
         else:
@@ -280,16 +276,6 @@ def _components(config: Any, place: str = "") -> Iterator[tuple[str, dict[str, A
             yield from _components(value, f"{place}::{key}" if place else str(key))
 
 
-def _leaves(place: str, content: Any) -> Iterator[tuple[str, Any]]:
-    """The values of a nested config, and where they are."""
-    if isinstance(content, (dict, list)) and content:
-        inner = content.items() if isinstance(content, dict) else enumerate(content)
-        for key, value in inner:
-            yield from _leaves(f"{place}::{key}", value)
-    else:
-        yield place, content
-
-
 def _arguments(component: Any) -> set[str]:
     """Names that a config's `_target_` takes; empty where it takes any, or this is none."""
     target = component.get("_target_") if isinstance(component, dict) else None
@@ -302,9 +288,10 @@ def _arguments(component: Any) -> set[str]:
     return {*parameters, *_COMPONENT_KEYS}
 
 
-def _nearest(name: str, known: set[str]) -> list[str]:
-    """The known words that a mistyped one may have meant, best first."""
-    return get_close_matches(name, sorted(known), n=3)
+def _meant(name: str, known: Iterable[str]) -> str:
+    """The known words that a mistyped one may have meant, best first; all where none is near."""
+    words = sorted({*known} - _COMPONENT_KEYS - {"_meta_"})
+    return listed(get_close_matches(name, words, n=3) or words, 40)
 
 
 def _options(argv: Sequence[str]) -> dict[str, str]:

@@ -193,9 +193,6 @@ def duration(seconds: float) -> str:
 _ADVISORY = re.compile("GHSA-873f-pvrv-4x83")
 _TRUST = "configs are programs: run only bundles and overlays that you trust (SECURITY.md)"
 
-# Warnings of others that a user cannot act on: message, category, module. Each with the reason.
-_WARNINGS: tuple[tuple[str, type[Warning], str], ...] = ()
-
 # Log lines of others: logger, pattern of the message.
 _LOGS = (
     # The command line above it says the same. The logger's handler writes to standard output.
@@ -234,7 +231,7 @@ def debugging() -> bool:
 
 @contextmanager
 def calm() -> Iterator[None]:
-    """Show our own log lines on standard error, each warning as one, and hide `_WARNINGS`, `_LOGS`.
+    """Show our own log lines on standard error, each warning as one, and hide `_LOGS`.
 
     For a process that is ours: a command. MEDSAM_TUNE_DEBUG hides nothing.
     """
@@ -252,8 +249,6 @@ def calm() -> Iterator[None]:
         for logger, each in hidden:
             logger.addFilter(each)
         with warnings.catch_warnings():
-            for message, category, module in _WARNINGS:
-                warnings.filterwarnings("ignore", message, category, module)
             warnings.showwarning = _Warned()
             yield
     finally:

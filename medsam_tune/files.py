@@ -207,3 +207,18 @@ def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
     with written_whole(path) as file:
         text = json.dumps(content, indent=1, ensure_ascii=False, default=str)
         file.write_text(text + "\n", encoding="utf-8", errors="surrogateescape")
+
+
+def flat(content: Any, place: str = "") -> dict[str, Any]:
+    """Nested JSON as `a::b::0` -> value, as it is after a round trip through a file."""
+    if isinstance(content, dict):
+        inner = content.items()
+    elif isinstance(content, (list, tuple)):
+        inner = {str(number): value for number, value in enumerate(content)}.items()
+    else:
+        plain = content is None or isinstance(content, (str, int, float))
+        return {place: content if plain else str(content)}
+    found: dict[str, Any] = {}
+    for key, value in inner:
+        found |= flat(value, f"{place}::{key}" if place else str(key))
+    return found

@@ -22,7 +22,7 @@ from typing import Any
 from filelock import BaseFileLock, FileLock, Timeout
 
 from medsam_tune.errors import DataError, listed
-from medsam_tune.files import read_json, write_json
+from medsam_tune.files import flat, read_json, write_json
 from medsam_tune.formats.mending import Mending
 from medsam_tune.sam.build import RANDOM
 from medsam_tune.slices.entries import MARKER
@@ -70,7 +70,7 @@ class RunRecord:
     def differences(self, other: RunRecord) -> list[str]:
         """What a training that continues this one would do otherwise: name, then, now."""
         before, now = (
-            _flat(
+            flat(
                 {
                     "rules": record.rules,
                     "mending": record.mending,
@@ -98,20 +98,6 @@ def _shown(values: Mapping[str, Any], key: str) -> str:
     return repr(values[key]) if key in values else "not there"
 
 
-def _flat(content: Any, place: str = "") -> dict[str, Any]:
-    """Nested JSON as `a::b::0` -> value, as it is after a round trip through a file."""
-    if isinstance(content, dict):
-        inner = content.items()
-    elif isinstance(content, (list, tuple)):
-        inner = {str(number): value for number, value in enumerate(content)}.items()
-    else:
-        return {place: content if isinstance(content, (str, int, float)) else str(content)}
-    found: dict[str, Any] = {}
-    for key, value in inner:
-        found |= _flat(value, f"{place}::{key}" if place else str(key))
-    return found
-
-
 class RunFolder:
     """The folder of a training, for the process that trains.
 
@@ -135,8 +121,7 @@ class RunFolder:
     @property
     def state(self) -> str:
         """What `set_state` wrote last; empty if nothing was written."""
-        path = self.path / STATE
-        return str(read_json(path).get("state", "")) if path.is_file() else ""
+        return str(_read_state(self.path).get("state", ""))
 
     def refuse(self) -> None:
         """Refuse a folder that `open` would refuse; nothing is written, and nothing is held.
@@ -304,6 +289,12 @@ def write_state(run: str | Path, state: str, epoch: int = 0, epochs: int | None 
     write_json(Path(run) / STATE, {"state": state, "epoch": epoch, "epochs": epochs})
 
 
+def _read_state(run: Path) -> dict[str, Any]:
+    """What `write_state` wrote; nothing if it did not."""
+    path = run / STATE
+    return read_json(path) if path.is_file() else {}
+
+
 def tuned_file(run: str | Path, unfinished: bool = False) -> Path:
     """The tuned file of a run.
 
@@ -316,8 +307,7 @@ def tuned_file(run: str | Path, unfinished: bool = False) -> Path:
     """
     run = Path(run)
     read_record(run)
-    tuned, path = run / TUNED, run / STATE
-    state = read_json(path) if path.is_file() else {}
+    tuned, state = run / TUNED, _read_state(run)
     if not tuned.is_file():
         raise DataError(
             f"{run}: no {TUNED} in it yet: no epoch was validated. Continue it with --resume."

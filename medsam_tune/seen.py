@@ -21,7 +21,8 @@ def keep_split(folder: RunFolder, **subsets: Sequence[tuple[Case, PreparedCase]]
         subsets: name of the subset -> its cases and their entries in the slice store.
 
     Raises:
-        DataError: a resumed training has other patients or scans than before.
+        DataError: a resumed training has other patients, scans or labels than before, or its
+            split is lost.
     """
     split = {
         name: [
@@ -31,11 +32,8 @@ def keep_split(folder: RunFolder, **subsets: Sequence[tuple[Case, PreparedCase]]
         ]
         for name, members in subsets.items()
     }
-    path = folder.path / SPLIT
-    if not path.is_file():
-        if folder.last.exists():
-            raise DataError(f"{path}: no such file; the split of the run is lost. Train again.")
-        write_json(path, split)
+    if not (folder.path / SPLIT).is_file() and not folder.last.exists():
+        write_json(folder.path / SPLIT, split)
         return
     before = _read_split(folder.path)
     for name, members in split.items():

@@ -49,9 +49,13 @@ def word(value: Any) -> str:
         return _WORDS["null"]
     if _LANGUAGE.search(str(value)):
         return "$" + _LANGUAGE.sub(lambda sign: f"\\x{ord(sign[0]):02x}", repr(value))
-    if isinstance(value, str):
-        return value if value[:1] != "-" and _read(value) == value else repr(value)
-    return str(value)
+    return quoted(value) if isinstance(value, str) else str(value)
+
+
+def quoted(text: str) -> str:
+    """Write a text for fire, which reads `#` as a comment; MONAI's language is not looked at."""
+    plain = text[:1] != "-" and "#" not in text and _read(text) == text
+    return text if plain else repr(text)
 
 
 def _read(text: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from medsam_tune import cli
 from medsam_tune.cases.datalist import Case
 from medsam_tune.sam.build import ARCHITECTURES, Architecture, build_sam
 from medsam_tune.sam.model import PromptableSam
@@ -42,6 +44,25 @@ def tiny_sam(monkeypatch: pytest.MonkeyPatch) -> Callable[..., PromptableSam]:
         return sam
 
     return build
+
+
+@pytest.fixture
+def tune(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs `medsam-tune` in this process: exit code, standard output, standard error."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["medsam-tune", *map(str, words)])
+        capfd.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as error:
+            code = int(error.code or 0)
+        return code, *capfd.readouterr()
+
+    return run
 
 
 @pytest.fixture

@@ -225,3 +225,11 @@ def test_a_config_here_and_in_the_bundle(
     with pytest.raises(DataError, match=r"a.yaml: is here and in the bundle, and they differ; say"):
         command(str(tmp_path), ["a.yaml"], {})
     assert command(str(tmp_path), ["./a.yaml"], {})[2] == "a.yaml"
+
+
+@pytest.mark.parametrize("name", ["a#b.yaml", "$x.yaml", "a@b.yaml", "a,b.yaml", "'q'.yaml"])
+def test_names_of_a_single_config_are_theirs(command: Command, tmp_path: Path, name: str) -> None:
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / name).write_text("lr: 1\n")
+    argv = command(str(tmp_path), [name], {})
+    assert DefaultParseValue(argv[2]) == str(tmp_path / "configs" / name)

@@ -18,7 +18,6 @@ import torch
 from safetensors.torch import load_file
 from segment_anything.modeling import MaskDecoder
 
-from medsam_tune import cli
 from medsam_tune.cases.datalist import read_datalist, write_datalist
 from medsam_tune.cases.description import MODALITIES
 from medsam_tune.cases.folders import find_cases
@@ -37,25 +36,6 @@ from tests.bad_inputs import INPUTS
 from tests.scans import msd_folder, small_scan, write_nifti
 
 SMALL = ["--image-size", "64", "--set", "epochs=1", "--set", "num_workers=0"]
-
-
-@pytest.fixture
-def tune(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    """Runs the command in this process: exit code, standard output, standard error."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["medsam-tune", *map(str, words)])
-        capfd.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as error:
-            code = int(error.code or 0)
-        return code, *capfd.readouterr()
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from medsam_tune.cli import main
 from medsam_tune.methods import apply_method
 from medsam_tune.methods.tuned import save_tuned
 from medsam_tune.runs import RunRecord, write_record, write_state
@@ -20,23 +18,7 @@ from medsam_tune.slices.intensity import Percentiles
 from medsam_tune.slices.rules import ScanRules
 from tests.scans import small_scan, write_nifti
 
-Tune = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture
-def tune(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Tune:
-    """Runs the command in this process: exit code, standard error."""
-
-    def run(*words: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["medsam-tune", *map(str, words)])
-        code = 0
-        try:
-            main()
-        except SystemExit as error:
-            code = int(error.code or 0)
-        return code, capfd.readouterr().err
-
-    return run
+Tune = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -57,7 +39,7 @@ def test_row_94_export_leaves_its_base(tune: Tune, run: Path) -> None:
     base = run.parent / "base.pth"
     before = base.read_bytes()
     for words in ((), ("--overwrite",)):
-        code, err = tune("export", "--run", run, "--output", base, *words)
+        code, _, err = tune("export", "--run", run, "--output", base, *words)
         assert (code, "base.pth: is an input; choose another" in err) == (1, True), err
     link = run.parent / "link.pth"
     link.symlink_to(base)
@@ -72,14 +54,14 @@ def test_row_94_predict_leaves_scans_prompts_and_masks(tune: Tune, run: Path) ->
     mask.write_bytes(b"mine")
     before = {path: path.read_bytes() for path in (scan, boxes, mask)}
     flags = ("--run", run, "--prompts", boxes, "--output")
-    code, err = tune("predict", scan, *flags, mask)
+    code, _, err = tune("predict", scan, *flags, mask)
     assert (code, "mask.nii.gz: is there already" in err) == (1, True), err
-    code, err = tune("predict", scan, *flags, scan, "--overwrite")
+    code, _, err = tune("predict", scan, *flags, scan, "--overwrite")
     assert (code, "scan.nii.gz: is an input" in err) == (1, True), err
-    code, err = tune("predict", scan, *flags, mask, "--set", f"output={scan}")
+    code, _, err = tune("predict", scan, *flags, mask, "--set", f"output={scan}")
     assert (code, "output is given by the command's own option" in err) == (1, True), err
     assert {path: path.read_bytes() for path in before} == before
-    code, err = tune("predict", scan, *flags, mask, "--overwrite")
+    code, _, err = tune("predict", scan, *flags, mask, "--overwrite")
     assert code == 0, err
     assert mask.read_bytes() != b"mine"
 
@@ -95,11 +77,11 @@ def test_row_94_check_and_prompts_write_json_alone(tune: Tune, run: Path) -> Non
         (("prompts", scan, "--output", run.parent / "base.pth"), "a name that ends in .json"),
         (("prompts", scan, "--run", run, "--output", run / "run.json"), "run.json: is an input"),
     ):
-        code, err = tune(*words, "--overwrite")
+        code, _, err = tune(*words, "--overwrite")
         assert (code, message in err) == (1, True), err
 
 
 def test_options_of_the_untuned_model_are_not_passed_over(tune: Tune, run: Path) -> None:
     for words in (("--output", "x"), ("--model", "vit_b"), ("--image-size", 64)):
-        code, err = tune("evaluate", "--run", run, *words)
+        code, _, err = tune("evaluate", "--run", run, *words)
         assert (code, "are for --zero-shot; a run has its own" in err) == (1, True), err

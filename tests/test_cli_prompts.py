@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from medsam_tune import cli
 from medsam_tune.cases.datalist import Case, Datalist, write_datalist
 from medsam_tune.cli import next_steps
 from medsam_tune.inference.prompt_files import read_prompts
@@ -30,24 +28,9 @@ from tests.scans import LABELS, small_scan, write_nifti
 Tune = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture
-def tune(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
-) -> Tune:
-    """Runs the command in this process, in a new folder: exit code, output, standard error."""
+@pytest.fixture(autouse=True)
+def _in_a_new_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["medsam-tune", *map(str, words)])
-        capfd.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as error:
-            code = int(error.code or 0)
-        return code, *capfd.readouterr()
-
-    return run
 
 
 @pytest.fixture

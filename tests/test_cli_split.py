@@ -6,7 +6,6 @@ import csv
 import json
 import os
 import stat
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 
-from medsam_tune import cli
 from medsam_tune.cases.datalist import SUBSETS, read_datalist
 from medsam_tune.evaluation.metrics import annotated
 from medsam_tune.failures import DISK
@@ -26,23 +24,6 @@ from tests.scans import plain_folder, write_nifti
 
 Tune = Callable[..., tuple[int, str, str]]
 VISITS = ["p1_visit1", "p1_visit2", "p2_visit1", "p3_pre", "p3_post", "p4", "p5"]
-
-
-@pytest.fixture
-def tune(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Tune:
-    """Runs the command in this process: exit code, standard output, standard error."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["medsam-tune", *map(str, words)])
-        capfd.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as error:
-            code = int(error.code or 0)
-        return code, *capfd.readouterr()
-
-    return run
 
 
 @pytest.fixture

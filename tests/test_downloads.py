@@ -18,7 +18,6 @@ from monai.bundle import ConfigParser, download_large_files
 
 from medsam_tune import downloads
 from medsam_tune.bundle import bundle_folder
-from medsam_tune.cli import main
 from medsam_tune.downloads import choose, download, published
 from medsam_tune.errors import DataError
 from medsam_tune.sam.build import ARCHITECTURES
@@ -251,27 +250,13 @@ def test_unknown_names_and_bundles(bundle: Bundle, tmp_path: Path) -> None:
 Command = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs `medsam-tune` in this process: exit code, standard output, standard error."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["medsam-tune", *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as done:
-            main()
-        return int(done.value.code or 0), *capsys.readouterr()
-
-    return run
-
-
 def test_the_command_says_what_comes_next(
-    command: Command, web: str, bundle: Bundle, tmp_path: Path
+    tune: Command, web: str, bundle: Bundle, tmp_path: Path
 ) -> None:
     folder, path = bundle(f"{web}/sam.pth"), tmp_path / "my weights" / "sam.pth"
     words = ("download", "vit_b", "--output", path.parent, "--bundle", folder)
     for said in ("fetched", "was there"):
-        code, out, err = command(*words)
+        code, out, err = tune(*words)
         assert code == 0
         assert f"{path}: {said}, its sha256 as published." in out
         following = err.strip().splitlines()[-1]
@@ -283,28 +268,28 @@ def test_the_command_says_what_comes_next(
 
 @pytest.mark.parametrize("name", ["vit_b", "medsam"])
 def test_what_comes_next_can_be_typed(
-    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    tune: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(downloads, "download", lambda entry, folder: (folder / entry.file, False))
-    code, _, err = command("download", name)
+    code, _, err = tune("download", name)
     assert code == 0
-    code, _, err = command(*shlex.split(err.strip().splitlines()[-1])[2:])
+    code, _, err = tune(*shlex.split(err.strip().splitlines()[-1])[2:])
     assert code == 1
     assert "no such datalist" in err.splitlines()[-1]  # the options were read
 
 
 def test_a_fault_is_one_line_and_exit_code_1(
-    command: Command, web: str, bundle: Bundle, tmp_path: Path
+    tune: Command, web: str, bundle: Bundle, tmp_path: Path
 ) -> None:
     words = ("download", "vit_b", "--output", tmp_path / "c", "--bundle")
     for file, message in (("sam.pth", "what came is not what was"), ("x.pth", "cannot be fetched")):
-        code, _, err = command(*words, bundle(f"{web}/{file}", hash_val="0" * 64))
+        code, _, err = tune(*words, bundle(f"{web}/{file}", hash_val="0" * 64))
         assert code == 1
         (line,) = [each for each in err.splitlines() if each.startswith("medsam-tune: ")]
         assert message in line
         assert list((tmp_path / "c").iterdir()) == []
-    code, _, err = command("download", "nano")
+    code, _, err = tune("download", "nano")
     assert code == 1
     assert (
         "no checkpoint of 'nano' is listed; listed: vit_t (39 MiB), vit_b (358 MiB), vit_l (" in err
