@@ -273,7 +273,8 @@ def _check_types(record: RunRecord, path: Path) -> None:
     kinds |= {"jitter": (int, float), "seed": int, "version": str}
     for one in fields(record):
         value = getattr(record, one.name)
-        if not isinstance(value, kinds.get(one.name, dict)) or isinstance(value, bool):
+        fits = isinstance(value, kinds.get(one.name, dict)) and not isinstance(value, bool)
+        if not fits or (isinstance(value, str) and "\0" in value):
             raise DataError(f"{path}: is damaged or of another version ({one.name} is {value!r}).")
     unknown = {*record.mending} - {one.name for one in fields(Mending)}
     if unknown:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from medsam_tune.errors import DataError
 from medsam_tune.runs import (
@@ -70,6 +73,7 @@ def test_a_folder_that_moved_with_its_data_finds_them(tmp_path: Path) -> None:
         {"rules": "axial"},
         {"seed": True},
         {"seed": "0"},
+        {"checkpoint": "a\0"},
         {"labels": None},
         {"places": {"rules": "../x"}},
         {"places": {"datalist": 3}},
@@ -85,6 +89,34 @@ def test_a_damaged_record_is_named(tmp_path: Path, content: str | dict[str, Any]
     path.write_text(content)
     with pytest.raises(DataError, match=r"run.json: (is damaged or of another version|.* JSON)"):
         read_record(tmp_path)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner),
+    max_leaves=5,
+)
+
+
+@given(key=st.sampled_from([field.name for field in fields(RunRecord)]), value=JSON)
+@example(key="datalist", value="a\0")
+@example(key="places", value={"datalist": "\0"})
+@settings(derandomize=True, deadline=None, max_examples=200)
+def test_any_value_at_any_place_of_a_record(
+    tmp_path_factory: pytest.TempPathFactory, key: str, value: Any
+) -> None:
+    """A record of that value, or one line; the record of a stranger is compared all the same."""
+    run = tmp_path_factory.mktemp("run", numbered=True)
+    write_record(run, RECORD)
+    path = run / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    said = str(path)
+    try:
+        RECORD.differences(read_record(run))
+    except DataError as error:
+        said = str(error)
+    assert str(path) in said
+    shutil.rmtree(run)
 
 
 def test_an_empty_folder_holds_no_run(tmp_path: Path) -> None:

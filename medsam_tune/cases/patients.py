@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from medsam_tune.cases.datalist import SUBSETS, Case, Datalist
 from medsam_tune.cases.guesses import without_channel
@@ -184,16 +185,15 @@ def numbered(datalist: Datalist, seed: int) -> tuple[Callable[[Datalist], Datali
         new[case.id] = replace(case, name=name, patient=patient)
         rows.append((name, str(case.image), case.series or "", case.id, patient, case.patient))
 
+    def by_name(case: Case) -> str:
+        return case.id
+
     def put(other: Datalist) -> Datalist:
-        changed = replace(
-            with_cases(other, lambda case: new[case.id]), name="anonymous", present={}
-        )
-        training, validation, test = (
-            tuple(sorted(getattr(changed, name), key=lambda case: case.id)) for name in SUBSETS
-        )
-        return Datalist(
-            "anonymous", other.modality, other.labels, training, validation, test, other.ignore
-        )
+        subsets: dict[str, Any] = {
+            name: tuple(sorted((new[case.id] for case in getattr(other, name)), key=by_name))
+            for name in SUBSETS
+        }
+        return replace(other, name="anonymous", present={}, **subsets)
 
     return put, _csv(rows)
 
