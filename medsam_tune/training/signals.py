@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
-from types import FrameType
+from multiprocessing import AuthenticationError
+from types import FrameType, TracebackType
 from typing import Any
 
 from ignite.engine import Engine, Events
@@ -62,5 +64,18 @@ class StopAtSignal:
 
 
 def ignore_interrupts(_: int) -> None:
-    """Let a loader's worker live on at Ctrl-C, so that the trainer can end its step."""
+    """Let a loader's worker live on at Ctrl-C, so that the trainer can end its step.
+
+    A worker whose trainer has ended, in the middle of what they say to each other, is silent: the
+    trainer has said why it ended, and that is its last line.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.excepthook = _silent_without_trainer
+
+
+def _silent_without_trainer(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    """Hook of a worker's threads (`multiprocessing.resource_sharer`) for uncaught errors."""
+    if not issubclass(kind, (ConnectionError, EOFError, AuthenticationError)):
+        sys.__excepthook__(kind, error, traceback)
