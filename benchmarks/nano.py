@@ -202,7 +202,7 @@ class PointInferer:
             points = points_in_masks(masks, generator=generator)  # (P, 1, 2)
             placed = frame.boxes(points.repeat(1, 1, 2))[..., :2][None]
             asked = Prompts(points=placed, point_labels=torch.ones(1, len(ids), 1).long())
-            logits, quality = model.decode_masks(embedding, asked)
+            logits, quality, _ = model.decode_masks(embedding, asked)
             best = quality.argmax(2)[0]
             chosen = frame.logits(logits[0, torch.arange(len(ids)), best][None].float())[0]
             for i, mask, point in zip(ids, chosen, points[:, 0], strict=True):

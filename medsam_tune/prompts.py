@@ -1,10 +1,10 @@
-"""Prompts of a model, and boxes and points from masks. Tensors only."""
+"""Prompts of a model and of a volume, and boxes and points from masks. Tensors only."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import NamedTuple
 
 import torch
@@ -22,12 +22,15 @@ class Prompts(NamedTuple):
             bottom-right corner, for batches where only some objects have a box.
         masks: (B, P, 4G, 4G) float logits of an earlier mask, model frame; G is the side of the
             embedding.
+        classes: (B, P) int64 class of each object, 0..K-1, for models with learned class tokens;
+            -1 leaves the tokens out.
     """
 
     boxes: Tensor | None = None
     points: Tensor | None = None
     point_labels: Tensor | None = None
     masks: Tensor | None = None
+    classes: Tensor | None = None
 
     @property
     def given(self) -> dict[str, Tensor]:
@@ -129,20 +132,91 @@ def points_in_masks(
 
 @dataclass(frozen=True)
 class SlicePrompts:
-    """M boxes on the slices of one volume, each for one label.
+    """Prompts on the slices of one volume: M rows, each for one object on one slice.
 
     Attributes:
         slices: (M,) int64 index of the slice, ascending.
-        boxes: (M, 4) float32 XYXY in the slice frame, upper bounds exclusive.
         labels: (M,) int64 label id, the mask's value in the result.
+        boxes: (M, 4) float32 XYXY in the slice frame, upper bounds exclusive; NaN for a row without
+            a box.
+        points: (M, N, 2) float32 XY in the slice frame.
+        point_labels: (M, N) int64, 1 = inside, 0 = outside, -1 = padding.
+        objects: (M,) int64 number of the row's object; the rows of an object have one label.
+        drawn: (M,) bool, True where the prompt was made on this very slice. Elsewhere (a 3-D box's
+            rectangle) a model that knows the label may say that the object is not there.
+        spread: object -> first and last slice (exclusive) that it is known to fill, or None where
+            that is not known. Such an object is followed from its rows to the slices around them.
+            Objects that are not in it stay on their rows.
     """
 
     slices: Tensor
-    boxes: Tensor
     labels: Tensor
+    boxes: Tensor
+    points: Tensor
+    point_labels: Tensor
+    objects: Tensor
+    drawn: Tensor
+    spread: Mapping[int, tuple[int, int] | None] = field(default_factory=dict)
+
+    @classmethod
+    def of_boxes(
+        cls,
+        slices: Tensor,
+        boxes: Tensor,
+        labels: Tensor,
+        objects: Tensor | None = None,
+        drawn: bool = True,
+    ) -> SlicePrompts:
+        """Boxes alone; by default each label is one object.
+
+        Args:
+            slices: (M,) int64, ascending.
+            boxes: (M, 4) float32.
+            labels: (M,) int64.
+            objects: (M,) int64.
+            drawn: see the class.
+        """
+        count = len(slices)
+        return cls(
+            slices=slices,
+            labels=labels,
+            boxes=boxes,
+            points=torch.zeros(count, 0, 2),
+            point_labels=torch.zeros(count, 0, dtype=torch.int64),
+            objects=labels if objects is None else objects,
+            drawn=torch.full((count,), drawn),
+        )
+
+    @classmethod
+    def none(cls) -> SlicePrompts:
+        """No prompt at all: nothing is segmented."""
+        empty = torch.empty(0, dtype=torch.int64)
+        return cls.of_boxes(empty, torch.empty(0, 4), empty)
 
     def __len__(self) -> int:
         return len(self.slices)
+
+    def rows(self, index: Tensor) -> SlicePrompts:
+        """Some rows; `index` (R,) int64 or (M,) bool."""
+        tensors = {
+            one.name: getattr(self, one.name)[index] for one in fields(self) if one.name != "spread"
+        }
+        return replace(self, **tensors)
+
+    @property
+    def boxed(self) -> Tensor:
+        """(M,) bool, True for rows with a box."""
+        return ~self.boxes.isnan().any(1)
+
+    def corners_and_points(self) -> tuple[Tensor, Tensor]:
+        """All prompts as points: (M, 2 + N, 2) float32 XY in the slice frame, and labels (M, 2 + N).
+
+        A box is its two corners with the labels 2 and 3, padding has -1; see `Prompts`.
+        """
+        boxed = self.boxed[:, None]
+        corners = torch.where(boxed, self.boxes, 0.0).unflatten(1, (2, 2))
+        kinds = torch.where(boxed, torch.tensor([[2, 3]]), -1)
+        return torch.cat([corners, self.points], 1), torch.cat([kinds, self.point_labels], 1)
 
 
 def prompts_from_labels(
@@ -165,11 +239,12 @@ def prompts_from_labels(
     ]
     found.sort()
     if not found:
-        return SlicePrompts(torch.empty(0).long(), torch.empty(0, 4), torch.empty(0).long())
+        return SlicePrompts.none()
     masks = torch.stack([truth[z] == label for z, label in found])
     generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{case}".encode()))
     slices, ids = torch.tensor(found).unbind(1)
-    return SlicePrompts(slices, boxes_from_masks(masks, jitter=jitter, generator=generator), ids)
+    boxes = boxes_from_masks(masks, jitter=jitter, generator=generator)
+    return SlicePrompts.of_boxes(slices, boxes, ids)
 
 
 def ellipses_in_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:

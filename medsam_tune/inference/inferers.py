@@ -79,10 +79,9 @@ class PromptedSliceInferer(Inferer):
             for part in here.split(self.prompt_batch):
                 where = torch.searchsorted(chunk, prompts.slices[part]).to(device)
                 boxes = frame.boxes(prompts.boxes[part]).to(device)
-                logits, _quality = network.decode(embedding[where], Prompts(boxes=boxes[:, None]))
-                canvas.paint(
-                    frame.logits(logits.float())[:, 0], prompts.slices[part], prompts.labels[part]
-                )
+                found = network.decode(embedding[where], Prompts(boxes=boxes[:, None]))
+                logits = frame.logits(found.logits.float())[:, 0]
+                canvas.paint(logits, prompts.slices[part], prompts.labels[part])
         return canvas.labels
 
 
@@ -118,7 +117,7 @@ class ClassSliceInferer(Inferer):
         which = torch.arange(len(inputs))
         for chunk in _chunks(which, inputs, self.slice_batch, self.progress):
             embedding = _encode(inputs[chunk.to(inputs.device)], network, frame)
-            logits, presence = network.decode(embedding)
+            logits, _, presence = network.decode(embedding)
             rows, classes = (presence > 0).nonzero().unbind(1)
             if len(rows):
                 found = frame.logits(logits[rows, classes][:, None].float())[:, 0]

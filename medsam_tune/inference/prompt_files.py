@@ -284,7 +284,7 @@ def _on_slices(
     order = np.lexsort((ids[row], slices))
     row, slices = row[order], slices[order]
     flat = np.stack([x0, y0, x1, y1], axis=1)
-    return SlicePrompts(
+    return SlicePrompts.of_boxes(
         slices=torch.from_numpy(slices),
         boxes=torch.from_numpy(flat[row].astype(np.float32)),
         labels=torch.from_numpy(ids[row]),

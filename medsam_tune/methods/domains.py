@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from medsam_tune.methods import apply_method
 from medsam_tune.methods.tuned import load_tuned, load_tuned_tensors, tuned_tensors
 from medsam_tune.prompts import Prompts
-from medsam_tune.sam.model import PromptableSam
+from medsam_tune.sam.model import Masks, PromptableSam
 
 # peft's other initialisations of LoRA change the base's weights.
 _KEEPS_BASE = (True, False, "gaussian", "orthogonal")
@@ -143,8 +143,9 @@ class Domains(nn.Module):
         points: Tensor | None = None,
         point_labels: Tensor | None = None,
         masks: Tensor | None = None,
+        classes: Tensor | None = None,
         return_quality: bool = False,
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    ) -> Tensor | Masks:
         """Segment each image by the model of its domain, see `PromptableSam.forward`.
 
         Args:
@@ -154,7 +155,8 @@ class Domains(nn.Module):
             points: (B, P, N, 2) float, see `Prompts`.
             point_labels: (B, P, N) int, see `Prompts`.
             masks: (B, P, 4G, 4G) float, see `Prompts`.
-            return_quality: give the quality as well.
+            classes: (B, P) int64, see `Prompts`; the domains of a batch then all have classes.
+            return_quality: give quality and presence as well.
 
         Raises:
             ValueError: an unknown domain, or not one name for each image.
@@ -164,14 +166,17 @@ class Domains(nn.Module):
             raise ValueError(f"{len(names)} domains for {len(image)} images; expected one each.")
         models = {name: self[name] for name in dict.fromkeys(names)}
         rows = [torch.tensor([i for i, n in enumerate(names) if n == name]) for name in models]
-        prompts = Prompts(boxes, points, point_labels, masks)
+        prompts = Prompts(boxes, points, point_labels, masks, classes)
         parts = [
             model(image[here.to(image.device)], *prompts.rows(here), return_quality=True)
             for model, here in zip(models.values(), rows, strict=True)
         ]
         back = torch.cat(rows).argsort().to(image.device)
-        logits, quality = (torch.cat(x)[back] for x in zip(*parts, strict=True))
-        return (logits, quality) if return_quality else logits
+        logits, quality = (torch.cat(x)[back] for x in list(zip(*parts, strict=True))[:2])
+        presences = [part.presence for part in parts]
+        known = [one for one in presences if one is not None]
+        presence = torch.cat(known)[back] if len(known) == len(parts) else None
+        return Masks(logits, quality, presence) if return_quality else logits
 
     def _keep(self, name: str, model: PromptableSam) -> PromptableSam:
         if name in self:

@@ -47,11 +47,11 @@ def export_sam(model: PromptableSam, path: str | Path, half: bool = False) -> Pa
         raise ValueError(f"{path}: expected a name that ends in .pth or .safetensors.")
     method = None if model.tuning is None else model.tuning.method
     if method in ("adapter", "prompt") or model.classes:
-        what = "no-prompt mode" if model.classes else repr(method)
+        what = "learned tokens of labels are" if model.classes else f"{method!r} adds"
         raise ValueError(
-            f"{what} adds parts that a plain SAM does not have and cannot be exported as one; "
-            "decoder, full and lora with prompts can. Use --format onnx, or the tuned file with "
-            "load_tuned."
+            f"{what} parts that a plain SAM does not have, so it cannot be exported as one; "
+            "decoder, full and lora that were trained with --class-agnostic can. Use --format "
+            "onnx, or the tuned file with load_tuned."
         )
     state = _merged(model).state_dict()
     fuse = fuse_tiny if isinstance(model.image_encoder, TinyViT) else fuse_qkv
@@ -79,10 +79,11 @@ def export_onnx(
     """Write a model as `encoder.onnx`, `decoder.onnx` and `model.json`; any method.
 
     The encoder maps `image` (B, C, S, S) float32 in [0, 1], model frame, to `embedding`;
-    normalisation is inside. The decoder maps `embedding` and, if the model takes prompts, `points`
-    (B, P, N, 2) float32 XY, model frame, and `point_labels` (B, P, N) int64 (-1 padding, 0 outside,
-    1 inside, 2 and 3 the corners of a box) to `logits` (B, P, 4G, 4G) and `quality` (B, P). B, P
-    and N are free.
+    normalisation is inside. The decoder maps `embedding`, `points` (B, P, N, 2) float32 XY, model
+    frame, and `point_labels` (B, P, N) int64 (-1 padding, 0 outside, 1 inside, 2 and 3 the corners
+    of a box) to `logits` (B, P, 4G, 4G) and `quality` (B, P). If the model knows K classes, it also
+    takes `classes` (B, P) int64 (0 to K - 1, -1 for none), points may all be padding, and there is
+    `presence` (B, P), a logit. B, P and N are free.
 
     Args:
         model: model, tuned or not; it is not changed.
@@ -112,11 +113,15 @@ def export_onnx(
         prompts = plain.prompt_encoder
         embedding = torch.rand(1, prompts.embed_dim, *prompts.image_embedding_size)
         _onnx(_Encoder(plain), {"image": image}, {"embedding": "B"}, beside / "encoder.onnx")
-        inputs = {"embedding": embedding}
-        if not plain.classes:
-            inputs["points"] = torch.rand(1, 2, 3, 2) * size
-            inputs["point_labels"] = torch.tensor([[[2, 3, 1], [1, 0, -1]]])
+        inputs = {
+            "embedding": embedding,
+            "points": torch.rand(1, 2, 3, 2) * size,
+            "point_labels": torch.tensor([[[2, 3, 1], [1, 0, -1]]]),
+        }
         outputs = {"logits": "BP", "quality": "BP"}
+        if plain.classes:
+            inputs["classes"] = torch.tensor([[0, -1]])
+            outputs["presence"] = "BP"
         _onnx(_Decoder(plain), inputs, outputs, beside / "decoder.onnx")
         (beside / "model.json").write_text(json.dumps(description, indent=2) + "\n")
     return Path(folder)
@@ -137,12 +142,20 @@ class _Decoder(nn.Module):
         self.model = model
 
     def forward(
-        self, embedding: Tensor, points: Tensor | None = None, point_labels: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        return self.model.decode(embedding, Prompts(points=points, point_labels=point_labels))
+        self, embedding: Tensor, points: Tensor, kinds: Tensor, classes: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        asked = Prompts(points=points, point_labels=kinds, classes=classes)
+        found = self.model.decode(embedding, asked)
+        return tuple(output for output in found if output is not None)
 
 
-_AXES = {"image": "B", "embedding": "B", "points": "BPN", "point_labels": "BPN"}
+_AXES = {
+    "image": "B",
+    "embedding": "B",
+    "points": "BPN",
+    "point_labels": "BPN",
+    "classes": "BP",
+}
 
 
 def _onnx(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -73,19 +73,46 @@ class LearnedTokens(nn.Module):
         if classes:
             self.present = nn.Parameter(self.tokens.new_zeros(classes, width + 1))
 
-    def forward(self, count: int) -> Tensor:
-        """(N, T, D) tokens for N prompts; with classes, prompt n has class n modulo K."""
-        return self.tokens.expand(count // len(self.tokens), -1, -1, -1).flatten(0, 1)
+    def forward(self, classes: Tensor | None, count: int) -> tuple[Tensor, Tensor | None]:
+        """The tokens of N prompts.
 
-    def presence(self, quality_token: Tensor) -> Tensor:
-        """Presence term (N,) of class n modulo K, to add to the quality.
+        Args:
+            classes: (N,) int64 class of each prompt, -1 for none; None for shared tokens.
+            count: N.
+
+        Returns:
+            (N, T, D) tokens, and (N, T) bool, True for those to ignore, or None if there are none.
+        """
+        if classes is None:
+            return self.tokens.expand(count, -1, -1), None
+        absent = (classes < 0)[:, None].expand(-1, self.tokens.shape[1])
+        return self.tokens[classes.clamp(min=0)], absent if bool(absent.any()) else None
+
+    def presence(self, quality_token: Tensor, classes: Tensor) -> Tensor:
+        """Presence (N,) of each prompt's class, a logit; 0 for class -1.
 
         Args:
             quality_token: (N, D) float, from the mask decoder.
+            classes: (N,) int64.
         """
-        token = quality_token.unflatten(0, (-1, self.classes))  # (B, K, D)
-        score = (token * self.present[:, :-1]).sum(-1) + self.present[:, -1]
-        return score.flatten()  # type: ignore[no-any-return]
+        weights = self.present[classes.clamp(min=0)]  # (N, D + 1)
+        score = (quality_token * weights[:, :-1]).sum(-1) + weights[:, -1]
+        return score * (classes >= 0)  # type: ignore[no-any-return]
+
+
+class Masks(NamedTuple):
+    """Masks of P prompts on each of B images.
+
+    Attributes:
+        logits: (B, P, 4G, 4G) float, > 0 inside, model frame (4G is S/4, and S in LiteMedSAM).
+        quality: (B, P) float, the decoder's estimate of the mask's IoU.
+        presence: (B, P) float, the logit of the class's presence in the image; None for a model
+            without learned class tokens.
+    """
+
+    logits: Tensor
+    quality: Tensor
+    presence: Tensor | None = None
 
 
 class PromptableSam(nn.Module):
@@ -137,7 +164,7 @@ class PromptableSam(nn.Module):
 
     @property
     def classes(self) -> int:
-        """K of a model that needs no prompt and gives a mask for each of K classes; else 0."""
+        """K of a model that knows K classes, by prompts or without; else 0."""
         return 0 if self.learned is None else self.learned.classes
 
     def encode(self, image: Tensor) -> Tensor:
@@ -161,7 +188,7 @@ class PromptableSam(nn.Module):
             raise ValueError(f"image is {image.dtype}; expected float in [0, 1]. Divide by 255.")
         return self.image_encoder((image - self.pixel_mean) / self.pixel_std)  # type: ignore[no-any-return,operator]
 
-    def decode(self, embedding: Tensor, prompts: Prompts = Prompts()) -> tuple[Tensor, Tensor]:
+    def decode(self, embedding: Tensor, prompts: Prompts = Prompts()) -> Masks:
         """Masks for P prompts on each of B embedded images, in one pass of the decoder.
 
         Args:
@@ -169,20 +196,18 @@ class PromptableSam(nn.Module):
             prompts: prompts of the same B; without any, P is 1, or K with learned class tokens.
 
         Returns:
-            logits: (B, P, 4G, 4G) float, > 0 inside, model frame (4G is S/4, and S in LiteMedSAM).
-            quality: (B, P) float, the decoder's estimate of the IoU; with class tokens the logit of
-                the class's presence in the image.
+            logits (B, P, 4G, 4G), quality (B, P) and presence (B, P).
 
         Raises:
-            ValueError: prompts of different B or P, points without labels, or a P other than K
-                with class tokens.
+            ValueError: prompts of different B or P, points without labels, or classes missing, out
+                of range, or given to a model without them.
         """
-        logits, quality = self.decode_masks(embedding, prompts, which=slice(0, 1))
-        return logits.squeeze(2), quality.squeeze(2)
+        logits, quality, presence = self.decode_masks(embedding, prompts, which=slice(0, 1))
+        return Masks(logits.squeeze(2), quality.squeeze(2), presence)
 
     def decode_masks(
         self, embedding: Tensor, prompts: Prompts = Prompts(), which: slice = slice(1, 4)
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Masks:
         """Several masks for each prompt, for a point that may mean a part or the whole.
 
         Args:
@@ -192,19 +217,18 @@ class PromptableSam(nn.Module):
                 SAM's multi-mask output.
 
         Returns:
-            logits: (B, P, M, 4G, 4G) float, > 0 inside, model frame.
-            quality: (B, P, M) float; the mask with the highest quality is the best estimate.
+            logits (B, P, M, 4G, 4G); quality (B, P, M), the mask with the highest is the best
+            estimate; presence (B, P).
 
         Raises:
             ValueError: see `decode`.
         """
-        each = self._prompt_count(embedding.shape[0], prompts)
+        each, classes = self._counted(embedding, prompts)
         count = embedding.shape[0] * each
         sparse, dense, absent = embed_prompts(self.prompt_encoder, count, prompts.flattened())
         if self.learned is not None:
-            learned = self.learned(count)
-            sparse = torch.cat([learned, sparse], dim=1)
-            absent = None if absent is None else F.pad(absent, (learned.shape[1], 0))
+            learned, left_out = self.learned(classes, count)
+            sparse, absent = _before(learned, left_out, sparse, absent)
         logits, quality, token = predict_masks(
             self.mask_decoder,
             embedding.repeat_interleave(each, dim=0) + dense,
@@ -213,9 +237,10 @@ class PromptableSam(nn.Module):
             absent,
             which,
         )
-        if self.learned is not None and self.learned.classes:
-            quality = quality + self.learned.presence(token)[:, None]
-        return logits.unflatten(0, (-1, each)), quality.unflatten(0, (-1, each))
+        presence = None
+        if self.learned is not None and classes is not None:
+            presence = self.learned.presence(token, classes).unflatten(0, (-1, each))
+        return Masks(logits.unflatten(0, (-1, each)), quality.unflatten(0, (-1, each)), presence)
 
     def forward(
         self,
@@ -224,8 +249,9 @@ class PromptableSam(nn.Module):
         points: Tensor | None = None,
         point_labels: Tensor | None = None,
         masks: Tensor | None = None,
+        classes: Tensor | None = None,
         return_quality: bool = False,
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    ) -> Tensor | Masks:
         """Compute `decode(encode(image), Prompts(...))` from separate tensors.
 
         Args:
@@ -234,20 +260,22 @@ class PromptableSam(nn.Module):
             points: (B, P, N, 2) float, see `Prompts`.
             point_labels: (B, P, N) int, see `Prompts`.
             masks: (B, P, 4G, 4G) float, see `Prompts`.
-            return_quality: give the quality as well.
+            classes: (B, P) int64, see `Prompts`.
+            return_quality: give quality and presence as well.
 
         Returns:
-            logits (B, P, 4G, 4G), and with `return_quality` also quality (B, P).
+            logits (B, P, 4G, 4G), or with `return_quality` all of `Masks`.
 
         Raises:
             ValueError: see `encode` and `decode`.
         """
-        prompts = Prompts(boxes, points, point_labels, masks)
-        logits, quality = self.decode(self.encode(image), prompts)
-        return (logits, quality) if return_quality else logits
+        prompts = Prompts(boxes, points, point_labels, masks, classes)
+        found = self.decode(self.encode(image), prompts)
+        return found if return_quality else found.logits
 
-    def _prompt_count(self, images: int, prompts: Prompts) -> int:
-        """P of the prompts, checked against the embedded images and the model's classes."""
+    def _counted(self, embedding: Tensor, prompts: Prompts) -> tuple[int, Tensor | None]:
+        """P of the prompts, and the class of each of all B * P, checked against the model."""
+        images = embedding.shape[0]
         if (prompts.points is None) != (prompts.point_labels is None):
             raise ValueError("points and point_labels come together; one of them is missing.")
         shapes = {name: tuple(tensor.shape[:2]) for name, tensor in prompts.given.items()}
@@ -257,12 +285,37 @@ class PromptableSam(nn.Module):
                 f"prompts are for (B, P) = {shapes}, the embedding holds {images} images; every "
                 "prompt needs the images' B and the same P."
             )
-        if self.classes and count != self.classes:
+        classes = prompts.classes
+        if not self.classes:
+            if classes is not None:
+                raise ValueError("classes are given, but the model has no learned class tokens.")
+            return count, None
+        if classes is None:
+            if shapes:
+                raise ValueError(
+                    f"the model knows {self.classes} classes; give the class of each prompt, or -1."
+                )
+            classes = torch.arange(count, device=embedding.device).expand(images, -1)
+        if classes.numel() and not -1 <= int(classes.min()) <= int(classes.max()) < self.classes:
             raise ValueError(
-                f"{count} prompts per image for a model of {self.classes} classes; give it none, "
-                "or one for each class."
+                f"classes are from {int(classes.min())} to {int(classes.max())}; expected 0 to "
+                f"{self.classes - 1}, or -1 for none."
             )
-        return count
+        return count, classes.flatten()
+
+
+def _before(
+    first: Tensor, left_out: Tensor | None, then: Tensor, absent: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Tokens (N, T, D) put before others, and which of all are ignored, or None."""
+    tokens = torch.cat([first, then], dim=1)
+    if left_out is None and absent is None:
+        return tokens, None
+    masks = (
+        part.new_zeros(part.shape[:2], dtype=torch.bool) if mask is None else mask
+        for part, mask in ((first, left_out), (then, absent))
+    )
+    return tokens, torch.cat([*masks], dim=1)
 
 
 def _statistics(in_channels: int, normalisation: str) -> tuple[Tensor, Tensor]:

@@ -28,7 +28,7 @@ def embed_prompts(
         sparse (N, T, D), dense (N or 1, D, h, w), and absent (N, T) bool, True for tokens that the
         attention ignores, or None if there are none.
     """
-    boxes, points, point_labels, masks = prompts
+    boxes, points, point_labels, masks, _classes = prompts
     tokens: list[Tensor] = []
     absent: list[Tensor] = []
     with torch.autocast(encoder.no_mask_embed.weight.device.type, enabled=False):
@@ -38,9 +38,11 @@ def embed_prompts(
             places = encoder.pe_layer.forward_with_coords(points.float() + 0.5, size)
             tokens.append(places + kinds[point_labels.clamp(min=0).long()])
             absent.append(point_labels == PADDING)
-            if boxes is None:  # SAM was trained with this token where there is no box
+            if boxes is None:  # SAM was trained with this token where there are points and no box
                 tokens.append(encoder.not_a_point_embed.weight.expand(count, 1, -1))
-                absent.append((point_labels >= TOP_LEFT).any(1, keepdim=True))
+                pointed = (point_labels == INSIDE) | (point_labels == OUTSIDE)
+                boxed = (point_labels >= TOP_LEFT).any(1, keepdim=True)
+                absent.append(boxed | ~pointed.any(1, keepdim=True))
         if boxes is not None:
             corners = boxes.float().reshape(count, 2, 2) + 0.5
             places = encoder.pe_layer.forward_with_coords(corners, size)

@@ -132,7 +132,7 @@ class SimulatedUser(Inferer):
         embedding = network.encode(inputs)
         points, labels = self.first(masks, generator)
         asked = Prompts(points=points, point_labels=labels)
-        logits, quality = network.decode_masks(embedding, asked, which=slice(0, 4))
+        logits, quality, _ = network.decode_masks(embedding, asked, which=slice(0, 4))
         rounds = [(logits, quality)]
         target = shares(masks, logits)
         rounds_more = generator.initial_seed() % (self.corrections + 1)  # no wait for a GPU
@@ -141,8 +141,8 @@ class SimulatedUser(Inferer):
             point, label = _correction(before, target, masks.shape[-1], generator)
             points, labels = torch.cat([points, point], 2), torch.cat([labels, label], 2)
             asked = Prompts(points=points, point_labels=labels, masks=before)
-            rounds.append(network.decode_masks(embedding, asked, which=slice(0, 1)))
-        return Answers(rounds, network.decode(embedding)[0])
+            rounds.append(network.decode_masks(embedding, asked, which=slice(0, 1))[:2])
+        return Answers(rounds, network.decode(embedding).logits)
 
     def first(self, masks: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """First prompt of each object: points (B, P, 5, 2) and their labels (B, P, 5)."""
@@ -244,10 +244,10 @@ class Examiner(Inferer):
         boxes = boxes_from_masks(masks, jitter=0.05, generator=generator)
         points = points_in_masks(masks, generator=generator)
         embedding = network.encode(inputs)
-        by_box, _ = network.decode(embedding, Prompts(boxes=boxes))
+        by_box = network.decode(embedding, Prompts(boxes=boxes)).logits
         labels = torch.ones_like(points[..., 0]).long()
         asked = Prompts(points=points, point_labels=labels)
-        three, quality = network.decode_masks(embedding, asked)
+        three, quality, _ = network.decode_masks(embedding, asked)
         best = quality.argmax(2)[..., None, None, None].expand(-1, -1, 1, *three.shape[-2:])
         logits = torch.cat([by_box, three.gather(2, best)[:, :, 0]], 1)
         logits = F.interpolate(logits.float(), masks.shape[-2:], mode="bilinear")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from medsam_tune.prompts import Prompts, SlicePrompts
-from medsam_tune.sam.model import PromptableSam
+from medsam_tune.sam.model import Masks, PromptableSam
 from medsam_tune.slices.frames import ScanGrid
 from tests.scans import write_nifti
 
@@ -42,16 +42,14 @@ class BoxFiller:
         self.calls += 1
         return values
 
-    def decode(
-        self, embedding: torch.Tensor, prompts: Prompts
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def decode(self, embedding: torch.Tensor, prompts: Prompts) -> Masks:
         (boxes,) = prompts.given.values()
         assert boxes.shape == (len(embedding), 1, 4)
         x0, y0, x1, y1 = (boxes / 4).unsqueeze(-1).unsqueeze(-1).unbind(2)  # (N, 1, 1, 1)
         n = torch.arange(32) + 0.5
         inside = (n >= x0) & (n < x1) & (n[:, None] >= y0) & (n[:, None] < y1)
         height = 100 / ((x1 - x0) * (y1 - y0)).sqrt()
-        return torch.where(inside, height, -height), torch.ones(len(boxes), 1)
+        return Masks(torch.where(inside, height, -height), torch.ones(len(boxes), 1))
 
 
 def volume(slices: int = 6) -> torch.Tensor:
@@ -64,7 +62,9 @@ def volume(slices: int = 6) -> torch.Tensor:
 def prompts_of(*rows: tuple[int, int, list[float]]) -> SlicePrompts:
     """From (slice, label, box)."""
     slices, labels, boxes = zip(*rows, strict=True)
-    return SlicePrompts(torch.tensor(slices), torch.tensor(boxes).float(), torch.tensor(labels))
+    return SlicePrompts.of_boxes(
+        torch.tensor(slices), torch.tensor(boxes).float(), torch.tensor(labels)
+    )
 
 
 THREE = prompts_of((1, 1, [2, 3, 12, 9]), (1, 2, [20, 10, 30, 24]), (4, 2, [0, 0, 8, 5]))

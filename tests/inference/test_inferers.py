@@ -20,7 +20,7 @@ from medsam_tune.inference.inferers import (
 from medsam_tune.inference.segmenter import Segmenter
 from medsam_tune.methods import apply_method
 from medsam_tune.prompts import Prompts, SlicePrompts, ellipses_in_boxes
-from medsam_tune.sam.model import PromptableSam
+from medsam_tune.sam.model import Masks, PromptableSam
 from medsam_tune.slices.frames import ModelFrame
 from medsam_tune.slices.intensity import Window
 from medsam_tune.slices.rules import ScanRules
@@ -72,7 +72,7 @@ def loop(image: torch.Tensor, sam: PromptableSam, prompts: SlicePrompts) -> torc
     logits = torch.zeros(3, *image[:, 0].shape)  # label, slice, row, column; background is 0
     for z, box, label in zip(prompts.slices, prompts.boxes, prompts.labels, strict=True):
         model_image = frame.image(image[z][None].repeat(1, 3, 1, 1).float() / 255)
-        mask, _ = sam.decode(sam.encode(model_image), Prompts(frame.boxes(box)[None, None]))
+        mask, *_ = sam.decode(sam.encode(model_image), Prompts(frame.boxes(box)[None, None]))
         logits[label, z] = frame.logits(mask)[0, 0]
     return logits.argmax(0).short()
 
@@ -94,7 +94,7 @@ def test_where_masks_overlap_the_higher_logit_wins(order: tuple[int, int]) -> No
 
 
 def test_no_prompts_no_mask() -> None:
-    none = SlicePrompts(torch.empty(0).long(), torch.empty(0, 4), torch.empty(0).long())
+    none = SlicePrompts.none()
     network = BoxFiller()
     for inferer in (PromptedSliceInferer(), EllipseInferer()):
         found = inferer(volume(), network, none)
@@ -117,7 +117,7 @@ def test_slices_of_one_value_stay_empty() -> None:
 
 
 def test_no_prompts_for_a_real_model(tiny_sam: Build) -> None:
-    none = SlicePrompts(torch.empty(0).long(), torch.empty(0, 4), torch.empty(0).long())
+    none = SlicePrompts.none()
     with torch.no_grad():
         assert not PromptedSliceInferer()(noise(), tiny_sam(), none).any()
 
@@ -133,12 +133,13 @@ class Bars:
     def encode(self, image: torch.Tensor) -> torch.Tensor:
         return image[:, :1, 0, 0]  # the value of the slice
 
-    def decode(self, embedding: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def decode(self, embedding: torch.Tensor) -> Masks:
         logits = torch.full((len(embedding), 3, 16, 16), -5.0)
         for k in range(3):
             logits[:, k, 4 * k : 4 * k + 5] = 5.0 + k  # overlaps the one before by a row
         number = (embedding * 255).round()  # slices 0 .. 5
-        return logits, torch.cat([number - 1.5, 3.5 - number, torch.ones_like(number)], 1)
+        presence = torch.cat([number - 1.5, 3.5 - number, torch.ones_like(number)], 1)
+        return Masks(logits, torch.ones_like(presence), presence)
 
 
 def test_classes_fill_the_slices_where_they_are_present() -> None:
@@ -200,7 +201,7 @@ def test_channels() -> None:
 
 @pytest.mark.parametrize("label", [40_000, 2**31 - 1])
 def test_row_76_label_ids_of_any_size(label: int) -> None:
-    prompts = SlicePrompts(
+    prompts = SlicePrompts.of_boxes(
         slices=torch.tensor([1]), boxes=torch.tensor([[2.0, 2, 9, 9]]), labels=torch.tensor([label])
     )
     found = EllipseInferer()(torch.zeros(3, 1, 12, 12, dtype=torch.uint8), None, prompts)

@@ -33,8 +33,8 @@ def test_tokens_stand_before_points_that_fill_up_a_batch(tiny_sam: Build) -> Non
     few = Prompts(points=points[:, :, [0, 2]], point_labels=labels[..., [0, 2]])
     with torch.no_grad():
         embedding = sam.encode(image_and_boxes(images=1)[0])
-        found, _ = sam.decode(embedding, Prompts(points=points, point_labels=labels))
-        expected, _ = sam.decode(embedding, few)
+        found, *_ = sam.decode(embedding, Prompts(points=points, point_labels=labels))
+        expected, *_ = sam.decode(embedding, few)
     assert torch.allclose(found, expected, atol=1e-5)
 
 
@@ -43,27 +43,74 @@ def test_each_class_has_its_tokens_and_its_presence(tiny_sam: Build) -> None:
     assert not sam.learned.present.any()
     embedding = sam.encode(image_and_boxes()[0]).detach()
     with torch.no_grad():
-        logits, quality = sam.decode(embedding)
+        logits, quality, presence = sam.decode(embedding)
+        assert not presence.any()
         sam.learned.tokens[1] += 1
         sam.learned.present[2, -1] = 5  # the bias
-        after, presence = sam.decode(embedding)
+        after, again, presence = sam.decode(embedding)
     assert logits.shape == (2, 3, 24, 24)
     moved = (after != logits).flatten(2).any(2)
     assert moved.tolist() == [[False, True, False]] * 2
-    assert torch.equal(presence[:, 0], quality[:, 0])
-    assert torch.allclose(presence[:, 2], quality[:, 2] + 5)
+    assert torch.equal(again[:, [0, 2]], quality[:, [0, 2]])
+    assert presence.tolist() == [[0, 0, 5]] * 2
     with torch.no_grad():  # the other D values weigh the quality token
         sam.learned.present[0, :-1] = torch.arange(16.0)
-        together = sam.decode(embedding)[1]
-        alone = [sam.decode(one)[1] for one in embedding.split(1)]
-    assert (together[:, 0] - quality[:, 0]).abs().min() > 0.1
+        together = sam.decode(embedding).presence
+        alone = [sam.decode(one).presence for one in embedding.split(1)]
+    assert together[:, 0].abs().min() > 0.1
     assert torch.allclose(together, torch.cat(alone), atol=1e-5)
 
 
-def test_prompts_beside_classes_are_one_for_each(tiny_sam: Build) -> None:
+def test_a_prompt_names_its_class(tiny_sam: Build) -> None:
+    sam = apply_method(tiny_sam(), "decoder", num_classes=3, class_tokens=2)
+    image, boxes = image_and_boxes(prompts=4)
+    boxes = boxes[:, :1].expand(-1, 4, -1)
+    classes = torch.tensor([[0, 2, -1, 0], [-1, 1, 1, 0]])
+    with torch.no_grad():
+        sam.learned.tokens += torch.tensor([0.0, 1, 2])[:, None, None]
+        sam.learned.present[:, -1] = torch.tensor([3.0, 4, 5])
+        found = sam(image, boxes, classes=classes, return_quality=True)
+        learned, sam.learned = sam.learned, None
+        plain = sam(image, boxes[:, :1])
+        sam.learned = learned
+        alone = sam(image[:1], boxes[:1, :1], classes=torch.tensor([[2]]))
+    assert found.presence.tolist() == [[3, 5, 0, 3], [0, 4, 4, 3]]
+    assert torch.allclose(found.logits[0, 2], plain[0, 0], atol=1e-5)  # SAM's own prompting
+    assert torch.allclose(found.logits[1, 0], plain[1, 0], atol=1e-5)
+    assert torch.allclose(found.logits[0, 1], alone[0, 0], atol=1e-5)
+    assert torch.equal(found.logits[0, 0], found.logits[0, 3])
+    assert not torch.allclose(found.logits[0, 0], found.logits[0, 1], atol=1e-3)
+
+
+def test_no_prompt_is_a_prompt_of_padding(tiny_sam: Build) -> None:
     sam = apply_method(tiny_sam(), "decoder", num_classes=3)
-    image, boxes = image_and_boxes(prompts=2)
-    said = "2 prompts per image for a model of 3 classes; give it none, or one for each class"
+    padding = torch.full((2, 3, 2), -1)
+    asked = Prompts(
+        points=torch.rand(2, 3, 2, 2),
+        point_labels=padding,
+        classes=torch.arange(3).expand(2, -1),
+    )
+    with torch.no_grad():
+        embedding = sam.encode(image_and_boxes()[0])
+        found, expected = sam.decode(embedding, asked), sam.decode(embedding)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("classes", "said"),
+    [
+        (None, "the model knows 3 classes; give the class of each prompt"),
+        ([[0, 3]], "classes are from 0 to 3; expected 0 to 2, or -1"),
+        ([[-2, 0]], "classes are from -2 to 0"),
+    ],
+)
+def test_a_class_is_given_and_known(
+    tiny_sam: Build, classes: list[list[int]] | None, said: str
+) -> None:
+    sam = apply_method(tiny_sam(), "decoder", num_classes=3)
+    image, boxes = image_and_boxes(images=1, prompts=2)
     with pytest.raises(ValueError, match=said):
-        sam(image, boxes)
-    assert sam(*image_and_boxes(prompts=3)).shape == (2, 3, 24, 24)
+        sam(image, boxes, classes=None if classes is None else torch.tensor(classes))
+    with pytest.raises(ValueError, match="has no learned class tokens"):
+        tiny_sam()(image, boxes, classes=torch.zeros(1, 2, dtype=torch.int64))

@@ -41,7 +41,7 @@ def dice(masks: Tensor, truth: Tensor) -> float:
 
 @torch.inference_mode()
 def by_boxes(nano: PromptableSam, image: Tensor, boxes: Tensor) -> Tensor:
-    logits, _ = nano.decode(nano.encode(image), Prompts(boxes))
+    logits = nano.decode(nano.encode(image), Prompts(boxes)).logits
     return torch.nn.functional.interpolate(logits, (SIZE, SIZE), mode="bilinear") > 0
 
 
@@ -97,7 +97,9 @@ def test_masks_hold_their_points(nano: PromptableSam, scenes: Mapping[str, Tenso
     with torch.inference_mode():
         embedding = nano.encode(scenes["image"])
         labels = torch.ones(points.shape[:3]).long()
-        masks, quality = nano.decode_masks(embedding, Prompts(points=points, point_labels=labels))
+        masks, quality, _ = nano.decode_masks(
+            embedding, Prompts(points=points, point_labels=labels)
+        )
     best = quality.argmax(2)[..., None, None, None].expand(-1, -1, 1, *masks.shape[-2:])
     chosen = torch.nn.functional.interpolate(
         masks.gather(2, best)[:, :, 0], (SIZE, SIZE), mode="bilinear"

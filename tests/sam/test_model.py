@@ -82,8 +82,9 @@ def test_some_objects_of_a_batch_have_a_box_and_some_points(tiny_sam: Build) -> 
 def test_quality_and_halves(tiny_sam: Build) -> None:
     sam = tiny_sam()
     image, boxes = image_and_boxes()
-    logits, quality = sam(image, boxes, return_quality=True)
-    again, _ = sam.decode(sam.encode(image), Prompts(boxes))
+    logits, quality, presence = sam(image, boxes, return_quality=True)
+    assert presence is None
+    again, *_ = sam.decode(sam.encode(image), Prompts(boxes))
     assert torch.equal(logits, again)
     assert quality.shape == (2, 3)
     assert torch.equal(sam(image, boxes), logits)
