@@ -20,8 +20,8 @@ class Prompts(NamedTuple):
         point_labels: (B, P, N) int, 1 = inside, 0 = outside, -1 = padding, which fills up objects
             with fewer points and does not change their masks. 2 and 3 are a box's top-left and
             bottom-right corner, for batches where only some objects have a box.
-        masks: (B, P, 4G, 4G) float logits of an earlier mask, model frame; G is the side of the
-            embedding.
+        masks: (B, P, h, w) float logits of an earlier mask, model frame; brought to (4G, 4G), where
+            G is the side of the embedding. NaN for a prompt without one.
         classes: (B, P) int64 class of each object, 0..K-1, for models with learned class tokens;
             -1 leaves the tokens out.
     """
@@ -209,7 +209,7 @@ class SlicePrompts:
         return ~self.boxes.isnan().any(1)
 
     def corners_and_points(self) -> tuple[Tensor, Tensor]:
-        """All prompts as points: (M, 2 + N, 2) float32 XY in the slice frame, and labels (M, 2 + N).
+        """All prompts as points (M, 2 + N, 2) float32 XY, slice frame, and their labels (M, 2 + N).
 
         A box is its two corners with the labels 2 and 3, padding has -1; see `Prompts`.
         """

@@ -244,6 +244,8 @@ _EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "in_channels": _whole(1),
     "objects": _whole(1),
     "jitter": _number(0, 1),
+    "empty_slices": _number(0),
+    "label_tokens": _SWITCH,
     "copies": _whole(0),
     "flip_prob": _number(0, 1),
     "bias_prob": _number(0, 1),

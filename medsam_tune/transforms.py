@@ -2,7 +2,8 @@
 
 `SimpleITKReader` reads DICOM, NIfTI, NRRD and MetaImage for MONAI's `LoadImaged`. `Windowd`,
 `Windowsd`, `Percentilesd` and `ZScored` bring scans to 8 bits, with `Window` and so on for arrays.
-`BoxPromptsd`, `PointPromptsd` and `ClassMasksd` choose objects of label maps and prompt for them;
+`BoxPromptsd` and `PointPromptsd` choose objects of label maps and prompt for them, `MixedPromptsd`
+draws prompts of several kinds;
 `KeepObjectsd` keeps an augmentation from losing them. `IgnoredPixelsd` finds what nobody annotated.
 `ModelFramed` brings slices, masks, boxes and
 points into the model's square input, and back.
@@ -21,9 +22,9 @@ from medsam_tune.slices.transforms import (
     Windowsd,
     ZScored,
 )
+from medsam_tune.training.mixture import MixedPromptsd
 from medsam_tune.training.prompting import (
     BoxPromptsd,
-    ClassMasksd,
     IgnoredPixelsd,
     KeepObjectsd,
     PointPromptsd,
@@ -31,11 +32,11 @@ from medsam_tune.training.prompting import (
 
 __all__ = [
     "BoxPromptsd",
-    "ClassMasksd",
     "IgnoredPixelsd",
     "Intensityd",
     "KeepObjectsd",
     "LoadSliced",
+    "MixedPromptsd",
     "ModelFramed",
     "Percentiles",
     "Percentilesd",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medsam_tune.methods.blocks import encoder_blocks
+from medsam_tune.methods.blocks import encoder_blocks, train_mask_decoder
 from medsam_tune.sam.model import PromptableSam
 
 PLACEMENTS = ("block", "attention", "mlp")
@@ -89,4 +89,5 @@ def adapter(
             block.attn = Adapted(block.attn, added, parallel=False)
         else:
             block.mlp = Adapted(block.mlp, added, parallel=True)
-    sam.mask_decoder.requires_grad_(mask_decoder)
+    if mask_decoder:
+        train_mask_decoder(sam)

@@ -1,10 +1,21 @@
-"""The attention blocks of any image encoder, by name; adapters and LoRAs go there."""
+"""Parts of any model, by name: the encoder's attention blocks, and what trains of the decoder."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from medsam_tune.sam.model import PromptableSam
+
+
+def train_mask_decoder(sam: PromptableSam, multimask: bool = False) -> None:
+    """Let the mask decoder train, as far as a loss of one mask for each prompt reaches.
+
+    Args:
+        sam: base model.
+        multimask: the heads of SAM's three further masks as well.
+    """
+    sam.mask_decoder.requires_grad_(True)
+    sam.mask_decoder.output_hypernetworks_mlps[1:].requires_grad_(multimask)
 
 
 def encoder_blocks(sam: PromptableSam, last: int | None = None) -> dict[str, Any]:

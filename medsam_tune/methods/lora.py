@@ -10,7 +10,7 @@ from peft import PeftConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from medsam_tune.methods.blocks import encoder_blocks
+from medsam_tune.methods.blocks import encoder_blocks, train_mask_decoder
 from medsam_tune.methods.options import peft_config
 from medsam_tune.sam.model import PromptableSam
 
@@ -69,7 +69,7 @@ def lora(
         settings.feedforward_modules = []
     inject_adapter_in_model(settings, sam)
     if mask_decoder:
-        sam.mask_decoder.requires_grad_(True)
+        train_mask_decoder(sam)
 
 
 def targets(sam: PromptableSam, where: str, last_blocks: int | None = None) -> list[str]:

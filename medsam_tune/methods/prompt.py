@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from medsam_tune.methods.blocks import train_mask_decoder
 from medsam_tune.sam.model import LearnedTokens, PromptableSam
 
 
@@ -17,7 +18,8 @@ def prompt(sam: PromptableSam, tokens: int = 10, mask_decoder: bool = False) -> 
         Lester et al., "The Power of Scale for Parameter-Efficient Prompt Tuning", EMNLP 2021.
     """
     sam.learned = learned_tokens(sam, tokens)
-    sam.mask_decoder.requires_grad_(mask_decoder)
+    if mask_decoder:
+        train_mask_decoder(sam)
 
 
 def learned_tokens(sam: PromptableSam, tokens: int, classes: int = 0) -> LearnedTokens:

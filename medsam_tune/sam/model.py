@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from segment_anything.modeling import MaskDecoder, PromptEncoder
 from torch import Tensor, nn
 
@@ -97,7 +96,7 @@ class LearnedTokens(nn.Module):
         """
         weights = self.present[classes.clamp(min=0)]  # (N, D + 1)
         score = (quality_token * weights[:, :-1]).sum(-1) + weights[:, -1]
-        return score * (classes >= 0)  # type: ignore[no-any-return]
+        return score * (classes >= 0)
 
 
 class Masks(NamedTuple):

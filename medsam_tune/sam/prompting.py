@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from segment_anything.modeling import PromptEncoder
 from torch import Tensor
 
@@ -48,10 +49,12 @@ def embed_prompts(
             places = encoder.pe_layer.forward_with_coords(corners, size)
             tokens.append(places + kinds[TOP_LEFT:])
             absent.append(torch.zeros(count, 2, dtype=torch.bool, device=boxes.device))
-        if masks is None:
-            dense = encoder.no_mask_embed.weight[..., None, None]
-            dense = dense.expand(-1, -1, *encoder.image_embedding_size)
-        else:
-            dense = encoder.mask_downscaling(masks[:, None].float())
+        dense = encoder.no_mask_embed.weight[..., None, None]
+        dense = dense.expand(-1, -1, *encoder.image_embedding_size)
+        if masks is not None:
+            h, w = encoder.image_embedding_size
+            logits = F.adaptive_avg_pool2d(masks[:, None].float(), (4 * h, 4 * w))
+            without = logits[:, :, :1, :1].isnan()
+            dense = torch.where(without, dense, encoder.mask_downscaling(logits.nan_to_num()))
         sparse = torch.cat(tokens, 1) if tokens else kinds.new_zeros(count, 0, kinds.shape[1])
     return sparse, dense, torch.cat(absent, 1) if points is not None else None

@@ -27,7 +27,7 @@ from zarr.storage import LocalStore, StorePath
 from medsam_tune.errors import DataError
 from medsam_tune.files import flush, read_json
 
-FORMAT = 5
+FORMAT = 6
 """Version of the entries; raise it when their content changes."""
 
 MARKER = "slice_store.txt"
@@ -279,15 +279,33 @@ def _attributes(found: object, case: str) -> dict[str, Any]:
         raise ValueError("the entry is of another case or format")
     if not isinstance(found["content"], str):
         raise ValueError("the entry has no hash of its scan")
-    shape, present, constant = (found[key] for key in ("shape", "labels_in_slice", "constant"))
+    shape, boxes, constant = (found[key] for key in ("shape", "boxes", "constant"))
     if not isinstance(shape, list) or len(shape) != 3 or not all(map(_is_count, shape)):
         raise ValueError("the entry has no shape of 3 axes")
-    ids = isinstance(present, list) and len(present) == shape[0] and all(map(_ascend, present))
-    if not ids or not _ascend(constant, start=0, below=shape[0]):
+    rows = isinstance(boxes, list) and len(boxes) == shape[0]
+    if (
+        not rows
+        or not all(_are_boxes(each, shape) for each in boxes)
+        or not _ascend(constant, start=0, below=shape[0])
+    ):
         raise ValueError("the entry lists labels or slices that it cannot have")
     if not all(isinstance(found[key], bool) for key in ("has_label", "has_truth")):
         raise ValueError("the entry does not say whether it has a label")
     return found
+
+
+def _are_boxes(rows: object, shape: Sequence[int]) -> bool:
+    """True for rows of label id, x0, y0, x1, y1 inside of the slice, by ascending id."""
+    if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
+        return False
+    _, h, w = shape
+    return _ascend([row[0] if row else 0 for row in rows]) and all(
+        len(row) == 5
+        and all(type(v) is int for v in row)
+        and 0 <= row[1] < row[3] <= w
+        and 0 <= row[2] < row[4] <= h
+        for row in rows
+    )
 
 
 def _is_count(value: object) -> bool:

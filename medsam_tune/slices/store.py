@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +28,7 @@ import zarr
 from filelock import FileLock
 from monai.data import MetaTensor
 from numpy.typing import NDArray
+from torch import Tensor
 
 from medsam_tune.cases.checks import label_values
 from medsam_tune.cases.datalist import Case
@@ -61,7 +63,8 @@ class PreparedCase:
         path: folder of the entry.
         id: id of the case.
         shape: (Z, H, W) of the slices, which may be resampled.
-        labels_in_slice: label ids in each slice, ascending, without 0.
+        boxes: for each slice, label id -> tight box XYXY in pixels, upper bounds exclusive; by
+            ascending id, without 0.
         has_label: True if there is a label map.
         has_truth: True if slices are resampled and a label map in the scan's own grid is kept.
         neighbours: True if the channels are the slice before, the slice and the slice after.
@@ -73,13 +76,43 @@ class PreparedCase:
     path: Path
     id: str
     shape: tuple[int, int, int]
-    labels_in_slice: list[tuple[int, ...]]
+    boxes: list[dict[int, tuple[int, int, int, int]]]
     has_label: bool
     has_truth: bool
     neighbours: bool
     constant: frozenset[int]
     content: str
     _arrays: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def labels_in_slice(self) -> list[tuple[int, ...]]:
+        """Label ids in each slice, ascending, without 0."""
+        return [tuple(boxes) for boxes in self.boxes]
+
+    def extents(self, k: int) -> dict[int, NDArray[np.float32]]:
+        """How much larger the rectangle of each label's 3-D box is than its tight box on slice k.
+
+        Returns:
+            label id -> (4,) left, top, right, bottom, as a share of the tight box's width, height,
+            width and height.
+        """
+        found = {}
+        for label, (x0, y0, x1, y1) in self.boxes[k].items():
+            left, top, right, bottom = self._rectangles[label]
+            w, h = x1 - x0, y1 - y0
+            shares = [(x0 - left) / w, (y0 - top) / h, (right - x1) / w, (bottom - y1) / h]
+            found[label] = np.array(shares, dtype=np.float32)
+        return found
+
+    @cached_property
+    def _rectangles(self) -> dict[int, tuple[int, int, int, int]]:
+        """Label id -> the box around its boxes on all slices."""
+        found: dict[int, tuple[int, int, int, int]] = {}
+        for boxes in self.boxes:
+            for label, (x0, y0, x1, y1) in boxes.items():
+                a0, b0, a1, b1 = found.get(label, (x0, y0, x1, y1))
+                found[label] = (min(a0, x0), min(b0, y0), max(a1, x1), max(b1, y1))
+        return found
 
     def image_slice(self, k: int) -> NDArray[np.uint8]:
         """Slice k as (C, H, W) uint8.
@@ -248,7 +281,10 @@ class SliceStore:
             path=entry,
             id=case.id,
             shape=(depth, height, width),
-            labels_in_slice=[tuple(ids) for ids in attributes["labels_in_slice"]],
+            boxes=[
+                {label: (x0, y0, x1, y1) for label, x0, y0, x1, y1 in rows}
+                for rows in attributes["boxes"]
+            ],
             has_label=attributes["has_label"],
             has_truth=attributes["has_truth"],
             neighbours=self.rules.neighbours,
@@ -291,18 +327,18 @@ class SliceStore:
             slices, grid = cut(image, self.rules.stored)  # (Z, C, H, W)
         group = zarr.open_group(folder, mode="w", zarr_format=3)
         write_array(group, "image", slices.numpy())
-        present: list[list[int]] = [[] for _ in slices]
+        boxes: list[list[list[int]]] = [[] for _ in slices]
         if label is not None:
             stored, own = cut_label(label, grid)  # (Z, H, W)
             write_array(group, "label", stored.numpy().astype(self.label_dtype))
             if own is not None:
                 write_array(group, "truth", own.numpy().astype(self.label_dtype))
-            present = [[i for i in label_values(ids[..., None]) if i] for ids in stored]
+            boxes = [_boxes(ids) for ids in stored]
         attributes: dict[str, Any] = {
             "case": case.id,
             "content": content,
             "shape": [slices.shape[0], *slices.shape[2:]],
-            "labels_in_slice": present,
+            "boxes": boxes,
             "constant": np.flatnonzero(np.ptp(slices.numpy(), axis=(2, 3)).max(1) == 0).tolist(),
             "has_label": label is not None,
             "has_truth": "truth" in group,
@@ -312,3 +348,14 @@ class SliceStore:
         }
         group.attrs.update(attributes)
         seal(folder)
+
+
+def _boxes(label: Tensor) -> list[list[int]]:
+    """Rows of label id, x0, y0, x1, y1 of a label slice (H, W), by ascending id."""
+    ids = [i for i in label_values(label[..., None]) if i]
+    rows = []
+    for i in ids:
+        mask = label == i
+        y, x = mask.any(1).nonzero(), mask.any(0).nonzero()
+        rows.append([i, *(int(v) for v in (x[0, 0], y[0, 0], x[-1, 0] + 1, y[-1, 0] + 1))])
+    return rows

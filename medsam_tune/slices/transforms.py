@@ -10,13 +10,14 @@ import torch
 import torch.nn.functional as F
 from monai.config import KeysCollection
 from monai.data import MetaTensor, get_track_meta
-from monai.transforms import InvertibleTransform, MapTransform, Transform
+from monai.transforms import InvertibleTransform, MapTransform, Randomizable, Transform
 from monai.utils import convert_to_tensor, ensure_tuple_rep
 from torch import Tensor
 
 from medsam_tune.formats.volume import with_meta_of
 from medsam_tune.slices.frames import ModelFrame, scaled
 from medsam_tune.slices.intensity import Intensity, Percentiles, Window, Windows, ZScore
+from medsam_tune.slices.store import PreparedCase
 
 Data = Mapping[Hashable, Any]
 
@@ -117,21 +118,40 @@ class ZScored(Intensityd):
         super().__init__(keys, ZScore(deviations), allow_missing_keys)
 
 
-class LoadSliced(Transform):
+class LoadSliced(Randomizable, Transform):
     """A slice from the store: `{"case": PreparedCase, "slice": k}` -> image, label, case id, k.
 
     The image is (C, H, W) float32 in [0, 1], the label (1, H, W) float32, both in the slice frame.
+    `before` is the label of the slice before or after, at random, from which an object would be
+    followed to this one; `extents` says how much larger 3-D boxes are, see `PreparedCase.extents`.
     """
+
+    def randomize(self, data: Any = None) -> None:
+        """Draw the side of the slice from which objects are followed."""
+        self._side = 1 if self.R.rand() < 0.5 else -1
 
     def __call__(self, data: Data) -> dict[Hashable, Any]:
         """Read one slice."""
         case, k = data["case"], data["slice"]
+        self.randomize()
+        beside = k + self._side
+        if not 0 <= beside < case.shape[0]:
+            beside = k - self._side
+        label = _label(case, k)
+        there = 0 <= beside < case.shape[0]
         return {
             "image": torch.from_numpy(case.image_slice(k)).float() / 255,
-            "label": torch.from_numpy(case.label_slice(k).astype(np.float32))[None],
+            "label": label,
+            "before": _label(case, beside) if there else torch.zeros_like(label),
+            "extents": {i: torch.from_numpy(share) for i, share in case.extents(k).items()},
             "case": case.id,
             "slice": k,
         }
+
+
+def _label(case: PreparedCase, k: int) -> Tensor:
+    """(1, H, W) float32, as MONAI's transforms make of label maps anyway."""
+    return torch.from_numpy(case.label_slice(k).astype(np.float32))[None]
 
 
 class ShrinkLongestd(MapTransform):

@@ -12,29 +12,42 @@ IGNORED = 255
 """Value of a mask's pixels that nobody annotated."""
 
 
+EARLIER = 6.0
+"""Logit of the inside of a mask that is given as a prompt; its outside has the negative."""
+
+
 def prepare_batch(
     batch: Mapping[str, Any], device: torch.device, non_blocking: bool = False, **_: Any
 ) -> tuple[Tensor, Tensor, tuple[Tensor, ...], dict[str, Any]]:
     """Batch of a `SliceDataset` -> inputs of network and loss in MONAI's `SupervisedTrainer`.
 
     Args:
-        batch: `image` (B, C, S, S) float in [0, 1], `masks` (B, P, S, S) bool, and `boxes`
-            (B, P, 4); no boxes if P are the classes of a model that needs no prompt; `ignored`
-            (B, 1, S, S) bool if some pixels were not annotated.
+        batch: `image` (B, C, S, S) float in [0, 1], `masks` (B, P, S, S) bool, and the prompts of
+            `MixedPromptsd` or of `BoxPromptsd`; `ignored` (B, 1, S, S) bool if some pixels were not
+            annotated.
         device: device of the network.
         non_blocking: copy from pinned memory without waiting.
 
     Returns:
-        image, masks (B, P, S, S), and the other arguments of the network: (boxes,), {}, or (),
-        {"return_quality": True}. Masks are bool; with `ignored` uint8, and `IGNORED` there.
+        image, masks (B, P, S, S), (), and the other arguments of the network. Masks are bool; with
+        `ignored` uint8, and `IGNORED` there.
     """
-    image, masks = (batch[key].to(device, non_blocking=non_blocking) for key in ("image", "masks"))
-    if "ignored" in batch:
-        ignored = batch["ignored"].to(device, non_blocking=non_blocking)
-        masks = masks.to(torch.uint8).masked_fill(ignored, IGNORED)
-    if "boxes" in batch:
-        return image, masks, (batch["boxes"].to(device, non_blocking=non_blocking),), {}
-    return image, masks, (), {"return_quality": True}
+    moved = {
+        key: batch[key].to(device, non_blocking=non_blocking) for key in _TENSORS if key in batch
+    }
+    masks = moved["masks"]
+    if "ignored" in moved:
+        masks = masks.to(torch.uint8).masked_fill(moved["ignored"], IGNORED)
+    asked = {key: moved[key] for key in _PROMPTS if key in moved}
+    if "earlier" in moved and bool(moved["has_earlier"].any()):
+        earlier = moved["earlier"].float() * (2 * EARLIER) - EARLIER
+        absent = ~moved["has_earlier"][..., None, None]
+        asked["masks"] = earlier.masked_fill(absent, float("nan"))
+    return moved["image"], masks, (), {**asked, "return_quality": True}
+
+
+_PROMPTS = ("boxes", "points", "point_labels", "classes")
+_TENSORS = ("image", "masks", "ignored", "earlier", "has_earlier", *_PROMPTS)
 
 
 class MixUp:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from time import monotonic
 from typing import Any
 
@@ -112,10 +111,8 @@ class CheckFirstStep:
         optimizer: optimizer of the trainer.
     """
 
-    # Unused with boxes and one mask: the other masks, their quality, other kinds of prompts.
-    RESTING = re.compile(
-        r"mask_decoder\.(iou_prediction_head|output_hypernetworks_mlps\.[123])|prompt_encoder"
-    )
+    # The prompt encoder, where a method trains it: the first batch may lack a kind of prompt.
+    RESTING = "prompt_encoder"
 
     def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.network = network
@@ -156,7 +153,7 @@ class CheckFirstStep:
             if not tensor.requires_grad:
                 moved += [key] * changed
             elif tensor.grad is None or id(tensor) not in self.rates:
-                cut += [key] * (self.RESTING.match(key) is None)
+                cut += [key] * (not key.startswith(self.RESTING))
             elif not changed and _should_move(tensor.detach(), tensor.grad, self.rates[id(tensor)]):
                 still.append(key)
         problems = [

