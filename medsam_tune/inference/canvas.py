@@ -1,0 +1,103 @@
+"""Masks on slices become a label map, or a mask for each label."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from medsam_tune.inference.spool import Spool
+
+
+class Canvas:
+    """The label with the highest logit in each pixel; the background's logit is 0.
+
+    The result does not depend on the order of the masks: of equal logits, the lower label wins.
+    Logits are kept by slice, until `finish`.
+
+    Args:
+        shape: (Z, H, W) of the volume.
+        labels: label ids that may come.
+        spool: place for the logits.
+        device: device of the result.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        labels: Iterable[int],
+        spool: Spool,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.result = torch.zeros(shape, dtype=smallest_type(labels), device=device)
+        self._spool = spool
+        self._open: set[int] = set()
+
+    def paint(self, slices: Tensor, labels: Tensor, logits: Tensor) -> None:
+        """Lay masks over those so far.
+
+        Args:
+            slices: (M,) int64 slice of each mask.
+            labels: (M,) int64 label of each mask.
+            logits: (M, H, W) float32 on any device, > 0 inside.
+        """
+        for z in slices.unique().tolist():
+            rows = (slices == z).nonzero().flatten().tolist()
+            own = self.result[z].to(logits.device)
+            key = (self, z)
+            highest = self._spool[key].to(logits.device) if key in self._spool else None
+            highest = torch.zeros_like(logits[0]) if highest is None else highest.clone()
+            for row in rows:
+                label, mask = int(labels[row]), logits[row]
+                wins = (mask > highest) | ((mask == highest) & (own > label))
+                own = own.masked_fill(wins, label)
+                highest = torch.where(wins, mask, highest)
+            self.result[z] = own.to(self.result.device)
+            self._spool[key] = highest
+            self._open.add(z)
+
+    def finish(self) -> None:
+        """Forget the logits; slices painted so far get no further mask."""
+        for z in self._open:
+            self._spool.discard((self, z))
+        self._open.clear()
+
+
+class SeparateCanvas:
+    """A mask for each label, which may overlap; the masks of one label are united.
+
+    Args:
+        shape: (Z, H, W) of the volume.
+        labels: label ids that may come.
+        device: device of the result.
+
+    Attributes:
+        result: label id -> (Z, H, W) bool.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        labels: Iterable[int],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.result = {
+            label: torch.zeros(shape, dtype=torch.bool, device=device) for label in sorted(labels)
+        }
+
+    def paint(self, slices: Tensor, labels: Tensor, logits: Tensor) -> None:
+        """Add masks; see `Canvas`."""
+        for z, label, mask in zip(slices.tolist(), labels.tolist(), logits, strict=True):
+            found = self.result[label]
+            found[z] |= (mask > 0).to(found.device)
+
+    def finish(self) -> None:
+        """Do nothing; no logits are kept."""
+
+
+def smallest_type(labels: Iterable[int]) -> torch.dtype:
+    """The smallest of uint8, int16, int32 and int64 that holds label ids."""
+    highest = max(labels, default=0)
+    kinds = (torch.uint8, torch.int16, torch.int32, torch.int64)
+    return next(kind for kind in kinds if highest <= torch.iinfo(kind).max)
