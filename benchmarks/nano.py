@@ -37,7 +37,8 @@ from medsam_tune.evaluation.metrics import overlap
 from medsam_tune.evaluation.statistics import FOOTNOTE, bootstrap_interval, mean_text
 from medsam_tune.files import written_whole
 from medsam_tune.inference.inferers import EllipseInferer, PromptedSliceInferer, to_channels
-from medsam_tune.prompts import Prompts, SlicePrompts, points_in_masks, prompts_from_labels
+from medsam_tune.inference.simulated import simulated_prompts
+from medsam_tune.prompts import Prompts, SlicePrompts, points_in_masks
 from medsam_tune.sam.build import build_sam
 from medsam_tune.sam.model import PromptableSam
 from medsam_tune.slices.cut import cut, cut_label
@@ -226,8 +227,8 @@ def changed(prompts: SlicePrompts, way: str) -> SlicePrompts:
 @torch.inference_mode()
 def measure(model: PromptableSam, case: Picture) -> tuple[dict[str, dict[int, float]], list[bool]]:
     """Way -> label -> Dice; and whether masks by points hold their points."""
-    tight = prompts_from_labels(case.truth, case.names)
-    boxes = prompts_from_labels(case.truth, case.names, jitter=0.05, case=case.id)
+    tight = cast(SlicePrompts, simulated_prompts(case.truth, case.names, "slices"))
+    boxes = simulated_prompts(case.truth, case.names, "slices", jitter=0.05, case=case.id)
     infer = PromptedSliceInferer()
     model = cast(PromptableSam, Remembering(model))
     found = {

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import NamedTuple
 
@@ -76,29 +75,29 @@ def boxes_from_masks(
 
 def jitter_boxes(
     boxes: Tensor,
-    size: tuple[int, int],
+    size: Sequence[int],
     jitter: float | Tensor,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Move each side of each box in or out, by a normal random share of the box's side.
 
     Args:
-        boxes: (..., 4) float XYXY, upper bounds exclusive.
-        size: (H, W) of the frame, pixels.
+        boxes: (..., 4) float XYXY, or (..., 6) XYZXYZ, upper bounds exclusive.
+        size: (H, W) of the frame, or (Z, H, W), pixels.
         jitter: standard deviation of the shift as a share of the box's width or height; one for
             all boxes, or (..., 1) float.
         generator: source of randomness; the global one if None.
 
     Returns:
-        (..., 4) float XYXY inside [0, W] x [0, H], at least one pixel wide and high.
+        boxes of the same shape inside [0, W] x [0, H] (x [0, Z]), each side at least one pixel.
     """
-    h, w = size
-    extent = (boxes[..., 2:] - boxes[..., :2]).repeat_interleave(2, -1)[..., [0, 2, 1, 3]]
+    lower, upper = boxes.chunk(2, -1)
+    extent = torch.cat([upper - lower] * 2, dim=-1)
     noise = torch.randn(boxes.shape, generator=generator, device=boxes.device)
-    moved = boxes + noise * jitter * extent
-    limit = torch.tensor([w, h], dtype=moved.dtype, device=boxes.device)
-    lower = torch.minimum(moved[..., :2].clamp(min=0), limit - 1)
-    upper = torch.minimum(torch.maximum(moved[..., 2:], lower + 1), limit)
+    lower, upper = (boxes + noise * jitter * extent).chunk(2, -1)
+    limit = torch.tensor([*size][::-1], dtype=lower.dtype, device=boxes.device)
+    lower = torch.minimum(lower.clamp(min=0), limit - 1)
+    upper = torch.minimum(torch.maximum(upper, lower + 1), limit)
     return torch.cat([lower, upper], dim=-1)
 
 
@@ -209,7 +208,7 @@ class SlicePrompts:
         return ~self.boxes.isnan().any(1)
 
     def corners_and_points(self) -> tuple[Tensor, Tensor]:
-        """All prompts as points (M, 2 + N, 2) float32 XY, slice frame, and their labels (M, 2 + N).
+        """All prompts as points: (M, 2 + N, 2) float32 XY, slice frame, and labels (M, 2 + N).
 
         A box is its two corners with the labels 2 and 3, padding has -1; see `Prompts`.
         """
@@ -217,34 +216,6 @@ class SlicePrompts:
         corners = torch.where(boxed, self.boxes, 0.0).unflatten(1, (2, 2))
         kinds = torch.where(boxed, torch.tensor([[2, 3]]), -1)
         return torch.cat([corners, self.points], 1), torch.cat([kinds, self.point_labels], 1)
-
-
-def prompts_from_labels(
-    truth: Tensor, labels: Iterable[int], *, jitter: float = 0.0, seed: int = 0, case: str = ""
-) -> SlicePrompts:
-    """One box per slice and present label: the prompts of evaluation.
-
-    Args:
-        truth: (Z, H, W) integer label slices.
-        labels: label ids to make boxes for.
-        jitter: standard deviation of each side's shift as a share of the box side.
-        seed: seed of the jitter, together with `case`; all methods and baselines get equal boxes.
-        case: id of the case.
-
-    Returns:
-        prompts, by slice and then by label; none if no label is present.
-    """
-    found = [
-        (int(z), label) for label in labels for z in (truth == label).flatten(1).any(1).nonzero()
-    ]
-    found.sort()
-    if not found:
-        return SlicePrompts.none()
-    masks = torch.stack([truth[z] == label for z, label in found])
-    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{case}".encode()))
-    slices, ids = torch.tensor(found).unbind(1)
-    boxes = boxes_from_masks(masks, jitter=jitter, generator=generator)
-    return SlicePrompts.of_boxes(slices, boxes, ids)
 
 
 def ellipses_in_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:

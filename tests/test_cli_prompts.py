@@ -14,9 +14,9 @@ import torch
 from medsam_tune.cases.datalist import Case, Datalist, write_datalist
 from medsam_tune.cli import next_steps
 from medsam_tune.inference.prompt_files import read_prompts
+from medsam_tune.inference.simulated import simulated_prompts
 from medsam_tune.methods import apply_method
 from medsam_tune.methods.tuned import save_tuned
-from medsam_tune.prompts import prompts_from_labels
 from medsam_tune.runs import RunRecord, write_record
 from medsam_tune.sam.build import build_sam
 from medsam_tune.slices.frames import ScanGrid
@@ -104,7 +104,7 @@ def test_boxes_of_a_label_map_on_a_dicom_series(tune: Tune, tmp_path: Path) -> N
     grid = ScanGrid(affine, (*SIZE, COUNT))
     found = read_prompts(tmp_path / "boxes.json", grid, LABELS)
     slices = torch.from_numpy(label.astype(np.int64)).permute(2, 1, 0)
-    expected = prompts_from_labels(slices, LABELS)
+    expected = simulated_prompts(slices, LABELS, "slices")
     assert torch.equal(found.boxes, expected.boxes)
     assert torch.equal(found.slices, expected.slices)
 

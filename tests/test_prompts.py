@@ -12,7 +12,6 @@ from medsam_tune.prompts import (
     boxes_from_masks,
     ellipses_in_boxes,
     jitter_boxes,
-    prompts_from_labels,
 )
 
 
@@ -78,6 +77,18 @@ def test_jittered_boxes_stay_inside_and_keep_a_pixel() -> None:
     assert (boxes[:, 2:] - boxes[:, :2] > 1 - 1e-5).all()
 
 
+def test_jittered_3d_boxes_move_each_side_by_its_own_extent() -> None:
+    box = torch.tensor([300.0, 400.0, 90.0, 500.0, 500.0, 110.0])  # 200, 100 and 20 long
+    shift = jitter_boxes(box.repeat(4000, 1), (200, 1000, 1000), 0.05, generator()) - box
+    expected = torch.tensor([10.0, 5.0, 1.0, 10.0, 5.0, 1.0])
+    assert torch.allclose(shift.std(0), expected, rtol=0.05)
+    wild = jitter_boxes(box.repeat(500, 1), (115, 520, 510), 5.0, generator())
+    lower, upper = wild.chunk(2, -1)
+    assert (lower >= 0).all()
+    assert (upper <= torch.tensor([510, 520, 115])).all()
+    assert (upper - lower > 1 - 1e-4).all()
+
+
 def test_jitter_has_the_standard_deviation_asked_for() -> None:
     box = torch.tensor([300.0, 400.0, 500.0, 500.0])  # 200 wide, 100 high, far from the borders
     shift = jitter_boxes(box.repeat(4000, 1), (1000, 1000), 0.05, generator()) - box
@@ -86,41 +97,6 @@ def test_jitter_has_the_standard_deviation_asked_for() -> None:
     assert torch.allclose(shift.std(0), expected, rtol=0.05)
     assert (shift.mean(0).abs() < 5 * expected / math.sqrt(4000)).all()
     assert shift.T.corrcoef().fill_diagonal_(0).abs().max() < 0.1
-
-
-def two_labels() -> torch.Tensor:
-    truth = torch.zeros(6, 8, 10, dtype=torch.long)
-    truth[1:4, 2:5, 3:6] = 1
-    truth[3:5, 5:8, 7:9] = 2
-    return truth
-
-
-def test_one_box_per_slice_and_label() -> None:
-    prompts = prompts_from_labels(two_labels(), [2, 1, 7])
-    assert prompts.slices.tolist() == [1, 2, 3, 3, 4]
-    assert prompts.labels.tolist() == [1, 1, 1, 2, 2]
-    assert prompts.boxes[2:4].tolist() == [[3, 2, 6, 5], [7, 5, 9, 8]]
-    assert len(prompts) == 5
-    assert prompts.slices.dtype == prompts.labels.dtype == torch.int64
-    assert len(prompts_from_labels(two_labels(), [1])) == 3
-
-
-def test_seed_and_case_fix_the_jitter() -> None:
-    def boxes(seed: int, case: str) -> torch.Tensor:
-        return prompts_from_labels(two_labels(), [1, 2], jitter=0.1, seed=seed, case=case).boxes
-
-    first = boxes(0, "a")
-    torch.manual_seed(99)
-    assert torch.equal(first, boxes(0, "a"))
-    assert not torch.equal(first, boxes(0, "b"))
-    assert not torch.equal(first, boxes(1, "a"))
-
-
-def test_no_label_no_prompts() -> None:
-    prompts = prompts_from_labels(torch.zeros(3, 4, 5, dtype=torch.long), [1, 2], jitter=0.1)
-    assert len(prompts) == 0
-    assert prompts.boxes.shape == (0, 4)
-    assert prompts.slices.dtype == prompts.labels.dtype == torch.int64
 
 
 def test_ellipse_fills_pi_quarters_of_its_box_only() -> None:

@@ -22,7 +22,8 @@ from medsam_tune.evaluation.metrics import Score, annotated, score_case
 from medsam_tune.evaluation.statistics import format_summary, summarise
 from medsam_tune.files import written_whole
 from medsam_tune.inference.inferers import EllipseInferer
-from medsam_tune.prompts import SlicePrompts, prompts_from_labels
+from medsam_tune.inference.simulated import simulated_prompts
+from medsam_tune.prompts import SlicePrompts
 from medsam_tune.slices.frames import resized
 from medsam_tune.slices.store import PreparedCase
 
@@ -72,8 +73,8 @@ class CaseDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         case = self.cases[index]
         label = torch.from_numpy(case.label().astype(np.int64))
-        prompts = prompts_from_labels(
-            label, self.labels, jitter=self.jitter, seed=self.seed, case=case.id
+        prompts = simulated_prompts(
+            label, self.labels, "slices", jitter=self.jitter, seed=self.seed, case=case.id
         )
         return {
             "image": torch.from_numpy(case.image()),

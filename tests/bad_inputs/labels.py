@@ -12,7 +12,7 @@ from ignite.engine import Engine
 
 from medsam_tune.cases.datalist import Case
 from medsam_tune.evaluation.cases import CaseScores, refuse_without_labels
-from medsam_tune.prompts import prompts_from_labels
+from medsam_tune.inference.simulated import simulated_prompts
 from medsam_tune.slices.intensity import Percentiles
 from medsam_tune.slices.rules import ScanRules
 from medsam_tune.slices.store import SliceStore
@@ -26,7 +26,7 @@ def pair(case: str, truth: int, predicted: int) -> dict[str, Any]:
     return {
         "case": case,
         "image": torch.zeros(1, 1, 1, 1, dtype=torch.uint8),
-        "prompts": prompts_from_labels(label, LABELS),
+        "prompts": simulated_prompts(label, LABELS, "slices"),
         "truth": label,
         "predicted": torch.full((1, 1, 1), predicted),
     }

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from medsam_tune.evaluation.pictures import Overlays, draw_overlays
-from medsam_tune.prompts import SlicePrompts, prompts_from_labels
+from medsam_tune.inference.simulated import simulated_prompts
+from medsam_tune.prompts import SlicePrompts
 
 LABELS = {1: "liver", 2: "spleen", 7: "kidney"}
 
@@ -78,7 +79,7 @@ def test_legend_of_many_labels_covers_no_picture(tmp_path: Path, figures: list[F
 
 def test_boxes_are_drawn_in_the_first_column_only(tmp_path: Path) -> None:
     columns = {"truth": truth() * 0, "model": truth() * 0}
-    prompts = prompts_from_labels(truth(), LABELS)
+    prompts = simulated_prompts(truth(), LABELS, "slices")
     bare = draw_overlays(tmp_path / "bare.png", image(), columns, LABELS)
     boxed = draw_overlays(tmp_path / "boxed.png", image(), columns, LABELS, prompts)
     assert pixels(boxed, 0) > pixels(bare, 0) + 100
@@ -87,7 +88,7 @@ def test_boxes_are_drawn_in_the_first_column_only(tmp_path: Path) -> None:
 
 
 def test_contours_and_tight_boxes_lie_on_each_other(tmp_path: Path, figures: list[Figure]) -> None:
-    prompts = prompts_from_labels(truth(), [2])
+    prompts = simulated_prompts(truth(), [2], "slices")
     draw_overlays(tmp_path / "a.png", image(), {"truth": truth()}, {2: "spleen"}, prompts, rows=1)
     axis = figures[0].axes[0]
     edges = [[29.5, 9.5], [47.5, 34.5]]  # of the pixels 30..47 and 10..34
@@ -137,19 +138,19 @@ def batch(case: str, prompts: SlicePrompts) -> dict[str, object]:
 
 
 def test_overlays_of_the_first_cases(tmp_path: Path) -> None:
-    some = prompts_from_labels(truth(), LABELS)
+    some = simulated_prompts(truth(), LABELS, "slices")
     run(Overlays(tmp_path / "out", LABELS, count=2), [batch(name, some) for name in "abc"])
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.png", "b.png"]
 
 
 def test_cases_without_boxes_have_no_picture(tmp_path: Path) -> None:
-    some, none = (prompts_from_labels(truth(), ids) for ids in (LABELS, []))
+    some, none = (simulated_prompts(truth(), ids, "slices") for ids in (LABELS, []))
     run(Overlays(tmp_path, LABELS), [batch("a", none), batch("b", some)])
     assert [p.name for p in tmp_path.iterdir()] == ["b.png"]
 
 
 def test_nothing_is_drawn_where_nobody_annotated(tmp_path: Path, figures: list[Figure]) -> None:
-    some = prompts_from_labels(truth(), LABELS)
+    some = simulated_prompts(truth(), LABELS, "slices")
     ignored = batch("a", some)
     ignored["label"] = torch.where(torch.arange(9).view(-1, 1, 1) == 5, truth(), 99)
     run(Overlays(tmp_path, LABELS, ignore=99), [ignored])

@@ -19,7 +19,7 @@ from medsam_tune.inference.prompt_files import (
     read_prompts,
     write_prompts,
 )
-from medsam_tune.prompts import prompts_from_labels
+from medsam_tune.inference.simulated import simulated_prompts
 from medsam_tune.slices.cut import cut_label
 from medsam_tune.slices.frames import ScanGrid
 from medsam_tune.slices.intensity import Window
@@ -47,7 +47,7 @@ def test_boxes_of_labels_come_back_exactly(tmp_path: Path, axes: str, plane: str
     slices = cut_label(image, grid)[0]
     objects = objects_of_labels(array, LABELS, grid.slice_axis)
     write_prompts(path := tmp_path / "boxes.json", grid, LABELS, objects)
-    found, expected = read_prompts(path, grid, LABELS), prompts_from_labels(slices, LABELS)
+    found, expected = read_prompts(path, grid, LABELS), simulated_prompts(slices, LABELS, "slices")
     for name in ("slices", "boxes", "labels"):
         assert torch.equal(getattr(found, name), getattr(expected, name)), name
     write_prompts(path, grid, LABELS, objects_of_labels(array, LABELS))

@@ -1,0 +1,281 @@
+"""Simulated users: the prompts that a person would give, taken from a label map."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from scipy.ndimage import distance_transform_edt
+from torch import Tensor
+
+from medsam_tune.errors import nearest
+from medsam_tune.prompts import SlicePrompts, boxes_from_masks, jitter_boxes
+
+KINDS = ("slices", "box3d", "interpolated:N", "middle", "middle-range", "points", "none")
+"""Kinds of prompts, see `simulated_prompts`; N is a number of boxes."""
+
+_INTERPOLATED = re.compile(r"interpolated:([0-9]{1,9})")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of prompts.
+
+    Attributes:
+        name: the kind without its number.
+        count: number of boxes of "interpolated"; 0 for the other kinds.
+    """
+
+    name: str
+    count: int = 0
+
+    def __str__(self) -> str:
+        """The kind as it is typed, such as "interpolated:5"."""
+        return f"{self.name}:{self.count}" if self.count else self.name
+
+    @property
+    def file_name(self) -> str:
+        """The kind as a name of a folder, such as "interpolated-5"."""
+        return str(self).replace(":", "-")
+
+    @property
+    def boxed(self) -> bool:
+        """Whether there is a box on every slice of an object."""
+        return self.name in ("slices", "box3d", "interpolated")
+
+
+def parse_kind(text: str) -> Kind:
+    """Read a kind of prompts.
+
+    Args:
+        text: one of `KINDS`.
+
+    Raises:
+        ValueError: another text, with the nearest kind; an N below 2.
+    """
+    if match := _INTERPOLATED.fullmatch(text):
+        if int(match[1]) < 2:
+            raise ValueError(
+                f"kind of prompts {text!r}: N is {match[1]}; expected 2 boxes or more."
+            )
+        return Kind("interpolated", int(match[1]))
+    if text not in KINDS or text == "interpolated:N":
+        raise ValueError(
+            f"kind of prompts {text[:40]!r} is unknown; known: {', '.join(KINDS)} (N boxes, such "
+            f"as interpolated:5).{nearest(text, KINDS)}"
+        )
+    return Kind(text)
+
+
+def simulated_prompts(
+    truth: Tensor,
+    labels: Iterable[int],
+    kind: str,
+    jitter: float = 0.0,
+    seed: int = 0,
+    case: str = "",
+) -> SlicePrompts | None:
+    """Prompts that a user who sees the truth would give.
+
+    A label is one object, also where it lies in several separate pieces: its boxes go around all of
+    them. The kinds are
+
+        slices          a box on every slice with the label
+        box3d           one box around all voxels; its rectangle lies on each slice of the box
+        interpolated:N  boxes on N slices with the label, evenly spaced from the first to the last
+                        (on all of them if there are fewer), and linear between them, also on slices
+                        without the label, as the user has not looked there
+        middle          one box on the slice of the largest area (the middle one of several), from
+                        which the object is followed; where it ends is not known
+        middle-range    the same, with the first and the last slice of the label known
+        points          a point on that slice, in the pixel deepest inside the label; the object is
+                        followed, and where it ends is not known
+        none            no prompt: the label alone
+
+    The same case, seed, jitter and kind give the same prompts, whatever the model.
+
+    Args:
+        truth: (Z, H, W) integer label slices.
+        labels: label ids to make prompts for.
+        kind: one of `KINDS`.
+        jitter: standard deviation of the shift of each side of a box, as a share of the side; a 3-D
+            box has six. A point moves by that share of the label's box, to a pixel of the label.
+        seed: seed of the jitter, together with `case`.
+        case: id of the case.
+
+    Returns:
+        prompts in the slice frame, by slice and then by label, without any row if no label is
+        present; None for "none".
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+    wanted = parse_kind(kind)
+    if wanted.name == "none":
+        return None
+    tight = _tight(truth, labels)
+    if not len(tight):
+        return tight
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{case}".encode()))
+    if wanted.name == "box3d":
+        return _in_boxes(tight, truth.shape, jitter, generator)
+    if wanted.name == "slices":
+        return _jittered(tight, truth.shape, jitter, generator)
+    if wanted.name == "interpolated":
+        picked = _jittered(tight.rows(_spaced(tight, wanted.count)), truth.shape, jitter, generator)
+        return _between(picked)
+    middle = tight.rows(_largest(tight, truth))
+    if wanted.name == "points":
+        middle = _points(middle, truth, jitter, generator)
+    else:
+        middle = _jittered(middle, truth.shape, jitter, generator)
+    known = wanted.name == "middle-range"
+    return replace(middle, spread={k: _range(tight, k) if known else None for k in _ids(tight)})
+
+
+def interpolated(slices: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Boxes on every slice from the first to the last, each side linear between two of them.
+
+    Args:
+        slices: (N,) int64 index of the slice of each box, ascending, none twice.
+        boxes: (N, 4) float32 XYXY in the slice frame.
+
+    Returns:
+        slices (M,) int64 without gaps, and boxes (M, 4) float32; those given are unchanged.
+    """
+    every = torch.arange(int(slices[0]), int(slices[-1]) + 1)
+    sides = [np.interp(every, slices, side) for side in boxes.T]
+    return every, torch.from_numpy(np.stack(sides, axis=1)).float()
+
+
+def _tight(truth: Tensor, labels: Iterable[int]) -> SlicePrompts:
+    """A tight box for each slice and label."""
+    parts = []
+    for label in sorted({*labels}):
+        mask = truth == label
+        there = mask.flatten(1).any(1).nonzero().flatten()
+        if len(there):
+            parts.append(_of_label(there, boxes_from_masks(mask[there]), label))
+    return _joined(parts)
+
+
+def _of_label(
+    slices: Tensor, boxes: Tensor, label: int, drawn: Tensor | bool = True
+) -> SlicePrompts:
+    """Boxes of one object; `drawn` is one bool for all, or (M,) bool."""
+    prompts = SlicePrompts.of_boxes(slices, boxes, torch.full_like(slices, label))
+    return replace(prompts, drawn=prompts.drawn & drawn)
+
+
+def _joined(parts: Sequence[SlicePrompts]) -> SlicePrompts:
+    """Boxes of several objects, by slice and then by label."""
+    if not parts:
+        return SlicePrompts.none()
+    slices, boxes, labels, drawn = (
+        torch.cat([getattr(one, name) for one in parts])
+        for name in ("slices", "boxes", "labels", "drawn")
+    )
+    order = torch.from_numpy(np.lexsort((labels, slices)))
+    return replace(SlicePrompts.of_boxes(slices, boxes, labels), drawn=drawn).rows(order)
+
+
+def _jittered(
+    prompts: SlicePrompts, shape: torch.Size, jitter: float, generator: torch.Generator
+) -> SlicePrompts:
+    """The same with moved sides of boxes; `shape` is (Z, H, W)."""
+    if not jitter:
+        return prompts
+    moved = jitter_boxes(prompts.boxes, shape[1:], jitter, generator)
+    return replace(prompts, boxes=moved)
+
+
+def _ids(prompts: SlicePrompts) -> list[int]:
+    """The labels that are there, ascending."""
+    return prompts.labels.unique().tolist()  # type: ignore[no-any-return]
+
+
+def _range(tight: SlicePrompts, label: int) -> tuple[int, int]:
+    """First slice of a label, and the one after its last."""
+    slices = tight.slices[tight.labels == label]
+    return int(slices[0]), int(slices[-1]) + 1
+
+
+def _in_boxes(
+    tight: SlicePrompts, shape: torch.Size, jitter: float, generator: torch.Generator
+) -> SlicePrompts:
+    """Rectangles of a 3-D box for each label, on each slice whose centre lies in the box."""
+    ids = _ids(tight)
+    bounds = []  # XYZXYZ
+    for label in ids:
+        boxes = tight.boxes[tight.labels == label]
+        first, end = _range(tight, label)
+        low, high = boxes[:, :2].amin(0), boxes[:, 2:].amax(0)
+        bounds.append([*low.tolist(), first, *high.tolist(), end])
+    moved = torch.tensor(bounds).float()
+    if jitter:
+        moved = jitter_boxes(moved, shape, jitter, generator)
+    parts = []
+    for label, box in zip(ids, moved, strict=True):
+        first = int(torch.ceil(box[2] - 0.5))
+        slices = torch.arange(first, max(int(torch.ceil(box[5] - 0.5)), first + 1))
+        flat = box[[0, 1, 3, 4]].expand(len(slices), -1)
+        # a box of one slice is drawn on it
+        parts.append(_of_label(slices, flat, label, drawn=len(slices) == 1))
+    return _joined(parts)
+
+
+def _spaced(tight: SlicePrompts, count: int) -> Tensor:
+    """Rows (R,) of `count` slices of each label, evenly spaced, with both ends."""
+    rows = []
+    for label in _ids(tight):
+        there = (tight.labels == label).nonzero().flatten()
+        places = torch.linspace(0, len(there) - 1, min(count, len(there)), dtype=torch.float64)
+        rows.append(there[places.round().long()])
+    return torch.cat(rows).sort().values
+
+
+def _between(prompts: SlicePrompts) -> SlicePrompts:
+    """Boxes with those between them, which nobody drew."""
+    parts = []
+    for label in _ids(prompts):
+        own = prompts.rows(prompts.labels == label)
+        every, boxes = interpolated(own.slices, own.boxes)
+        parts.append(_of_label(every, boxes, label, drawn=torch.isin(every, own.slices)))
+    return _joined(parts)
+
+
+def _largest(tight: SlicePrompts, truth: Tensor) -> Tensor:
+    """Row (L,) of each label's slice of the largest area; the middle one of several."""
+    rows = []
+    for label in _ids(tight):
+        there = (tight.labels == label).nonzero().flatten()
+        areas = (truth[tight.slices[there]] == label).flatten(1).sum(1)
+        best = there[areas == areas.max()]
+        rows.append(best[len(best) // 2])
+    return torch.stack(rows).sort().values
+
+
+def _points(
+    middle: SlicePrompts, truth: Tensor, jitter: float, generator: torch.Generator
+) -> SlicePrompts:
+    """A point inside the label in place of each box."""
+    shifts = torch.randn(len(middle), 2, generator=generator) * jitter
+    shifts *= middle.boxes[:, 2:] - middle.boxes[:, :2]
+    points = []
+    for z, label, shift in zip(middle.slices, middle.labels, shifts, strict=True):
+        mask = truth[z] == label
+        depth = distance_transform_edt(np.pad(mask.numpy(), 1))[1:-1, 1:-1]
+        deepest = np.argwhere(depth == depth.max())[0][::-1]  # XY
+        inside = mask.nonzero().flip(1).float()  # (R, 2) XY
+        aim = torch.from_numpy(deepest.copy()).float() + shift
+        points.append(inside[(inside - aim).square().sum(1).argmin()] + 0.5)
+    return replace(
+        middle,
+        boxes=torch.full_like(middle.boxes, torch.nan),
+        points=torch.stack(points)[:, None],
+        point_labels=torch.ones(len(points), 1, dtype=torch.int64),
+    )
