@@ -58,15 +58,27 @@ def bundle_folder(name: str) -> Path:
     raise DataError(f"bundle {name!r} is neither a folder with configs/ nor one of: {known}.")
 
 
-def training_configs(method: str, *, no_prompt: bool = False) -> list[str]:
+def training_configs(
+    method: str, *, no_prompt: bool = False, class_agnostic: bool = False
+) -> list[str]:
     """Name the configs of a training run, later ones laid over earlier ones.
 
     Args:
         method: a key of `METHODS`.
-        no_prompt: train to segment every label without boxes.
+        no_prompt: train for use without prompts alone.
+        class_agnostic: train SAM's own prompting, which knows no labels.
+
+    Raises:
+        ValueError: both at once.
     """
+    if no_prompt and class_agnostic:
+        raise ValueError(
+            "--no-prompt and --class-agnostic exclude each other: a model that does not know "
+            "labels needs prompts. Give one of them."
+        )
     overlays = [] if method == "decoder" else [f"method_{method}.yaml"]
-    return ["train.yaml", *overlays, *(["no_prompt.yaml"] if no_prompt else [])]
+    overlays += ["no_prompt.yaml"] * no_prompt + ["class_agnostic.yaml"] * class_agnostic
+    return ["train.yaml", *overlays]
 
 
 def run_bundle(bundle: str, configs: Sequence[str], overrides: Mapping[str, Any]) -> None:

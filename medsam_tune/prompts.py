@@ -123,7 +123,9 @@ def points_in_masks(
         raise ValueError(
             f"mask {tuple(empty.nonzero()[0].tolist())} is empty; no point lies in it."
         )
-    flat = torch.multinomial(weights.reshape(-1, weights.shape[-1]), count, replacement=True, generator=generator)
+    flat = torch.multinomial(
+        weights.reshape(-1, weights.shape[-1]), count, replacement=True, generator=generator
+    )
     w = masks.shape[-1]
     points = torch.stack([flat % w, flat // w], -1) + 0.5
     return points.view(*masks.shape[:-2], count, 2)

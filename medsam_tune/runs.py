@@ -49,6 +49,8 @@ class RunRecord:
         seed: seed of everything random.
         labels: label id -> name.
         base: description of the base model with the hash of its weights.
+        mixture: weights of the kinds of prompts that it was trained with, see `training.mixture`;
+            empty where there were none.
         recipe: what the configs and the command line said, see `bundle.recipe`.
         version: version of the package.
         places: the paths above, relative to the run folder, for folders that moved together.
@@ -63,9 +65,18 @@ class RunRecord:
     seed: int
     labels: dict[str, str] = field(default_factory=dict)
     base: dict[str, Any] = field(default_factory=dict)
+    mixture: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
     version: str = __version__
     places: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def prompted(self) -> bool | None:
+        """Whether the model needs prompts (True), takes none (False), or either (None)."""
+        kinds = {kind for kind, weight in self.mixture.items() if weight}
+        if kinds == {"none"}:
+            return False
+        return None if "none" in kinds else True
 
     def differences(self, other: RunRecord) -> list[str]:
         """What a training that continues this one would do otherwise: name, then, now."""

@@ -56,7 +56,11 @@ def test_every_training_config_is_in_the_bundle(method: str) -> None:
     assert names[0] == "train.yaml"
     assert names[-1] == "no_prompt.yaml"
     assert training_configs(method) == names[:-1]
+    names += training_configs(method, class_agnostic=True)
+    assert names[-1] == "class_agnostic.yaml"
     assert all((bundle_folder("volume") / "configs" / name).is_file() for name in names)
+    with pytest.raises(ValueError, match="--no-prompt and --class-agnostic exclude each other"):
+        training_configs(method, no_prompt=True, class_agnostic=True)
 
 
 def test_the_command_has_configs_and_overrides(command: Command, tmp_path: Path) -> None:

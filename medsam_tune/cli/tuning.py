@@ -50,7 +50,13 @@ def train(
     image_size: ImageSize = None,
     checkpoint: Checkpoint = None,
     no_prompt: Annotated[
-        bool, typer.Option("--no-prompt", help="Segment every label without boxes.")
+        bool, typer.Option("--no-prompt", help="Train for use without any prompt alone.")
+    ] = False,
+    class_agnostic: Annotated[
+        bool,
+        typer.Option(
+            "--class-agnostic", help="Train SAM's own prompting without labels, for --format sam."
+        ),
     ] = False,
     resume: Annotated[
         bool, typer.Option(help="Continue the run in --output from where it stopped.")
@@ -61,7 +67,8 @@ def train(
     """Tune a model. The epoch with the best Dice on the validation cases is kept."""
     refuse_unknown("method", method, METHODS)
     refuse_random(model, checkpoint)
-    configs = [*training_configs(method, no_prompt=no_prompt), *(overlay or [])]
+    kind = training_configs(method, no_prompt=no_prompt, class_agnostic=class_agnostic)
+    configs = [*kind, *(overlay or [])]
     overrides: dict[str, Any] = {"datalist": datalist, "output_dir": output, "model": model}
     overrides |= given(image_size=image_size, checkpoint=checkpoint)
     if resume:

@@ -89,10 +89,10 @@ class MixedPromptsd(RandomizableTransform, MapTransform):
         """The dictionary with prompts; those without `classes` need a label on the slice."""
         self.randomize()
         generator = torch.Generator().manual_seed(self._seed)
-        label = label_map(data[self.key], self.key, self.labels)[0]
+        label = self._slice(data, self.key)
         before = torch.zeros_like(label)
         if self.before in data:
-            before = label_map(data[self.before], self.before, self.labels)[0]
+            before = self._slice(data, self.before)
         there = [i for i in self.labels if bool((label == i).any())]
         earlier = [i for i in self.labels if bool((before == i).any())]
         rows = [
@@ -106,6 +106,13 @@ class MixedPromptsd(RandomizableTransform, MapTransform):
         if self.classes:
             found["classes"] = torch.searchsorted(torch.tensor(self.labels), found["labels"])
         return found
+
+    def _slice(self, data: Data, key: Hashable) -> Tensor:
+        """(H, W) int32 label ids."""
+        found = label_map(data[key], key, self.labels)
+        if found.ndim != 3:
+            raise ValueError(f"{key!r} is a volume, {tuple(found.shape)}; expected (1, H, W).")
+        return found[0]
 
     def _draw(
         self,

@@ -28,10 +28,12 @@ def first_step(
     trained = [p for k, p in sam.named_parameters() if p.requires_grad and skip not in k]
     optimizer = torch.optim.AdamW(trained, lr=0.0)
     image, boxes = image_and_boxes()
+    classes = torch.arange(3).expand(2, -1) if sam.classes else None
 
     def step(engine: Engine, _: object) -> None:
         optimizer.zero_grad()
-        sam(image, boxes).square().mean().backward()
+        found = sam(image, boxes, classes=classes, return_quality=True)
+        sum(one.square().mean() for one in found if one is not None).backward()
         optimizer.step()
         if sabotage is not None and engine.state.iteration == 2:
             sabotage(sam)
@@ -48,6 +50,15 @@ def first_step(
 @pytest.mark.parametrize("method", METHODS)
 def test_first_step_of_every_method_passes(tiny_sam: Build, method: str) -> None:
     assert first_step(apply_method(tiny_sam(), method).train()).state.iteration == 2
+    with torch.no_grad():
+        sam = apply_method(tiny_sam(), method, num_classes=3).train()
+        sam.learned.present += 0.1  # of zeros, the square has no gradient
+    assert first_step(sam).state.iteration == 2
+
+
+def test_a_head_that_no_mask_reaches_is_not_excused(tiny_sam: Build) -> None:
+    with pytest.raises(ValueError, match=r"cut off .*output_hypernetworks_mlps\.1"):
+        first_step(apply_method(tiny_sam(), "decoder", multimask=True))
 
 
 def test_first_step_that_is_not_the_methods_is_refused(tiny_sam: Build) -> None:

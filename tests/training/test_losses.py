@@ -7,8 +7,22 @@ import math
 import torch
 from monai.losses import DiceCELoss
 
+from medsam_tune.sam.model import Masks
 from medsam_tune.training.batches import IGNORED
-from medsam_tune.training.losses import ClassLoss, MaskLoss
+from medsam_tune.training.losses import PromptLoss
+
+
+def mask_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """The loss of the masks alone."""
+    return PromptLoss(quality=0)(Masks(logits, torch.zeros(logits.shape[:2])), masks)
+
+
+def class_loss(
+    logits: torch.Tensor, presence: torch.Tensor, masks: torch.Tensor, weight: float = 0.1
+) -> torch.Tensor:
+    """The loss of masks and presence."""
+    output = Masks(logits, torch.zeros_like(presence), presence)
+    return PromptLoss(quality=0, presence=weight)(output, masks)
 
 
 def logits_for(masks: torch.Tensor, strength: float = 20.0) -> torch.Tensor:
@@ -21,11 +35,11 @@ def test_targets_are_shares_of_each_logits_pixels() -> None:
     shares = torch.tensor([[[[0.5, 0.0], [0.0, 0.0]]]])
     logits = torch.randn(1, 1, 2, 2)
     expected = DiceCELoss(sigmoid=True)(logits, shares)
-    assert torch.allclose(MaskLoss()(logits, masks), expected)
+    assert torch.allclose(mask_loss(logits, masks), expected)
 
 
 def test_loss_is_per_mask_and_lower_for_better_masks() -> None:
-    loss = MaskLoss()
+    loss = mask_loss
     masks = torch.zeros(2, 3, 8, 8, dtype=torch.bool)
     masks[..., 2:6, 2:6] = True
     right = logits_for(masks)
@@ -40,21 +54,21 @@ def test_loss_is_per_mask_and_lower_for_better_masks() -> None:
 
 
 def test_class_loss_wants_right_masks_empty_ones_and_presence() -> None:
-    loss = ClassLoss()
+    loss = class_loss
     masks = torch.zeros(2, 3, 8, 8, dtype=torch.bool)
     masks[0, 0, 2:6, 2:6] = True  # one class on one image, all others empty
     right, there = logits_for(masks), logits_for(masks.flatten(2).any(2))
-    best = float(loss((right, there), masks))
+    best = float(loss(right, there, masks))
     assert best < 1e-3
     wrong_mask, ghost, unseen = right.clone(), right.clone(), there.clone()
     wrong_mask[0, 0] *= -1
     ghost[1, 2] *= -1
     unseen[0, 0] *= -1
     for output in ((wrong_mask, there), (ghost, there), (right, unseen)):
-        assert float(loss(output, masks)) > best + 0.1
+        assert float(loss(*output, masks)) > best + 0.1
     assert math.isclose(
-        float(ClassLoss(presence=2.0)((right, unseen), masks)),
-        20 * float(loss((right, unseen), masks)),
+        float(class_loss(right, unseen, masks, 2.0)),
+        20 * float(loss(right, unseen, masks)),
         rel_tol=1e-2,
     )
 
@@ -64,7 +78,7 @@ def test_class_loss_of_all_or_no_classes_has_gradients() -> None:
         logits = torch.zeros(1, 2, 4, 4, requires_grad=True)
         presence = torch.zeros(1, 2, requires_grad=True)
         masks = torch.full((1, 2, 16, 16), value)
-        ClassLoss()((logits, presence), masks).backward()
+        class_loss(logits, presence, masks).backward()
         for tensor in (logits, presence):
             assert tensor.grad is not None
             assert tensor.grad.isfinite().all()
@@ -77,14 +91,14 @@ def test_what_nobody_annotated_has_no_loss() -> None:
     known = masks.bool()
     masks[..., 8:] = IGNORED
     logits = torch.randn(1, 2, 8, 8, requires_grad=True)
-    loss = MaskLoss()(logits, masks)
+    loss = mask_loss(logits, masks)
     loss.backward()
     assert (logits.grad[..., 4:] == 0).all()
     assert (logits.grad[..., :4] != 0).all()
-    part = MaskLoss()(logits[..., :4], known[..., :8])
+    part = mask_loss(logits[..., :4], known[..., :8])
     assert torch.allclose(loss, part, atol=1e-5)
-    assert torch.equal(MaskLoss()(logits, known.to(torch.uint8)), MaskLoss()(logits, known))
-    assert float(MaskLoss()(logits, torch.full_like(masks, IGNORED)).detach()) < 1e-3
+    assert torch.equal(mask_loss(logits, known.to(torch.uint8)), mask_loss(logits, known))
+    assert float(mask_loss(logits, torch.full_like(masks, IGNORED)).detach()) < 1e-3
 
 
 def test_a_logit_with_half_its_pixels_counts_by_them() -> None:
@@ -94,7 +108,7 @@ def test_a_logit_with_half_its_pixels_counts_by_them() -> None:
     masks[..., 2:, :2] = IGNORED
     masks[..., 2, 0] = 1  # of the third, a quarter is known
     logits = torch.tensor([[[[3.0, -3.0], [0.0, -3.0]]]], requires_grad=True)
-    MaskLoss()(logits, masks).backward()
+    mask_loss(logits, masks).backward()
     assert logits.grad[0, 0, 1, 0] == 0
     assert logits.grad[0, 0, 0, 0] < 0  # towards all of it, not half
 
@@ -106,8 +120,37 @@ def test_presence_of_a_class_that_may_be_where_nobody_looked() -> None:
     logits, presence = torch.zeros(1, 2, 4, 4), torch.zeros(1, 2)
     logits.requires_grad_()
     presence.requires_grad_()
-    ClassLoss()((logits, presence), masks).backward()
+    class_loss(logits, presence, masks).backward()
     assert presence.grad[0, 0] < 0  # it is there
     assert presence.grad[0, 1] == 0  # nobody knows
     assert (logits.grad[..., 3] == 0).all()
     assert (logits.grad[0, 1, :, :3] > 0).all()
+
+
+def test_quality_learns_the_overlap_of_the_masks() -> None:
+    masks = torch.zeros(1, 3, 8, 8, dtype=torch.bool)
+    masks[0, 0, :4] = True  # found twice as large, found exactly, absent
+    masks[0, 1, :4] = True
+    found = torch.zeros_like(masks)
+    found[0, 0] = True
+    found[0, 1, :4] = True
+    found[0, 2, :2] = True
+    logits = logits_for(found, 5.0)
+    quality = torch.zeros(1, 3, requires_grad=True)
+    PromptLoss(quality=1.0)(Masks(logits, quality), masks).backward()
+    assert torch.allclose(quality.grad, -2 * torch.tensor([[0.5, 1.0, 0.0]]) / 3)
+    right = torch.tensor([[0.5, 1.0, 0.3]])
+    best = PromptLoss()(Masks(logits, right), masks)
+    assert torch.allclose(best, mask_loss(logits, masks), atol=1e-6)
+    twice = PromptLoss(quality=2.0)(Masks(logits, right + 0.5), masks)
+    assert torch.allclose(twice - best, torch.tensor(2 * 0.25 * 2 / 3), atol=1e-5)
+
+
+def test_quality_is_of_what_was_annotated() -> None:
+    masks = torch.full((1, 1, 8, 8), IGNORED, dtype=torch.uint8)
+    masks[0, 0, :4, :4] = 1
+    masks[0, 0, 4:, :4] = 0
+    logits = logits_for(torch.ones(1, 1, 8, 8, dtype=torch.bool))
+    quality = torch.zeros(1, 1, requires_grad=True)
+    PromptLoss()(Masks(logits, quality), masks).backward()
+    assert torch.allclose(quality.grad, torch.tensor([[-2 * 0.5]]))

@@ -12,9 +12,9 @@ from monai.transforms import Compose, Flipd, Invertd, Lambdad, RandAffined, Rand
 
 from medsam_tune.transforms import (
     BoxPromptsd,
-    ClassMasksd,
     IgnoredPixelsd,
     KeepObjectsd,
+    MixedPromptsd,
     PointPromptsd,
 )
 
@@ -122,15 +122,13 @@ def test_metadata_of_a_label_map_stays_with_its_masks() -> None:
     assert not isinstance(found["boxes"], MetaTensor)
 
 
-def test_every_class_there_or_not() -> None:
-    found = ClassMasksd("label", [9, 2, 1])({"label": label_map()})
-    assert found["labels"].tolist() == [1, 2, 9]
-    assert found["masks"].flatten(1).sum(1).tolist() == [18, 6, 0]
-
-
 @pytest.mark.parametrize("keys", [[], ["a", "b"]])
 def test_one_label_map_is_expected(keys: list[str]) -> None:
-    for make in (BoxPromptsd, lambda k: ClassMasksd(k, [1]), lambda k: KeepObjectsd(k, Compose())):
+    for make in (
+        BoxPromptsd,
+        lambda k: MixedPromptsd(k, [1], 1),
+        lambda k: KeepObjectsd(k, Compose()),
+    ):
         with pytest.raises(ValueError, match="keys"):
             make(keys)
 
@@ -166,7 +164,7 @@ def test_the_seed_reaches_the_augmentation() -> None:
     [
         BoxPromptsd("label"),
         PointPromptsd("label"),
-        ClassMasksd("label", [1]),
+        MixedPromptsd("label", [1], 1),
         KeepObjectsd("label", Compose([])),
     ],
 )
@@ -179,18 +177,17 @@ def test_interpolated_label_maps_are_refused(transform: Callable, values: float)
 
 @pytest.mark.parametrize("shape", [(4, 4), (3, 4, 4), (2, 4, 4, 4)])
 def test_label_maps_have_one_channel(shape: tuple[int, ...]) -> None:
-    for transform in (BoxPromptsd("label"), ClassMasksd("label", [1])):
+    for transform in (BoxPromptsd("label"), MixedPromptsd("label", [1], 1)):
         with pytest.raises(ValueError, match=r"'label' has shape .*; expected a label map of one"):
             transform({"label": torch.zeros(shape)})
     with pytest.raises(ValueError, match="'label' is a volume"):
-        ClassMasksd("label", [1])({"label": torch.zeros(1, 4, 4, 4)})
+        MixedPromptsd("label", [1], 1)({"label": torch.zeros(1, 4, 4, 4)})
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.int64, np.float32, bool])
 def test_label_maps_of_every_type(dtype: type) -> None:
     label = (label_map().numpy() == 1).astype(dtype)
     assert BoxPromptsd("label", jitter=0)({"label": label})["boxes"].tolist() == [[1, 2, 7, 5]]
-    assert ClassMasksd("label", [1])({"label": label})["masks"].sum() == 18
     gone = Lambdad("label", lambda x: x * 0 > 1)
     assert KeepObjectsd("label", gone, labels=[1])({"label": label})["label"].sum() == 18
     assert not KeepObjectsd("label", gone, labels=[256])({"label": label})["label"].any()
@@ -223,12 +220,6 @@ def test_negative_ids_are_no_objects() -> None:
 def test_impossible_prompts_are_refused(make: Callable, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
-
-
-def test_classes_do_not_share_their_ids() -> None:
-    transform = ClassMasksd("label", [1, 2])
-    transform({"label": label_map()})["labels"].add_(5)
-    assert transform({"label": label_map()})["labels"].tolist() == [1, 2]
 
 
 def test_an_augmentation_that_writes_into_its_input_does_no_harm() -> None:
@@ -278,8 +269,6 @@ def test_row_76_ids_that_float32_rounds_are_found() -> None:
     assert found["labels"].tolist() == ids
     for mask, i in zip(found["masks"], ids, strict=True):
         assert torch.equal(mask, label[0] == i)
-    classes = ClassMasksd("label", ids)({"label": held})
-    assert torch.equal(classes["masks"], found["masks"])
     kept = KeepObjectsd("label", Lambdad("label", torch.zeros_like), ids)({"label": held})
     assert torch.equal(kept["label"], held)
 

@@ -30,30 +30,32 @@ from medsam_tune.slices.store import SliceStore
 from medsam_tune.training.samples import SeededSampler, SliceDataset
 from medsam_tune.transforms import (
     BoxPromptsd,
-    ClassMasksd,
     KeepObjectsd,
     LoadSliced,
+    MixedPromptsd,
     ModelFramed,
     ShrinkLongestd,
 )
 from tests.scans import LABELS, SHAPE, load_turned, small_scan
+
+SPATIAL = ["image", "label", "before"]
 
 
 def augmentation() -> Compose:
     return Compose(
         [
             Rand2DElasticd(
-                ["image", "label"],
+                SPATIAL,
                 spacing=(6, 6),
                 magnitude_range=(0.2, 0.6),
                 prob=1.0,
                 rotate_range=0.26,
                 scale_range=0.1,
-                mode=["bilinear", "nearest"],
+                mode=["bilinear", "nearest", "nearest"],
                 padding_mode="zeros",
             ),
-            RandScaleCropd(["image", "label"], roi_scale=0.8, max_roi_scale=1.0, random_size=True),
-            RandFlipd(["image", "label"], prob=0.5, spatial_axis=1),
+            RandScaleCropd(SPATIAL, roi_scale=0.8, max_roi_scale=1.0, random_size=True),
+            RandFlipd(SPATIAL, prob=0.5, spatial_axis=1),
             RandGaussianNoised(["image"], prob=1.0, std=0.3),
             ScaleIntensityRanged(["image"], 0, 1, 0, 1, clip=True),
         ]
@@ -65,12 +67,18 @@ def chain(size: int, prompts: Any = None, augment: Any = None, squash: bool = Fa
     return Compose(
         [
             LoadSliced(),
-            ShrinkLongestd(["image", "label"], round(1.25 * size), ["bilinear", "nearest"]),
+            ShrinkLongestd(SPATIAL, round(1.25 * size), ["bilinear", "nearest", "nearest"]),
             KeepObjectsd("label", augment or Compose([]), LABELS),
             prompts or BoxPromptsd("label", LABELS, count=4, jitter=0.05),
-            ModelFramed(["image", "masks"], size, squash, ["bilinear", "nearest"]),
+            ModelFramed(
+                ["image", "masks", "earlier"],
+                size,
+                squash,
+                ["bilinear", "nearest", "nearest"],
+                allow_missing_keys=True,
+            ),
             RepeatChanneld("image", 3),
-            DeleteItemsd("label"),
+            DeleteItemsd(["label", "before", "extents"]),
         ]
     )
 
@@ -91,21 +99,59 @@ def test_sample(prepared):
     assert sample.keys() == {"image", "masks", "boxes", "labels", "case", "slice"}
 
 
-def test_every_class_on_every_slice(prepared):
-    classes = ClassMasksd("label", {2: "spleen", 1: "liver"})
-    data = SliceDataset(prepared, LABELS, chain(24, classes), empty_slices=True)  # scale 2
+def test_a_label_that_a_slice_may_lack(prepared):
+    prompts = MixedPromptsd("label", LABELS, count=24, mixture={"none": 1})
+    data = SliceDataset(prepared, LABELS, chain(24, prompts), empty_slices=1.0)  # scale 2
     assert len(data) == 12  # empty slices as well
     for index in (0, 2):
         sample = data[index]
-        assert "boxes" not in sample
-        assert sample["labels"].tolist() == [1, 2]  # as the inferer orders them
+        assert set(sample["labels"].tolist()) == {1, 2}
+        assert torch.equal(sample["classes"], sample["labels"] - 1)  # as the inferer counts them
+        assert (sample["point_labels"] == -1).all()
         ids = torch.from_numpy(prepared[0].label_slice(index).astype(np.int64))
-        for mask, label in zip(sample["masks"], (1, 2), strict=True):
+        for mask, label in zip(sample["masks"], sample["labels"], strict=True):
             torch.testing.assert_close(mask[::2, ::2][:12, :10], ids == label)
     assert not data[0]["masks"].any()
-    flipped = chain(24, classes, RandFlipd(["image", "label"], 1.0, 1))
-    augmented = SliceDataset(prepared, LABELS, flipped, empty_slices=True)
-    torch.testing.assert_close(augmented[2]["masks"][..., :20], data[2]["masks"][..., :20].flip(-1))
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.0, 8), (0.25, 10), (0.4, 11), (9.0, 12)])
+def test_so_many_empty_slices(prepared, share, count):
+    data = SliceDataset(prepared, LABELS, chain(24), empty_slices=share)
+    assert len(data) == count
+    assert data.index == sorted(set(data.index))
+    assert {(case, k) for case in (0, 1) for k in range(1, 5)} <= set(data.index)
+
+
+def test_empty_slices_next_to_a_label_come_first(store, make_case):
+    volume, label = np.random.default_rng(0).normal(size=(4, 4, 20)), np.zeros((4, 4, 20), np.uint8)
+    label[1:3, 1:3, 8:12] = 1
+    cases = store.prepare([make_case(image=volume.astype(np.float32), label=label)], False)
+    data = SliceDataset(cases, LABELS, chain(24), empty_slices=0.75)
+    empty = {k for _, k in data.index} - set(range(8, 12))
+    assert len(empty) == 3
+    assert {7, 12} < empty
+
+
+def test_what_an_object_is_followed_from(prepared):
+    """The label of a slice beside it, by one of the two sides, through the same augmentation."""
+    prompts = MixedPromptsd("label", LABELS, count=8, jitter=0, mixture={"followed": 1})
+    data = SliceDataset(prepared, LABELS, chain(24, prompts), empty_slices=9.0)
+    labels = [torch.from_numpy(prepared[0].label_slice(k).astype(np.int64)) for k in range(6)]
+    sides, ended, hinted = set(), 0, 0
+    for seed in range(40):
+        sample = data[(4, seed)]  # the last slice with a label
+        for row, label in enumerate(sample["labels"]):
+            earlier = sample["earlier"][row, ::2, ::2][:12, :10]
+            if sample["has_earlier"][row]:
+                hinted += 1
+                sides |= {k for k in (3, 5) if torch.equal(earlier, labels[k] == label)}
+            assert bool(sample["has_earlier"][row]) == bool(earlier.any())
+            mask = sample["masks"][row, ::2, ::2][:12, :10]
+            assert torch.equal(mask, labels[4] == label)
+            ended += not mask.any()
+    assert 3 in sides
+    assert 40 < hinted < 280
+    assert ended
 
 
 def test_masks_belong_to_their_labels_and_boxes(prepared):
