@@ -36,7 +36,8 @@ from medsam_tune.cases.splits import split_cases
 from medsam_tune.evaluation.metrics import overlap
 from medsam_tune.evaluation.statistics import FOOTNOTE, bootstrap_interval, mean_text
 from medsam_tune.files import written_whole
-from medsam_tune.inference.inferers import EllipseInferer, PromptedSliceInferer, to_channels
+from medsam_tune.inference.inferers import EllipseInferer, VolumeInferer
+from medsam_tune.inference.planes import to_channels
 from medsam_tune.inference.simulated import simulated_prompts
 from medsam_tune.prompts import Prompts, SlicePrompts, points_in_masks
 from medsam_tune.sam.build import build_sam
@@ -229,7 +230,7 @@ def measure(model: PromptableSam, case: Picture) -> tuple[dict[str, dict[int, fl
     """Way -> label -> Dice; and whether masks by points hold their points."""
     tight = cast(SlicePrompts, simulated_prompts(case.truth, case.names, "slices"))
     boxes = simulated_prompts(case.truth, case.names, "slices", jitter=0.05, case=case.id)
-    infer = PromptedSliceInferer()
+    infer = VolumeInferer()
     model = cast(PromptableSam, Remembering(model))
     found = {
         "ellipse": EllipseInferer()(case.image, None, boxes),

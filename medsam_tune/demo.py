@@ -16,7 +16,7 @@ from medsam_tune.cases.splits import split_cases
 from medsam_tune.errors import DataError
 from medsam_tune.evaluation.cases import CaseDataset
 from medsam_tune.evaluation.pictures import draw_overlays
-from medsam_tune.inference.inferers import PromptedSliceInferer
+from medsam_tune.inference.inferers import VolumeInferer
 from medsam_tune.methods.tuned import load_tuned
 from medsam_tune.sam.build import build_sam
 from medsam_tune.slices.intensity import for_modality
@@ -94,7 +94,7 @@ def draw_demo(folder: Path, tuned_run: Path, count: int = 2) -> list[Path]:
         "zero-shot": build_sam("nano", image_size=IMAGE_SIZE),
         "tuned": load_tuned(tuned_run / "tuned.safetensors"),
     }
-    inferer = PromptedSliceInferer()
+    inferer = VolumeInferer(data.labels)
     pictures = []
     dataset = CaseDataset(cases, data.labels, jitter=JITTER)
     for item in (dataset[index] for index in range(len(dataset))):

@@ -14,8 +14,8 @@ from medsam_tune.cases.datalist import Case
 from medsam_tune.cases.load import load_case
 from medsam_tune.errors import DataError, about, warn
 from medsam_tune.formats.mending import Mending
-from medsam_tune.inference.inferers import NEEDS_PROMPTS
 from medsam_tune.inference.prompt_files import read_prompts
+from medsam_tune.inference.requests import NEEDS_PROMPTS
 from medsam_tune.prompts import SlicePrompts
 from medsam_tune.slices.cut import cut
 from medsam_tune.slices.frames import ScanGrid

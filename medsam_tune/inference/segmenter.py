@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medsam_tune.formats.mending import Mending
-from medsam_tune.inference.inferers import volume_inferer
+from medsam_tune.inference.inferers import VolumeInferer
 from medsam_tune.inference.output import write_mask
 from medsam_tune.inference.scans import LoadPromptedScan, PromptedScan
 from medsam_tune.methods.tuned import load_tuned, read_header
@@ -30,7 +30,7 @@ class Segmenter:
         rules: rules from scans to slices, as in training.
         labels: label id -> name.
         device: device to run on; by default a GPU if there is one.
-        inferer: inferer of the slices; by default the one for the model's prompts or classes.
+        inferer: inferer of the slices; by default a `VolumeInferer` of the labels and rules.
         mending: choice of faults to mend, as in training; by default all are refused.
 
     Example:
@@ -49,8 +49,10 @@ class Segmenter:
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.to(self.device).eval()
-        self.load = LoadPromptedScan(rules, labels, mending, prompted=not model.classes)
-        self.inferer = inferer or volume_inferer(model, labels, frame=rules.frame)
+        self.load = LoadPromptedScan(
+            rules, labels, mending, prompted=None if model.classes else True
+        )
+        self.inferer = inferer or VolumeInferer(labels, rules)
 
     @classmethod
     def from_run(

@@ -96,5 +96,5 @@ class Spool:
         offset = free.pop() if free else self._end
         self._end = max(self._end, offset + tensor.nbytes)
         self._file.seek(offset)
-        self._file.write(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+        self._file.write(tensor.flatten().view(torch.uint8).numpy().data)
         return _Place(offset, tensor.shape, tensor.dtype)

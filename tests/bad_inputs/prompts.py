@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from medsam_tune.inference.inferers import volume_inferer
+from medsam_tune.inference.inferers import VolumeInferer
 from medsam_tune.inference.prompt_files import read_prompts
 from medsam_tune.sam.build import build_sam
 from medsam_tune.slices.frames import ScanGrid
@@ -37,7 +37,7 @@ def is_clipped(found: Any) -> None:
 def unprompted(_: Any) -> Any:
     """Ours: a model that wants prompts, without any."""
     sam = build_sam("nano", image_size=64)
-    return volume_inferer(sam, LABELS)(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), sam, None)
+    return VolumeInferer(LABELS)(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), sam, None)
 
 
 def encode(image: torch.Tensor) -> torch.Tensor:

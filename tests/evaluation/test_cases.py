@@ -25,7 +25,7 @@ from medsam_tune.evaluation.cases import (
     refuse_without_labels,
     write_scores,
 )
-from medsam_tune.inference.inferers import EllipseInferer, PromptedSliceInferer
+from medsam_tune.inference.inferers import EllipseInferer, VolumeInferer
 from medsam_tune.sam.model import PromptableSam
 from medsam_tune.slices.intensity import Window
 from medsam_tune.slices.rules import ScanRules
@@ -157,7 +157,7 @@ def test_second_run_starts_anew(
 ) -> None:
     handler = CaseScores(LABELS)
     dataset = CaseDataset(cases, LABELS)
-    evaluator = evaluate(dataset, tiny_sam(), PromptedSliceInferer(), handler)
+    evaluator = evaluate(dataset, tiny_sam(), VolumeInferer(), handler)
     first, metrics = list(handler.scores), dict(evaluator.state.metrics)
     evaluator.run()
     assert handler.scores == first

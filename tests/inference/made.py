@@ -25,9 +25,10 @@ SAGITTAL = np.array([[0, 0, 4.0, 5], [-2, 0, 0, 60], [0, -3, 0, 90], [0, 0, 0, 1
 
 
 class BoxFiller:
-    """A network whose masks are its boxes; the smaller the box, the higher the logit."""
+    """A network without classes whose masks are its boxes; the smaller, the higher the logit."""
 
     image_size = 128
+    classes = 0
 
     def __init__(self) -> None:
         self.pixel_mean = torch.zeros(3, 1, 1)
@@ -43,13 +44,21 @@ class BoxFiller:
         return values
 
     def decode(self, embedding: torch.Tensor, prompts: Prompts) -> Masks:
-        (boxes,) = prompts.given.values()
+        boxes = corners_of(prompts)
         assert boxes.shape == (len(embedding), 1, 4)
         x0, y0, x1, y1 = (boxes / 4).unsqueeze(-1).unsqueeze(-1).unbind(2)  # (N, 1, 1, 1)
         n = torch.arange(32) + 0.5
         inside = (n >= x0) & (n < x1) & (n[:, None] >= y0) & (n[:, None] < y1)
         height = 100 / ((x1 - x0) * (y1 - y0)).sqrt()
         return Masks(torch.where(inside, height, -height), torch.ones(len(boxes), 1))
+
+
+def corners_of(prompts: Prompts) -> torch.Tensor:
+    """(B, P, 4) XYXY boxes of prompts that are corners."""
+    assert prompts.points is not None
+    assert prompts.point_labels is not None
+    assert prompts.point_labels[..., :2].flatten(0, 1).tolist() == [[2, 3]] * len(prompts.points)
+    return prompts.points[:, :, :2].flatten(2)
 
 
 def volume(slices: int = 6) -> torch.Tensor:
@@ -76,9 +85,6 @@ def drawn(prompts: SlicePrompts, shape: tuple[int, ...] = (6, 24, 32)) -> torch.
         x0, y0, x1, y1 = box.int().tolist()
         labels[z, y0:y1, x0:x1] = label
     return labels
-
-
-# PromptedSliceInferer
 
 
 GRIDS = [

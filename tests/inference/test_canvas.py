@@ -26,7 +26,7 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize("order", permutations(range(4)))
+@pytest.mark.parametrize("order", [*permutations(range(4))])
 @pytest.mark.parametrize("memory", [0, 2**20])
 def test_the_highest_logit_wins_in_any_order(order: tuple[int, ...], memory: int) -> None:
     spool = Spool(memory)

@@ -16,7 +16,7 @@ from monai.engines import SupervisedEvaluator
 from medsam_tune.errors import DataError
 from medsam_tune.formats.mending import Mending
 from medsam_tune.inference.inferers import (
-    PromptedSliceInferer,
+    VolumeInferer,
 )
 from medsam_tune.inference.output import WriteMask
 from medsam_tune.inference.scans import LoadPromptedScan, prepare_scan
@@ -65,7 +65,7 @@ def test_boxes_come_back_through_file_slices_and_model(
         {"scan": scan(tmp_path, affine, shape), "prompts": objects({"label": 1, "box3d": box})}
     )
     assert (item.case, item.image.shape, item.image.dtype) == ("scan", (6, 1, 12, 10), torch.uint8)
-    mask = item.grid.to_file(PromptedSliceInferer()(item.image, BoxFiller(), item.prompts))
+    mask = item.grid.to_file(VolumeInferer()(item.image, BoxFiller(), item.prompts))
     where = np.nonzero(mask)
     found = [int(n.min()) for n in where] + [int(n.max()) + 1 for n in where]
     assert np.abs(np.array(found) - box).max() <= 1  # 12 pixels do not divide 32 cells
@@ -89,7 +89,7 @@ def test_evaluator_writes_the_same_mask(tiny_sam: Build, tmp_path: Path) -> None
             LoadPromptedScan(ScanRules(window), LABELS)({"scan": path, "prompts": content})
         ],
         network=sam,
-        inferer=PromptedSliceInferer(),
+        inferer=VolumeInferer(),
         prepare_batch=prepare_scan,
         val_handlers=[WriteMask(tmp_path / "mask.nii")],
         decollate=False,

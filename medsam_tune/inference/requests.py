@@ -1,0 +1,171 @@
+"""Prompts of one kind on their way through a volume: the questions, and the masks so far."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from medsam_tune.errors import DataError, listed
+from medsam_tune.inference.canvas import Canvas, SeparateCanvas
+from medsam_tune.inference.embedded import Batch, EmbeddedVolume
+from medsam_tune.inference.planes import Answers, Asked
+from medsam_tune.inference.propagation import CORNERS, Walk, around, ways
+from medsam_tune.prompts import SlicePrompts
+
+NEEDS_PROMPTS = (
+    "the model segments what is prompted; give it a prompt file (--prompts), which `medsam-tune "
+    "prompts` writes, or train one that needs none (train --no-prompt)."
+)
+"""Refusal of a scan without prompts."""
+
+
+class Request:
+    """Prompts of a volume, and the masks that answer them.
+
+    Args:
+        volume: volume that is segmented.
+        prompts: prompts in the slice frame; None for every class on every slice.
+        classes: label ids of the network's classes, ascending; empty for a network without.
+        separate: make a mask for each label instead of a label map.
+        drop_absent: leave masks out where the prompt was not drawn on that slice and the network
+            says that its class is not there; always done without prompts.
+        margin: margin of boxes, see `Propagation`.
+
+    Attributes:
+        rows: the prompts on slices with content.
+        asked: the same as questions.
+        canvas: place for the masks.
+
+    Raises:
+        DataError: nothing to segment by, or a label that the network does not know.
+    """
+
+    def __init__(
+        self,
+        volume: EmbeddedVolume,
+        prompts: SlicePrompts | None,
+        classes: Sequence[int],
+        separate: bool,
+        drop_absent: bool,
+        margin: float,
+    ) -> None:
+        self._volume = volume
+        self._drops = drop_absent or prompts is None
+        self._margin = margin
+        self._started: dict[int, tuple[int, Tensor]] = {}  # row to follow -> area, box around it
+        prompts = _every_class(len(volume), classes) if prompts is None else prompts
+        labels = sorted(set(prompts.labels.tolist()))
+        content = {z: volume.has_content(z) for z in prompts.slices.unique().tolist()}
+        self.rows = prompts.rows(
+            torch.tensor([content[z] for z in prompts.slices.tolist()], dtype=torch.bool)
+        )
+        self.asked = _questions(self.rows, labels, classes)
+        device = volume.slices.device
+        self.canvas: Canvas | SeparateCanvas = (
+            SeparateCanvas(volume.shape, labels, device)
+            if separate
+            else Canvas(volume.shape, labels, volume.spool, device)
+        )
+
+    def answer(self, chunk: Tensor, embeddings: Tensor, batch: Batch) -> None:
+        """Paint the masks of all rows on some slices.
+
+        Args:
+            chunk: (N,) int64 slices, ascending; no later chunk has one of them.
+            embeddings: (N, ...) their embeddings, on the network's device.
+            batch: number of prompts decoded at once.
+        """
+
+        def work(rows: Tensor) -> Answers:
+            where = torch.searchsorted(chunk, self.rows.slices[rows])
+            found = embeddings[where.to(embeddings.device)]
+            return self._volume.plane.decode(found, self.asked.rows(rows))
+
+        for rows, answers in batch.each(torch.isin(self.rows.slices, chunk).nonzero()[:, 0], work):
+            self._paint(rows, answers)
+        if not self.rows.spread:  # else objects may come to these slices
+            self.canvas.finish()
+
+    def _paint(self, rows: Tensor, answers: Answers) -> None:
+        logits = answers.logits
+        if self._drops and answers.presence is not None:
+            absent = (answers.presence <= 0) & ~self.rows.drawn[rows].to(logits.device)
+            logits = logits.masked_fill(absent[:, None, None], -1.0)
+        some = (logits > 0).flatten(1).any(1)
+        painted = rows[some.cpu()]
+        self.canvas.paint(self.rows.slices[painted], self.rows.labels[painted], logits[some])
+        objects = self.rows.objects[rows].tolist()
+        followed = [index for index, one in enumerate(objects) if one in self.rows.spread]
+        masks = logits[followed] > 0
+        areas = masks.flatten(1).sum(1).tolist()
+        boxes = around(masks, self._margin)
+        for index, area, box in zip(followed, areas, boxes, strict=True):
+            row = int(rows[index])
+            self._started[row] = area, box
+            self._volume.spool[(self, row)] = logits[index]
+
+    def walks(self) -> Iterator[Walk]:
+        """The ways of the objects that are followed, after all rows were taken."""
+        for number, known in self.rows.spread.items():
+            rows = (self.rows.objects == number).nonzero().flatten()
+            slices = self.rows.slices[rows].tolist()
+            for index, step, left, sure in ways(slices, known, len(self._volume)):
+                row = int(rows[index])
+                area, box = self._started[row]
+                own = self.asked.point_labels[row] >= 0  # no padding
+                yield Walk(
+                    label=int(self.rows.labels[row]),
+                    kind=None if self.asked.classes is None else int(self.asked.classes[row]),
+                    canvas=self.canvas,
+                    at=slices[index],
+                    step=step,
+                    left=left,
+                    known=sure,
+                    points=box if area else self.asked.points[row][own],
+                    point_labels=CORNERS if area else self.asked.point_labels[row][own],
+                    area=area,
+                    start=(self, row),
+                )
+
+    def finish(self) -> None:
+        """Forget all logits."""
+        self.canvas.finish()
+        for row in self._started:
+            self._volume.spool.discard((self, row))
+
+
+def _every_class(length: int, classes: Sequence[int]) -> SlicePrompts:
+    """Rows without box or point: each class on each slice.
+
+    Raises:
+        DataError: there is no class.
+    """
+    if not classes:
+        raise DataError(NEEDS_PROMPTS)
+    slices = torch.arange(length).repeat_interleave(len(classes))
+    labels = torch.tensor(classes).repeat(length)
+    return SlicePrompts.of_boxes(
+        slices, torch.full((len(slices), 4), torch.nan), labels, drawn=False
+    )
+
+
+def _questions(rows: SlicePrompts, labels: Sequence[int], classes: Sequence[int]) -> Asked:
+    """Rows as questions; the class of a row is its label's place among the classes.
+
+    Raises:
+        DataError: a label is no class; without classes, a row has neither a box nor a point.
+    """
+    points, point_labels = rows.corners_and_points()
+    if not classes:
+        if not bool((point_labels >= 0).any(1).all()):
+            raise DataError(NEEDS_PROMPTS)
+        return Asked(points, point_labels)
+    other = [label for label in labels if label not in classes]
+    if other:
+        raise DataError(
+            f"prompts are for the labels {listed(map(str, other))}, and the model knows "
+            f"{listed(map(str, classes))}. Leave them out, or take a model of these labels."
+        )
+    return Asked(points, point_labels, torch.searchsorted(torch.tensor(classes), rows.labels))
