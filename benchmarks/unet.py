@@ -1,0 +1,143 @@
+"""A 2-D U-Net of MONAI, trained on a run's cases for a run's wall time, and scored like a run.
+
+    python benchmarks/unet.py RUN --minutes 10
+
+RUN is the folder of a finished run without prompts. The U-Net sees the same slices through the same
+augmentation at the same size, and the same validation cases choose its checkpoint. Writes RUN.unet/
+summary.json, with Dice on the held-out test cases.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+from monai.losses import DiceCELoss
+from monai.networks.nets import BasicUNet
+from torch import Tensor
+
+from medsam_tune.bundle import bundle_folder
+from medsam_tune.cases.datalist import read_datalist
+from medsam_tune.evaluation.metrics import Score, score_case
+from medsam_tune.evaluation.statistics import format_summary, summarise
+from medsam_tune.runs import read_record
+from medsam_tune.slices.rules import rules_from
+from medsam_tune.slices.store import PreparedCase, SliceStore
+from medsam_tune.training.samples import SeededSampler
+
+BATCH = 8
+
+
+class Task:
+    """The cases, slices and augmentation of a run."""
+
+    def __init__(self, run: Path) -> None:
+        record = read_record(run)
+        assert record.datalist is not None
+        self.data = read_datalist(record.datalist)
+        self.labels = sorted(self.data.labels)
+        self.rules = rules_from(record.rules)
+        self.size = int(record.base["image_size"])
+        assert record.slices_dir is not None
+        self.store = SliceStore(Path(record.slices_dir), self.rules, self.data.labels)
+        self.seed = record.seed
+        parser = ConfigParser()
+        configs = bundle_folder("volume") / "configs"
+        parser.read_config([configs / "train.yaml", configs / "no_prompt.yaml"])
+        parser.config |= {
+            "datalist": record.datalist,
+            "slices_dir": record.slices_dir,
+            "image_size": self.size,
+            "transform::transforms": ["@read", "@shrink", "@whole", "@frame"],
+        }
+        parser["frame::keys"] = ["image", "label"]
+        parser["frame::mode"] = ["bilinear", "nearest"]
+        parser["whole"] = copy.deepcopy(parser["transform::transforms"][2])
+        parser["transform::transforms"] = ["@read", "@shrink", "@whole", "@frame"]
+        self.dataset: Any = parser.get_parsed_content("train::dataset")
+
+    def cases(self, subset: str) -> list[PreparedCase]:
+        """The prepared cases of a subset."""
+        return self.store.prepare(self.data.subset(subset), progress=False)
+
+    def classes(self, label: Tensor) -> Tensor:
+        """Label ids -> 0 for the background, 1 for the first label, and so on."""
+        ids = torch.tensor([0, *self.labels])
+        known = torch.isin(label.long(), ids)
+        return torch.where(known, torch.searchsorted(ids, label.long().clamp(max=ids[-1])), 0)
+
+    @torch.inference_mode()
+    def scores(self, network: torch.nn.Module, subset: str) -> list[Score]:
+        """Dice of each case and label."""
+        network.eval()
+        found = []
+        ids = torch.tensor([0, *self.labels])
+        for case in self.cases(subset):
+            image = torch.from_numpy(case.image()).float() / 255
+            frame = self.rules.frame((image.shape[-2], image.shape[-1]), self.size)
+            logits = torch.cat([network(part) for part in frame.image(image).split(BATCH)])
+            predicted = ids[frame.back(logits).argmax(1)]
+            truth = torch.from_numpy(case.truth().astype("int64"))
+            found += score_case(case.id, predicted, truth, None, self.data.labels)
+        return found
+
+
+def train(task: Task, minutes: float) -> torch.nn.Module:
+    """Train for so many minutes; the best of the validations after each epoch."""
+    torch.manual_seed(task.seed)
+    network = BasicUNet(2, 1, len(task.labels) + 1)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=1e-2)
+    loss_function = DiceCELoss(softmax=True, to_onehot_y=True)
+    sampler = SeededSampler(len(task.dataset), task.seed)
+    best, kept = -1.0, copy.deepcopy(network)
+    start, epoch = time.monotonic(), 0
+    while (spent := (time.monotonic() - start) / 60) < minutes:
+        epoch += 1
+        sampler.set_epoch(epoch)
+        torch.manual_seed(task.seed * 100_003 + epoch)
+        network.train()
+        loader = torch.utils.data.DataLoader(task.dataset, BATCH, sampler=sampler, drop_last=True)
+        for batch in loader:
+            spent = (time.monotonic() - start) / 60
+            if spent > minutes:
+                break
+            share = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * min(spent / minutes, 1.0))))
+            for group in optimizer.param_groups:
+                group["lr"] = 1e-3 * float(share)
+            loss = loss_function(network(batch["image"]), task.classes(batch["label"]))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        dice = summarise(task.scores(network, "validation"))["mean_dice"] or 0.0
+        print(f"{spent:.1f} min, epoch {epoch}: validation {dice:.4f}", flush=True)
+        if dice > best:
+            best, kept = dice, copy.deepcopy(network)
+    return kept
+
+
+def main() -> None:
+    """Train, score, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--minutes", type=float, required=True)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    task = Task(arguments.run)
+    network = train(task, arguments.minutes)
+    summary = summarise(task.scores(network, "test"))
+    folder = arguments.run.with_name(f"{arguments.run.name}.unet")
+    folder.mkdir(exist_ok=True)
+    parameters = sum(p.numel() for p in network.parameters())
+    content = {**summary, "minutes": arguments.minutes, "parameters": parameters}
+    (folder / "summary.json").write_text(json.dumps(content, indent=2))
+    print(format_summary(summary))
+
+
+if __name__ == "__main__":
+    main()
