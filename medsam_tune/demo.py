@@ -17,6 +17,7 @@ from medsam_tune.errors import DataError
 from medsam_tune.evaluation.cases import CaseDataset
 from medsam_tune.evaluation.pictures import draw_overlays
 from medsam_tune.inference.inferers import VolumeInferer
+from medsam_tune.inference.simulated import parse_kind
 from medsam_tune.methods.tuned import load_tuned
 from medsam_tune.sam.build import build_sam
 from medsam_tune.slices.intensity import for_modality
@@ -26,6 +27,7 @@ from medsam_tune.synthetic.phantom import write_phantoms
 
 IMAGE_SIZE = 128
 JITTER = 0.05
+KINDS = ("slices", "box3d", "none")  # of prompts; the base is compared by the first alone
 # Enough for the phantoms, in less than five minutes on two cores.
 SETTINGS: dict[str, Any] = {"epochs": 20, "warmup_steps": 20, "val_interval": 10, "jitter": JITTER}
 # nano is small and takes higher rates than SAM, for which the recipes are.
@@ -51,29 +53,37 @@ def prepare_demo(folder: Path, seed: int = 0) -> Path:
 
 
 def compare_table(zero_shot: Mapping[str, Any], tuned: Mapping[str, Any]) -> str:
-    """Table of Dice per label: the ellipse in the box, zero-shot, tuned.
+    """Table of Dice per label: ellipse, zero-shot and tuned by one kind of prompts, then others.
 
     Args:
         zero_shot: content of `summary.json` of the untuned model.
         tuned: content of `summary.json` of the tuned model.
     """
-    lines = [f"{'held-out Dice':<14} {'cases':>5} {'ellipse':>8} {'zero-shot':>10} {'tuned':>7}"]
+    first, *others = (parse_kind(kind).words for kind in tuned["by_prompts"])
+    base = zero_shot["by_prompts"][tuned["prompts"]]
+    rest = [*tuned["by_prompts"].values()][1:]
+    lines = [
+        f"{'':<20} {first:^27}  {'tuned, by':^{14 * len(rest)}}".rstrip(),
+        f"{'held-out Dice':<14} {'cases':>5} {'ellipse':>8} {'zero-shot':>10} {'tuned':>7} "
+        + "".join(f"{words:>14}" for words in others),
+    ]
     for key, entry in tuned["labels"].items():
-        before = zero_shot["labels"][key]["dice"]
         lines.append(
             f"{entry['name']:<14} {entry['cases']:>5} {entry['ellipse_dice']:>8.3f} "
-            f"{before:>10.3f} {entry['dice']:>7.3f}"
+            f"{base['labels'][key]['dice']:>10.3f} {entry['dice']:>7.3f} "
+            + "".join(f"{each['labels'][key]['dice']:>14.3f}" for each in rest)
         )
     lines.append(
         f"{'mean':<14} {'':>5} {tuned['mean_ellipse_dice']:>8.3f} "
-        f"{zero_shot['mean_dice']:>10.3f} {tuned['mean_dice']:>7.3f}"
+        f"{base['mean_dice']:>10.3f} {tuned['mean_dice']:>7.3f} "
+        + "".join(f"{each['mean_dice']:>14.3f}" for each in rest)
     )
     return "\n".join(lines)
 
 
 @torch.inference_mode()
 def draw_demo(folder: Path, tuned_run: Path, count: int = 2) -> list[Path]:
-    """Draw held-out phantoms: annotator, zero-shot, tuned.
+    """Draw held-out phantoms: annotator, zero-shot by the first of `KINDS`, tuned by each of them.
 
     Args:
         folder: folder of the demo.
@@ -91,18 +101,22 @@ def draw_demo(folder: Path, tuned_run: Path, count: int = 2) -> list[Path]:
     )
     cases = store.prepare(data.subset("test")[:count], progress=False)
     models = {
-        "zero-shot": build_sam("nano", image_size=IMAGE_SIZE),
-        "tuned": load_tuned(tuned_run / "tuned.safetensors"),
+        "zero-shot": (build_sam("nano", image_size=IMAGE_SIZE), KINDS[:1]),
+        "tuned": (load_tuned(tuned_run / "tuned.safetensors"), KINDS),
     }
     inferer = VolumeInferer(data.labels)
     pictures = []
-    dataset = CaseDataset(cases, data.labels, jitter=JITTER)
+    dataset = CaseDataset(cases, data.labels, jitter=JITTER, kinds=KINDS)
     for item in (dataset[index] for index in range(len(dataset))):
-        columns = {"annotator, with boxes": item["label"]}
-        for title, model in models.items():
-            columns[title] = inferer(item["image"], model, item["prompts"])
+        columns, prompts = {"annotator": item["label"]}, {}
+        for name, (model, kinds) in models.items():
+            wanted = {kind: item["prompts"][kind] for kind in kinds}
+            found = inferer(item["image"], model, wanted)
+            for kind in kinds:
+                title = f"{name}, {parse_kind(kind).words}"
+                columns[title], prompts[title] = found[kind], wanted[kind]
         path = folder / "pictures" / f"{item['case']}.png"
-        pictures.append(draw_overlays(path, item["image"], columns, data.labels, item["prompts"]))
+        pictures.append(draw_overlays(path, item["image"], columns, data.labels, prompts))
     return pictures
 
 
@@ -132,7 +146,7 @@ def run_demo(folder: Path, method: str) -> str:
     training = {"datalist": datalist, "output_dir": run, **base, **settings}
     run_bundle("volume", ["evaluate.yaml", "zero_shot.yaml"], evaluation)
     run_bundle("volume", training_configs(method), training)
-    run_bundle("volume", ["evaluate.yaml"], {"run_dir": run})
+    run_bundle("volume", ["evaluate.yaml"], {"run_dir": run, "prompts": [*KINDS]})
     before, after = (
         json.loads((place / "evaluation" / "summary.json").read_text())
         for place in (zero_shot, run)

@@ -24,6 +24,7 @@ from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.splits import split_cases
 from medsam_tune.cli import options, tuning
 from medsam_tune.demo import LEARNING_RATES
+from medsam_tune.inference.simulated import KINDS
 from medsam_tune.methods import METHODS, apply_method
 from medsam_tune.methods.tuned import save_tuned
 from medsam_tune.runs import RunRecord, write_record, write_state
@@ -86,6 +87,30 @@ def test_the_whole_job(tune: Tune, phantoms: Path, tmp_path: Path) -> None:
     assert stock == {k: v.shape for k, v in fuse_qkv(_nano().state_dict()).items()}
 
 
+def test_evaluate_by_the_prompts_that_are_named(tune: Tune, phantoms: Path, tmp_path: Path) -> None:
+    fresh = tmp_path / "d.json"
+    write_datalist(read_datalist(phantoms / "d.json"), fresh)
+    flags = ("evaluate", "--zero-shot", "--datalist", fresh, "--image-size", 64)
+    for kind, message in (
+        ("slices,none", "prompts: 'none' asks for every label without a prompt, but the model"),
+        ("boxes3d", "kind of prompts 'boxes3d' is unknown; known: slices, box3d,"),
+    ):
+        code, _, err = tune(*flags, "--output", tmp_path / "zero", "--prompts", kind)
+        assert code == 1
+        assert message in err.strip().splitlines()[-1]
+        assert not (tmp_path / "zero").exists()
+        assert not (tmp_path / "d.slices").exists()  # nothing was read
+    kinds = ("--prompts", "interpolated:2, slices", "--prompts", "box3d")
+    code, _, err = tune(*flags, "--output", tmp_path / "zero", *kinds)
+    assert code == 0, err
+    assert re.findall(r"prompts: (\S+)", err) == ["interpolated:2", "slices", "box3d"]
+    folder = tmp_path / "zero" / "evaluation"
+    assert json.loads((folder / "summary.json").read_text())["prompts"] == "interpolated:2"
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == {
+        *("overlays", "slices", "box3d"),
+    }
+
+
 def test_export_formats(tune: Tune, tmp_path: Path) -> None:
     run = tmp_path / "run"
     sam = apply_method(build_sam("nano", image_size=64), "lora", rank=2)
@@ -136,6 +161,7 @@ def test_help_names_what_there_is() -> None:
     assert options.METHODS == tuple(METHODS) == tuple(LEARNING_RATES)
     assert options.MODELS == tuple(ARCHITECTURES)
     assert options.MODALITIES == MODALITIES
+    assert options.KINDS == KINDS
 
 
 def test_check(tune: Tune, phantoms: Path, tmp_path: Path) -> None:

@@ -18,11 +18,19 @@ from medsam_tune.sam.build import build_sam
 from medsam_tune.synthetic.phantom import write_phantoms
 
 Runs = list[tuple[str, list[str], dict[str, str]]]
-SUMMARY = {
-    "labels": {"1": {"name": "liver", "cases": 4, "ellipse_dice": 0.764, "dice": 0.718}},
-    "mean_ellipse_dice": 0.764,
-    "mean_dice": 0.718,
+
+
+def summary(dice: float, ellipse: float | None) -> dict[str, object]:
+    liver = {"name": "liver", "cases": 4, "ellipse_dice": ellipse, "dice": dice}
+    return {"labels": {"1": liver}, "mean_ellipse_dice": ellipse, "mean_dice": dice}
+
+
+BY_PROMPTS = {
+    "slices": summary(0.718, 0.764),
+    "box3d": summary(0.655, 0.611),
+    "none": summary(0.5, None),
 }
+SUMMARY = {**BY_PROMPTS["slices"], "prompts": "slices", "by_prompts": BY_PROMPTS}
 
 
 @pytest.fixture
@@ -37,7 +45,8 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "summary.json").write_text(json.dumps(SUMMARY))
         else:
-            sam = apply_method(build_sam("nano", image_size=demo.IMAGE_SIZE), "decoder")
+            sam = build_sam("nano", image_size=demo.IMAGE_SIZE)
+            sam = apply_method(sam, "decoder", num_classes=5)
             save_tuned(sam, Path(str(overrides["output_dir"])) / "tuned.safetensors")
 
     monkeypatch.setattr(demo, "run_bundle", record)
@@ -65,9 +74,10 @@ def test_the_demo_is_what_the_commands_do(runs: Runs, tmp_path: Path) -> None:
     pictures = [tmp_path / "pictures" / f"{case.id}.png" for case in data.test[:2]]
     assert all(path.is_file() for path in pictures)
     assert text.splitlines() == [
-        "held-out Dice  cases  ellipse  zero-shot   tuned",
-        "liver              4    0.764      0.718   0.718",
-        "mean                    0.764      0.718   0.718",
+        "                        a box on every slice               tuned, by",
+        "held-out Dice  cases  ellipse  zero-shot   tuned    one 3-D box     no prompt",
+        "liver              4    0.764      0.718   0.718          0.655         0.500",
+        "mean                    0.764      0.718   0.718          0.655         0.500",
         "",
         "pictures:",
         *(f"  {path}" for path in pictures),
@@ -78,7 +88,7 @@ def test_the_demo_is_what_the_commands_do(runs: Runs, tmp_path: Path) -> None:
     settings = [f"{k}={v}" for k, v in (demo.SETTINGS | {"lr": 0.004}).items()]
     tuning.evaluate(zero_shot=True, datalist=datalist, output=zero, image_size=size)
     tuning.train("lora", datalist, run, image_size=size, set_=settings)
-    tuning.evaluate(run=run)
+    tuning.evaluate(run=run, prompts=["slices,box3d", "none"])
     assert runs == of_demo
     with pytest.raises(DataError, match=r"run: a demo ran here already; delete it or choose"):
         demo.run_demo(tmp_path, "lora")

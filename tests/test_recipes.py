@@ -167,6 +167,9 @@ def test_evaluate(lora_run: Path, datalist: Path) -> None:
     truth = np.asarray(nib.load(data.test[0].label).dataobj)
     assert int(rows[0]["truth_voxels"]) == int((truth == 1).sum())
     summary = json.loads((lora_run / "evaluation" / "summary.json").read_text())
+    assert list(summary["by_prompts"]) == ["slices", "box3d"]
+    assert "prompts: box3d (one 3-D box)" in done.stderr
+    assert (lora_run / "evaluation" / "box3d" / "metrics.csv").is_file()
     assert summary["tuning"] == "lora"
     assert 0.4 < summary["mean_ellipse_dice"] < 0.95
     assert len(list((lora_run / "evaluation" / "overlays").glob("*.png"))) == 1

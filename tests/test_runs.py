@@ -55,6 +55,16 @@ def test_record_comes_back(tmp_path: Path) -> None:
     assert read_record(tmp_path / "run").checkpoint == "random"
 
 
+def test_the_record_says_whether_the_model_needs_prompts() -> None:
+    for mixture, prompted in (
+        ({}, True),
+        ({"box": 3, "none": 0}, True),
+        ({"box": 3, "none": 3}, None),
+        ({"box": 0, "none": 1}, False),
+    ):
+        assert replace(RECORD, mixture=mixture).prompted is prompted
+
+
 def test_a_folder_that_moved_with_its_data_finds_them(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "d.json").write_text("{}")

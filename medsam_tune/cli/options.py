@@ -15,6 +15,7 @@ METHODS = ("decoder", "full", "adapter", "lora", "prompt")
 MODELS = ("nano", "vit_t", "vit_t_lite", "vit_b", "vit_l", "vit_h")
 MODALITIES = ("CT", "MR", "XR", "US")
 FORMATS = ("sam", "onnx", "peft")
+KINDS = ("slices", "box3d", "interpolated:N", "middle", "middle-range", "points", "none")
 
 STOPPED = (130, 143)
 """Exit codes of a command that Ctrl-C or SIGTERM stopped."""

@@ -19,6 +19,7 @@ from medsam_tune.cli.next_steps import (
 )
 from medsam_tune.cli.options import (
     FORMATS,
+    KINDS,
     METHODS,
     STOPPED,
     Bundle,
@@ -96,6 +97,13 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option(help="Folder for the results, with --zero-shot.")
     ] = None,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"Kinds of prompts, taken from the labels: {', '.join(KINDS)}. With commas, or "
+            "repeated; metrics.csv is of the first. Default: slices,box3d.",
+        ),
+    ] = None,
     image_size: ImageSize = None,
     checkpoint: Checkpoint = None,
     unfinished: Unfinished = False,
@@ -103,10 +111,11 @@ def evaluate(
     overlay: Overlay = None,
     set_: Set = None,
 ) -> None:
-    """Measure Dice and IoU on the held-out test cases.
+    """Measure Dice and IoU on the held-out test cases, for each kind of prompts.
 
     Writes evaluation/metrics.csv and evaluation/summary.json into --run or --output.
     """
+    kinds = [kind for text in prompts or () for kind in text.split(",")] or None
     if zero_shot:
         if run is not None or datalist is None or output is None:
             raise ValueError("--zero-shot needs --datalist and --output, and takes no --run.")
@@ -114,7 +123,7 @@ def evaluate(
         if (output / "evaluation").exists():
             raise DataError(f"{output}: holds an evaluation already; choose another --output.")
         overrides = {"datalist": datalist, "run_dir": output, "model": model}
-        overrides |= given(image_size=image_size, checkpoint=checkpoint)
+        overrides |= given(prompts=kinds, image_size=image_size, checkpoint=checkpoint)
         configs = ["evaluate.yaml", "zero_shot.yaml", *(overlay or [])]
         run_bundle(bundle, configs, overrides | read_settings(set_, overrides))
         after_zero_shot(output, datalist, model, checkpoint, bundle)
@@ -127,7 +136,7 @@ def evaluate(
         )
     else:
         overrides = {"run_dir": run} | given(datalist=datalist, checkpoint=checkpoint)
-        overrides |= given(unfinished=unfinished or None)
+        overrides |= given(prompts=kinds, unfinished=unfinished or None)
         run_bundle(
             bundle, ["evaluate.yaml", *(overlay or [])], overrides | read_settings(set_, overrides)
         )

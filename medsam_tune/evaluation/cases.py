@@ -1,4 +1,4 @@
-"""Evaluation of whole cases: prompts from their labels, scores to files."""
+"""Evaluation of whole cases: prompts of several kinds from their labels, scores to files."""
 
 from __future__ import annotations
 
@@ -19,31 +19,33 @@ from torch.utils.data import Dataset
 from medsam_tune.errors import DataError, listed, warn
 from medsam_tune.evaluation.folder import ResultFolder
 from medsam_tune.evaluation.metrics import Score, annotated, score_case
-from medsam_tune.evaluation.statistics import format_summary, summarise
+from medsam_tune.evaluation.statistics import format_summary, summarise_kinds
 from medsam_tune.files import written_whole
 from medsam_tune.inference.inferers import EllipseInferer
-from medsam_tune.inference.simulated import simulated_prompts
+from medsam_tune.inference.simulated import parse_kind, parse_kinds, simulated_prompts
 from medsam_tune.prompts import SlicePrompts
 from medsam_tune.slices.frames import resized
 from medsam_tune.slices.store import PreparedCase
 
 
 class CaseDataset(Dataset[dict[str, Any]]):
-    """Whole prepared cases with boxes from their own labels, for validation and evaluation.
+    """Whole prepared cases with prompts from their own labels, for validation and evaluation.
 
     An item is `image` (Z, C, H, W) uint8, `label` (Z, H, W) int64, `truth`, the label in the scan's
-    own grid (equal to `label` unless slices are resampled), `prompts` (`SlicePrompts`) and `case`.
-    The same case, seed and jitter give the same boxes for every model. Cases without a label map
-    are left out with a warning.
+    own grid (equal to `label` unless slices are resampled), `prompts` (a dict from each kind to its
+    `SlicePrompts`, or to None for "none") and `case`. The same case, kind, seed and jitter give the
+    same prompts for every model. Cases without a label map are left out with a warning.
 
     Args:
         cases: cases from `SliceStore.prepare`, with labels.
         labels: label id -> name.
         jitter: standard deviation of each box side's shift as a share of the side.
         seed: seed of the jitter.
+        kinds: kinds of prompts, see `inference.simulated`.
 
     Raises:
         DataError: no case has a label map.
+        ValueError: an unknown kind, one twice, or none at all.
     """
 
     def __init__(
@@ -52,7 +54,9 @@ class CaseDataset(Dataset[dict[str, Any]]):
         labels: Mapping[int, str],
         jitter: float = 0.0,
         seed: int = 0,
+        kinds: str | Sequence[str] = ("slices", "box3d"),
     ) -> None:
+        self.kinds = parse_kinds(kinds)
         self.cases = [case for case in cases if case.has_label]
         left_out = [case.id for case in cases if not case.has_label]
         if left_out and not self.cases:
@@ -73,9 +77,10 @@ class CaseDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         case = self.cases[index]
         label = torch.from_numpy(case.label().astype(np.int64))
-        prompts = simulated_prompts(
-            label, self.labels, "slices", jitter=self.jitter, seed=self.seed, case=case.id
-        )
+        prompts = {
+            kind: simulated_prompts(label, self.labels, kind, self.jitter, self.seed, case.id)
+            for kind in self.kinds
+        }
         return {
             "image": torch.from_numpy(case.image()),
             "label": label,
@@ -140,24 +145,50 @@ def refuse_other_labels(
         )
 
 
+def refuse_kinds(kinds: str | Sequence[str], prompted: bool | None) -> None:
+    """Refuse kinds of prompts that a model cannot do, before any work.
+
+    Args:
+        kinds: kinds of prompts, see `inference.simulated`.
+        prompted: whether the model needs prompts, see `RunRecord.prompted`.
+
+    Raises:
+        ValueError: an unknown kind, one twice, none at all, or one that the model cannot do.
+    """
+    wanted = parse_kinds(kinds)
+    if "none" in wanted and prompted:
+        raise ValueError(
+            "prompts: 'none' asks for every label without a prompt, but the model segments what is "
+            "prompted. Leave 'none' out, or evaluate a run that was trained for it."
+        )
+    others = [kind for kind in wanted if kind != "none"]
+    if others and prompted is False:
+        raise ValueError(
+            f"prompts: {', '.join(others)}: the model was trained without prompts; expected 'none'."
+        )
+
+
 def prepare_case(
     item: dict[str, Any], device: torch.device, non_blocking: bool = False, **_: Any
-) -> tuple[Tensor, Tensor, tuple[SlicePrompts], dict[str, Any]]:
+) -> tuple[Tensor, Tensor, tuple[dict[str, SlicePrompts | None]], dict[str, Any]]:
     """`prepare_batch` of an evaluator over `CaseDataset`; volumes stay where they are loaded."""
     return item["image"], item["label"], (item["prompts"],), {}
 
 
 class CaseScores:
-    """Handler of an evaluator: scores each case, and at the end the whole set.
+    """Handler of an evaluator: scores each case by each kind of prompts, and at the end the set.
 
-    `engine.state.metrics` gets `mean_dice`, `mean_iou` and `mean_ellipse_dice`, as far as there is
-    something to score. An evaluation that an error ends writes its files as well, unless those of
+    The evaluator's `pred` is a dict from the kinds of `CaseDataset` to (Z, H, W) label slices.
+
+    `engine.state.metrics` gets `mean_dice`, `mean_iou` and `mean_ellipse_dice`, the means over the
+    kinds, as far as there is something to score; of several kinds also those of each, as
+    `mean_dice/box3d`. An evaluation that an error ends writes its files as well, unless those of
     an earlier one are there; `stopped_by` in `summary.json` is then the error, else null.
 
     Args:
         labels: label id -> name.
-        output_dir: folder for `metrics.csv` and `summary.json`, replaced as a whole at the end;
-            None writes nothing.
+        output_dir: folder for the files of `write_scores`, replaced as a whole at the end; None
+            writes nothing.
         about: more entries of `summary.json`, such as the model.
         ignore: id of voxels that nobody annotated; they are left out of the scores.
     """
@@ -175,7 +206,7 @@ class CaseScores:
             output_dir = ResultFolder(output_dir)
         self.results = output_dir
         self.about = dict(about or {})
-        self.scores: list[Score] = []
+        self.scores: dict[str, list[Score]] = {}  # by kind of prompts
         self._ellipse = EllipseInferer()
 
     def attach(self, engine: Engine) -> None:
@@ -193,28 +224,32 @@ class CaseScores:
 
     def _score(self, engine: Engine) -> None:
         state: Any = engine.state
-        batch, prediction = state.batch, state.output["pred"]
-        ellipse = self._ellipse(batch["image"], None, batch["prompts"]).to(prediction.device)
+        for kind, prediction in state.output["pred"].items():
+            found = self._score_kind(state.batch, kind, prediction)
+            self.scores.setdefault(kind, []).extend(found)
+
+    def _score_kind(self, batch: Mapping[str, Any], kind: str, prediction: Tensor) -> list[Score]:
+        """Scores of one case by one kind of prompts, in the scan's own grid."""
+        maps = [prediction]
+        if parse_kind(kind).boxed:
+            maps.append(self._ellipse(batch["image"], None, batch["prompts"][kind]))
         truth = batch["truth"].to(prediction.device)
         own = (truth.shape[0], truth.shape[1], truth.shape[2])
-        prediction, ellipse = (
-            resized(maps[None], own, nearest=True)[0] for maps in (prediction, ellipse)
+        maps = [resized(one[None].to(truth.device), own, nearest=True)[0] for one in maps]
+        truth, prediction, *ellipse = annotated(truth, *maps, truth=truth, ignore=self.ignore)
+        return score_case(
+            batch["case"], kind, prediction, truth, ellipse[0] if ellipse else None, self.labels
         )
-        prediction, ellipse, truth = annotated(
-            prediction, ellipse, truth, truth=truth, ignore=self.ignore
-        )
-        self.scores += score_case(batch["case"], prediction, truth, ellipse, self.labels)
 
     def _finish(self, engine: Engine) -> None:
-        summary = summarise(self.scores)
-        means = {k: v for k, v in summary.items() if k.startswith("mean_") and v is not None}
-        engine.state.metrics |= means
+        summary = summarise_kinds(self.scores)
+        engine.state.metrics |= _means(summary["by_prompts"])
         self._write(engine, summary, None)
 
     def _stop(self, engine: Engine, error: BaseException) -> None:
         """Write what was scored before the error, unless an evaluation is there; let it go on."""
         if self.results is not None and not self.results.path.exists():
-            self._write(engine, summarise(self.scores), f"{type(error).__name__}: {error}")
+            self._write(engine, summarise_kinds(self.scores), f"{type(error).__name__}: {error}")
         raise error
 
     def _write(self, engine: Engine, summary: Mapping[str, Any], stopped_by: str | None) -> None:
@@ -222,17 +257,42 @@ class CaseScores:
             content = {**self.about, **summary, "stopped_by": stopped_by}
             write_scores(self.results.scratch, self.scores, content)
             self.results.finish()
-            engine.logger.info(f"{self.results.path}:\n{format_summary(summary)}")
+            table = format_summary(summary["by_prompts"])
+            engine.logger.info(f"{self.results.path}:\n{table}")
 
 
-def write_scores(folder: Path, scores: Sequence[Score], summary: Mapping[str, Any]) -> None:
-    """Write `metrics.csv` and `summary.json`, each whole or not at all."""
-    with (
-        written_whole(folder / "metrics.csv") as table,
-        written_whole(folder / "summary.json") as text,
-    ):
-        with table.open("w", newline="") as file:
+def _means(by_prompts: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Metrics of an evaluator: means over the kinds, and of several kinds those of each."""
+    metrics: dict[str, float] = {}
+    for key in ("mean_dice", "mean_iou", "mean_ellipse_dice"):
+        found = {k: each[key] for k, each in by_prompts.items() if each[key] is not None}
+        if found:
+            metrics[key] = sum(found.values()) / len(found)
+        if len(by_prompts) > 1:
+            metrics |= {f"{key}/{parse_kind(k).file_name}": value for k, value in found.items()}
+    return metrics
+
+
+def write_scores(
+    folder: Path, scores: Mapping[str, Sequence[Score]], summary: Mapping[str, Any]
+) -> None:
+    """Write `summary.json`, and a `metrics.csv` for each kind, each whole or not at all.
+
+    Args:
+        folder: folder for the files; that of the first kind lies in it, those of further kinds in
+            folders of theirs, such as `interpolated-5/metrics.csv`.
+        scores: kind of prompts -> scores.
+        summary: content of `summary.json`.
+    """
+    content = json.dumps(summary, indent=2) + "\n"
+    tables: dict[Path, Sequence[Score]] = {}
+    for kind, each in scores.items():
+        place = folder / parse_kind(kind).file_name if tables else folder
+        tables[place / "metrics.csv"] = each
+    for path, each in (tables or {folder / "metrics.csv": ()}).items():
+        with written_whole(path) as table, table.open("w", newline="") as file:
             writer = csv.DictWriter(file, [f.name for f in fields(Score)])
             writer.writeheader()
-            writer.writerows(asdict(s) for s in scores)
-        text.write_text(json.dumps(summary, indent=2) + "\n")
+            writer.writerows(asdict(s) for s in each)
+    with written_whole(folder / "summary.json") as text:
+        text.write_text(content)

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from medsam_tune.errors import DataError, listed
+from medsam_tune.inference.simulated import parse_kind
 
 _OURS = {"metrics.csv", "summary.json", "overlays"}
 
@@ -33,7 +34,15 @@ class ResultFolder:
         for folder in (self.path, self.scratch):
             if folder.exists() and not folder.is_dir():
                 raise DataError(f"{folder}: is a file; expected a folder for the results.")
-            others = {one.name for one in folder.glob("*")} - _OURS
+            there = {one.name for one in folder.glob("*")}
+            kinds = {name for name in there if _is_kind(name) and (folder / name).is_dir()}
+            others = there - _OURS - kinds
+            others |= {
+                f"{kind}/{one.name}"
+                for kind in kinds
+                for one in (folder / kind).glob("*")
+                if one.name != "metrics.csv"
+            }
             pictures = folder / "overlays"
             others |= {one.name for one in pictures.glob("*") if one.suffix != ".png"}
             if others:
@@ -57,3 +66,11 @@ class ResultFolder:
         if self.path.exists():
             shutil.rmtree(self.path)
         self.scratch.rename(self.path)
+
+
+def _is_kind(name: str) -> bool:
+    """Whether a name is that of the folder of a kind of prompts, see `Kind.file_name`."""
+    try:
+        return parse_kind(name.replace("interpolated-", "interpolated:")).file_name == name
+    except ValueError:
+        return False

@@ -21,16 +21,19 @@ class Score:
 
     Attributes:
         case: id of the case.
+        prompts: kind of prompts that the prediction is by, see `inference.simulated`.
         label: id of the label.
         name: name of the label.
         dice: 2 |P and T| / (|P| + |T|), 0..1; None if both are empty.
         iou: |P and T| / |P or T|, 0..1; None if both are empty.
         truth_voxels: |T|, number of voxels of the truth.
         predicted_voxels: |P|, number of voxels of the prediction.
-        ellipse_dice: Dice of the ellipses inscribed in the same boxes.
+        ellipse_dice: Dice of the ellipses inscribed in the same boxes; None also where there is no
+            box on every slice.
     """
 
     case: str
+    prompts: str
     label: int
     name: str
     dice: float | None
@@ -66,15 +69,22 @@ def annotated(*maps: Tensor, truth: Tensor, ignore: int | None) -> tuple[Tensor,
 
 
 def score_case(
-    case: str, prediction: Tensor, truth: Tensor, ellipse: Tensor, labels: Mapping[int, str]
+    case: str,
+    prompts: str,
+    prediction: Tensor,
+    truth: Tensor,
+    ellipse: Tensor | None,
+    labels: Mapping[int, str],
 ) -> list[Score]:
     """One `Score` per label.
 
     Args:
         case: id of the case.
+        prompts: kind of prompts that the prediction is by.
         prediction: (Z, H, W) integer label slices of the model.
         truth: (Z, H, W) integer label slices of the annotator.
-        ellipse: (Z, H, W) integer label slices of `EllipseInferer` from the same boxes.
+        ellipse: (Z, H, W) integer label slices of `EllipseInferer` from the same boxes; None for
+            prompts without a box on every slice.
         labels: label id -> name.
     """
     scores = []
@@ -84,13 +94,14 @@ def score_case(
         scores.append(
             Score(
                 case=case,
+                prompts=prompts,
                 label=label,
                 name=name,
                 dice=dice,
                 iou=iou,
                 truth_voxels=int(true.sum()),
                 predicted_voxels=int(predicted.sum()),
-                ellipse_dice=overlap(ellipse == label, true)[0],
+                ellipse_dice=None if ellipse is None else overlap(ellipse == label, true)[0],
             )
         )
     return scores

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medsam_tune.evaluation.metrics import annotated, overlap
+from medsam_tune.inference.simulated import parse_kind
 from medsam_tune.prompts import SlicePrompts
 
 _LEGEND_COLUMNS = 5
@@ -25,7 +26,7 @@ def draw_overlays(
     image: Tensor,
     columns: Mapping[str, Tensor],
     labels: Mapping[int, str],
-    prompts: SlicePrompts | None = None,
+    prompts: Mapping[str, SlicePrompts | None] | None = None,
     rows: int = 3,
 ) -> Path:
     """Draw contours on slices of one case, one column per label map.
@@ -37,7 +38,8 @@ def draw_overlays(
             slices with its labels are shown. The other titles carry the Dice over the whole volume,
             the mean of the labels.
         labels: label id -> name.
-        prompts: boxes to draw in the first column.
+        prompts: title of a column -> prompts to draw in it: points, and boxes, dashed where a user
+            drew them and dotted on other slices.
         rows: number of slices.
 
     Returns:
@@ -62,8 +64,8 @@ def draw_overlays(
             axis.imshow(shown.numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             for label, colour in colours.items():
                 _outline(axis, (maps[z] == label).cpu().numpy(), colour)
-            if column == 0 and prompts is not None:
-                _draw_boxes(axis, prompts, z, colours)
+            if (given := (prompts or {}).get(title)) is not None:
+                _draw_prompts(axis, given, z, colours)
             axis.set_xticks([])
             axis.set_yticks([])
             if row == 0:
@@ -90,6 +92,8 @@ def _plain(text: str) -> str:
 
 class Overlays:
     """Handler of an evaluator over `CaseDataset`: pictures of the first cases.
+
+    The annotator has the first column, and each kind of prompts one of its own, with its prompts.
 
     Args:
         output_dir: folder for `<case>.png`.
@@ -118,18 +122,17 @@ class Overlays:
         """Draw a case after it was segmented."""
         state: Any = engine.state
         batch = state.batch
-        if state.iteration > self.count or not len(batch["prompts"]):
+        label = batch["label"]
+        if state.iteration > self.count or not any((label == k).any() for k in self.labels):
             return
-        label, prediction = annotated(
-            batch["label"], state.output["pred"], truth=batch["label"], ignore=self.ignore
-        )
-        columns = {"annotator, with boxes": label, "model": prediction}
+        names = {kind: f"by {parse_kind(kind).words}" for kind in state.output["pred"]}
+        maps = annotated(label, *state.output["pred"].values(), truth=label, ignore=self.ignore)
         draw_overlays(
             self.output_dir / f"{batch['case']}.png",
             batch["image"],
-            columns,
+            dict(zip(["annotator", *names.values()], maps, strict=True)),
             self.labels,
-            batch["prompts"],
+            {names[kind]: batch["prompts"][kind] for kind in names},
         )
 
 
@@ -149,13 +152,20 @@ def _outline(axis: mpl.axes.Axes, mask: NDArray[np.bool_], colour: tuple[float, 
         axis.contour(*grid, padded, levels=[0.5], colors=[colour], linewidths=1.2)
 
 
-def _draw_boxes(
+def _draw_prompts(
     axis: mpl.axes.Axes, prompts: SlicePrompts, z: int, colours: Mapping[int, tuple[float, ...]]
 ) -> None:
-    for index in (prompts.slices == z).nonzero().flatten().tolist():
-        x0, y0, x1, y1 = (prompts.boxes[index] - 0.5).tolist()  # pixel i is drawn around i
-        colour = colours[int(prompts.labels[index])]
-        axis.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], "--", color=colour, linewidth=0.8)
+    here = prompts.rows(prompts.slices == z)
+    for index, label in enumerate(here.labels.tolist()):
+        colour, style = colours[label], "--" if here.drawn[index] else ":"
+        if here.boxed[index]:
+            x0, y0, x1, y1 = (here.boxes[index] - 0.5).tolist()  # pixel i is drawn around i
+            sides = [x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0]
+            axis.plot(*sides, style, color=colour, linewidth=0.8)
+        for (x, y), inside in zip(here.points[index] - 0.5, here.point_labels[index], strict=True):
+            if inside >= 0:
+                mark = "o" if inside else "X"
+                axis.plot(x, y, mark, color=colour, markersize=5, markeredgecolor="white")
 
 
 def _mean_dice(maps: Tensor, truth: Tensor, labels: Mapping[int, str]) -> float | None:

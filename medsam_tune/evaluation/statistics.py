@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from medsam_tune.evaluation.metrics import Score
+from medsam_tune.inference.simulated import parse_kind
 
 FEWEST = 5
 """Smallest number of cases of which an interval is given."""
@@ -95,16 +96,40 @@ def summarise(scores: Sequence[Score]) -> dict[str, Any]:
     return {**means, "labels": per_label}
 
 
-def format_summary(summary: Mapping[str, Any]) -> str:
-    """Table of a summary as text."""
-    lines = [f"{'label':<20} {'cases':>5}  {'Dice (95 % interval)':<25} {'ellipse':>7}"]
-    for entry in summary["labels"].values():
-        dice = mean_text(entry["dice"], entry["dice_interval"], entry["cases"])
-        ellipse = _number(entry["ellipse_dice"])
-        lines.append(f"{entry['name']:<20} {entry['cases']:>5}  {dice:<25} {ellipse:>7}")
-    mean, ellipse = _number(summary["mean_dice"]), _number(summary["mean_ellipse_dice"])
-    lines.append(f"{'mean':<20} {'':>5}  {mean:<25} {ellipse:>7}")
-    if any(entry["dice_interval_note"] for entry in summary["labels"].values()):
+def summarise_kinds(scores: Mapping[str, Sequence[Score]]) -> dict[str, Any]:
+    """Summaries of several kinds of prompts.
+
+    Args:
+        scores: kind -> scores.
+
+    Returns:
+        what `summarise` says of the first kind; `prompts`, its name (None if there is no kind);
+        and `by_prompts`: kind -> what `summarise` says of it, the first one too.
+    """
+    by_prompts = {kind: summarise(each) for kind, each in scores.items()}
+    first = next(iter(by_prompts), None)
+    main = summarise([]) if first is None else by_prompts[first]
+    return {"prompts": first, **main, "by_prompts": by_prompts}
+
+
+def format_summary(by_prompts: Mapping[str, Mapping[str, Any]]) -> str:
+    """Table of kinds of prompts as text, a block for each.
+
+    Args:
+        by_prompts: kind -> what `summarise` says of it.
+    """
+    lines = []
+    for kind, summary in by_prompts.items():
+        lines.append(f"prompts: {kind} ({parse_kind(kind).words})")
+        lines.append(f"{'label':<20} {'cases':>5}  {'Dice (95 % interval)':<25} {'ellipse':>7}")
+        for entry in summary["labels"].values():
+            dice = mean_text(entry["dice"], entry["dice_interval"], entry["cases"])
+            ellipse = _number(entry["ellipse_dice"])
+            lines.append(f"{entry['name']:<20} {entry['cases']:>5}  {dice:<25} {ellipse:>7}")
+        mean, ellipse = _number(summary["mean_dice"]), _number(summary["mean_ellipse_dice"])
+        lines.append(f"{'mean':<20} {'':>5}  {mean:<25} {ellipse:>7}")
+    entries = [entry for each in by_prompts.values() for entry in each["labels"].values()]
+    if any(entry["dice_interval_note"] for entry in entries):
         lines.append(FOOTNOTE)
     return "\n".join(lines)
 

@@ -18,6 +18,15 @@ from medsam_tune.prompts import SlicePrompts, boxes_from_masks, jitter_boxes
 KINDS = ("slices", "box3d", "interpolated:N", "middle", "middle-range", "points", "none")
 """Kinds of prompts, see `simulated_prompts`; N is a number of boxes."""
 
+_WORDS = {
+    "slices": "a box on every slice",
+    "box3d": "one 3-D box",
+    "interpolated": "boxes on {} slices",
+    "middle": "a box on one slice",
+    "middle-range": "a box on one slice and the range",
+    "points": "one point",
+    "none": "no prompt",
+}
 _INTERPOLATED = re.compile(r"interpolated:([0-9]{1,9})")
 
 
@@ -41,6 +50,11 @@ class Kind:
     def file_name(self) -> str:
         """The kind as a name of a folder, such as "interpolated-5"."""
         return str(self).replace(":", "-")
+
+    @property
+    def words(self) -> str:
+        """What a user gives for each object, such as "one 3-D box"."""
+        return _WORDS[self.name].format(self.count)
 
     @property
     def boxed(self) -> bool:
@@ -69,6 +83,28 @@ def parse_kind(text: str) -> Kind:
             f"as interpolated:5).{nearest(text, KINDS)}"
         )
     return Kind(text)
+
+
+def parse_kinds(given: str | Iterable[str]) -> list[str]:
+    """Read several kinds of prompts.
+
+    Args:
+        given: kinds, or one text with commas between them.
+
+    Returns:
+        the kinds as `parse_kind` writes them, in this order.
+
+    Raises:
+        ValueError: an unknown kind, one twice, or none at all.
+    """
+    texts = given.strip("[]()").split(",") if isinstance(given, str) else [*given]
+    kinds = [str(parse_kind(str(text).strip(" '\""))) for text in texts]
+    if not kinds:
+        raise ValueError(f"prompts are []; expected at least one of {', '.join(KINDS)}.")
+    twice = sorted({kind for kind in kinds if kinds.count(kind) > 1})
+    if twice:
+        raise ValueError(f"prompts name {', '.join(twice)} twice; name each kind once.")
+    return kinds
 
 
 def simulated_prompts(

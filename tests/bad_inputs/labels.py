@@ -26,9 +26,9 @@ def pair(case: str, truth: int, predicted: int) -> dict[str, Any]:
     return {
         "case": case,
         "image": torch.zeros(1, 1, 1, 1, dtype=torch.uint8),
-        "prompts": simulated_prompts(label, LABELS, "slices"),
+        "prompts": {"slices": simulated_prompts(label, LABELS, "slices")},
         "truth": label,
-        "predicted": torch.full((1, 1, 1), predicted),
+        "predicted": {"slices": torch.full((1, 1, 1), predicted)},
     }
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import logging
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,13 @@ from medsam_tune.evaluation.cases import (
     CaseDataset,
     CaseScores,
     prepare_case,
+    refuse_kinds,
     refuse_without_labels,
     write_scores,
 )
-from medsam_tune.inference.inferers import EllipseInferer, VolumeInferer
-from medsam_tune.sam.model import PromptableSam
+from medsam_tune.evaluation.folder import ResultFolder
+from medsam_tune.inference.inferers import EllipseInferer
+from medsam_tune.prompts import SlicePrompts
 from medsam_tune.slices.intensity import Window
 from medsam_tune.slices.rules import ScanRules
 from medsam_tune.slices.store import SliceStore
@@ -37,18 +38,29 @@ from tests.scans import LABELS, small_scan, write_nifti
 
 def test_files(tmp_path: Path) -> None:
     scores = [score("a", 1, 0.5), score("b", 1, None, None)]
-    write_scores(tmp_path / "new", scores, {"mean_dice": 0.5})
+    further = [score("a", 1, 0.25, prompts="interpolated:5")]
+    kinds = {"slices": scores, "interpolated:5": further}
+    write_scores(tmp_path / "new", kinds, {"mean_dice": 0.5})
     lines = (tmp_path / "new" / "metrics.csv").read_text().splitlines()
-    assert lines == [COLUMNS, f"a,1,liver,0.5,{0.5 / 1.5},9,9,0.5", "b,1,liver,,,9,9,"]
+    assert lines == [
+        COLUMNS,
+        f"a,slices,1,liver,0.5,{0.5 / 1.5},9,9,0.5",
+        "b,slices,1,liver,,,9,9,",
+    ]
+    lines = (tmp_path / "new" / "interpolated-5" / "metrics.csv").read_text().splitlines()
+    assert lines == [COLUMNS, f"a,interpolated:5,1,liver,0.25,{0.25 / 1.75},9,9,0.5"]
     assert json.loads((tmp_path / "new" / "summary.json").read_text()) == {"mean_dice": 0.5}
-    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["metrics.csv", "summary.json"]
+    names = ["interpolated-5", "metrics.csv", "summary.json"]
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == names
 
 
 def test_failing_write_leaves_the_old_files(tmp_path: Path) -> None:
-    write_scores(tmp_path, [score("a", 1, 0.5)], {"mean_dice": 0.5})
+    write_scores(tmp_path, {"slices": [score("a", 1, 0.5)]}, {"mean_dice": 0.5})
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     with pytest.raises(TypeError, match="not JSON serializable"):
-        write_scores(tmp_path, [score("a", 1, 0.9)], {"mean_dice": 0.9, "device": object()})
+        write_scores(
+            tmp_path, {"slices": [score("a", 1, 0.9)]}, {"mean_dice": 0.9, "device": object()}
+        )
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
@@ -69,14 +81,20 @@ def test_items(cases: list[Any]) -> None:
     assert (item["image"].shape, item["image"].dtype) == ((6, 1, 12, 10), torch.uint8)
     assert (item["label"].shape, item["label"].dtype) == ((6, 12, 10), torch.int64)
     assert item["case"] == "a"
-    assert item["prompts"].slices.tolist() == [1, 2, 2, 3, 3, 4]
-    assert len(CaseDataset(cases, {2: "spleen"})[0]["prompts"]) == 2
-    assert len(CaseDataset(cases, LABELS)[2]["prompts"]) == 0
+    assert list(item["prompts"]) == ["slices", "box3d"]
+    assert item["prompts"]["slices"].slices.tolist() == [1, 2, 2, 3, 3, 4]
+    assert not item["prompts"]["box3d"].drawn.any()
+    assert len(CaseDataset(cases, {2: "spleen"})[0]["prompts"]["slices"]) == 2
+    assert len(CaseDataset(cases, LABELS)[2]["prompts"]["slices"]) == 0
+    assert CaseDataset(cases, LABELS, kinds="none")[0]["prompts"] == {"none": None}
+    with pytest.raises(ValueError, match="kind of prompts 'boxes' is unknown"):
+        CaseDataset(cases, LABELS, kinds=["slices", "boxes"])
 
 
 def test_same_seed_same_boxes(cases: list[Any]) -> None:
     def boxes(seed: int, index: int = 0, jitter: float = 0.1) -> torch.Tensor:
-        return CaseDataset(cases, LABELS, jitter=jitter, seed=seed)[index]["prompts"].boxes
+        item = CaseDataset(cases, LABELS, jitter=jitter, seed=seed)[index]
+        return item["prompts"]["slices"].boxes
 
     first = boxes(0)
     torch.manual_seed(7)
@@ -88,13 +106,19 @@ def test_same_seed_same_boxes(cases: list[Any]) -> None:
     assert not torch.equal(first[0], boxes(0, 1)[0])
 
 
-def evaluate(
-    dataset: CaseDataset, network: nn.Module, inferer: object, *handlers: object
-) -> SupervisedEvaluator:
+def ellipses(inputs: torch.Tensor, network: object, prompts: Any, **_: object) -> dict[str, Any]:
+    """An inferer that fills boxes; nothing without them."""
+    nothing = SlicePrompts.none()
+    return {
+        kind: EllipseInferer()(inputs, network, one or nothing) for kind, one in prompts.items()
+    }
+
+
+def evaluate(dataset: CaseDataset, inferer: object, *handlers: object) -> SupervisedEvaluator:
     evaluator = SupervisedEvaluator(
         device=torch.device("cpu"),
         val_data_loader=DataLoader(dataset, batch_size=None),
-        network=network,
+        network=nn.Identity(),
         inferer=inferer,
         prepare_batch=prepare_case,
         val_handlers=list(handlers),
@@ -106,8 +130,8 @@ def evaluate(
 
 def test_evaluation_of_ellipses_scores_as_ellipses(cases: list[Any], tmp_path: Path) -> None:
     handler = CaseScores(LABELS, tmp_path / "out", about={"method": "ellipse"})
-    dataset = CaseDataset(cases, LABELS, jitter=0.05)
-    evaluator = evaluate(dataset, nn.Identity(), EllipseInferer(), handler)
+    dataset = CaseDataset(cases, LABELS, jitter=0.05, kinds="slices")
+    evaluator = evaluate(dataset, ellipses, handler)
     metrics = evaluator.state.metrics
     assert metrics["mean_dice"] == metrics["mean_ellipse_dice"] > 0.5
     assert set(metrics) == {"mean_dice", "mean_iou", "mean_ellipse_dice"}
@@ -128,47 +152,93 @@ def test_evaluation_of_ellipses_scores_as_ellipses(cases: list[Any], tmp_path: P
     assert int(rows[0]["truth_voxels"]) == truth
 
 
+def test_row_101_each_kind_of_prompts_has_its_scores(cases: list[Any], tmp_path: Path) -> None:
+    handler = CaseScores(LABELS, tmp_path / "out")
+    dataset = CaseDataset(cases, LABELS, jitter=0.1, kinds="box3d,slices,interpolated:2,none")
+    metrics = evaluate(dataset, ellipses, handler).state.metrics
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert list(summary["by_prompts"]) == dataset.kinds
+    assert summary["prompts"] == "box3d"
+    dice = {kind: each["mean_dice"] for kind, each in summary["by_prompts"].items()}
+    assert summary["mean_dice"] == dice["box3d"]
+    assert dice["none"] == 0
+    assert len({*dice.values()}) == 4
+    assert summary["by_prompts"]["none"]["mean_ellipse_dice"] is None
+    assert summary["by_prompts"]["slices"]["mean_ellipse_dice"] == dice["slices"]
+    assert metrics["mean_dice"] == pytest.approx(sum(dice.values()) / 4)  # by it a run is chosen
+    assert metrics["mean_dice/interpolated-2"] == dice["interpolated:2"]
+    assert "mean_ellipse_dice/none" not in metrics
+    folders = {path.parent.name for path in tmp_path.rglob("metrics.csv")}
+    assert folders == {"out", "slices", "interpolated-2", "none"}
+    for path in tmp_path.rglob("metrics.csv"):
+        (kind,) = {row["prompts"] for row in csv.DictReader(path.open())}
+        assert kind.replace(":", "-") == path.parent.name.replace("out", "box3d")
+    ResultFolder(tmp_path / "out").refuse_others()
+
+
+@pytest.mark.parametrize(
+    ("kinds", "prompted", "message"),
+    [
+        (["slices", "none"], True, "prompts: 'none' asks for every label without a prompt, but"),
+        (["slices", "points"], False, "slices, points: the model was trained without prompts"),
+        (["slices", "slices"], None, "prompts name slices twice; name each kind once"),
+        ([], None, r"prompts are \[\]; expected at least one of slices, box3d"),
+        ("slice", None, r"'slice' is unknown; .* Did you mean 'slices'\?"),
+    ],
+)
+def test_row_101_kinds_that_a_model_cannot_do_are_refused(
+    kinds: str | list[str], prompted: bool | None, message: str
+) -> None:
+    refuse_kinds("[slices, 'interpolated:3']", prompted=True)
+    refuse_kinds(["none"], prompted=False)
+    refuse_kinds(["none", "middle"], prompted=None)
+    with pytest.raises(ValueError, match=message):
+        refuse_kinds(kinds, prompted)
+
+
 def test_voxels_that_nobody_annotated_are_left_out(tmp_path: Path) -> None:
     image, label = small_scan()
     label[:, 5:] = 9  # the upper half of both organs, and the background there
     store = SliceStore(tmp_path / "store", ScanRules(Window(100, 200)), {**LABELS, 9: "ignore"})
     path = write_nifti(tmp_path / "images" / "a.nii", image)
     case = Case(path, write_nifti(tmp_path / "labels" / "a.nii", label), "a")
-    dataset = CaseDataset(store.prepare([case], progress=False), LABELS)
+    dataset = CaseDataset(store.prepare([case], progress=False), LABELS, kinds="slices")
     item = dataset[0]
-    assert set(item["prompts"].labels.tolist()) == set(LABELS)
+    assert set(item["prompts"]["slices"].labels.tolist()) == set(LABELS)
 
-    def everywhere(inputs: object, network: object, prompts: object, **_: object) -> torch.Tensor:
-        return torch.ones_like(item["label"])
+    def everywhere(inputs: object, network: object, prompts: object, **_: object) -> Any:
+        return {"slices": torch.ones_like(item["label"])}
 
     handler, strict = CaseScores(LABELS, ignore=9), CaseScores(LABELS)
     for one in (handler, strict):
-        evaluate(dataset, nn.Identity(), everywhere, one)
+        evaluate(dataset, everywhere, one)
     known = int((item["truth"] != 9).sum())
-    assert [score.predicted_voxels for score in handler.scores] == [known, 0]
-    assert [score.predicted_voxels for score in strict.scores] == [item["label"].numel(), 0]
+    assert [score.predicted_voxels for score in handler.scores["slices"]] == [known, 0]
+    assert [score.predicted_voxels for score in strict.scores["slices"]] == [
+        item["label"].numel(),
+        0,
+    ]
     true = int((item["truth"] == 1).sum())
-    assert handler.scores[0].dice == 2 * true / (true + known)
-    assert handler.scores[0].truth_voxels == strict.scores[0].truth_voxels == true
+    (liver, _), (same, _) = handler.scores["slices"], strict.scores["slices"]
+    assert liver.dice == 2 * true / (true + known)
+    assert liver.truth_voxels == same.truth_voxels == true
 
 
-def test_second_run_starts_anew(
-    cases: list[Any], tiny_sam: Callable[..., PromptableSam], tmp_path: Path
-) -> None:
+def test_second_run_starts_anew(cases: list[Any], tmp_path: Path) -> None:
     handler = CaseScores(LABELS)
     dataset = CaseDataset(cases, LABELS)
-    evaluator = evaluate(dataset, tiny_sam(), VolumeInferer(), handler)
-    first, metrics = list(handler.scores), dict(evaluator.state.metrics)
+    evaluator = evaluate(dataset, ellipses, handler)
+    first, metrics = dict(handler.scores), dict(evaluator.state.metrics)
     evaluator.run()
     assert handler.scores == first
     assert evaluator.state.metrics == metrics
-    assert len(first) == 6
+    assert {kind: len(each) for kind, each in first.items()} == {"slices": 6, "box3d": 6}
     assert not (tmp_path / "out").exists()
 
 
 def test_row_86_evaluation_of_nothing_writes_its_files(cases: list[Any], tmp_path: Path) -> None:
     handler = CaseScores(LABELS, tmp_path / "out")
-    evaluator = evaluate(CaseDataset(cases[2:], LABELS), nn.Identity(), EllipseInferer(), handler)
+    evaluator = evaluate(CaseDataset(cases[2:], LABELS), ellipses, handler)
     assert not evaluator.state.metrics
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert (summary["mean_dice"], summary["labels"]["1"]["excluded"]) == (None, 1)
@@ -178,15 +248,14 @@ def test_row_86_evaluation_of_nothing_writes_its_files(cases: list[Any], tmp_pat
 def test_row_86_an_error_ends_the_evaluation_but_not_its_files(
     cases: list[Any], tmp_path: Path
 ) -> None:
-    class Second(EllipseInferer):
-        def __call__(self, image: torch.Tensor, *rest: Any) -> torch.Tensor:
-            if handler.scores:
-                raise DataError("the second case")
-            return super().__call__(image, *rest)
+    def second(*given: Any) -> dict[str, Any]:
+        if handler.scores:
+            raise DataError("the second case")
+        return ellipses(*given)
 
     handler = CaseScores(LABELS, tmp_path / "out")
     with pytest.raises(DataError, match="the second case"):
-        evaluate(CaseDataset(cases, LABELS), nn.Identity(), Second(), handler)
+        evaluate(CaseDataset(cases, LABELS), second, handler)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["stopped_by"] == "DataError: the second case"
     assert summary["labels"]["1"]["cases"] == 1

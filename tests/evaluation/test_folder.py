@@ -39,7 +39,32 @@ def test_other_files_are_not_replaced(tmp_path: Path) -> None:
         ResultFolder(tmp_path / "scan.nii.gz").open()
     assert [one.name for one in tmp_path.iterdir()] == ["scan.nii.gz"]
     results = evaluate(tmp_path / "run" / "evaluation", "a")
+    for kind in ("box3d", "interpolated-12"):
+        (results.scratch / kind).mkdir()
+        (results.scratch / kind / "metrics.csv").touch()
     results.finish()
     (results.path / "overlays" / "notes.txt").write_text("mine")
     with pytest.raises(DataError, match=r"holds other files \(notes.txt\)"):
         ResultFolder(results.path).open()
+    (results.path / "overlays" / "notes.txt").unlink()
+    results.refuse_others()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("box3d/notes.txt", "box3d/notes.txt"),
+        ("interpolated-1/metrics.csv", "interpolated-1"),
+        ("interpolated:5/metrics.csv", "interpolated:5"),
+        ("none", "none"),  # a file
+        ("other/metrics.csv", "other"),
+    ],
+)
+def test_folders_of_kinds_hold_scores_alone(tmp_path: Path, name: str, said: str) -> None:
+    results = evaluate(tmp_path / "evaluation", "a")
+    results.finish()
+    mine = results.path / name
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text("mine")
+    with pytest.raises(DataError, match=rf"holds other files \({said}\)"):
+        results.refuse_others()

@@ -7,7 +7,7 @@ import torch
 
 from medsam_tune.evaluation.metrics import Score, annotated, overlap, score_case
 
-COLUMNS = "case,label,name,dice,iou,truth_voxels,predicted_voxels,ellipse_dice"
+COLUMNS = "case,prompts,label,name,dice,iou,truth_voxels,predicted_voxels,ellipse_dice"
 
 
 def mask(*ones: int) -> torch.Tensor:
@@ -40,11 +40,13 @@ def test_one_score_per_label() -> None:
     prediction = torch.tensor([[[1, 1, 0, 0, 0, 0]]]).short()
     ellipse = torch.tensor([[[1, 0, 0, 0, 2, 2]]]).short()
     liver, spleen, kidney = score_case(
-        "a", prediction, truth, ellipse, {1: "liver", 2: "spleen", 3: "kidney"}
+        "a", "slices", prediction, truth, ellipse, {1: "liver", 2: "spleen", 3: "kidney"}
     )
-    assert liver == Score("a", 1, "liver", 0.8, pytest.approx(2 / 3), 3, 2, 0.5)
-    assert spleen == Score("a", 2, "spleen", 0.0, 0.0, 1, 0, pytest.approx(2 / 3))
-    assert kidney == Score("a", 3, "kidney", None, None, 0, 0, None)
+    assert liver == Score("a", "slices", 1, "liver", 0.8, pytest.approx(2 / 3), 3, 2, 0.5)
+    assert spleen == Score("a", "slices", 2, "spleen", 0.0, 0.0, 1, 0, pytest.approx(2 / 3))
+    assert kidney == Score("a", "slices", 3, "kidney", None, None, 0, 0, None)
+    (alone,) = score_case("a", "none", prediction, truth, None, {1: "liver"})
+    assert alone == Score("a", "none", 1, "liver", 0.8, pytest.approx(2 / 3), 3, 2, None)
 
 
 def test_nothing_is_left_where_nobody_annotated() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib as mpl
@@ -77,24 +79,53 @@ def test_legend_of_many_labels_covers_no_picture(tmp_path: Path, figures: list[F
     assert all(axis.get_window_extent().y0 > top for axis in figures[0].axes)
 
 
-def test_boxes_are_drawn_in_the_first_column_only(tmp_path: Path) -> None:
-    columns = {"truth": truth() * 0, "model": truth() * 0}
-    prompts = simulated_prompts(truth(), LABELS, "slices")
+def given(kind: str, labels: Iterable[int] = LABELS) -> SlicePrompts:
+    prompts = simulated_prompts(truth(), labels, kind)
+    assert prompts is not None
+    return prompts
+
+
+def test_prompts_are_drawn_in_their_column_only(tmp_path: Path) -> None:
+    columns = {"truth": truth() * 0, "model": truth() * 0, "other": truth() * 0}
+    prompts = {"model": given("slices"), "other": None}
     bare = draw_overlays(tmp_path / "bare.png", image(), columns, LABELS)
     boxed = draw_overlays(tmp_path / "boxed.png", image(), columns, LABELS, prompts)
     assert pixels(boxed, 0) > pixels(bare, 0) + 100
     there = (np.asarray(Image.open(bare)) != np.asarray(Image.open(boxed))).any(-1).nonzero()[1]
-    assert there.max() < Image.open(bare).width / 2
+    width = Image.open(bare).width
+    assert width / 3 < there.min()
+    assert there.max() < width * 2 / 3
 
 
 def test_contours_and_tight_boxes_lie_on_each_other(tmp_path: Path, figures: list[Figure]) -> None:
-    prompts = simulated_prompts(truth(), [2], "slices")
-    draw_overlays(tmp_path / "a.png", image(), {"truth": truth()}, {2: "spleen"}, prompts, rows=1)
+    labels, prompts = {2: "spleen"}, {"truth": given("slices", [2])}
+    draw_overlays(tmp_path / "a.png", image(), {"truth": truth()}, labels, prompts, rows=1)
     axis = figures[0].axes[0]
     edges = [[29.5, 9.5], [47.5, 34.5]]  # of the pixels 30..47 and 10..34
     (line,), (contour,) = axis.lines, axis.collections
     assert [line.get_xydata().min(0).tolist(), line.get_xydata().max(0).tolist()] == edges
     assert contour.get_paths()[0].get_extents().get_points().tolist() == edges
+
+
+def test_boxes_that_nobody_drew_on_the_slice_are_dotted(
+    tmp_path: Path, figures: list[Figure]
+) -> None:
+    prompts = {"truth": given("interpolated:2", [1])}
+    draw_overlays(tmp_path / "a.png", image(), {"truth": truth()}, LABELS, prompts, rows=5)
+    assert [axis.lines[0].get_linestyle() for axis in figures[0].axes] == ["--", *":::", "--"]
+
+
+def test_points_are_drawn_on_their_pixel(tmp_path: Path, figures: list[Figure]) -> None:
+    points = given("points", [2])
+    several = torch.cat([points.points, torch.full((1, 2, 2), 3.5)], 1)
+    kinds = torch.tensor([[1, 0, -1]])
+    prompts = {"truth": replace(points, points=several, point_labels=kinds)}
+    draw_overlays(tmp_path / "a.png", image(), {"truth": truth()}, LABELS, prompts, rows=1)
+    inside, outside = figures[0].axes[0].lines  # padding is not drawn
+    ((x, y),) = inside.get_xydata().astype(int)
+    assert truth()[4, y, x] == 2
+    assert outside.get_xydata().tolist() == [[3, 3]]
+    assert inside.get_marker() != outside.get_marker()
 
 
 def test_slices_with_labels_are_shown_with_their_dice(
@@ -128,32 +159,38 @@ def test_label_that_fills_the_slice_has_an_outline(tmp_path: Path) -> None:
 
 def run(handler: Overlays, batches: list[dict[str, object]]) -> None:
     """What an evaluator does, with the truth as its prediction."""
-    engine = Engine(lambda _, batch: {"pred": batch["label"]})
+    engine = Engine(lambda _, batch: {"pred": dict.fromkeys(batch["prompts"], batch["label"])})
     handler.attach(engine)
     engine.run(batches)
 
 
-def batch(case: str, prompts: SlicePrompts) -> dict[str, object]:
-    return {"case": case, "image": image(), "label": truth(), "prompts": prompts}
+def batch(case: str, label: torch.Tensor | None = None, *kinds: str) -> dict[str, object]:
+    label = truth() if label is None else label
+    prompts = {kind: simulated_prompts(label, LABELS, kind) for kind in kinds or ("slices",)}
+    return {"case": case, "image": image(), "label": label, "prompts": prompts}
 
 
 def test_overlays_of_the_first_cases(tmp_path: Path) -> None:
-    some = simulated_prompts(truth(), LABELS, "slices")
-    run(Overlays(tmp_path / "out", LABELS, count=2), [batch(name, some) for name in "abc"])
+    run(Overlays(tmp_path / "out", LABELS, count=2), [batch(name) for name in "abc"])
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.png", "b.png"]
 
 
-def test_cases_without_boxes_have_no_picture(tmp_path: Path) -> None:
-    some, none = (simulated_prompts(truth(), ids, "slices") for ids in (LABELS, []))
-    run(Overlays(tmp_path, LABELS), [batch("a", none), batch("b", some)])
+def test_row_101_each_kind_has_its_column_and_name(tmp_path: Path, figures: list[Figure]) -> None:
+    run(Overlays(tmp_path, LABELS), [batch("a", None, "slices", "box3d", "none")])
+    titles = [axis.get_title().partition("\n")[0] for axis in figures[0].axes]
+    assert titles[:4] == ["annotator", "by a box on every slice", "by one 3-D box", "by no prompt"]
+    drawn = [{line.get_linestyle() for line in axis.lines} for axis in figures[0].axes]
+    assert drawn[:4] == [set(), {"--"}, {":"}, set()]
+
+
+def test_cases_without_labels_have_no_picture(tmp_path: Path) -> None:
+    run(Overlays(tmp_path, LABELS), [batch("a", truth() * 0), batch("b")])
     assert [p.name for p in tmp_path.iterdir()] == ["b.png"]
 
 
 def test_nothing_is_drawn_where_nobody_annotated(tmp_path: Path, figures: list[Figure]) -> None:
-    some = simulated_prompts(truth(), LABELS, "slices")
-    ignored = batch("a", some)
-    ignored["label"] = torch.where(torch.arange(9).view(-1, 1, 1) == 5, truth(), 99)
-    run(Overlays(tmp_path, LABELS, ignore=99), [ignored])
+    label = torch.where(torch.arange(9).view(-1, 1, 1) == 5, truth(), 99)
+    run(Overlays(tmp_path, LABELS, ignore=99), [batch("a", label)])
     assert [text for text in texts(figures) if text.startswith("slice")] == ["slice 5"]
 
 

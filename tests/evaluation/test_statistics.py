@@ -12,13 +12,20 @@ from medsam_tune.evaluation.statistics import (
     format_summary,
     mean_text,
     summarise,
+    summarise_kinds,
 )
 from tests.scans import LABELS
 
 
-def score(case: str, label: int, dice: float | None, ellipse: float | None = 0.5) -> Score:
+def score(
+    case: str,
+    label: int,
+    dice: float | None,
+    ellipse: float | None = 0.5,
+    prompts: str = "slices",
+) -> Score:
     iou = None if dice is None else dice / (2 - dice)
-    return Score(case, label, LABELS.get(label, "other"), dice, iou, 9, 9, ellipse)
+    return Score(case, prompts, label, LABELS.get(label, "other"), dice, iou, 9, 9, ellipse)
 
 
 def test_mean_of_labels_of_means_of_cases() -> None:
@@ -39,7 +46,7 @@ def test_mean_of_labels_of_means_of_cases() -> None:
     assert (spleen["name"], spleen["cases"], spleen["excluded"]) == ("spleen", 1, 1)
     assert liver["dice"] == pytest.approx(0.7)
     assert (other["dice"], other["iou"], other["cases"], other["excluded"]) == (None, None, 0, 1)
-    lines = format_summary(summary).splitlines()
+    lines = format_summary({"slices": summary}).splitlines()[1:]
     assert lines[1].split() == ["liver", "2", "0.700", "(too", "few)", "0.500"]
     assert lines[3].split() == ["other", "0", "-", "-"]
     assert lines[4].split() == ["mean", "0.450", "0.300"]
@@ -55,7 +62,8 @@ def test_a_mean_over_nothing_is_empty() -> None:
     for scores in ([], [score("a", 1, None, None), score("b", 2, None, None)]):
         summary = summarise(scores)
         assert summary["mean_dice"] is summary["mean_iou"] is summary["mean_ellipse_dice"] is None
-        assert format_summary(summary).splitlines()[1 + len(scores)].split() == ["mean", "-", "-"]
+        lines = format_summary({"slices": summary}).splitlines()
+        assert lines[2 + len(scores)].split() == ["mean", "-", "-"]
     # predicted where no annotator drew anything, so no box and no ellipse either
     summary = summarise([score("a", 1, 0.0, None), score("a", 2, 0.6, 0.4)])
     assert summary["mean_dice"] == pytest.approx(0.3)
@@ -71,7 +79,7 @@ def test_row_100_intervals_of_few_cases(cases: int, note: str, mark: str) -> Non
     entry = summary["labels"]["1"]
     assert entry["dice_interval_note"] == note
     assert (entry["dice_interval"] is None) == (note == "too few")
-    text = format_summary(summary)
+    text = format_summary({"slices": summary})
     assert f"({note})" in text if note == "too few" else ")* " in text
     assert text.endswith(FOOTNOTE)
 
@@ -80,10 +88,38 @@ def test_row_100_intervals_of_many_cases() -> None:
     for cases, note in ((29, "few"), (30, "")):
         summary = summarise([score(f"c{n}", 1, 0.5 + n / 100) for n in range(cases)])
         assert summary["labels"]["1"]["dice_interval_note"] == note
-        assert (FOOTNOTE in format_summary(summary)) == bool(note)
-        assert ("*" in format_summary(summary)) == bool(note)
+        text = format_summary({"slices": summary})
+        assert (FOOTNOTE in text) == bool(note)
+        assert ("*" in text) == bool(note)
     assert mean_text(0.7454, (0.659, 0.8191), 30) == "0.745 (0.659 to 0.819)"
     assert mean_text(None, None, 0) == "-"
+
+
+def test_row_101_every_table_names_its_prompts() -> None:
+    summary = summarise_kinds(
+        {
+            "slices": [score("a", 1, 0.8), score("b", 1, 0.6)],
+            "interpolated:5": [score("a", 1, 0.5), score("b", 1, 0.3)],
+            "none": [score("a", 1, 0.4, None), score("b", 1, None, None)],
+        }
+    )
+    assert (summary["prompts"], summary["mean_dice"]) == ("slices", pytest.approx(0.7))
+    assert summary["labels"] == summary["by_prompts"]["slices"]["labels"]
+    means = {kind: each["mean_dice"] for kind, each in summary["by_prompts"].items()}
+    assert means == pytest.approx({"slices": 0.7, "interpolated:5": 0.4, "none": 0.4})
+    assert summary["by_prompts"]["none"]["mean_ellipse_dice"] is None
+    assert summary["by_prompts"]["none"]["labels"]["1"]["cases"] == 1
+    lines = format_summary(summary["by_prompts"]).splitlines()
+    assert [line for line in lines if line.startswith("prompts")] == [
+        "prompts: slices (a box on every slice)",
+        "prompts: interpolated:5 (boxes on 5 slices)",
+        "prompts: none (no prompt)",
+    ]
+    assert lines[6].split() == ["liver", "2", "0.400", "(too", "few)", "0.500"]
+    assert lines[10].split() == ["liver", "1", "0.400", "(too", "few)", "-"]
+    assert lines[12:] == [FOOTNOTE]
+    nothing = summarise_kinds({})
+    assert (nothing["prompts"], nothing["mean_dice"], nothing["by_prompts"]) == (None, None, {})
 
 
 def test_bootstrap_interval() -> None:

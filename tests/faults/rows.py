@@ -112,7 +112,15 @@ _NAMED: dict[int, tuple[str, tuple[str, ...]]] = {
             "tests/evaluation/test_statistics.py::test_row_100_intervals_of_many_cases",
         ),
     ),
-    101: ("scores by other prompts than the user's", ()),
+    101: (
+        "scores by other prompts than the user's",
+        (
+            "tests/evaluation/test_cases.py::test_row_101_each_kind_of_prompts_has_its_scores",
+            "tests/evaluation/test_cases.py::test_row_101_kinds_that_a_model_cannot_do_are_refused",
+            "tests/evaluation/test_statistics.py::test_row_101_every_table_names_its_prompts",
+            "tests/evaluation/test_pictures.py::test_row_101_each_kind_has_its_column_and_name",
+        ),
+    ),
     102: (
         "settings out of their range",
         (
@@ -184,5 +192,5 @@ ROWS: dict[int, tuple[str, tuple[str, ...]]] = {
     for row, (what, names) in _NAMED.items()
 }
 """Row -> what it is, and the names of its tests, which exist."""
-UNTESTED = {101}
+UNTESTED: set[int] = set()
 """Rows that have no test of their own yet."""
