@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
-import numpy as np
 from monai.config import KeysCollection
 from monai.transforms import Crop, InvertibleTransform, MapTransform, Randomizable
-from monai.utils import convert_to_tensor
 from torch import Tensor
 
 from medsam_tune.cases.checks import label_values
+from medsam_tune.training.prompting import label_map, sorted_ids
 
 Data = Mapping[Hashable, Any]
 
@@ -46,7 +45,7 @@ class RandWindowd(Randomizable, MapTransform, InvertibleTransform):
             raise ValueError(f"size is {size!r}; expected pixels, at least 1.")
         self.size = size
         self.label_key = label_key
-        self.labels = None if labels is None else sorted(labels)
+        self.labels = None if labels is None else sorted_ids(labels)
         self.crop = Crop()
 
     def randomize(self, label: Tensor) -> None:
@@ -66,7 +65,7 @@ class RandWindowd(Randomizable, MapTransform, InvertibleTransform):
             ValueError: images of other sizes than the label map's.
         """
         found = dict(data)
-        label: Tensor = convert_to_tensor(found[self.label_key], track_meta=False)
+        label = label_map(found[self.label_key], self.label_key, self.labels)
         sizes = {key: tuple(found[key].shape[1:]) for key in self.key_iterator(found)}
         if {tuple(label.shape[1:])} != {*sizes.values()}:
             raise ValueError(
@@ -88,10 +87,11 @@ class RandWindowd(Randomizable, MapTransform, InvertibleTransform):
 
     def _pixel(self, label: Tensor) -> tuple[int, ...]:
         """Row and column of a pixel of an object; of any pixel where there is none."""
-        ids = [value for value in label_values(label[..., None]) if value > 0]
-        if self.labels is not None:  # float32 rounds large ids
-            wanted = {*self.labels, *(int(np.float32(i)) for i in self.labels)}
-            ids = [value for value in ids if value in wanted]
+        ids = [
+            value
+            for value in label_values(label[..., None])
+            if value > 0 and (self.labels is None or value in self.labels)
+        ]
         if not ids:
             return tuple(int(self.R.randint(side)) for side in label.shape[1:])
         pixels = (label[0] == ids[self.R.randint(len(ids))]).nonzero()

@@ -140,7 +140,7 @@ def test_the_recipe_cuts_windows_by_the_rules(window: int | None) -> None:
     assert len(windows) == (window is not None)
     for one in windows:
         assert whole.transforms.index(one) == 1
-        assert (one.keys, one.size, one.labels) == (("image", "label"), window, [2])
+        assert (one.keys, one.size, one.labels) == (("image", "label", "before"), window, [2])
 
 
 class _Base:
