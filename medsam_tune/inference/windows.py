@@ -82,15 +82,15 @@ class WindowedPlane:
         while len(pairs):
             for part in torch.arange(len(pairs)).split(len(views)):
                 prompt = [each[part] for each in prompts]
-                for (row, window), view in self._answered(embeddings, asked, pairs[part], *prompt):
-                    views[row][window] = view
+                for pair, view in self._answered(embeddings, asked, pairs[part], *prompt):
+                    views[pair[0]][pair[1]] = view
             grown = [row for row in pairs[:, 0].unique().tolist() if pointed[row]]
             pairs, leads = self._beyond(views, grown)
-            row, window = pairs.unbind(1)
+            where = pairs.unbind(1)
             inside = torch.full((len(pairs), 1), INSIDE)
             prompts = (
-                torch.cat([points[row, window], leads[:, None]], 1),
-                torch.cat([kinds[row, window], inside], 1),
+                torch.cat([points[where], leads[:, None]], 1),
+                torch.cat([kinds[where], inside], 1),
             )
         alone = (asked.point_labels == PADDING).all(1).tolist()
         found = [
