@@ -5,8 +5,8 @@
 `BoxPromptsd` and `PointPromptsd` choose objects of label maps and prompt for them, `MixedPromptsd`
 draws prompts of several kinds;
 `KeepObjectsd` keeps an augmentation from losing them. `IgnoredPixelsd` finds what nobody annotated.
-`ModelFramed` brings slices, masks, boxes and
-points into the model's square input, and back.
+`RandWindowd` cuts windows from large slices. `ModelFramed` brings slices, masks, boxes and points
+into the model's square input, and back.
 `LoadSliced` and `ShrinkLongestd` are for slices of a store.
 """
 
@@ -29,6 +29,7 @@ from medsam_tune.training.prompting import (
     KeepObjectsd,
     PointPromptsd,
 )
+from medsam_tune.training.windows import RandWindowd
 
 __all__ = [
     "BoxPromptsd",
@@ -41,6 +42,7 @@ __all__ = [
     "Percentiles",
     "Percentilesd",
     "PointPromptsd",
+    "RandWindowd",
     "ShrinkLongestd",
     "SimpleITKReader",
     "Window",

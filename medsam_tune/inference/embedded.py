@@ -12,6 +12,7 @@ from torch import Tensor
 from medsam_tune.errors import warn
 from medsam_tune.inference.planes import Plane, WholePlane
 from medsam_tune.inference.spool import Spool
+from medsam_tune.inference.windows import WindowedPlane
 from medsam_tune.slices.frames import ModelFrame
 from medsam_tune.slices.rules import ScanRules
 
@@ -145,5 +146,7 @@ def plane_for(network: Any, size: tuple[int, int], rules: ScanRules | None = Non
         size: (H, W) of the slices, pixels.
         rules: rules of training; by default slices are padded to the network's input.
     """
+    if rules and rules.window and max(size) > rules.window:
+        return WindowedPlane(network, size, rules)
     frame = (rules.frame if rules else ModelFrame)(size, network.image_size)
     return WholePlane(network, size, frame)

@@ -10,7 +10,8 @@ from torch import Tensor
 from medsam_tune.prompts import Prompts
 from medsam_tune.slices.frames import ModelFrame, scaled
 
-_FAR_OUTSIDE = 16.0  # minus this logit stands for certain background
+FAR_OUTSIDE = 16.0
+"""Minus this logit stands for certain background."""
 
 
 class Asked(NamedTuple):
@@ -110,7 +111,7 @@ class WholePlane:
             del given["points"], given["point_labels"]
         if asked.masks is not None:  # the padding is background, as what lies outside the slice
             side = 4 * embeddings.shape[-1]
-            model = self.frame.image(given["masks"] + _FAR_OUTSIDE) - _FAR_OUTSIDE
+            model = self.frame.image(given["masks"] + FAR_OUTSIDE) - FAR_OUTSIDE
             small = F.interpolate(model, (side, side), mode="bilinear", antialias=True)
             given["masks"] = small
         found = self.network.decode(embeddings, Prompts(**given))

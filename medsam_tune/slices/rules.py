@@ -21,6 +21,7 @@ PLANES = {"axial": "LPS", "coronal": "LIP", "sagittal": "PIL"}
 
 _NORMALS = ("sagittal", "coronal", "axial")  # planes by the axis across them: R-L, A-P, I-S
 _TIE = 0.99  # spacings count as equal from this ratio on
+_SMALLEST_WINDOW = 32  # pixels
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,12 @@ class ScanRules:
         squash: scale both sides of a slice to the model's input instead of padding the shorter one.
         modality: one of `datalist.MODALITIES`; DICOM series of another are refused. Empty accepts
             any.
+        window: side in pixels of the windows that larger slices are cut into, after resampling;
+            None takes slices whole. Training sees random windows, prediction overlapping ones.
 
     Raises:
-        DataError: an unknown plane or modality, or a spacing that is not three numbers.
+        DataError: an unknown plane or modality, a spacing that is not three numbers, or a window
+            that is not a whole number of pixels, 32 or more.
     """
 
     intensity: Intensity
@@ -48,6 +52,7 @@ class ScanRules:
     neighbours: bool = False
     squash: bool = False
     modality: str = ""
+    window: int | None = None
 
     def __post_init__(self) -> None:
         if self.plane not in (*PLANES, "finest"):
@@ -63,6 +68,13 @@ class ScanRules:
                 raise DataError(f"{name} is {getattr(self, name)!r}; expected true or false.")
         if self.spacing is not None:
             object.__setattr__(self, "spacing", _three(self.spacing))
+        if self.window is not None and (
+            type(self.window) is not int or self.window < _SMALLEST_WINDOW
+        ):
+            raise DataError(
+                f"window is {self.window!r}; expected null for whole slices, or the side of a "
+                f"window, a whole number of pixels, {_SMALLEST_WINDOW} or more."
+            )
 
     def describe(self) -> dict[str, Any]:
         """Return the rules as JSON for `rules_from`."""
@@ -73,6 +85,7 @@ class ScanRules:
             "neighbours": self.neighbours,
             "squash": self.squash,
             "modality": self.modality,
+            "window": self.window,
         }
 
     @property
@@ -104,7 +117,7 @@ class ScanRules:
     @property
     def stored(self) -> ScanRules:
         """The rules without those that apply after slices are read from a store."""
-        return replace(self, neighbours=False, squash=False)
+        return replace(self, neighbours=False, squash=False, window=None)
 
     def grid(self, shape: Sequence[int], affine: NDArray[np.float64]) -> ScanGrid:
         """The grid of a scan and of its slices.

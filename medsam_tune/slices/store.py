@@ -343,7 +343,7 @@ class SliceStore:
             "has_label": label is not None,
             "has_truth": "truth" in group,
             "format": FORMAT,
-            "rules": self.rules.describe(),
+            "rules": self.rules.stored.describe(),
             "mending": self.mending.describe(),
         }
         group.attrs.update(attributes)

@@ -10,6 +10,7 @@ import torch
 
 from medsam_tune.inference.embedded import Batch, EmbeddedVolume, plane_for
 from medsam_tune.inference.spool import Spool
+from medsam_tune.inference.windows import WindowedPlane
 from medsam_tune.slices.intensity import Window
 from medsam_tune.slices.rules import ScanRules
 from tests.inference.made import BoxFiller, volume
@@ -67,5 +68,8 @@ def test_the_plane_is_that_of_the_rules() -> None:
     network = SimpleNamespace(image_size=128, pixel_mean=torch.zeros(1))
     squashed = plane_for(network, (24, 32), ScanRules(Window(0, 1), squash=True))
     assert squashed.frame.inner == (128, 128)
-    for rules in (None, ScanRules(Window(0, 1))):
+    for rules in (None, ScanRules(Window(0, 1)), ScanRules(Window(0, 1), window=32)):
         assert plane_for(network, (24, 32), rules).frame.inner == (96, 128)
+    windows = plane_for(network, (24, 33), ScanRules(Window(0, 1), window=32))
+    assert isinstance(windows, WindowedPlane)
+    assert (windows.size, windows.window) == ((24, 33), (24, 32))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -50,7 +51,7 @@ def test_impossible_readings_are_refused(options: dict[str, object], message: st
 
 
 def test_reading_comes_back_from_its_description() -> None:
-    rules = ScanRules(WINDOW, plane="finest", spacing=[1, 1, 0], neighbours=True, squash=True)
+    rules = ScanRules(WINDOW, "finest", [1, 1, 0], neighbours=True, squash=True, window=512)
     assert rules_from(json.loads(json.dumps(rules.describe()))) == rules
     with pytest.raises(DataError, match=r"are not those of a scan: .*'reading'"):
         rules_from({**rules.describe(), "reading": 1})
@@ -87,6 +88,7 @@ def test_rules_by_default() -> None:
         "neighbours": False,
         "squash": False,
         "modality": "",
+        "window": None,
     }
 
 
@@ -110,6 +112,14 @@ def test_words_are_not_taken_for_yes(value: Any) -> None:
 def test_spacing_is_three_numbers(spacing: Any) -> None:
     with pytest.raises(DataError, match=r"spacing is .*; expected millimetres along columns"):
         ScanRules(WINDOW, spacing=spacing)
+
+
+@pytest.mark.parametrize("window", [31, 0, -512, 512.0, True, "512", [512, 512]])
+def test_windows_are_a_whole_number_of_pixels(window: Any) -> None:
+    message = f"window is {window!r}; expected null for whole slices, or the side of a window"
+    with pytest.raises(DataError, match=f"^{re.escape(message)}.*, 32 or more\\.$"):
+        ScanRules(WINDOW, window=window)
+    assert ScanRules(WINDOW, window=32).window == 32
 
 
 @pytest.mark.parametrize("description", [{}, {"intensity": "window"}, None])

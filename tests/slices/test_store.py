@@ -17,7 +17,7 @@ from medsam_tune.cases.load import load_case
 from medsam_tune.errors import DataError
 from medsam_tune.prompts import boxes_from_masks
 from medsam_tune.slices import store as slices
-from medsam_tune.slices.entries import MARKER
+from medsam_tune.slices.entries import MARKER, read_entry
 from medsam_tune.slices.intensity import Percentiles, Window
 from medsam_tune.slices.rules import ScanRules
 from medsam_tune.slices.store import SliceStore
@@ -141,6 +141,15 @@ def test_row_66_another_source_or_rule_is_another_entry(tmp_path, make_case):
     write_nifti(case.image, small_scan(1)[0])
     paths.add(SliceStore(root, ScanRules(WINDOW), LABELS).prepare([case], False)[0].path)
     assert len(paths) == 4
+
+
+@pytest.mark.parametrize("late", [{"window": 32}, {"squash": True}, {"neighbours": True}])
+def test_rules_that_apply_after_the_store_share_its_entries(tmp_path, make_case, late):
+    case = make_case()
+    late_rules = ScanRules(WINDOW, **late)
+    there = SliceStore(tmp_path / "store", late_rules, LABELS).prepare([case], False)[0]
+    assert SliceStore(tmp_path / "store", ScanRules(WINDOW), LABELS).find(case).path == there.path
+    assert read_entry(there.path, case.id)["rules"] == ScanRules(WINDOW).describe()
 
 
 @pytest.mark.parametrize(
