@@ -93,7 +93,10 @@ def table(summaries: dict[str, dict[str, Any]], kinds: list[str]) -> str:
     """Rows of kinds; for each run the mean Dice of each label, and the points behind `slices`."""
     first = next(iter(summaries.values()))
     names = [entry["name"] for entry in first["slices"]["labels"].values()]
-    head = ["prompts", *(f"{run}: {one}" for run in summaries for one in [*names, "mean", "behind"])]
+    head = [
+        "prompts",
+        *(f"{run}: {one}" for run in summaries for one in [*names, "mean", "behind"]),
+    ]
     rows = [head, ["---"] * len(head)]
     for kind in kinds:
         cells = [KINDS[kind]]

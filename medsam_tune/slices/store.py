@@ -18,7 +18,6 @@ import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -83,36 +82,20 @@ class PreparedCase:
     constant: frozenset[int]
     content: str
     _arrays: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    _tight: dict[int, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def labels_in_slice(self) -> list[tuple[int, ...]]:
         """Label ids in each slice, ascending, without 0."""
         return [tuple(boxes) for boxes in self.boxes]
 
-    def extents(self, k: int) -> dict[int, NDArray[np.float32]]:
-        """How much larger the rectangle of each label's 3-D box is than its tight box on slice k.
-
-        Returns:
-            label id -> (4,) left, top, right, bottom, as a share of the tight box's width, height,
-            width and height.
-        """
-        found = {}
-        for label, (x0, y0, x1, y1) in self.boxes[k].items():
-            left, top, right, bottom = self._rectangles[label]
-            w, h = x1 - x0, y1 - y0
-            shares = [(x0 - left) / w, (y0 - top) / h, (right - x1) / w, (bottom - y1) / h]
-            found[label] = np.array(shares, dtype=np.float32)
-        return found
-
-    @cached_property
-    def _rectangles(self) -> dict[int, tuple[int, int, int, int]]:
-        """Label id -> the box around its boxes on all slices."""
-        found: dict[int, tuple[int, int, int, int]] = {}
-        for boxes in self.boxes:
-            for label, (x0, y0, x1, y1) in boxes.items():
-                a0, b0, a1, b1 = found.get(label, (x0, y0, x1, y1))
-                found[label] = (min(a0, x0), min(b0, y0), max(a1, x1), max(b1, y1))
-        return found
+    def tight(self, label: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The slices (N,) that have a label, ascending, and its tight boxes (N, 4) on them."""
+        if label not in self._tight:
+            slices = [k for k, boxes in enumerate(self.boxes) if label in boxes]
+            boxes = [self.boxes[k][label] for k in slices]
+            self._tight[label] = np.array(slices), np.array(boxes, dtype=np.float64)
+        return self._tight[label]
 
     def image_slice(self, k: int) -> NDArray[np.uint8]:
         """Slice k as (C, H, W) uint8.

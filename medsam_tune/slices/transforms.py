@@ -123,12 +123,15 @@ class LoadSliced(Randomizable, Transform):
 
     The image is (C, H, W) float32 in [0, 1], the label (1, H, W) float32, both in the slice frame.
     `before` is the label of the slice before or after, at random, from which an object would be
-    followed to this one; `extents` says how much larger 3-D boxes are, see `PreparedCase.extents`.
+    followed to this one; `extents` says how much larger other boxes of a user are than the tight
+    one: the rectangle of the object's 3-D box, and a box between those of two other slices, at
+    random; see `MixedPromptsd`.
     """
 
     def randomize(self, data: Any = None) -> None:
-        """Draw the side of the slice from which objects are followed."""
+        """Draw the side of the slice from which objects are followed, and the two other slices."""
         self._side = 1 if self.R.rand() < 0.5 else -1
+        self._apart = self.R.rand(2)
 
     def __call__(self, data: Data) -> dict[Hashable, Any]:
         """Read one slice."""
@@ -143,10 +146,27 @@ class LoadSliced(Randomizable, Transform):
             "image": torch.from_numpy(case.image_slice(k)).float() / 255,
             "label": label,
             "before": _label(case, beside) if there else torch.zeros_like(label),
-            "extents": {i: torch.from_numpy(share) for i, share in case.extents(k).items()},
+            "extents": self._extents(case, k),
             "case": case.id,
             "slice": k,
         }
+
+    def _extents(self, case: PreparedCase, k: int) -> dict[str, dict[int, Tensor]]:
+        """Kind -> label -> (4,) how much larger its box is, as a share of the tight box's sides."""
+        found: dict[str, dict[int, Tensor]] = {"rectangle": {}, "interpolated": {}}
+        for label in case.boxes[k]:
+            slices, boxes = case.tight(label)
+            place = int(np.searchsorted(slices, k))
+            around = np.concatenate([boxes[:, :2].min(0), boxes[:, 2:].max(0)])
+            low = int(self._apart[0] * (place + 1))  # any slice with the label up to this one
+            high = len(slices) - 1 - int(self._apart[1] * (len(slices) - place))
+            ends = [low, high] if low < high else [place]
+            between = [np.interp(k, slices[ends], side) for side in boxes[ends].T]
+            for kind, box in (("rectangle", around), ("interpolated", np.array(between))):
+                grown = (box - boxes[place]) * [-1, -1, 1, 1]
+                sides = np.tile(boxes[place][2:] - boxes[place][:2], 2)
+                found[kind][label] = torch.from_numpy((grown / sides).astype(np.float32))
+        return found
 
 
 def _label(case: PreparedCase, k: int) -> Tensor:

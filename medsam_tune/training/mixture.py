@@ -15,7 +15,7 @@ from medsam_tune.sam.prompting import BOTTOM_RIGHT, INSIDE, OUTSIDE, PADDING, TO
 from medsam_tune.training.prompting import around, label_map, one_key, sorted_ids
 
 Data = Mapping[Hashable, Any]
-KINDS = ("box", "loose", "rectangle", "followed", "points", "none")
+KINDS = ("box", "loose", "rectangle", "interpolated", "followed", "points", "none")
 """Kinds of prompts that training draws from."""
 
 _POINTS = 3  # most points inside or outside of an object
@@ -30,6 +30,7 @@ class MixedPromptsd(RandomizableTransform, MapTransform):
     - `box`: the tight box, jittered.
     - `loose`: a box with each side moved outwards by up to a third of the box's side.
     - `rectangle`: the rectangle of the object's 3-D box.
+    - `interpolated`: a box that is linear between the tight boxes of a slice below and one above.
     - `followed`: what an object is followed by from the slice before or after: the box around its
       mask there, with a margin, in half of the cases together with that mask. It may have ended.
     - `points`: one to three points inside, none to three outside.
@@ -50,9 +51,10 @@ class MixedPromptsd(RandomizableTransform, MapTransform):
             it, or none on the slice before) is replaced by one that it allows.
         classes: name each prompt's class. Without, the kind `none` makes no sense and is refused.
         before: key of the label map (1, H, W) of the slice before or after; may be absent.
-        extents: key of label id -> (4,) float, by how much the 3-D box's rectangle is larger than
-            the tight box on the four sides (left, top, right, bottom), as a share of the tight
-            box's width and height; may be absent. Rotation and deformation are not applied to it.
+        extents: key of kind -> label id -> (4,) float, by how much the box of the kinds `rectangle`
+            and `interpolated` is larger than the tight box on the four sides (left, top, right,
+            bottom), as a share of the tight box's width and height; may be absent. Rotation and
+            deformation are not applied to it.
 
     Raises:
         ValueError: a mixture of unknown kinds or without weight.
@@ -120,7 +122,7 @@ class MixedPromptsd(RandomizableTransform, MapTransform):
         before: Tensor,
         there: list[int],
         earlier: list[int],
-        extents: Mapping[int, Tensor],
+        extents: Mapping[str, Mapping[int, Tensor]],
         generator: torch.Generator,
     ) -> tuple[Tensor, ...]:
         kind = self._kind(there, earlier, generator)
@@ -136,8 +138,9 @@ class MixedPromptsd(RandomizableTransform, MapTransform):
         elif kind != "none":
             source = before == chosen if kind == "followed" else mask
             box = boxes_from_masks(source)
-            if kind == "rectangle":
-                box = _expanded(box, extents.get(chosen, box.new_zeros(4)), size)
+            if kind in ("rectangle", "interpolated"):
+                share = extents.get(kind, {}).get(chosen, box.new_zeros(4))
+                box = _expanded(box, share, size)
             elif kind == "loose":
                 box = _expanded(box, torch.rand(4, generator=generator) / 3, size)
             elif kind == "followed":
@@ -186,11 +189,13 @@ def checked_mixture(mixture: Mapping[str, float], classes: bool) -> dict[str, fl
 
 
 def _expanded(box: Tensor, share: Tensor, size: tuple[int, int]) -> Tensor:
-    """(4,) box with each side moved outwards by a share (4,) of the box's side, inside (H, W)."""
+    """(4,) box, each side moved outwards by a share (4,) of its length, at least a pixel wide."""
     extent = (box[2:] - box[:2]).repeat(2)
     moved = box + torch.tensor([-1.0, -1.0, 1.0, 1.0]) * share * extent
     h, w = size
-    return torch.minimum(moved.clamp(min=0), torch.tensor([w, h, w, h], dtype=moved.dtype))
+    low = torch.minimum(moved[:2].clamp(min=0), torch.tensor([w - 1.0, h - 1.0]))
+    high = torch.minimum(torch.maximum(moved[2:], low + 1), torch.tensor([float(w), float(h)]))
+    return torch.cat([low, high])
 
 
 def _some_points(mask: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

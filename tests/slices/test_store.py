@@ -47,26 +47,18 @@ def test_what_a_case_tells(prepared):
     assert case.labels_in_slice == [(), (1,), (1, 2), (1, 2), (1,), ()]
 
 
-def test_a_case_knows_its_boxes_and_how_much_larger_those_in_3d_are(store, make_case):
+def test_a_case_knows_its_tight_boxes(store, make_case):
     ids = small_scan()[1]
     ids[:5, :, 2] = ids[:, 7:, 3] = 0
     (case,) = store.prepare([make_case(label=ids)], progress=False)
     label = torch.from_numpy(case.label().astype(np.int64))
-    around = {}
     for i in (1, 2):
-        y, x = (label == i).any(0).nonzero().unbind(1)
-        around[i] = [x.min(), y.min(), x.max() + 1, y.max() + 1]
-    larger = 0
-    for k, boxes in enumerate(case.boxes):
-        for i, box in boxes.items():
-            assert list(box) == boxes_from_masks(label[k] == i).tolist()
-            width, height = box[2] - box[0], box[3] - box[1]
-            left, top, right, bottom = case.extents(k)[i]
-            grown = [box[0] - left * width, box[1] - top * height]
-            grown += [box[2] + right * width, box[3] + bottom * height]
-            assert grown == pytest.approx([float(v) for v in around[i]])
-            larger += grown != pytest.approx([float(v) for v in box])
-    assert larger >= 2
+        slices, boxes = case.tight(i)
+        assert slices.tolist() == [k for k in range(6) if (label[k] == i).any()]
+        for k, box in zip(slices, boxes, strict=True):
+            assert box.tolist() == boxes_from_masks(label[k] == i).tolist()
+            assert list(case.boxes[k][i]) == box.tolist()
+    assert len(np.unique(case.tight(1)[1], axis=0)) > 1
 
 
 @pytest.mark.parametrize("count", [1, 300])

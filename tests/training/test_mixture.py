@@ -21,7 +21,10 @@ def item() -> dict[str, Any]:
     label[0, 25:33, 40:50] = 7
     before[0, 11:19, 10:26] = 3
     before[0, 4:8, 50:56] = 9
-    extents = {3: torch.zeros(4), 7: torch.tensor([0.5, 1.0, 0.25, 0.125])}
+    extents = {
+        "rectangle": {3: torch.zeros(4), 7: torch.tensor([0.5, 1.0, 0.25, 0.125])},
+        "interpolated": {3: torch.tensor([0.1, 0.2, -0.1, -2.0])},
+    }
     return {"label": label, "before": before, "extents": extents, "image": torch.rand(1, 40, 60)}
 
 
@@ -82,6 +85,13 @@ def test_a_loose_box_is_moved_outwards() -> None:
 def test_the_rectangle_of_a_3d_box() -> None:
     found = drawn({"rectangle": 1}, jitter=0.0)
     expected = {3: [8.0, 10, 28, 20], 7: [35.0, 17, 52.5, 34]}  # cut off nowhere
+    for box, label in zip(boxes(found), found["labels"].tolist(), strict=True):
+        assert box.tolist() == pytest.approx(expected[label])
+
+
+def test_a_box_between_two_others_may_miss_the_object() -> None:
+    found = drawn({"interpolated": 1}, jitter=0.0)
+    expected = {3: [6.0, 8, 26, 9], 7: [40.0, 25, 50, 33]}  # never less than a pixel
     for box, label in zip(boxes(found), found["labels"].tolist(), strict=True):
         assert box.tolist() == pytest.approx(expected[label])
 

@@ -132,6 +132,41 @@ def test_empty_slices_next_to_a_label_come_first(store, make_case):
     assert {7, 12} < empty
 
 
+def test_how_much_larger_other_boxes_are(store, make_case):
+    """The rectangle of the 3-D box always, and boxes linear between two slices with the label."""
+    label = np.zeros((40, 30, 9), np.uint8)
+    for k, (x0, x1) in enumerate([(10, 20), (9, 21), (5, 25), (11, 19), (12, 30)], start=2):
+        label[x0:x1, 4 : 8 + k, k] = 1
+    volume = np.random.default_rng(0).normal(size=label.shape).astype(np.float32)
+    (case,) = store.prepare([make_case(image=volume, label=label)], progress=False)
+    load = LoadSliced()
+    seen = set()
+    slices, boxes = case.tight(1)
+    for seed in range(200):
+        k = 4
+        place = slices.tolist().index(k)
+        extents = load.set_random_state(seed=seed)({"case": case, "slice": k})["extents"]
+        grown = {}
+        for kind, of_label in extents.items():
+            sides = np.tile(boxes[place][2:] - boxes[place][:2], 2)
+            grown[kind] = boxes[place] + of_label[1].numpy() * [-1, -1, 1, 1] * sides
+        whole = [*boxes[:, :2].min(0), *boxes[:, 2:].max(0)]
+        np.testing.assert_allclose(grown["rectangle"], whole, atol=1e-4)
+        pairs = [(a, b) for a in range(place + 1) for b in range(place, 5) if a < b]
+        fits = [
+            (a, b)
+            for a, b in pairs
+            if np.allclose(
+                [np.interp(k, slices[[a, b]], side[[a, b]]) for side in boxes.T],
+                grown["interpolated"],
+                atol=1e-3,
+            )
+        ]
+        assert fits or np.allclose(grown["interpolated"], boxes[place], atol=1e-3)
+        seen |= set(fits)
+    assert {(0, 4), (1, 3), (0, 3), (1, 4)} <= seen
+
+
 def test_what_an_object_is_followed_from(prepared):
     """The label of a slice beside it, by one of the two sides, through the same augmentation."""
     prompts = MixedPromptsd("label", LABELS, count=8, jitter=0, mixture={"followed": 1})
