@@ -41,10 +41,16 @@ def scan(tmp_path: Path) -> Path:
     return write_nifti(tmp_path / "my scan.nii.gz", image)
 
 
-def a_run(folder: Path, datalist: Path | None = None, plane: str = "axial", **options: int) -> Path:
+def a_run(
+    folder: Path,
+    datalist: Path | None = None,
+    plane: str = "axial",
+    spacing: tuple[float, float, float] | None = None,
+    **options: int,
+) -> Path:
     sam = apply_method(build_sam("nano", image_size=64), "decoder", **options)
     save_tuned(sam, folder / "tuned.safetensors", LABELS)
-    rules = ScanRules(Percentiles(), plane).describe()
+    rules = ScanRules(Percentiles(), plane, spacing).describe()
     write_record(folder, RunRecord(str(datalist or "d.json"), "s", None, rules, {}, 0.0, 0))
     return folder
 
@@ -53,7 +59,7 @@ def test_a_file_to_fill_in(tune: Tune, scan: Path, tmp_path: Path) -> None:
     run = a_run(tmp_path / "run")
     code, out, err = tune("prompts", scan, "--run", run, "--output", "boxes.json")
     assert code == 0, err
-    assert out == "boxes.json: boxes of 1 liver, 2 spleen\n"
+    assert out == "boxes.json: boxes to fill in, 1 liver, 2 spleen\n"
     assert "next: fill in the boxes of boxes.json" in err
     assert "'" + str(scan) + "'" in err  # quoted
     content = json.loads((tmp_path / "boxes.json").read_text())
@@ -66,23 +72,42 @@ def test_a_file_to_fill_in(tune: Tune, scan: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("plane", ["axial", "coronal"])
-@pytest.mark.parametrize("slices", [(), ("--slices",)])
-def test_boxes_of_a_label_map(
-    tune: Tune, scan: Path, tmp_path: Path, plane: str, slices: tuple[str, ...]
+@pytest.mark.parametrize("kind", [None, "slices", "interpolated:2", "middle-range", "points"])
+def test_prompts_of_a_label_map(
+    tune: Tune, scan: Path, tmp_path: Path, plane: str, kind: str | None
 ) -> None:
     run = a_run(tmp_path / "run", plane=plane)
     label = tmp_path / "label.nii.gz"
-    flags = ("--from-labels", label, *slices, "--output", "boxes.json")
-    code, _, err = tune("prompts", scan, "--run", run, *flags)
+    flags = ("--from-labels", label, *(("--as", kind) if kind else ()), "--output", "boxes.json")
+    code, out, err = tune("prompts", scan, "--run", run, *flags)
     assert code == 0, err
+    assert out == f"boxes.json: {kind or 'box3d'}, 1 liver, 2 spleen\n"
     last = err.strip().splitlines()[-1]
     assert shlex.split(last)[:3] == ["next:", "medsam-tune", "predict"]
     grid = ScanRules(Percentiles(), plane).grid(small_scan()[1].shape, np.diag([2.0, 3, 4, 1]))
     found = read_prompts(tmp_path / "boxes.json", grid, LABELS)
-    assert set(found.labels.tolist()) == {1, 2}
+    expected = read_prompts(label, grid, LABELS, prompts_as=kind or "box3d")
+    assert torch.equal(found.slices, expected.slices)
+    assert torch.equal(found.boxed, expected.boxed)
+    assert torch.equal(found.boxes[found.boxed], expected.boxes[found.boxed])
+    assert torch.equal(found.points, expected.points)
+    assert torch.equal(found.drawn, expected.drawn)
+    assert [*found.spread.values()] == [*expected.spread.values()]
     code, _, err = tune("prompts", scan, *flags, "--overwrite")  # the map alone: no names
     assert code == 0, err
     assert "name" not in json.loads((tmp_path / "boxes.json").read_text())["objects"][0]
+
+
+def test_prompts_are_drawn_on_the_slices_of_the_file(
+    tune: Tune, scan: Path, tmp_path: Path
+) -> None:
+    """Rules that resample the scan come after it."""
+    run = a_run(tmp_path / "run", spacing=(1.0, 1.0, 2.0))
+    flags = ("--from-labels", tmp_path / "label.nii.gz", "--as", "slices", "--output", "boxes.json")
+    code, _, err = tune("prompts", scan, "--run", run, *flags)
+    assert code == 0, err
+    liver = json.loads((tmp_path / "boxes.json").read_text())["objects"][0]
+    assert liver["slices"]["1"] == {"box": [1, 2, 5, 8]}
 
 
 def test_boxes_of_a_label_map_on_a_dicom_series(tune: Tune, tmp_path: Path) -> None:
@@ -98,7 +123,7 @@ def test_boxes_of_a_label_map_on_a_dicom_series(tune: Tune, tmp_path: Path) -> N
     (tmp_path / "d.json").write_text("{}")
     data = Datalist("x", "CT", LABELS, (Case(series, tmp_path / "label.nii.gz", "p"),))
     write_datalist(data, tmp_path / "d.json")
-    flags = ("--datalist", "d.json", "--from-labels", "label.nii.gz", "--slices")
+    flags = ("--datalist", "d.json", "--from-labels", "label.nii.gz", "--as", "slices")
     code, _, err = tune("prompts", "series", *flags, "--output", "boxes.json")
     assert code == 0, err
     grid = ScanGrid(affine, (*SIZE, COUNT))
@@ -110,15 +135,16 @@ def test_boxes_of_a_label_map_on_a_dicom_series(tune: Tune, tmp_path: Path) -> N
 
 
 def test_what_prompts_refuses(tune: Tune, scan: Path, tmp_path: Path) -> None:
-    label, run = tmp_path / "label.nii.gz", a_run(tmp_path / "run", num_classes=2)
+    label, run = tmp_path / "label.nii.gz", a_run(tmp_path / "run")
     empty = write_nifti(tmp_path / "empty.nii.gz", np.zeros((10, 12, 6), np.uint8))
     write_datalist(
         Datalist("x", "CT", LABELS, (Case(scan, label, "p"),)), datalist := tmp_path / "d.json"
     )
     for words, message in (
-        ((scan, "--slices"), "--slices needs --from-labels"),
+        ((scan, "--as", "slices"), "--as needs --from-labels"),
+        ((scan, "--from-labels", label, "--as", "box"), "kind of prompts 'box' is unknown; known"),
+        ((scan, "--from-labels", label, "--as", "none"), "'none' takes nothing of a label map"),
         ((scan, "--run", run, "--datalist", "d.json"), "give --run or --datalist, not both"),
-        ((scan, "--run", run), "was trained without prompts"),
         ((scan, "--from-labels", "nowhere"), "nowhere: no such label"),
         (("nowhere",), "nowhere: no such scan"),
         ((scan, "--datalist", datalist, "--from-labels", empty), "no label has a voxel"),

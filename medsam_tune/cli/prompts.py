@@ -33,18 +33,23 @@ def prompts(
     from_labels: Annotated[
         Path | None,
         typer.Option(
-            help="Label map, DICOM SEG, RTSTRUCT or folder of organs: a tight box for each label."
+            help="Label map, DICOM SEG, RTSTRUCT or folder of organs: takes the prompts from it."
         ),
     ] = None,
-    slices: Annotated[
-        bool, typer.Option("--slices", help="With --from-labels: a box on every slice.")
-    ] = False,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            "--as",
+            help="With --from-labels: box3d (the default), slices, interpolated:N, middle, "
+            "middle-range, points or scribbles.",
+        ),
+    ] = None,
     series: Series = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write a prompt file for `predict`: boxes to fill in, or those of a label map."""
-    if slices and from_labels is None:
-        raise ValueError("--slices needs --from-labels.")
+    """Write a prompt file for `predict`: boxes to fill in, or prompts from a label map."""
+    if kind is not None and from_labels is None:
+        raise ValueError("--as needs --from-labels.")
     if run is not None and datalist is not None:
         raise ValueError("give --run or --datalist, not both.")
     refuse_other_ending(output, ".json")
@@ -54,17 +59,20 @@ def prompts(
         raise DataError(f"{scan}: no such scan. Correct the path.")
     if from_labels is not None and not from_labels.exists():
         raise DataError(f"{from_labels}: no such label. Correct the path.")
+    from medsam_tune.inference.prompt_files import write_prompts
+    from medsam_tune.inference.prompt_files.label_maps import check_kind
+
+    check_kind(kind := kind or "box3d")
     labels, rules, mending = _choices(run, datalist)
     grid, objects, labels = (
         _to_fill(scan, series, labels, rules)
         if from_labels is None
-        else _around(scan, series, from_labels, labels, rules, mending, slices)
+        else _of_labels(scan, series, from_labels, labels, rules, mending, kind)
     )
-    from medsam_tune.inference.prompt_files import write_prompts
-
     write_prompts(output, grid, labels, objects)
-    found = [f"{key} {labels.get(key, '')}".strip() for key in {each["label"] for each in objects}]
-    typer.echo(f"{output}: boxes of {listed(found)}")
+    ids = dict.fromkeys(each["label"] for each in objects)
+    found = listed(f"{key} {labels.get(key, '')}".strip() for key in ids)
+    typer.echo(f"{output}: {'boxes to fill in' if from_labels is None else kind}, {found}")
     after_prompts(scan, series, run, output, from_labels is not None)
 
 
@@ -84,13 +92,8 @@ def _choices(
     from medsam_tune.slices.rules import rules_from
 
     record = read_record(run)
-    header = read_header(run / "tuned.safetensors")
-    if header.tuning.options.get("num_classes"):
-        raise DataError(
-            f"{run}: the model was trained without prompts and finds every label itself; predict "
-            "without --prompts."
-        )
-    return header.labels, rules_from(record.rules), Mending(**record.mending)
+    labels = read_header(run / "tuned.safetensors").labels
+    return labels, rules_from(record.rules), Mending(**record.mending)
 
 
 def _grid(shape: Sequence[int], affine: Any, rules: ScanRules | None) -> ScanGrid:
@@ -112,19 +115,23 @@ def _to_fill(
     return _grid(found.shape, found.affine, rules), objects_to_fill(labels), labels
 
 
-def _around(
+def _of_labels(
     scan: Path,
     series: str | None,
     label_path: Path,
     labels: Mapping[int, str],
     rules: ScanRules | None,
     mending: Mending | None,
-    slices: bool,
+    kind: str,
 ) -> tuple[ScanGrid, list[dict[str, Any]], Mapping[int, str]]:
+    from dataclasses import replace
+
     from medsam_tune.cases.datalist import Case
     from medsam_tune.cases.labels.open import open_label
     from medsam_tune.cases.load import load_case
-    from medsam_tune.inference.prompt_files import objects_of_labels
+    from medsam_tune.inference.prompt_files import objects_of
+    from medsam_tune.inference.prompt_files.label_maps import prompts_of_labels
+    from medsam_tune.slices.cut import cut_label
 
     named = labels
     if not labels:
@@ -133,10 +140,9 @@ def _around(
         named = {key: "" if opened.numbered else name for key, name in labels.items()}
     image, label = load_case(Case(scan, label_path, "", series), labels, mending)
     grid = _grid(image.shape[1:], image.meta["original_affine"], rules)
+    grid = replace(grid, size=(0, 0, 0))  # the file's own slices, which a person sees
     assert label is not None
-    objects = objects_of_labels(
-        label.as_tensor()[0].numpy(), named, grid.slice_axis if slices else None
-    )
+    objects = objects_of(prompts_of_labels(cut_label(label, grid)[0], labels, kind), grid, named)
     if not objects:
         known = listed(labels.values())
         raise DataError(f"{label_path}: no label has a voxel; expected one of: {known}.")

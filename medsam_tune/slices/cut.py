@@ -68,5 +68,10 @@ def grid_of(image: MetaTensor, rules: ScanRules) -> ScanGrid:
     """
     affine = np.asarray(image.meta.get("original_affine", image.affine), dtype=np.float64)
     shape = torch.as_tensor(image.meta.get("spatial_shape", image.shape[1:])).tolist()
-    codes, guess = image.meta.get("codes"), image.meta.get("guess", "")
-    return replace(rules.grid(shape, affine), codes=codes, guess=guess)
+    return replace(
+        rules.grid(shape, affine),
+        codes=image.meta.get("codes"),
+        guess=image.meta.get("guess", ""),
+        series=image.meta.get("series_uid", ""),
+        frame=image.meta.get("frame_uid", ""),
+    )

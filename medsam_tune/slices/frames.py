@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medsam_tune.errors import DataError
+from medsam_tune.formats.volume import LPS_TO_RAS
 
 
 def slices_from_volume(volume: Tensor) -> Tensor:
@@ -77,6 +78,8 @@ class ScanGrid:
         size: (X, Y, Z), shape of that volume after resampling; by default it is not resampled.
         codes: qform_code and sform_code of the file, if it is NIfTI.
         guess: what the file's header lacks, where the affine is a guess; empty where it says it.
+        series: SeriesInstanceUID; empty where it is not DICOM.
+        frame: FrameOfReferenceUID; empty where unknown.
     """
 
     affine: NDArray[np.float64]
@@ -85,6 +88,8 @@ class ScanGrid:
     size: tuple[int, int, int] = (0, 0, 0)
     codes: tuple[int, int] | None = None
     guess: str = ""
+    series: str = ""
+    frame: str = ""
 
     def __post_init__(self) -> None:
         if not any(self.size):
@@ -128,6 +133,35 @@ class ScanGrid:
         array = nib.orientations.apply_orientation(volume[0].cpu().numpy(), back)
         return np.ascontiguousarray(array)
 
+    def points_to_slices(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Points in voxels of the file -> points in slices.
+
+        Args:
+            points: (..., 3) i, j, k; voxel i covers [i, i + 1], so its centre is i + 0.5.
+
+        Returns:
+            (..., 3) float64: x along W, y along H, z along slices; slice z covers [z, z + 1].
+        """
+        found = np.empty(points.shape)
+        for axis, (target, flip) in enumerate(self._to_slices):
+            along = points[..., axis]
+            found[..., int(target)] = self.shape[axis] - along if flip < 0 else along
+        return found * np.divide(self.size, self._whole)
+
+    def points_from_slices(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Points in slices -> points in voxels of the file; `points_to_slices` backwards."""
+        volume = points * np.divide(self._whole, self.size)
+        found = np.empty(points.shape)
+        for axis, (target, flip) in enumerate(self._to_slices):
+            along = volume[..., int(target)]
+            found[..., axis] = self.shape[axis] - along if flip < 0 else along
+        return found
+
+    def points_from_world(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Points in LPS millimetres -> points in voxels of the file, as in `points_to_slices`."""
+        ras = points @ LPS_TO_RAS[:3, :3]
+        return np.asarray(nib.affines.apply_affine(np.linalg.inv(self.affine), ras) + 0.5)
+
     def box_to_slices(self, box: NDArray[np.float64]) -> NDArray[np.float64]:
         """3-D boxes in voxels of the file -> x0, y0, z0, x1, y1, z1 in slices.
 
@@ -137,14 +171,11 @@ class ScanGrid:
         Returns:
             (..., 6) float64, upper bounds exclusive: x along W, y along H, z along slices.
         """
-        bounds = np.empty((*box.shape[:-1], 2, 3))
-        for axis, (target, flip) in enumerate(self._to_slices):
-            low, high = box[..., axis], box[..., axis + 3]
-            if flip < 0:
-                low, high = self.shape[axis] - high, self.shape[axis] - low
-            bounds[..., 0, int(target)], bounds[..., 1, int(target)] = low, high
-        bounds *= np.divide(self.size, self._whole)
-        return bounds.reshape(box.shape)
+        return _around(self.points_to_slices(_corners(box)))
+
+    def box_from_slices(self, box: NDArray[np.float64]) -> NDArray[np.float64]:
+        """3-D boxes in slices -> boxes in voxels of the file; `box_to_slices` backwards."""
+        return _around(self.points_from_slices(_corners(box)))
 
     def box_from_world(self, box: NDArray[np.float64]) -> NDArray[np.float64]:
         """3-D boxes in LPS millimetres -> the boxes around them in voxels of the file.
@@ -155,16 +186,23 @@ class ScanGrid:
         Returns:
             (..., 6) float64 i0, j0, k0, i1, j1, k1, upper bounds exclusive.
         """
-        ras = np.diag([-1.0, -1.0, 1.0])
         ends = [[3 * a, 1 + 3 * b, 2 + 3 * c] for a, b, c in np.ndindex(2, 2, 2)]
-        corners = box[..., ends]  # (..., 8, 3)
-        voxels = nib.affines.apply_affine(np.linalg.inv(self.affine), corners @ ras) + 0.5
-        return np.concatenate([voxels.min(-2), voxels.max(-2)], axis=-1)
+        return _around(self.points_from_world(box[..., ends]))  # of (..., 8, 3) corners
 
     @property
     def slice_axis(self) -> int:
         """Axis of the file's array (0, 1 or 2) along which the slices are stacked."""
         return self._order[2]
+
+
+def _corners(box: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Two opposite corners (..., 2, 3) of boxes (..., 6)."""
+    return box.reshape(*box.shape[:-1], 2, 3)
+
+
+def _around(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The boxes (..., 6) around points (..., N, 3)."""
+    return np.concatenate([points.min(-2), points.max(-2)], axis=-1)
 
 
 class ModelFrame:

@@ -90,14 +90,14 @@ INPUTS: tuple[BadInput, ...] = (
         "another-scan",
         "boxes in voxels of a scan of another size",
         {"scan": {"size": [512, 512, 80]}, **of()},
-        r"its boxes are voxels of a scan with size \[512, 512, 80\], this one has \[10, 12, 6\]",
+        r"its prompts are voxels of a scan with size \[512, 512, 80\], this one has \[10, 12, 6\]",
     ),
     refused(
         99,
         "another-orientation",
         "boxes in voxels of a scan in another orientation",
         {"scan": {"size": list(SHAPE), "orientation": "RAS"}, **of()},
-        r"its boxes are voxels of a scan with orientation 'RAS', this one has LPS",
+        r"its prompts are voxels of a scan with orientation 'RAS', this one has LPS",
     ),
     BadInput(
         99,
@@ -153,7 +153,7 @@ INPUTS: tuple[BadInput, ...] = (
         "too-many",
         "more boxes than a person or a viewer gives",
         {"objects": of()["objects"] * 100_001},
-        "more than 100,000 boxes; give fewer",
+        "more than 100,000 boxes and points; give fewer",
     ),
     refused(
         108,

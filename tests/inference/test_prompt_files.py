@@ -1,8 +1,9 @@
-"""Prompt files become boxes on slices, or are refused by name."""
+"""Prompt files of our own become prompts on slices, or are refused by name."""
 
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
 
 from medsam_tune.errors import DataError
-from medsam_tune.inference.prompt_files import read_prompts
+from medsam_tune.inference.prompt_files import given, read_prompts
+from medsam_tune.prompts import SlicePrompts
+from medsam_tune.slices.cut import cut_label
 from medsam_tune.slices.frames import ScanGrid
 from tests.inference.made import GOOD, LABELS, LPS_GRID, RAS, SAGITTAL, objects
 
@@ -28,8 +32,13 @@ def test_box_in_voxels() -> None:
     assert found.slices.tolist() == [3, 4, 4, 5]
     assert found.labels.tolist() == [2, 1, 2, 1]
     assert found.boxes.tolist() == [[1, 2, 5, 8], [0, 0, 4, 4], [1, 2, 5, 8], [0, 0, 4, 4]]
-    assert found.boxes.dtype == torch.float32
-    assert found.slices.dtype == found.labels.dtype == torch.int64
+    assert found.objects.tolist() == [0, 1, 0, 1]
+    assert found.points.shape == (4, 0, 2)
+    assert found.spread == {}
+    assert not found.drawn.any()  # one box in three dimensions
+    assert found.boxes.dtype == found.points.dtype == torch.float32
+    assert found.slices.dtype == found.labels.dtype == found.objects.dtype == torch.int64
+    assert found.point_labels.dtype == torch.int64
 
 
 def test_row_78_world_of_a_guessed_place_is_refused() -> None:
@@ -81,15 +90,148 @@ def test_box_reaches_slices_by_their_centres(low: float, high: float, slices: li
 
 def test_boxes_of_single_slices(tmp_path: Path) -> None:
     path = tmp_path / "prompts.json"
-    boxes = {"4": {"box": [1, 2, 5, 8]}, "2": {"box": [0, 0, 3.5, 4]}}
+    boxes = {"4": {"box": [1, 2, 5, 8]}, "3": {"box": [0, 0, 3.5, 4]}}
     path.write_text(json.dumps(objects({"label": 1, "slices": boxes}, space="voxel")))
     found = read_prompts(path, LPS_GRID, LABELS)
-    assert found.slices.tolist() == [2, 4]
+    assert found.slices.tolist() == [3, 4]
+    assert found.drawn.all()
     assert found.boxes.tolist() == [[0, 0, 3.5, 4], [1, 2, 5, 8]]
     flipped = ScanGrid(np.diag([2.0, 3.0, -4.0, 1.0]), (10, 12, 6))
     found = read_prompts(path, flipped, LABELS)
-    assert found.slices.tolist() == [1, 3]
+    assert found.slices.tolist() == [1, 2]
     assert found.boxes.tolist() == [[5, 4, 9, 10], [6.5, 8, 10, 12]]
+
+
+@pytest.mark.parametrize("high", [4, 5])
+def test_a_box_of_one_slice_is_drawn_there(high: int) -> None:
+    found = read_prompts(objects({"label": 1, "box3d": [1, 2, 3, 5, 8, high]}), LPS_GRID, LABELS)
+    assert found.drawn.tolist() == [high == 4] * (high - 3)
+
+
+def test_points_join_the_box_of_their_slice() -> None:
+    """An index of a point is the centre of its voxel; bounds of a box are sides of voxels."""
+    slices = {
+        "3": {"box": [1, 2, 5, 8], "points": [[1, 2, 1], [5, 8, 0]]},
+        "4": {"points": [[9, 0, 1]]},
+    }
+    found = read_prompts(objects({"label": 1, "slices": slices}), LPS_GRID, LABELS)
+    assert found.slices.tolist() == [3, 4]
+    assert found.points.tolist() == [[[1.5, 2.5], [5.5, 8.5]], [[9.5, 0.5], [0, 0]]]
+    assert found.point_labels.tolist() == [[1, 0], [1, -1]]
+    assert found.boxes[0].tolist() == [1, 2, 5, 8]
+    assert found.boxed.tolist() == [True, False]
+    assert found.drawn.all()
+    flipped = ScanGrid(np.diag([2.0, 3.0, -4.0, 1.0]), (10, 12, 6))
+    turned = read_prompts(objects({"label": 1, "slices": slices}), flipped, LABELS)
+    assert turned.slices.tolist() == [1, 2]
+    assert turned.boxes[1].tolist() == [5, 4, 9, 10]
+    assert turned.points[1].tolist() == [[8.5, 9.5], [4.5, 3.5]]
+
+
+@pytest.mark.parametrize("grid", [LPS_GRID, ScanGrid(SAGITTAL, (12, 6, 10))], ids=["LPS", "PIR"])
+def test_points_of_an_object_lie_on_slices_of_any_plane(grid: ScanGrid) -> None:
+    voxel = [2, 1, 3]
+    found = read_prompts(objects({"label": 2, "points": [[*voxel, 1]]}), grid, LABELS)
+    volume = np.zeros(grid.shape)
+    volume[tuple(voxel)] = 1
+    affine = torch.from_numpy(grid.affine)
+    slices = cut_label(MetaTensor(torch.from_numpy(volume)[None], affine=affine), grid)[0]
+    z, y, x = slices.nonzero()[0].tolist()
+    assert found.slices.tolist() == [z]
+    assert found.points.tolist() == [[[x + 0.5, y + 0.5]]]
+    ras = grid.affine @ [*voxel, 1]  # the voxel's centre
+    lps = [-ras[0], -ras[1], ras[2]]
+    item = {"label": 2, "points": [[*lps, 1]]}
+    there = read_prompts(objects(item, space="world"), grid, LABELS)
+    assert there.slices.tolist() == [z]
+    torch.testing.assert_close(there.points, found.points)
+
+
+def test_points_beside_a_box_in_three_dimensions() -> None:
+    item = {"label": 1, "box3d": GOOD, "points": [[2, 3, 3, 0], [2, 3, 4, 1]]}
+    found = read_prompts(objects(item), LPS_GRID, LABELS)
+    assert found.slices.tolist() == [3, 4]
+    assert found.boxes.tolist() == [[1, 2, 5, 8]] * 2
+    assert found.point_labels.tolist() == [[0], [1]]
+    assert found.drawn.tolist() == [False, True]  # a point outside does not say that it is there
+
+
+def test_objects_of_one_label_are_several() -> None:
+    items = [{"label": label, "box3d": GOOD} for label in (2, 1, 2)]
+    found = read_prompts(objects(*items), LPS_GRID, LABELS)
+    assert found.slices.tolist() == [3, 3, 3, 4, 4, 4]
+    assert found.labels.tolist() == [1, 2, 2] * 2
+    assert found.objects.tolist() == [1, 0, 2] * 2
+
+
+def test_slices_along_another_axis_of_the_file() -> None:
+    grid = ScanGrid(SAGITTAL, (12, 6, 10))
+    slices = {"1": {"box": [2, 1, 8, 5], "points": [[2, 1, 1]]}}
+    content = objects({"label": 1, "slices": slices}, axis="j")
+    found = read_prompts(content, grid, LABELS)
+    expected = read_prompts(objects({"label": 1, "box3d": [2, 1, 1, 8, 2, 5]}), grid, LABELS)
+    assert torch.equal(found.boxes, expected.boxes)
+    assert torch.equal(found.slices, expected.slices)
+    point = read_prompts(objects({"label": 1, "points": [[2, 1, 1, 1]]}), grid, LABELS)
+    assert torch.equal(found.points, point.points)
+
+
+FOLLOWED = {"label": 1, "slices": {"3": {"box": [1, 2, 5, 8]}}, "propagate": True}
+FLIPPED = ScanGrid(np.diag([-2.0, -3.0, -4.0, 1.0]), (10, 12, 6))
+
+
+def test_an_object_is_followed_within_its_range() -> None:
+    assert read_prompts(objects(FOLLOWED), LPS_GRID, LABELS).spread == {0: None}
+    one, two = {"label": 2, "box3d": GOOD}, {**FOLLOWED, "range": [2, 6]}
+    assert read_prompts(objects(one, two), LPS_GRID, LABELS).spread == {1: (2, 6)}
+    assert read_prompts(objects(two), FLIPPED, LABELS).spread == {0: (0, 4)}
+    halved = replace(LPS_GRID, size=(10, 12, 3))
+    assert read_prompts(objects(two), halved, LABELS).spread == {0: (1, 3)}
+    ends = [[0.0, 0.0, 4 * 5.4], [9.0, 3.0, 4 * 2.4]]  # on slices 5 and 2, in any order
+    item = {"label": 1, "points": [[2.0, 3.0, 12.0, 1]], "propagate": True, "range": ends}
+    assert read_prompts(objects(item, space="world"), LPS_GRID, LABELS).spread == {0: (2, 6)}
+    flat = {"label": 1, "box3d": [1, 2, 3, 5, 8, 4], "propagate": True}
+    assert read_prompts(objects(flat), LPS_GRID, LABELS).spread == {0: None}
+
+
+def test_boxes_between_boxes() -> None:
+    slices = {"1": {"box": [0, 0, 4, 4]}, "5": {"box": [4, 2, 8, 12]}}
+    points = [[1, 1, 3, 0]]  # outside, where a box comes to lie
+    item = {"label": 1, "slices": slices, "points": points, "interpolate": True}
+    found = read_prompts(objects(item), LPS_GRID, LABELS)
+    assert found.slices.tolist() == [1, 2, 3, 4, 5]
+    assert found.boxes[:3].tolist() == [[0, 0, 4, 4], [1, 0.5, 5, 6], [2, 1, 6, 8]]
+    assert found.drawn.tolist() == [True, False, False, False, True]
+    assert found.point_labels.flatten().tolist() == [-1, -1, 0, -1, -1]
+    assert found.spread == {}
+
+
+@pytest.mark.parametrize("key", ["propagate", "interpolate", None])
+def test_slices_between_prompts_stay_empty(key: str | None) -> None:
+    slices = {"1": {"box": [0, 0, 4, 4]}, "3": {"box": [0, 0, 4, 4]}}
+    item = {"label": 1, "slices": slices, **({key: True} if key else {})}
+    content = objects({"label": 2, "box3d": GOOD}, item)
+    if key is None:
+        said = r"1 objects stay empty: object 1\. 'propagate': true follows .* 'interpolate': true"
+        with pytest.warns(UserWarning, match=said):
+            read_prompts(content, LPS_GRID, LABELS)
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_prompts(content, LPS_GRID, LABELS)
+
+
+def test_resampled_slices() -> None:
+    slices = {"2": {"box": [1, 2, 5, 8]}, "3": {"box": [2, 1, 6, 7], "points": [[0, 0, 0]]}}
+    content = objects({"label": 1, "slices": slices})
+    fewer = read_prompts(content, replace(LPS_GRID, size=(5, 12, 3)), LABELS)
+    assert fewer.slices.tolist() == [1]  # one row: the box around both
+    assert fewer.boxes.tolist() == [[0.5, 1, 3, 8]]
+    assert fewer.points.tolist() == [[[0.25, 0.5]]]
+    more = read_prompts(content, replace(LPS_GRID, size=(10, 12, 12)), LABELS)
+    assert more.slices.tolist() == [4, 5, 6, 7]
+    assert more.point_labels.flatten().tolist() == [-1, -1, -1, 0]
+    assert more.drawn.all()
 
 
 REFUSED = [
@@ -111,11 +253,16 @@ REFUSED = [
     ),
     pytest.param(objects([1, 2]), "object 0: label None is not there", id="no-object"),
     pytest.param(
-        objects({"label": 1}), "object 0: neither 'box3d' nor 'slices' in it", id="no-box"
+        objects({"label": 1}),
+        "object 0: none of 'box3d', 'slices' and 'points' in it",
+        id="nothing-of-it",
     ),
     pytest.param(
-        objects({"label": 1, "slices": {}}), "neither 'box3d' nor 'slices'", id="no-slices"
+        objects({"label": 1, "points": [], "slices": {"3": {"points": []}}}),
+        "none of 'box3d', 'slices' and 'points' in it",
+        id="empty-lists",
     ),
+    pytest.param(objects({"label": 1, "slices": {}}), r"slices is \{\}; expected", id="no-slices"),
     pytest.param(objects({"label": 1, "slices": {}, "box3d": GOOD}), "has both 'box3d'", id="both"),
     pytest.param(objects({"label": True, "box3d": GOOD}), "label True is not there", id="true"),
     pytest.param(
@@ -147,7 +294,7 @@ REFUSED = [
     ),
     pytest.param(
         objects({"label": 1, "slices": {"3": [1, 2, 5, 8]}}),
-        r"slice 3: expected \{'box': \[i0, j0, i1, j1\]\}",
+        r"slice 3: expected \{'box': \[i0, j0, i1, j1\]\}, 'points': \[\[i, j, 1\]\], or both",
         id="slice-content",
     ),
     pytest.param(
@@ -156,9 +303,116 @@ REFUSED = [
         id="slice-length",
     ),
     pytest.param(
+        objects({"label": 1, "slices": {"3": {"box": [1, 2, 5, 8], "point": [1, 2]}}}),
+        "slice 3: unknown key 'point'; .* Did you mean 'points'",
+        id="slice-key-mistyped",
+    ),
+    pytest.param(
         objects({"label": 1, "slices": {"3": {"box": [1, 2, 5, 8]}}}, space="world"),
-        "stacked along axis 3 in voxels; give a 'box3d'",
+        "works on slices along axis k, in voxels; give a 'box3d' or 'points'",
         id="slice-world",
+    ),
+    pytest.param(objects(FOLLOWED, axis=2), "axis is 2; expected 'i', 'j' or 'k'", id="axis"),
+    pytest.param(
+        objects({"label": 1, "points": [[1, 2, 3]]}),
+        r"object 0: point 0 is \[1, 2, 3\]; expected 4 finite numbers",
+        id="point-length",
+    ),
+    pytest.param(
+        objects({"label": 1, "slices": {"3": {"points": [[1, 2, 1], [3, 4, 2]]}}}),
+        "slice 3: point 1: its label, the last number, is 2; expected 1 .* 0 for one outside",
+        id="point-label",
+    ),
+    pytest.param(
+        objects({"label": 1, "points": {"0": [1, 2, 3, 1]}}),
+        "points is .*; expected a list",
+        id="map",
+    ),
+    pytest.param(
+        objects({"label": 1, "points": [[1, 2, 3, 1], [9.6, 2, 3, 1]]}),
+        r"object 0: point 1: point at voxel \[9\.6, 2\.0, 3\.0\] lies outside the scan",
+        id="point-outside",
+    ),
+    pytest.param(
+        objects({"label": 1, "points": [[900.0, 2, 3, 1]]}, space="world"),
+        "object 0: point 0: point at voxel .* lies outside the scan of shape",
+        id="point-outside-in-mm",
+    ),
+    pytest.param(
+        objects({"label": 2, "box3d": GOOD}, {"label": 1, "points": [[1, 2, 3, 0]]}),
+        "object 1: on slice 3 of the model it has only points outside of it",
+        id="only-outside",
+    ),
+    pytest.param(
+        objects({**FOLLOWED, "points": [[1, 2, 4, 0]]}),
+        "object 0: on slice 4 of the model it has only points outside of it",
+        id="only-outside-on-a-slice",
+    ),
+    pytest.param(
+        objects({**FOLLOWED, "propagate": 1}), "propagate is 1; expected true or false", id="switch"
+    ),
+    pytest.param(
+        objects({**FOLLOWED, "interpolate": True}), "both 'propagate' and 'interpolate'", id="ways"
+    ),
+    pytest.param(
+        objects({"label": 1, "box3d": GOOD, "propagate": True}),
+        "object 0: 'propagate' with a box3d of several slices",
+        id="propagate-box3d",
+    ),
+    pytest.param(
+        objects({"label": 1, "box3d": GOOD, "interpolate": True}),
+        "object 0: 'interpolate' without 'slices'",
+        id="interpolate-box3d",
+    ),
+    pytest.param(
+        objects({"label": 1, "slices": {"3": {"box": [1, 2, 5, 8]}}, "interpolate": True}),
+        "object 0: 'interpolate' with boxes on 1 slices; expected two",
+        id="interpolate-one",
+    ),
+    pytest.param(
+        objects({"label": 1, "box3d": GOOD, "range": [1, 4]}), "'range' without 'prop", id="range"
+    ),
+    *(
+        pytest.param(
+            objects({**FOLLOWED, "range": value}),
+            rf"range is \{value}; expected whole numbers along axis k, of which the scan has 6",
+            id=f"range-{name}",
+        )
+        for name, value in (("outside", [2, 7]), ("reversed", [5, 2]), ("half", [2.5, 5]))
+    ),
+    pytest.param(
+        objects({**FOLLOWED, "range": [4, 6]}),
+        "object 0: 1 of its 1 prompts lie outside its range",
+        id="range-without-the-prompt",
+    ),
+    pytest.param(
+        objects(
+            {"label": 1, "points": [[2.0, 3.0, 12.0, 1]], "propagate": True, "range": [0, 20]},
+            space="world",
+        ),
+        r"range: point 0 is 0; expected 3 finite numbers",
+        id="range-in-mm",
+    ),
+    pytest.param(
+        objects(
+            {"label": 1, "points": [[2, 3, 12, 1]], "propagate": True, "range": [[0, 0, 0]]},
+            space="world",
+        ),
+        r"range is \[\[0, 0, 0\]\]; expected two points in LPS millimetres",
+        id="range-of-one-point",
+    ),
+    pytest.param(
+        objects(
+            {
+                "label": 1,
+                "points": [[2, 3, 12, 1]],
+                "propagate": True,
+                "range": [[0, 0, 0], [0, 0, 30]],
+            },
+            space="world",
+        ),
+        "range is slices 0 to 8; expected whole numbers",
+        id="range-in-mm-outside",
     ),
 ]
 
@@ -171,13 +425,13 @@ def test_refused_prompts(content: dict[str, Any], message: str) -> None:
 
 def test_slices_of_another_axis_are_refused() -> None:
     content = objects({"label": 1, "slices": {"3": {"box": [1, 2, 5, 8]}}})
-    with pytest.raises(DataError, match=r"along the third axis .* stacked along axis 2; give a"):
+    with pytest.raises(DataError, match=r"along axis k of the file, and .* along axis j; give a"):
         read_prompts(content, ScanGrid(SAGITTAL, (12, 6, 10)), LABELS)
 
 
 def test_refused_prompt_files(tmp_path: Path) -> None:
     path = tmp_path / "prompts.json"
-    with pytest.raises(DataError, match=r"prompts\.json: no such prompt file; expected JSON"):
+    with pytest.raises(DataError, match=r"prompts\.json: no such prompt file; expected JSON with"):
         read_prompts(path, LPS_GRID, LABELS)
     for content, message in (
         (b"{'space': ", "is not JSON"),
@@ -188,3 +442,23 @@ def test_refused_prompt_files(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(DataError, match=rf"prompts\.json: {message}"):
             read_prompts(path, LPS_GRID, LABELS)
+
+
+def test_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(item: dict[str, Any]) -> SlicePrompts:
+        return read_prompts(objects(item), LPS_GRID, LABELS)
+
+    slices = {"1": {"box": [1, 2, 5, 8]}, "5": {"box": [1, 2, 5, 8]}}
+    box, between = {"label": 1, "box3d": GOOD}, {"label": 1, "slices": slices, "interpolate": True}
+    points = {"label": 1, "points": [[1, 2, 3, 1], [2, 2, 3, 1], [1, 2, 4, 1]]}
+    monkeypatch.setattr(given, "MOST_ON_SLICES", 4)
+    assert len(read(box)) == 2
+    assert len(read(points)) == 2  # two rows of two points, one of which is padding
+    with pytest.raises(DataError, match=r"^prompts: 5 prompts on slices; at most 4 are taken"):
+        read(between)
+    monkeypatch.setattr(given, "MOST_ON_SLICES", 3)
+    with pytest.raises(DataError, match=r"^prompts: 4 prompts on slices"):
+        read(points)
+    monkeypatch.setattr(given, "MOST_PROMPTS", 2)
+    with pytest.raises(DataError, match=r"^prompts: more than 2 boxes and points; give fewer"):
+        read(points)

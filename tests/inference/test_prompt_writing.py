@@ -1,10 +1,10 @@
-"""Prompt files that are written: to fill in, or from labels, whose boxes come back exactly."""
+"""Prompt files that are written: to fill in, or with prompts, which come back exactly."""
 
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -14,12 +14,12 @@ from monai.data import MetaTensor
 
 from medsam_tune.errors import DataError
 from medsam_tune.inference.prompt_files import (
-    objects_of_labels,
+    objects_of,
     objects_to_fill,
     read_prompts,
     write_prompts,
 )
-from medsam_tune.inference.simulated import simulated_prompts
+from medsam_tune.inference.prompt_files.label_maps import prompts_of_labels
 from medsam_tune.slices.cut import cut_label
 from medsam_tune.slices.frames import ScanGrid
 from medsam_tune.slices.intensity import Window
@@ -38,40 +38,63 @@ def oriented(axes: str) -> tuple[np.ndarray, np.ndarray]:
     return nib.orientations.apply_orientation(label, turn), affine
 
 
+KINDS = ("slices", "box3d", "interpolated:3", "middle", "middle-range", "points", "scribbles")
+
+
 @pytest.mark.parametrize("axes", ["RAS", "LPS", "PIR", "SLA", "ASL"])
 @pytest.mark.parametrize("plane", ["axial", "sagittal"])
-def test_boxes_of_labels_come_back_exactly(tmp_path: Path, axes: str, plane: str) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_prompts_of_labels_come_back_exactly(
+    tmp_path: Path, axes: str, plane: str, kind: str
+) -> None:
     array, affine = oriented(axes)
     grid = ScanRules(Window(0, 1), plane).grid(array.shape, affine)
     image = MetaTensor(torch.from_numpy(array.copy()[None]), affine=torch.tensor(affine))
-    slices = cut_label(image, grid)[0]
-    objects = objects_of_labels(array, LABELS, grid.slice_axis)
-    write_prompts(path := tmp_path / "boxes.json", grid, LABELS, objects)
-    found, expected = read_prompts(path, grid, LABELS), simulated_prompts(slices, LABELS, "slices")
-    for name in ("slices", "boxes", "labels"):
-        assert torch.equal(getattr(found, name), getattr(expected, name)), name
-    write_prompts(path, grid, LABELS, objects_of_labels(array, LABELS))
+    expected = prompts_of_labels(cut_label(image, grid)[0], LABELS, kind)
+    write_prompts(path := tmp_path / "boxes.json", grid, LABELS, objects_of(expected, grid, LABELS))
     found = read_prompts(path, grid, LABELS)
-    for label in LABELS:  # one 3-D box: the same on every slice
-        here = slices == label
-        z, y, x = (axis.unique() for axis in here.nonzero().unbind(1))
-        boxes = found.boxes[found.labels == label]
-        assert found.slices[found.labels == label].tolist() == z.tolist()
-        box = [x.min(), y.min(), x.max() + 1, y.max() + 1]
-        assert (boxes == torch.stack(box)).all()
+    for name in ("slices", "labels", "boxes", "points", "point_labels", "drawn"):
+        assert_close(getattr(found, name), getattr(expected, name), name)
+    assert found.objects.tolist() == [label - 1 for label in expected.objects.tolist()]
+    assert found.spread == {label - 1: known for label, known in expected.spread.items()}
     assert len(json.loads(path.read_text())["objects"]) == 2
 
 
-def test_slices_of_the_third_axis_stand_in_one_object() -> None:
-    array = np.zeros((6, 5, 4), np.int32)
-    array[1:3, 2, 1] = array[4, 0, 3] = 40_000
-    (found,) = objects_of_labels(array, {40_000: "", 7: "liver"}, 2)
-    boxes = {"1": {"box": [1, 2, 3, 3]}, "3": {"box": [4, 0, 5, 1]}}
-    assert found == {"label": 40_000, "slices": boxes}
-    assert objects_of_labels(array, {40_000: ""}) == [
-        {"label": 40_000, "box3d": [1, 0, 1, 5, 3, 4]}
+def assert_close(found: torch.Tensor, expected: torch.Tensor, name: str) -> None:
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True, msg=name)
+
+
+def test_objects_of_a_file() -> None:
+    """Each kind in the form that a person would choose."""
+    truth = torch.zeros(6, 12, 10, dtype=torch.int32)  # slices of LPS_GRID
+    truth[1:4, 2:4, 3:8] = truth[3, 2:7, 3] = 2
+
+    def objects(kind: str) -> list[dict[str, Any]]:
+        return objects_of(prompts_of_labels(truth, {2: "", 7: "x"}, kind), LPS_GRID, {2: "spleen"})
+
+    head = {"label": 2, "name": "spleen"}
+    box = {"box": [3, 2, 8, 4]}
+    largest = {"slices": {"3": {"box": [3, 2, 8, 7]}}}
+    assert objects("box3d") == [{**head, "box3d": [3, 2, 1, 8, 7, 4]}]
+    assert objects("slices") == [{**head, "slices": {"1": box, "2": box, **largest["slices"]}}]
+    between = {"slices": {"1": box, **largest["slices"]}, "interpolate": True}
+    assert objects("interpolated:2") == [{**head, **between}]
+    assert objects("middle") == [{**head, **largest, "propagate": True}]
+    assert objects("middle-range") == [{**head, **largest, "propagate": True, "range": [1, 4]}]
+    assert objects("points") == [
+        {**head, "slices": {"3": {"points": [[3, 2, 1]]}}, "propagate": True}
     ]
-    assert objects_of_labels(array, {7: "liver"}) == []
+    flat = prompts_of_labels(truth[:2], {2: ""}, "box3d")
+    assert objects_of(flat, LPS_GRID, {}) == [{"label": 2, "slices": {"1": box}}]
+
+
+def test_another_axis_is_said(tmp_path: Path) -> None:
+    array, affine = oriented("PIR")
+    grid = ScanRules(Window(0, 1), "axial").grid(array.shape, affine)
+    write_prompts(path := tmp_path / "boxes.json", grid, LABELS, objects_to_fill(LABELS))
+    assert json.loads(path.read_text())["axis"] == "j"
+    write_prompts(path, LPS_GRID, LABELS, objects_to_fill(LABELS))
+    assert "axis" not in json.loads(path.read_text())
 
 
 def test_a_file_to_fill_in_is_refused_until_it_is(tmp_path: Path) -> None:
@@ -105,14 +128,3 @@ def test_without_labels_one_object_is_to_fill_in(tmp_path: Path) -> None:
     (item,) = content["objects"]
     assert item["label"] == 1
     assert "name" not in item
-
-
-def test_time_is_linear() -> None:
-    def seconds(count: int) -> float:
-        content = {"objects": [{"label": 1, "box3d": [1, 2, 3, 5, 8, 5]}] * count}
-        start = time.process_time()
-        assert len(read_prompts(content, LPS_GRID, LABELS)) == 2 * count
-        return time.process_time() - start
-
-    few = min(seconds(2_000) for _ in range(3))
-    assert seconds(20_000) < 40 * few

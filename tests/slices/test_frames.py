@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import permutations, product
 from pathlib import Path
 
@@ -119,6 +120,32 @@ def test_world_box_surrounds_the_structure(tmp_path: Path, affine: np.ndarray) -
     assert (found[3:] >= STRUCTURE[3:] - 1e-4).all()
     if np.count_nonzero(affine[:3, :3]) == 3:
         np.testing.assert_allclose(found, STRUCTURE, atol=1e-4)
+
+
+@every_grid
+def test_points_of_file_voxels_lie_in_their_pixel(tmp_path: Path, affine: np.ndarray) -> None:
+    array, label, grid = load(tmp_path, affine)
+    slices = slices_from_volume(label.as_tensor())[:, 0].numpy()
+    voxels = np.argwhere(array >= 0)[::7]
+    found = grid.points_to_slices(voxels + 0.5)
+    x, y, z = np.floor(found).astype(int).T
+    np.testing.assert_array_equal(slices[z, y, x], array[tuple(voxels.T)])
+    np.testing.assert_allclose(found % 1, 0.5)
+    np.testing.assert_allclose(grid.points_from_slices(found), voxels + 0.5)
+    lps = nib.affines.apply_affine(affine, voxels) * [-1, -1, 1]
+    np.testing.assert_allclose(grid.points_from_world(lps), voxels + 0.5, atol=1e-6)
+
+
+@every_grid
+def test_boxes_and_points_go_to_resampled_slices_and_back(affine: np.ndarray) -> None:
+    grid = replace(ScanGrid(affine, SHAPE), size=(8, 3, 21))
+    box = STRUCTURE.astype(float)
+    there = grid.box_to_slices(box)
+    assert (there[:3] < there[3:]).all()
+    np.testing.assert_allclose(grid.box_from_slices(there), box)
+    corners = grid.points_to_slices(box.reshape(2, 3))
+    np.testing.assert_allclose(corners.min(0), there[:3])
+    np.testing.assert_allclose(grid.points_from_slices(corners), box.reshape(2, 3))
 
 
 def test_world_box_may_name_any_two_opposite_corners() -> None:

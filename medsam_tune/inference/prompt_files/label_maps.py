@@ -1,0 +1,161 @@
+"""Label maps as prompts: what a person would draw who sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from torch import Tensor
+
+from medsam_tune.cases.labels.open import open_label
+from medsam_tune.errors import DataError, listed
+from medsam_tune.formats.mending import Mending
+from medsam_tune.inference.simulated import parse_kind, simulated_prompts
+from medsam_tune.prompts import SlicePrompts
+from medsam_tune.slices.cut import cut_label
+from medsam_tune.slices.frames import ScanGrid
+
+SCRIBBLES = "scribbles"
+"""Kind of prompts beside those of `simulated_prompts`: the voxels are what was drawn."""
+
+MOST_OF_A_SCRIBBLE = 16
+"""Most points that are taken of a label's voxels on a slice."""
+
+
+def check_kind(kind: str, jitter: float = 0.0) -> None:
+    """Refuse a kind of prompts that a label map cannot give.
+
+    Args:
+        kind: one of `simulated.KINDS`, or `SCRIBBLES`.
+        jitter: see `simulated_prompts`.
+
+    Raises:
+        ValueError: an unknown kind, "none", or scribbles with jitter.
+    """
+    if kind == SCRIBBLES:
+        if jitter:
+            raise ValueError(
+                f"jitter is {jitter:g}; expected 0 with scribbles, which are as drawn."
+            )
+    elif parse_kind(kind).name == "none":
+        raise ValueError("kind of prompts 'none' takes nothing of a label map; leave the map out.")
+
+
+def read_label_map(
+    path: Path,
+    grid: ScanGrid,
+    labels: Mapping[int, str],
+    kind: str,
+    jitter: float = 0.0,
+    seed: int = 0,
+) -> SlicePrompts:
+    """Prompts of a label map; see `read_prompts`.
+
+    Args:
+        path: label map, DICOM SEG, RTSTRUCT or folder of organs.
+        grid: grid of the scan, on which the label lies.
+        labels: label id -> name.
+        kind: see `check_kind`.
+        jitter: see `simulated_prompts`.
+        seed: seed of the jitter.
+
+    Raises:
+        DataError: the label cannot be read, or does not fit the scan, as in training; it is empty.
+        ValueError: as in `check_kind`.
+    """
+    check_kind(kind, jitter)
+    label = open_label(path).onto(_image_on(grid), Path("the scan"), labels, Mending())
+    truth, _ = cut_label(label, grid)
+    prompts = prompts_of_labels(truth, labels, kind, jitter, seed)
+    if not len(prompts):
+        raise DataError(
+            f"{path}: no label has a voxel; expected one of: {listed(labels.values())}."
+        )
+    return prompts
+
+
+def prompts_of_labels(
+    truth: Tensor, labels: Mapping[int, str], kind: str, jitter: float = 0.0, seed: int = 0
+) -> SlicePrompts:
+    """Prompts of label slices, of any kind.
+
+    Args:
+        truth: (Z, H, W) integer label slices.
+        labels: label id -> name; other ids get no prompt.
+        kind: see `check_kind`.
+        jitter: see `simulated_prompts`.
+        seed: seed of the jitter.
+
+    Returns:
+        prompts in the slice frame; without a row if no label has a voxel.
+    """
+    check_kind(kind, jitter)
+    if kind == SCRIBBLES:
+        return _scribbles(truth, labels)
+    prompts = simulated_prompts(truth, labels, kind, jitter, seed)
+    assert prompts is not None  # as the kind is not "none"
+    return prompts
+
+
+def _image_on(grid: ScanGrid) -> MetaTensor:
+    """An image of the scan's grid, whose voxels take no memory: what a label is laid on."""
+    meta = {
+        "original_affine": grid.affine,
+        "spatial_shape": np.asarray(grid.shape),
+        "guess": grid.guess,
+        "series_uid": grid.series,
+        "frame_uid": grid.frame,
+    }
+    voxels = torch.zeros(1).expand(1, *grid.shape)
+    return MetaTensor(voxels, affine=torch.from_numpy(grid.affine), meta=meta)
+
+
+def _scribbles(truth: Tensor, labels: Mapping[int, str]) -> SlicePrompts:
+    """Points inside on each slice, from voxels that a person drew; every label is followed.
+
+    Nothing in a label map says whether the slices between are meant. They are, as few people
+    scribble on all.
+    """
+    found: list[tuple[int, int, Tensor]] = []
+    for label in sorted(labels):
+        mask = truth == label
+        for z in mask.flatten(1).any(1).nonzero().flatten().tolist():
+            found.append((z, label, _spread_out(mask[z].nonzero().flip(1).double())))
+    found.sort(key=lambda each: each[:2])
+    if not found:
+        return SlicePrompts.none()
+    most = max(len(points) for *_, points in found)
+    points = torch.zeros(len(found), most, 2)
+    kinds = torch.full((len(found), most), -1)
+    for row, (*_, own) in enumerate(found):
+        points[row, : len(own)] = own.float() + 0.5
+        kinds[row, : len(own)] = 1
+    slices, ids = torch.tensor([each[:2] for each in found]).unbind(1)
+    return SlicePrompts(
+        slices=slices,
+        labels=ids,
+        boxes=torch.full((len(found), 4), torch.nan),
+        points=points,
+        point_labels=kinds,
+        objects=ids,
+        drawn=torch.ones(len(found), dtype=torch.bool),
+        spread=dict.fromkeys(ids.unique().tolist()),
+    )
+
+
+def _spread_out(pixels: Tensor) -> Tensor:
+    """At most `MOST_OF_A_SCRIBBLE` of pixels (N, 2): each next is the farthest from those taken.
+
+    The first is the nearest to their mean.
+    """
+    if len(pixels) <= MOST_OF_A_SCRIBBLE:
+        return pixels
+    taken = [int((pixels - pixels.mean(0)).square().sum(1).argmin())]
+    distance = torch.full((len(pixels),), torch.inf, dtype=pixels.dtype)
+    while len(taken) < MOST_OF_A_SCRIBBLE:
+        distance = distance.minimum((pixels - pixels[taken[-1]]).square().sum(1))
+        taken.append(int(distance.argmax()))
+    return pixels[taken]

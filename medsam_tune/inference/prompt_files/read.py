@@ -1,0 +1,118 @@
+"""Prompts in every form that people have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from medsam_tune.errors import DataError
+from medsam_tune.files import read_json
+from medsam_tune.inference.prompt_files.given import on_slices
+from medsam_tune.inference.prompt_files.label_maps import read_label_map
+from medsam_tune.inference.prompt_files.markups import is_markups, read_markups
+from medsam_tune.inference.prompt_files.ours import read_ours
+from medsam_tune.prompts import SlicePrompts
+from medsam_tune.slices.frames import ScanGrid
+
+
+def read_prompts(
+    source: str | Path | Mapping[str, Any],
+    grid: ScanGrid,
+    labels: Mapping[int, str],
+    *,
+    prompts_as: str = "slices",
+    jitter: float = 0.0,
+    seed: int = 0,
+) -> SlicePrompts:
+    """Prompts for the slices of one scan, from a file of any of three kinds.
+
+    **A prompt file**, JSON: `{"space": "voxel" | "world", "objects": [...]}`. An object has `label`
+    and one or more of
+
+        box3d   six bounds; voxel: i0, j0, k0, i1, j1, k1 of the file's own array, upper bounds
+                exclusive; world: two opposite corners in LPS millimetres
+        slices  in voxels, by index along the third axis of the file: `{"57": {"box": [i0, j0, i1,
+                j1], "points": [[i, j, 1], [i, j, 0]]}}`; not together with `box3d`. `"axis": "i"`
+                or `"j"` of the file takes another axis, `box` and `points` then have the other two
+        points  `[[i, j, k, 1]]`, in world `[[x, y, z, 1]]`: each lies on the nearest slice of the
+                model's plane
+
+    The last number of a point is 1 inside the object, 0 outside. An index of a point means the
+    centre of that voxel, as viewers show it; box [2, ..., 3, ...] is the whole of voxel 2. A box
+    that reaches out of the scan is cut off at its border, with a warning. What is on no slice of an
+    object's prompts stays empty, unless the object has
+
+        propagate    true: the object is followed from its prompts to the slices around them
+        range        with `propagate`, the slices that the object fills; voxel: [k0, k1] along the
+                     axis of the file that the model's slices run along, k1 exclusive; world: two
+                     points [x, y, z] on the first and on the last slice
+        interpolate  true: slices between boxes of `slices` get a box, each side linear
+
+    `comment` may stand anywhere. `name` of an object and `labels` of the file must agree with
+    `labels` here; `scan` (`size`, `spacing` in mm, `orientation`) with the grid, where prompts are
+    in voxels.
+
+    **Markups of 3D Slicer**, `.mrk.json`, by their content whatever their name. An ROI is a 3-D
+    box. The points of a list are an object for each label, which is followed. A line is a longest
+    diameter (RECIST): the box around the ellipse of which it is the long axis and three quarters of
+    it the short one, on the slice of the line, followed. The label is the one whose name (in any
+    case) or number the markup's name or the point's is; else the only label. A point is outside if
+    its label or description, or its list's name, has one of `names.OUTSIDE`; it belongs to the
+    objects of its list, else of its label, on the same slice. Points that are hidden or not placed
+    are left out.
+
+    **A label map** on the scan's grid, or what else `cases.labels.open` opens: the prompts that
+    `simulated_prompts` takes of it by `prompts_as`, or by "scribbles" its voxels as points inside,
+    at most 16 on a slice, from which each label is followed.
+
+    Args:
+        source: file, folder, or parsed content of a JSON file.
+        grid: grid of the scan.
+        labels: label id -> name; a prompt for another label is refused.
+        prompts_as: kind of prompts that a label map stands for: "slices", "box3d",
+            "interpolated:N", "middle", "middle-range", "points" or "scribbles". Other files say
+            themselves what they are.
+        jitter: with a label map, see `simulated_prompts`.
+        seed: seed of the jitter.
+
+    Returns:
+        prompts in the slice frame, by slice and then by label, one row at least.
+
+    Raises:
+        DataError: the file or one of its objects is wrong; names it and the reason.
+        ValueError: an unknown `prompts_as`.
+    """
+    if isinstance(source, Mapping):
+        return _of_json(source, grid, labels, "prompts", "")
+    path = Path(source)
+    if not path.is_file() and not path.is_dir():
+        raise DataError(
+            f"{path}: no such prompt file; expected JSON with 'space' and 'objects', markups of 3D "
+            "Slicer, or a label map. `medsam-tune prompts SCAN --output boxes.json` writes one to "
+            "fill in."
+        )
+    if path.is_file() and (path.suffix.lower() == ".json" or _holds_json(path)):
+        stem = path.name.removesuffix(path.suffix).removesuffix(".mrk")
+        return _of_json(read_json(path), grid, labels, str(path), stem)
+    return read_label_map(path, grid, labels, prompts_as, jitter, seed)
+
+
+def _of_json(
+    content: Mapping[str, Any], grid: ScanGrid, labels: Mapping[int, str], name: str, stem: str
+) -> SlicePrompts:
+    if is_markups(content):
+        objects = read_markups(content, grid, labels, name, stem)
+    else:
+        objects = read_ours(content, grid, labels, name)
+    return on_slices(objects, grid, name)
+
+
+def _holds_json(path: Path) -> bool:
+    """Whether a file begins as an object or a list of JSON, with or without a byte order mark."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(256)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}). Correct the path.") from error
+    return start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[")
