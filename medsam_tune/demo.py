@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from medsam_tune.bundle import run_bundle, training_configs
 from medsam_tune.cases.datalist import read_datalist, write_datalist
@@ -111,7 +112,7 @@ def draw_demo(folder: Path, tuned_run: Path, count: int = 2) -> list[Path]:
         columns, prompts = {"annotator": item["label"]}, {}
         for name, (model, kinds) in models.items():
             wanted = {kind: item["prompts"][kind] for kind in kinds}
-            found = inferer(item["image"], model, wanted)
+            found = cast(dict[str, Tensor], inferer(item["image"], model, wanted))
             for kind in kinds:
                 title = f"{name}, {parse_kind(kind).words}"
                 columns[title], prompts[title] = found[kind], wanted[kind]
