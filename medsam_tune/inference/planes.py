@@ -70,11 +70,12 @@ class Plane(Protocol):
             (N, ...) float embeddings on the network's device, one for each slice.
         """
 
-    def decode(self, embeddings: Tensor, asked: Asked) -> Answers:
+    def decode(self, embeddings: Tensor, where: Tensor, asked: Asked) -> Answers:
         """Masks of R prompts.
 
         Args:
-            embeddings: (R, ...) float, from `encode`, on any device: the slice of each prompt.
+            embeddings: (N, ...) float, from `encode`, on any device.
+            where: (R,) int64 index of each prompt's slice among the embeddings.
             asked: R prompts in the slice frame.
         """
 
@@ -99,9 +100,9 @@ class WholePlane:
         image = self.frame.image(slices.to(self.device).float() / 255)
         return self.network.encode(to_channels(image, self.network.base.in_channels))  # type: ignore[no-any-return]
 
-    def decode(self, embeddings: Tensor, asked: Asked) -> Answers:
+    def decode(self, embeddings: Tensor, where: Tensor, asked: Asked) -> Answers:
         """Masks of R prompts; see `Plane`."""
-        embeddings = embeddings.to(self.device)
+        embeddings = embeddings[where.to(embeddings.device)].to(self.device)
         given = {
             name: x[:, None].to(self.device) for name, x in asked._asdict().items() if x is not None
         }

@@ -178,7 +178,7 @@ def _masked(
 
         def work(part: Tensor, group: Sequence[Walk] = group) -> Answers:
             asked = _asked([group[row] for row in part.tolist()], rules)
-            return volume.plane.decode(embedding.expand(len(part), *embedding.shape[1:]), asked)
+            return volume.plane.decode(embedding, torch.zeros_like(part), asked)
 
         for part, answers in batch.each(torch.arange(len(group)), work):
             yield from _judged(z, [group[row] for row in part.tolist()], answers, rules)

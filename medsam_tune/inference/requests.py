@@ -80,8 +80,7 @@ class Request:
 
         def work(rows: Tensor) -> Answers:
             where = torch.searchsorted(chunk, self.rows.slices[rows])
-            found = embeddings[where.to(embeddings.device)]
-            return self._volume.plane.decode(found, self.asked.rows(rows))
+            return self._volume.plane.decode(embeddings, where, self.asked.rows(rows))
 
         for rows, answers in batch.each(torch.isin(self.rows.slices, chunk).nonzero()[:, 0], work):
             self._paint(rows, answers)

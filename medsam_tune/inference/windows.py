@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -73,35 +73,38 @@ class WindowedPlane:
             embedded.append(torch.cat([self.inner.encode(part) for part in parts]))
         return torch.stack(embedded)
 
-    def decode(self, embeddings: Tensor, asked: Asked) -> Answers:
+    def decode(self, embeddings: Tensor, where: Tensor, asked: Asked) -> Answers:
         """Masks of R prompts, as many windows at once as there are prompts; see `Plane`."""
+        embeddings = embeddings.flatten(0, 1)  # (N * V, D, G, G)
         points, kinds, wanted = self._shares(asked)
         pointed = (asked.point_labels == INSIDE).any(1) & (asked.point_labels < TOP_LEFT).all(1)
         views: list[dict[int, _View]] = [{} for _ in wanted]
-        pairs, prompts = wanted.nonzero(), (points[wanted], kinds[wanted])
+        pairs, points_of, kinds_of = wanted.nonzero(), points[wanted], kinds[wanted]
         while len(pairs):
             for part in torch.arange(len(pairs)).split(len(views)):
-                prompt = [each[part] for each in prompts]
-                for pair, view in self._answered(embeddings, asked, pairs[part], *prompt):
-                    views[pair[0]][pair[1]] = view
-            grown = [row for row in pairs[:, 0].unique().tolist() if pointed[row]]
+                row, window = pairs[part].unbind(1)
+                question = self._question(asked, pairs[part], points_of[part], kinds_of[part])
+                found = self.inner.decode(
+                    embeddings, where.cpu()[row] * len(self._places) + window, question
+                )
+                for n, (r, v) in enumerate(pairs[part].tolist()):
+                    presence = None if found.presence is None else found.presence[n]
+                    views[r][v] = _View(found.logits[n], found.quality[n], presence)
+            grown = [r for r in pairs[:, 0].unique().tolist() if pointed[r]]
             pairs, leads = self._beyond(views, grown)
-            where = pairs.unbind(1)
+            row, window = pairs.unbind(1)
             inside = torch.full((len(pairs), 1), INSIDE)
-            prompts = (
-                torch.cat([points[where], leads[:, None]], 1),
-                torch.cat([kinds[where], inside], 1),
-            )
+            points_of = torch.cat([points[row, window], leads[:, None]], 1)
+            kinds_of = torch.cat([kinds[row, window], inside], 1)
         alone = (asked.point_labels == PADDING).all(1).tolist()
-        found = [
+        joined = [
             self._joined(_sure(one) if by_class else one)
             for one, by_class in zip(views, alone, strict=True)
         ]
-        logits, quality, presence = zip(*found, strict=True)
         return Answers(
-            torch.stack(logits),
-            torch.stack(quality),
-            None if presence[0] is None else torch.stack(presence),
+            torch.stack([one.logits for one in joined]),
+            torch.stack([one.quality for one in joined]),
+            _stacked(joined),
         )
 
     def _shares(self, asked: Asked) -> tuple[Tensor, Tensor, Tensor]:
@@ -124,36 +127,21 @@ class WindowedPlane:
         wanted = touched | (kinds == INSIDE).any(2)
         return cut - low, kinds, wanted | ~wanted.any(1, keepdim=True)
 
-    def _answered(
-        self, embeddings: Tensor, asked: Asked, pairs: Tensor, points: Tensor, kinds: Tensor
-    ) -> Iterator[tuple[list[int], _View]]:
-        """Answers of M windows, each to its share of a prompt.
+    def _question(self, asked: Asked, pairs: Tensor, points: Tensor, kinds: Tensor) -> Asked:
+        """What M windows are asked.
 
         Args:
-            embeddings: (R, V, ...), see `decode`.
-            asked: R prompts, of which the class and the mask are taken.
+            asked: prompts, of which the class and the mask are taken.
             pairs: (M, 2) int64 prompt and window.
             points: (M, N, 2) float32 XY in the window's frame.
             kinds: (M, N) int64 labels of the points.
-
-        Yields:
-            prompt and window, and the answer.
         """
-        row, window = pairs.unbind(1)
         classes, masks = asked.classes, asked.masks
-        question = Asked(
-            points,
-            kinds,
-            None if classes is None else classes[row.to(classes.device)],
-            None
-            if masks is None
-            else torch.stack([self._cut(masks[r], v) for r, v in pairs.tolist()]),
-        )
-        seen = embeddings[row.to(embeddings.device), window.to(embeddings.device)]
-        found = self.inner.decode(seen, question)
-        for number, pair in enumerate(pairs.tolist()):
-            presence = None if found.presence is None else found.presence[number]
-            yield pair, _View(found.logits[number], found.quality[number], presence)
+        if classes is not None:
+            classes = classes[pairs[:, 0].to(classes.device)]
+        if masks is not None:
+            masks = torch.stack([self._cut(masks[r], v) for r, v in pairs.tolist()])
+        return Asked(points, kinds, classes, masks)
 
     def _beyond(self, views: list[dict[int, _View]], rows: list[int]) -> tuple[Tensor, Tensor]:
         """Windows beyond those that were asked, into which an object's mask leads.
@@ -187,11 +175,11 @@ class WindowedPlane:
         areas = torch.stack([(view.logits > 0).sum() for view in views.values()])
         weights = areas if areas.any() else torch.ones_like(areas)
         quality = torch.stack([view.quality for view in views.values()])
-        presence = [view.presence for view in views.values() if view.presence is not None]
+        presence = _stacked(views.values())
         return _View(
             self._blended(views),
             (quality * weights).sum() / weights.sum(),
-            torch.stack(presence).amax() if presence else None,
+            None if presence is None else presence.amax(),
         )
 
     def _blended(self, views: Mapping[int, _View]) -> Tensor:
@@ -222,6 +210,12 @@ class WindowedPlane:
         """(..., H, W) -> (..., h, w), a view of one window."""
         y, x = self._places[window]
         return image[..., y : y + self.window[0], x : x + self.window[1]]
+
+
+def _stacked(views: Iterable[_View]) -> Tensor | None:
+    """(M,) presence of M views, if the network tells it."""
+    presence = [view.presence for view in views if view.presence is not None]
+    return torch.stack(presence) if presence else None
 
 
 def _sure(views: dict[int, _View]) -> dict[int, _View]:

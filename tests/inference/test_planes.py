@@ -32,7 +32,7 @@ def test_answers_are_the_networks_in_the_slice_frame(tiny_sam: Build, squash: bo
         embeddings = plane.encode(SLICES)
         image = frame.image(SLICES.repeat(1, 3, 1, 1).float() / 255)
         torch.testing.assert_close(embeddings, sam.encode(image))
-        found = plane.decode(embeddings[WHERE], Asked(BOXES, CORNERS))
+        found = plane.decode(embeddings, WHERE, Asked(BOXES, CORNERS))
         boxes = frame.boxes(BOXES.flatten(1))[:, None]
         expected = sam.decode(embeddings[WHERE], Prompts(boxes=boxes))
     torch.testing.assert_close(found.logits, frame.logits(expected.logits)[:, 0])
@@ -52,12 +52,12 @@ def test_a_class_may_be_all_that_is_asked(tiny_sam: Build) -> None:
         for count in (0, 2):  # no points, or padding alone
             points, kinds = torch.zeros(6, count, 2), torch.full((6, count), -1)
             asked = Asked(points, kinds, classes)
-            found = plane.decode(embeddings.repeat_interleave(3, 0), asked)
+            found = plane.decode(embeddings, torch.tensor([0, 0, 0, 1, 1, 1]), asked)
             assert found.presence is not None
             torch.testing.assert_close(found.presence, expected.presence.flatten())
             torch.testing.assert_close(found.quality, expected.quality.flatten())
     with pytest.raises(ValueError, match="give the class of each prompt"):
-        plane.decode(embeddings[WHERE], Asked(BOXES, CORNERS))
+        plane.decode(embeddings, WHERE, Asked(BOXES, CORNERS))
 
 
 class Mirror:
@@ -80,7 +80,9 @@ def test_an_earlier_mask_is_asked_by_in_its_place() -> None:
     logits[1, 25:32, 50:64] = 2.0
     plane = WholePlane(Mirror(), (32, 64), ModelFrame((32, 64), 64))
     asked = Asked(torch.zeros(2, 0, 2), torch.zeros(2, 0), masks=logits)
-    torch.testing.assert_close(plane.decode(torch.zeros(2, 1, 16, 16), asked).logits, logits)
+    torch.testing.assert_close(
+        plane.decode(torch.zeros(1, 1, 16, 16), torch.tensor([0, 0]), asked).logits, logits
+    )
     padding = Mirror().decode  # what the network sees beside the slice
 
     def seen(embedding: torch.Tensor, prompts: Prompts) -> Masks:
@@ -89,7 +91,7 @@ def test_an_earlier_mask_is_asked_by_in_its_place() -> None:
         return padding(embedding, prompts)
 
     plane.network.decode = seen
-    plane.decode(torch.zeros(2, 1, 16, 16), asked)
+    plane.decode(torch.zeros(1, 1, 16, 16), torch.tensor([0, 0]), asked)
 
 
 def test_rows_of_what_is_asked() -> None:

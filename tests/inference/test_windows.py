@@ -92,8 +92,7 @@ def box(x0: float, y0: float, x1: float, y1: float) -> list[tuple[float, float, 
 
 def answer(network: Any, image: Tensor, asked: Asked, rules: ScanRules = RULES) -> Answers:
     plane = WindowedPlane(network, (image.shape[-2], image.shape[-1]), rules)
-    embedding = plane.encode(image)
-    return plane.decode(embedding.expand(len(asked.points), *embedding.shape[1:]), asked)
+    return plane.decode(plane.encode(image), torch.zeros(len(asked.points)).long(), asked)
 
 
 def asked_of(network: Bright) -> int:
@@ -130,8 +129,8 @@ def test_a_plane_that_fits_is_answered_as_a_whole(
     whole = WholePlane(sam, size, rules.frame(size, 96))
     windows = WindowedPlane(sam, size, rules)
     with torch.no_grad():
-        expected = whole.decode(whole.encode(image), asked)
-        found = windows.decode(windows.encode(image), asked)
+        expected = whole.decode(whole.encode(image), torch.tensor([1, 0]), asked)
+        found = windows.decode(windows.encode(image), torch.tensor([1, 0]), asked)
     assert windows.size == size
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
@@ -145,7 +144,8 @@ def test_a_side_within_the_window_is_whole(tiny_sam: Build) -> None:
     image[..., 72:168] = torch.randint(0, 256, (40, 96), dtype=torch.uint8)
     whole = WholePlane(sam, (40, 96), rules.frame((40, 96), 96))
     with torch.no_grad():
-        expected = whole.decode(whole.encode(image[..., 72:168]), prompt(box(10, 5, 50, 30)))
+        asked = prompt(box(10, 5, 50, 30))
+        expected = whole.decode(whole.encode(image[..., 72:168]), torch.tensor([0]), asked)
         found = answer(sam, image, prompt(box(82, 5, 122, 30)), rules)
     middle = found.logits[..., 72 + 24 : 168 - 24]  # seen by this window alone
     torch.testing.assert_close(middle, expected.logits[..., 24:-24], atol=1e-4, rtol=0)
@@ -288,7 +288,8 @@ def test_every_window_gets_its_class_and_its_part_of_the_mask() -> None:
     (first,) = network.asked
     assert first.classes.tolist() == [[1]]
     window = WholePlane(network, (32, 32), RULES.frame((32, 32), 32))
-    window.decode(torch.zeros(1, 1, 32, 32), asked._replace(masks=earlier[:, :32, :32]))
+    asked = asked._replace(masks=earlier[:, :32, :32])
+    window.decode(torch.zeros(1, 1, 32, 32), torch.tensor([0]), asked)
     assert torch.equal(first.masks, network.asked[-1].masks)
 
 
