@@ -42,7 +42,7 @@ KINDS = {
     "none": "no prompt",
 }
 HIPPOCAMPUS = ("--image-size", "128")
-TRAINING = ("epochs=10", "warmup_steps=50", "lr=1e-3", "val_interval=2")
+TRAINING = ("epochs=7", "warmup_steps=50", "lr=1e-3", "val_interval=7", "objects=6")
 RUNS = {
     "mixture": ("full", ()),
     "boxes": (
@@ -114,11 +114,11 @@ def table(summaries: dict[str, dict[str, Any]], kinds: list[str]) -> str:
 
 
 def hippocampus(scans: Path, work: Path) -> Path:
-    """48 training, 12 validation and 27 test patients."""
+    """40 training, 10 validation and 27 test patients."""
     datalist = work / "hippocampus.json"
     if not datalist.exists():
         data = split_cases(find_cases(scans), (0.7, 0.15, 0.15), seed=0)
-        few = replace(data, training=data.training[:48], validation=data.validation[:12])
+        few = replace(data, training=data.training[:40], validation=data.validation[:10])
         write_datalist(few, datalist)
     return datalist
 

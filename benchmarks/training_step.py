@@ -41,7 +41,7 @@ from medsam_tune.files import written_whole
 from medsam_tune.methods import METHODS, apply_method
 from medsam_tune.sam.build import architecture, build_sam
 from medsam_tune.sam.encoder import split_qkv
-from medsam_tune.training.losses import MaskLoss
+from medsam_tune.training.losses import mask_losses, shares
 
 RESULTS = Path(__file__).parent / "results"
 ENCODERS = ("stock encoder", "our encoder")
@@ -102,6 +102,11 @@ def stock_sam(name: str, size: int) -> Sam:
     )
 
 
+def mask_loss(logits: Tensor, masks: Tensor) -> Tensor:
+    """Dice and cross-entropy of (B, P, h, w) logits and (B, P, S, S) masks."""
+    return mask_losses(logits, shares(masks, logits)).mean()
+
+
 def stock_step(sam: Sam, image: Tensor, boxes: Tensor, masks: Tensor) -> Tensor:
     """The loop of the tutorials."""
     loss = image.new_zeros(())
@@ -113,7 +118,7 @@ def stock_step(sam: Sam, image: Tensor, boxes: Tensor, masks: Tensor) -> Tensor:
         logits, _ = sam.mask_decoder(
             embedding, sam.prompt_encoder.get_dense_pe(), sparse, dense, multimask_output=False
         )
-        loss = loss + MaskLoss()(logits[:, 0][None], masks[b][None])
+        loss = loss + mask_loss(logits[:, 0][None], masks[b][None])
     return loss / len(image)
 
 
@@ -143,7 +148,7 @@ def prepared(job: Job) -> tuple[nn.Module, Callable[[], Tensor], Callable[[], Te
             return sam, lambda: sam.image_encoder(image), lambda: stock.image_encoder(image)
         apply_method(sam.train(), job.row.partition(",")[0])
     sam.image_encoder.gradient_checkpointing = job.row.endswith("checkpointed")
-    return sam, lambda: MaskLoss()(sam(image, boxes), masks), None
+    return sam, lambda: mask_loss(sam(image, boxes), masks), None
 
 
 class Memory:

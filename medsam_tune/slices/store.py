@@ -82,7 +82,9 @@ class PreparedCase:
     constant: frozenset[int]
     content: str
     _arrays: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
-    _tight: dict[int, Any] = field(default_factory=dict, repr=False, compare=False)
+    _tight: dict[int, tuple[NDArray[np.int64], NDArray[np.float64]]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     @property
     def labels_in_slice(self) -> list[tuple[int, ...]]:
