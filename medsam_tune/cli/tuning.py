@@ -150,8 +150,22 @@ def predict(
     run: Run,
     output: Annotated[Path, typer.Option(help="Mask to write, .nii.gz, in the scan's own grid.")],
     prompts: Annotated[
-        Path | None, typer.Option(help="Prompt file, JSON. Not for runs with --no-prompt.")
+        Path | None,
+        typer.Option(
+            help="Prompt file, markups of 3D Slicer (.mrk.json), or a label map. None: every label "
+            "is found where the model says that it is."
+        ),
     ] = None,
+    prompts_as: Annotated[
+        str | None,
+        typer.Option(
+            help=f"What a label map stands for: {', '.join(KINDS[:-1])}, or scribbles. "
+            "Default: slices."
+        ),
+    ] = None,
+    separate: Annotated[
+        bool, typer.Option(help="Write a mask for each label, which may overlap.")
+    ] = False,
     series: Annotated[
         str | None,
         typer.Option(help="SeriesInstanceUID, or its end, if a DICOM folder holds several."),
@@ -162,10 +176,11 @@ def predict(
     bundle: Bundle = "volume",
     set_: Set = None,
 ) -> None:
-    """Segment a scan by its boxes, or every label without boxes."""
+    """Segment a scan by prompts of any kind, or every label without prompts."""
     overrides = {"run_dir": run, "scan": scan, "output": output}
     overrides |= given(prompts=prompts, series=series, checkpoint=checkpoint)
     overrides |= given(overwrite=overwrite or None, unfinished=unfinished or None)
+    overrides |= given(prompts_as=prompts_as, separate=separate or None)
     run_bundle(bundle, ["inference.yaml"], overrides | read_settings(set_, overrides))
     after_predict(scan, output)
 

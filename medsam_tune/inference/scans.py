@@ -49,6 +49,8 @@ class LoadPromptedScan:
         labels: label id -> name; prompts may use these.
         mending: choice of faults to mend, as in training; by default all are refused.
         prompted: True if the model needs prompts, False if it takes none, None if either may come.
+        reading: how a label map among the prompts is read: `prompts_as`, `jitter` and `seed` of
+            `read_prompts`.
     """
 
     def __init__(
@@ -57,11 +59,13 @@ class LoadPromptedScan:
         labels: Mapping[int, str],
         mending: Mending | None = None,
         prompted: bool | None = None,
+        reading: Mapping[str, Any] | None = None,
     ) -> None:
         self.rules = rules
         self.labels = labels
         self.mending = mending
         self.prompted = prompted
+        self.reading = dict(reading or {})
 
     def __call__(self, item: Mapping[str, Any]) -> PromptedScan:
         """Read one scan.
@@ -93,7 +97,9 @@ class LoadPromptedScan:
         return PromptedScan(
             case=case.id,
             image=slices,
-            prompts=None if prompts is None else read_prompts(prompts, grid, self.labels),
+            prompts=None
+            if prompts is None
+            else read_prompts(prompts, grid, self.labels, **self.reading),
             grid=grid,
         )
 

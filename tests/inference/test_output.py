@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from ignite.engine import Engine
 
 from medsam_tune.errors import DataError
 from medsam_tune.formats.open import load_image
-from medsam_tune.inference.output import write_mask
+from medsam_tune.inference.aftercare import Aftercare
+from medsam_tune.inference.output import WriteMask, mask_paths, refuse_taken_masks, write_mask
 from medsam_tune.slices.cut import grid_of
 from medsam_tune.slices.frames import ScanGrid
 from medsam_tune.slices.intensity import Window
@@ -86,3 +89,46 @@ def test_row_76_ids_of_a_mask(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"^label ids from 0 to 2147483648; expected 0 to 21474836"):
         write_mask(labels + (labels > 0), LPS_GRID, tmp_path / "other.nii.gz")
     assert [path.name for path in tmp_path.iterdir()] == ["mask.nii.gz"]
+
+
+def test_masks_of_labels_have_files_of_their_own(tmp_path: Path) -> None:
+    labels = {1: "liver", 2: "left/kidney: 3 cm", 30: "../.."}
+    paths = mask_paths(tmp_path / "a.b.nii.gz", labels)
+    assert [path.name for path in paths.values()] == [
+        "a.b_1_liver.nii.gz",
+        "a.b_2_left_kidney_3_cm.nii.gz",
+        "a.b_30_.._...nii.gz",
+    ]
+    assert {path.parent for path in paths.values()} == {tmp_path}
+    masks = {1: torch.zeros(6, 12, 10, dtype=torch.bool), 2: torch.ones(6, 12, 10) > 0}
+    engine = Engine(lambda *_: {"pred": masks})
+    WriteMask(tmp_path / "a.b.nii.gz", labels).attach(engine)
+    engine.run([SimpleNamespace(grid=LPS_GRID)])
+    assert {path.name for path in tmp_path.iterdir()} == {paths[1].name, paths[2].name}
+    assert np.asarray(nib.load(paths[2]).dataobj).sum() == 720
+    assert nib.load(paths[2]).get_data_dtype() == np.uint8
+
+
+def test_what_is_there_is_refused_before_the_work(tmp_path: Path) -> None:
+    path, labels = tmp_path / "mask.nii.gz", {1: "liver", 2: "spleen"}
+    refuse_taken_masks(path, labels)
+    refuse_taken_masks(path, labels, separate=True)
+    (tmp_path / "mask_2_spleen.nii.gz").touch()
+    refuse_taken_masks(path, labels)
+    with pytest.raises(DataError, match=r"mask_2_spleen\.nii\.gz: is there already"):
+        refuse_taken_masks(path, labels, separate=True)
+    refuse_taken_masks(path, labels, separate=True, overwrite=True)
+    with pytest.raises(DataError, match="is an input"):
+        refuse_taken_masks(path, labels, True, True, [tmp_path / "mask_2_spleen.nii.gz"])
+    with pytest.raises(DataError, match=r"mask\.mha: expected a name that ends in"):
+        refuse_taken_masks(tmp_path / "mask.mha", labels)
+
+
+def test_the_mask_is_cleaned_in_the_scans_own_grid(tmp_path: Path) -> None:
+    labels = torch.zeros(6, 12, 10, dtype=torch.int16)
+    labels[1:3, 2:8, 5:9] = 1
+    labels[5, 11, 0] = 1
+    path = tmp_path / "mask.nii.gz"
+    spacing = float(np.prod(LPS_GRID.spacing))  # mm3 of a voxel
+    assert write_mask(labels, LPS_GRID, path, Aftercare(min_volume_ml=2 * spacing / 1000)) == 48
+    assert write_mask(labels, LPS_GRID, path, Aftercare(min_volume_ml=spacing / 1000)) == 49
