@@ -48,7 +48,7 @@ class Deformation:
             # By rank, as float32 does not hold every label id.
             found = label.as_tensor()
             ids = torch.cat([found.new_zeros(1), found.unique()]).unique()
-            values["label"] = torch.searchsorted(ids, found).float()
+            values["label"] = torch.searchsorted(ids, found.contiguous()).float()
         moved = elastic(values)
         image = MetaTensor(torch.as_tensor(moved["image"]), meta=dict(image.meta))
         if label is None:
