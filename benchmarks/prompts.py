@@ -210,7 +210,8 @@ def main() -> None:
         ]
         text += (
             f"\n\nMONAI's `BasicUNet` in 2-D ({found['parameters']:,} parameters, from nothing) on "
-            f"the same slices, with the same augmentation, for {found['minutes']:.0f} minutes of one "
+            "the same slices, with the same augmentation, for "
+            f"{found['minutes']:.0f} minutes of one "
             "core, "
             f"as *mixture* took: {', '.join(dice)}, mean {found['mean_dice']:.3f} "
             f"(`python benchmarks/unet.py`). *mixture* without prompts: "
