@@ -340,12 +340,12 @@ REFUSED = [
     ),
     pytest.param(
         objects({"label": 2, "box3d": GOOD}, {"label": 1, "points": [[1, 2, 3, 0]]}),
-        "object 1: on slice 3 of the model it has only points outside of it",
+        "object 1: on slice 3 it has only points outside of it",
         id="only-outside",
     ),
     pytest.param(
         objects({**FOLLOWED, "points": [[1, 2, 4, 0]]}),
-        "object 0: on slice 4 of the model it has only points outside of it",
+        "object 0: on slice 4 it has only points outside of it",
         id="only-outside-on-a-slice",
     ),
     pytest.param(
@@ -423,6 +423,11 @@ def test_refused_prompts(content: dict[str, Any], message: str) -> None:
         read_prompts(content, LPS_GRID, LABELS)
 
 
+def test_slices_are_named_as_the_file_counts_them() -> None:
+    with pytest.raises(DataError, match="object 0: on slice 4 it has only points outside"):
+        read_prompts(objects({"label": 1, "points": [[1, 2, 4, 0]]}), FLIPPED, LABELS)
+
+
 def test_slices_of_another_axis_are_refused() -> None:
     content = objects({"label": 1, "slices": {"3": {"box": [1, 2, 5, 8]}}})
     with pytest.raises(DataError, match=r"along axis k of the file, and .* along axis j; give a"):
@@ -442,6 +447,11 @@ def test_refused_prompt_files(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(DataError, match=rf"prompts\.json: {message}"):
             read_prompts(path, LPS_GRID, LABELS)
+    (text := tmp_path / "boxes.csv").write_text("1, 2, 3, 5, 8, 5")
+    with pytest.raises(DataError, match=r"boxes\.csv: neither JSON nor a label map"):
+        read_prompts(text, LPS_GRID, LABELS)
+    text.write_text(json.dumps(objects({"label": 1, "box3d": GOOD})))
+    assert len(read_prompts(text, LPS_GRID, LABELS)) == 2
 
 
 def test_limits(monkeypatch: pytest.MonkeyPatch) -> None:

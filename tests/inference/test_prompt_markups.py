@@ -204,6 +204,11 @@ def test_slicers_numbers_are_no_labels() -> None:
     assert read(points("F", point([2, 6, 12], "2"))).labels == 2
 
 
+def test_formats_of_strangers_take_no_time() -> None:
+    strange = points("liver", point([2, 6, 12], "1" * 10_000 + "x"), labelFormat="%d" * 10_000)
+    assert read(strange).labels.tolist() == [1]
+
+
 def test_what_names_mean() -> None:
     names = Names({1: "left kidney", 2: "Tumor 2", 3: "background tissue", 4: "???", 5: "n"})
     for text, meaning in {
