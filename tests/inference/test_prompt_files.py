@@ -147,6 +147,15 @@ def test_points_of_an_object_lie_on_slices_of_any_plane(grid: ScanGrid) -> None:
     torch.testing.assert_close(there.points, found.points)
 
 
+def test_points_on_the_border_are_inside() -> None:
+    """Millimetres are rounded."""
+    low, high = [-1.001, -1.501, -2.001], [19.001, 34.501, 22.001]  # mm, of LPS_GRID's outer faces
+    items = [{"label": 1, "points": [[*corner, 1]]} for corner in (low, high)]
+    found = read_prompts(objects(*items, space="world"), LPS_GRID, LABELS)
+    assert found.slices.tolist() == [0, 5]
+    assert found.points.tolist() == [[[0, 0]], [[10, 12]]]
+
+
 def test_points_beside_a_box_in_three_dimensions() -> None:
     item = {"label": 1, "box3d": GOOD, "points": [[2, 3, 3, 0], [2, 3, 4, 1]]}
     found = read_prompts(objects(item), LPS_GRID, LABELS)
@@ -228,6 +237,12 @@ def test_resampled_slices() -> None:
     assert fewer.slices.tolist() == [1]  # one row: the box around both
     assert fewer.boxes.tolist() == [[0.5, 1, 3, 8]]
     assert fewer.points.tolist() == [[[0.25, 0.5]]]
+    box = read_prompts(
+        objects({"label": 1, "box3d": [1, 2, 2, 5, 8, 4]}),
+        replace(LPS_GRID, size=(10, 12, 3)),
+        LABELS,
+    )
+    assert box.drawn.tolist() == [True]  # it lies on one slice alone
     more = read_prompts(content, replace(LPS_GRID, size=(10, 12, 12)), LABELS)
     assert more.slices.tolist() == [4, 5, 6, 7]
     assert more.point_labels.flatten().tolist() == [-1, -1, -1, 0]
