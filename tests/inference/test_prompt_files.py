@@ -479,8 +479,10 @@ def test_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(given, "MOST_ON_SLICES", 4)
     assert len(read(box)) == 2
     assert len(read(points)) == 2  # two rows of two points, one of which is padding
-    with pytest.raises(DataError, match=r"^prompts: 5 prompts on slices; at most 4 are taken"):
-        read(between)
+    with monkeypatch.context() as patched:
+        patched.delattr(given, "interpolated")  # refused before the boxes are made
+        with pytest.raises(DataError, match=r"^prompts: 5 prompts on slices; at most 4 are taken"):
+            read(between)
     monkeypatch.setattr(given, "MOST_ON_SLICES", 3)
     with pytest.raises(DataError, match=r"^prompts: 4 prompts on slices"):
         read(points)

@@ -77,6 +77,11 @@ def test_a_region_is_a_3d_box() -> None:
             {"orientation": [0, 1, 0, -1, 0, 0, 0, 0, 1], "size": [18.0, 8.0, 8.0]},
             id="turned-by-90",
         ),
+        pytest.param(
+            # sides in columns: they go along y, z and x
+            {"orientation": [0, 0, 1, 1, 0, 0, 0, 1, 0], "size": [18.0, 8.0, 8.0]},
+            id="sides-in-another-order",
+        ),
         pytest.param({"orientation": None}, id="no-orientation"),
         pytest.param({"name": "LIVER "}, id="case"),
         pytest.param({"name": "1"}, id="number"),
