@@ -194,6 +194,10 @@ class ScanGrid:
         """Axis of the file's array (0, 1 or 2) along which the slices are stacked."""
         return self._order[2]
 
+    def index_in_file(self, z: int) -> int:
+        """Index along `slice_axis` of the file's array of slice z's centre."""
+        return int(self.points_from_slices(np.array([0.0, 0, z + 0.5]))[self.slice_axis])
+
 
 def _corners(box: NDArray[np.float64]) -> NDArray[np.float64]:
     """Two opposite corners (..., 2, 3) of boxes (..., 6)."""

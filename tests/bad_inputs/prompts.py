@@ -280,7 +280,7 @@ INPUTS: tuple[BadInput, ...] = (
         object_of(points=[[4, 4, 3, 0]]),
         prompts,
         sam_point(4, 4, label=0),
-        r"^prompts: object 0: on slice 3 of the model it has only points outside of it",
+        r"^prompts: object 0: on slice 3 it has only points outside of it",
     ),
     BadInput(
         49,

@@ -147,6 +147,15 @@ def test_points_of_an_object_lie_on_slices_of_any_plane(grid: ScanGrid) -> None:
     torch.testing.assert_close(there.points, found.points)
 
 
+def test_points_on_the_border_are_inside() -> None:
+    """Millimetres are rounded."""
+    low, high = [-1.001, -1.501, -2.001], [19.001, 34.501, 22.001]  # mm, of LPS_GRID's outer faces
+    items = [{"label": 1, "points": [[*corner, 1]]} for corner in (low, high)]
+    found = read_prompts(objects(*items, space="world"), LPS_GRID, LABELS)
+    assert found.slices.tolist() == [0, 5]
+    assert found.points.tolist() == [[[0, 0]], [[10, 12]]]
+
+
 def test_points_beside_a_box_in_three_dimensions() -> None:
     item = {"label": 1, "box3d": GOOD, "points": [[2, 3, 3, 0], [2, 3, 4, 1]]}
     found = read_prompts(objects(item), LPS_GRID, LABELS)
@@ -228,6 +237,12 @@ def test_resampled_slices() -> None:
     assert fewer.slices.tolist() == [1]  # one row: the box around both
     assert fewer.boxes.tolist() == [[0.5, 1, 3, 8]]
     assert fewer.points.tolist() == [[[0.25, 0.5]]]
+    box = read_prompts(
+        objects({"label": 1, "box3d": [1, 2, 2, 5, 8, 4]}),
+        replace(LPS_GRID, size=(10, 12, 3)),
+        LABELS,
+    )
+    assert box.drawn.tolist() == [True]  # it lies on one slice alone
     more = read_prompts(content, replace(LPS_GRID, size=(10, 12, 12)), LABELS)
     assert more.slices.tolist() == [4, 5, 6, 7]
     assert more.point_labels.flatten().tolist() == [-1, -1, -1, 0]
@@ -340,12 +355,12 @@ REFUSED = [
     ),
     pytest.param(
         objects({"label": 2, "box3d": GOOD}, {"label": 1, "points": [[1, 2, 3, 0]]}),
-        "object 1: on slice 3 of the model it has only points outside of it",
+        "object 1: on slice 3 it has only points outside of it",
         id="only-outside",
     ),
     pytest.param(
         objects({**FOLLOWED, "points": [[1, 2, 4, 0]]}),
-        "object 0: on slice 4 of the model it has only points outside of it",
+        "object 0: on slice 4 it has only points outside of it",
         id="only-outside-on-a-slice",
     ),
     pytest.param(
@@ -423,6 +438,11 @@ def test_refused_prompts(content: dict[str, Any], message: str) -> None:
         read_prompts(content, LPS_GRID, LABELS)
 
 
+def test_slices_are_named_as_the_file_counts_them() -> None:
+    with pytest.raises(DataError, match="object 0: on slice 4 it has only points outside"):
+        read_prompts(objects({"label": 1, "points": [[1, 2, 4, 0]]}), FLIPPED, LABELS)
+
+
 def test_slices_of_another_axis_are_refused() -> None:
     content = objects({"label": 1, "slices": {"3": {"box": [1, 2, 5, 8]}}})
     with pytest.raises(DataError, match=r"along axis k of the file, and .* along axis j; give a"):
@@ -442,6 +462,11 @@ def test_refused_prompt_files(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(DataError, match=rf"prompts\.json: {message}"):
             read_prompts(path, LPS_GRID, LABELS)
+    (text := tmp_path / "boxes.csv").write_text("1, 2, 3, 5, 8, 5")
+    with pytest.raises(DataError, match=r"boxes\.csv: neither JSON nor a label map"):
+        read_prompts(text, LPS_GRID, LABELS)
+    text.write_text(json.dumps(objects({"label": 1, "box3d": GOOD})))
+    assert len(read_prompts(text, LPS_GRID, LABELS)) == 2
 
 
 def test_limits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -454,8 +479,10 @@ def test_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(given, "MOST_ON_SLICES", 4)
     assert len(read(box)) == 2
     assert len(read(points)) == 2  # two rows of two points, one of which is padding
-    with pytest.raises(DataError, match=r"^prompts: 5 prompts on slices; at most 4 are taken"):
-        read(between)
+    with monkeypatch.context() as patched:
+        patched.delattr(given, "interpolated")  # refused before the boxes are made
+        with pytest.raises(DataError, match=r"^prompts: 5 prompts on slices; at most 4 are taken"):
+            read(between)
     monkeypatch.setattr(given, "MOST_ON_SLICES", 3)
     with pytest.raises(DataError, match=r"^prompts: 4 prompts on slices"):
         read(points)

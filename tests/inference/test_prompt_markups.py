@@ -77,6 +77,11 @@ def test_a_region_is_a_3d_box() -> None:
             {"orientation": [0, 1, 0, -1, 0, 0, 0, 0, 1], "size": [18.0, 8.0, 8.0]},
             id="turned-by-90",
         ),
+        pytest.param(
+            # sides in columns: they go along y, z and x
+            {"orientation": [0, 0, 1, 1, 0, 0, 0, 1, 0], "size": [18.0, 8.0, 8.0]},
+            id="sides-in-another-order",
+        ),
         pytest.param({"orientation": None}, id="no-orientation"),
         pytest.param({"name": "LIVER "}, id="case"),
         pytest.param({"name": "1"}, id="number"),
@@ -202,6 +207,11 @@ def test_slicers_numbers_are_no_labels() -> None:
     assert read(points("kidney", point([2, 6, 12], "kidney-2")), labels=kidneys).labels == 1
     assert read(points("F", point([2, 6, 12], "kidney-2")), labels=kidneys).labels == 2
     assert read(points("F", point([2, 6, 12], "2"))).labels == 2
+
+
+def test_formats_of_strangers_take_no_time() -> None:
+    strange = points("liver", point([2, 6, 12], "1" * 10_000 + "x"), labelFormat="%d" * 10_000)
+    assert read(strange).labels.tolist() == [1]
 
 
 def test_what_names_mean() -> None:

@@ -118,7 +118,7 @@ def on_slices(objects: Sequence[GivenObject], grid: ScanGrid, name: str) -> Slic
     boxes = _between(_merged(_boxes_on_slices(objects, grid, name)), objects, name)
     points = _points_on_slices(objects, grid)
     prompts = _rows(boxes, points, np.array([each.label for each in objects]), name)
-    _refuse_outside_alone(prompts, objects)
+    _refuse_outside_alone(prompts, objects, grid)
     _warn_of_gaps(prompts, objects, name)
     return replace(prompts, spread=_spread(prompts, objects, grid))
 
@@ -292,15 +292,17 @@ def _rows(boxes: _Boxes, points: _Points, labels: _Ints, name: str) -> SliceProm
     )
 
 
-def _refuse_outside_alone(prompts: SlicePrompts, objects: Sequence[GivenObject]) -> None:
+def _refuse_outside_alone(
+    prompts: SlicePrompts, objects: Sequence[GivenObject], grid: ScanGrid
+) -> None:
     """Refuse a slice of an object that says only where the object is not."""
     alone = ~prompts.boxed & ~(prompts.point_labels == 1).any(1)
     for row in alone.nonzero().flatten()[:1].tolist():
         each = objects[int(prompts.objects[row])]
         raise DataError(
-            f"{each.where}: on slice {int(prompts.slices[row])} of the model it has only points "
-            "outside of it; expected a box, or a point inside, on each slice with points. Add one "
-            "there, or move the points."
+            f"{each.where}: on slice {grid.index_in_file(int(prompts.slices[row]))} it has only "
+            "points outside of it; expected a box, or a point inside, on each slice with points. "
+            "Add one there, or move the points."
         )
 
 

@@ -30,6 +30,9 @@ SHORT_AXIS = 0.75
 MOST_TILT = 2.0
 """Largest accepted distance of a line's two ends across the slices, in slices."""
 
+LONGEST_TEXT = 500
+"""Letters of a name, a label or a description that are looked at."""
+
 _LISTS = ("Fiducial", "PointList")
 _KINDS = ("ROI", "Line", *_LISTS)
 _Vector = NDArray[np.float64]
@@ -132,7 +135,7 @@ def read_markups(
 
 def _text(content: Mapping[str, Any], key: str) -> str:
     value = content.get(key)
-    return value if isinstance(value, str) else ""
+    return value[:LONGEST_TEXT] if isinstance(value, str) else ""
 
 
 def _markup(item: object, where: str, stem: str) -> _Markup:
@@ -204,8 +207,8 @@ def _points_of_list(
 def _is_numbered(text: str, markup: _Markup) -> bool:
     """Whether Slicer made a point's label of its list's name and a number; it then says nothing."""
     form = _text(markup.content, "labelFormat") or "%N-%d"
-    name, number = re.escape(markup.name), r"\d+"
-    pattern = re.escape(form[:200]).replace("%N", name).replace("%d", number)
+    # one number: a pattern of many takes for ever on a name of digits
+    pattern = re.escape(form).replace("%N", re.escape(markup.name)).replace("%d", r"\d+", 1)
     return re.fullmatch(pattern, text) is not None
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from medsam_tune.errors import DataError
 from medsam_tune.files import read_json
+from medsam_tune.formats.open import dicom_modality, format_of
 from medsam_tune.inference.prompt_files.given import on_slices
 from medsam_tune.inference.prompt_files.label_maps import read_label_map
 from medsam_tune.inference.prompt_files.markups import is_markups, read_markups
@@ -81,7 +82,7 @@ def read_prompts(
 
     Raises:
         DataError: the file or one of its objects is wrong; names it and the reason.
-        ValueError: an unknown `prompts_as`.
+        ValueError: with a label map, a `prompts_as` that it cannot give.
     """
     if isinstance(source, Mapping):
         return _of_json(source, grid, labels, "prompts", "")
@@ -95,6 +96,11 @@ def read_prompts(
     if path.is_file() and (path.suffix.lower() == ".json" or _holds_json(path)):
         stem = path.name.removesuffix(path.suffix).removesuffix(".mrk")
         return _of_json(read_json(path), grid, labels, str(path), stem)
+    if path.is_file() and format_of(path) is None and not dicom_modality(path):
+        raise DataError(
+            f"{path}: neither JSON nor a label map in a format that scans have; expected a prompt "
+            "file, markups of 3D Slicer (.mrk.json), or a label map. Export it as one of these."
+        )
     return read_label_map(path, grid, labels, prompts_as, jitter, seed)
 
 

@@ -109,7 +109,6 @@ def _object(
 def _slice(row: SlicePrompts, grid: ScanGrid) -> tuple[str, dict[str, Any]]:
     """Index along the slices' axis of the file, and what is drawn there, of one row."""
     axis, z = grid.slice_axis, int(row.slices[0])
-    key = int(grid.points_from_slices(np.array([0.0, 0, z + 0.5]))[axis])
     drawn: dict[str, Any] = {}
     if row.boxed.all():
         x0, y0, x1, y1 = row.boxes[0].tolist()
@@ -122,7 +121,7 @@ def _slice(row: SlicePrompts, grid: ScanGrid) -> tuple[str, dict[str, Any]]:
         flat = np.delete(grid.points_from_slices(xyz) - 0.5, axis, axis=1)
         kinds = row.point_labels[0][given].tolist()
         drawn["points"] = [[*_plain(p), kind] for p, kind in zip(flat, kinds, strict=True)]
-    return str(key), drawn
+    return str(grid.index_in_file(z)), drawn
 
 
 def _plain(values: np.ndarray) -> list[float]:
