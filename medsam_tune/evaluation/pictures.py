@@ -66,8 +66,7 @@ def draw_overlays(
                 _outline(axis, (maps[z] == label).cpu().numpy(), colour)
             if (given := (prompts or {}).get(title)) is not None:
                 _draw_prompts(axis, given, z, colours)
-            axis.set_xticks([])
-            axis.set_yticks([])
+            axis.set(xticks=[], yticks=[], xlim=(-1, width), ylim=(height, -1))
             if row == 0:
                 dice = None if maps is truth else _mean_dice(maps, truth, labels)
                 score = "" if dice is None else f"\nDice {dice:.2f}"

@@ -175,6 +175,13 @@ def test_overlays_of_the_first_cases(tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.png", "b.png"]
 
 
+def test_all_columns_show_the_same_part(tmp_path: Path, figures: list[Figure]) -> None:
+    columns = {"truth": truth(), "model": truth() * 0}
+    draw_overlays(tmp_path / "a.png", image(), columns, LABELS)
+    shown = {(axis.get_xlim(), axis.get_ylim()) for axis in figures[0].axes}
+    assert shown == {((-1, 50), (40, -1))}
+
+
 def test_row_101_each_kind_has_its_column_and_name(tmp_path: Path, figures: list[Figure]) -> None:
     run(Overlays(tmp_path, LABELS), [batch("a", None, "slices", "box3d", "none")])
     titles = [axis.get_title().partition("\n")[0] for axis in figures[0].axes]
