@@ -258,6 +258,8 @@ _EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "val_interval": _whole(1),
     "checkpoint_minutes": _number(0),
     "slice_batch": _whole(1),
+    "prompt_batch": _whole(1),
+    "embedding_budget": _whole(0),
     "gradient_checkpointing": _SWITCH,
     "compile": _SWITCH,
     "resume": _SWITCH,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import cast
 
 from monai.data import MetaTensor
@@ -38,17 +39,34 @@ def load_case(
         says what was changed.
 
     Raises:
-        DataError: a refusal of `load_image`, `check_image`, `check_expected`, or the label's kind.
+        DataError: a refusal of `load_image`, `check_scan`, or the label's kind.
     """
     mending = mending or Mending()
     with about(f"case {case.id}"):
         image = load_image(case.image, mending, case.series)
-        _fill(image, mending.fill_nan)
-        check_image(image, case.image)
-        check_expected(image, expected or Expected(), case.image)
+        check_scan(image, case.image, mending, expected)
         if case.label is None:
             return image, None
         return image, open_label(case.label).onto(image, case.image, labels, mending)
+
+
+def check_scan(
+    image: MetaTensor, path: Path, mending: Mending, expected: Expected | None = None
+) -> None:
+    """Mend and check an image as every scan is, whatever it came from.
+
+    Args:
+        image: (C, X, Y, Z) float32; mended in place.
+        path: file that it came from, for messages.
+        mending: choice of faults to mend.
+        expected: modality and unit that it must have; by default any.
+
+    Raises:
+        DataError: a refusal of `check_image` or `check_expected`.
+    """
+    _fill(image, mending.fill_nan)
+    check_image(image, path)
+    check_expected(image, expected or Expected(), path)
 
 
 def voxel_hash(image: MetaTensor) -> str:

@@ -40,7 +40,8 @@ class VolumeInferer(Inferer):
         drop_absent: leave a mask out where the prompt was not drawn on that slice and the network
             says that its label is not there.
         separate: give a mask for each label, which may overlap, instead of a label map.
-        memory: bytes of embeddings and logits in memory; beyond it they are in a temporary file.
+        embedding_budget: bytes of embeddings and logits in memory; beyond it they are in a
+            temporary file.
         progress: show it on standard error.
     """
 
@@ -53,7 +54,7 @@ class VolumeInferer(Inferer):
         propagation: Propagation | None = None,
         drop_absent: bool = True,
         separate: bool = False,
-        memory: int = MEMORY,
+        embedding_budget: int = MEMORY,
         progress: bool = False,
     ) -> None:
         self.labels = sorted(labels)
@@ -61,7 +62,7 @@ class VolumeInferer(Inferer):
         self.propagation = propagation or Propagation()
         self.drop_absent = drop_absent
         self.separate = separate
-        self.memory = memory
+        self.embedding_budget = embedding_budget
         self.progress = progress
         self._slices = Batch(slice_batch, "slice")
         self._prompts = Batch(prompt_batch, "prompt")
@@ -95,7 +96,7 @@ class VolumeInferer(Inferer):
         several = prompts if isinstance(prompts, Mapping) else {"": prompts}
         followed = any(one is not None and one.spread for one in several.values())
         volume = self.open(inputs, network, keep=followed)
-        found = self.segment(volume, network, several)
+        found = self.segment(volume, network, several, self.separate)
         return found if isinstance(prompts, Mapping) else found[""]
 
     def open(self, inputs: Tensor, network: Any, keep: bool = True) -> EmbeddedVolume:
@@ -107,10 +108,14 @@ class VolumeInferer(Inferer):
             keep: keep the embeddings for later prompts.
         """
         plane = plane_for(network, (inputs.shape[-2], inputs.shape[-1]), self.rules)
-        return EmbeddedVolume(inputs, plane, self._slices, Spool(self.memory), keep)
+        return EmbeddedVolume(inputs, plane, self._slices, Spool(self.embedding_budget), keep)
 
     def segment(
-        self, volume: EmbeddedVolume, network: Any, prompts: Mapping[str, SlicePrompts | None]
+        self,
+        volume: EmbeddedVolume,
+        network: Any,
+        prompts: Mapping[str, SlicePrompts | None],
+        separate: bool = False,
     ) -> dict[str, Labels]:
         """Answer several prompts; several threads may do so. See `__call__`.
 
@@ -118,6 +123,7 @@ class VolumeInferer(Inferer):
             volume: volume from `open`, for the same network.
             network: a `PromptableSam`.
             prompts: name -> prompts, or None.
+            separate: give a mask for each label.
         """
         classes = self.labels if network.classes else []
         if len(classes) != network.classes:
@@ -127,7 +133,7 @@ class VolumeInferer(Inferer):
             )
         margin = self.propagation.margin
         requests = {
-            name: Request(volume, one, classes, self.separate, self.drop_absent, margin)
+            name: Request(volume, one, classes, separate, self.drop_absent, margin)
             for name, one in prompts.items()
         }
         try:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from ignite.engine import Engine, Events
+from numpy.typing import NDArray
 from torch import Tensor
 
 from medsam_tune.errors import DataError
@@ -46,12 +47,35 @@ class WriteMask:
         """Write the mask after each scan."""
         state: Any = engine.state
         found = state.output["pred"]
-        masks = found if isinstance(found, dict) else {None: found}
-        paths = mask_paths(self.path, self.labels)
-        for label, mask in masks.items():
-            path = Path(self.path) if label is None else paths[label]
-            voxels = write_mask(mask, state.batch.grid, path, self.aftercare)
+        for path, voxels in write_masks(
+            found, state.batch.grid, self.path, self.labels, self.aftercare
+        ).items():
             engine.logger.info(f"{path}: {voxels} voxels of the scan are in the mask")
+
+
+def write_masks(
+    found: Tensor | Mapping[int, Tensor],
+    grid: ScanGrid,
+    path: str | Path,
+    labels: Mapping[int, str],
+    aftercare: Aftercare | None = None,
+) -> dict[Path, int]:
+    """Write a label map, or a mask for each label; see `write_mask`.
+
+    Args:
+        found: (Z, H, W) integer label slices, or label id -> (Z, H, W) bool.
+        grid: grid of the scan.
+        path: file to write; of masks by label, see `mask_paths`.
+        labels: label id -> name.
+        aftercare: what is done to the masks; nothing by default.
+
+    Returns:
+        file -> number of its voxels that are not 0.
+    """
+    if isinstance(found, Tensor):
+        return {Path(path): write_mask(found, grid, path, aftercare)}
+    paths = mask_paths(path, labels)
+    return {paths[k]: write_mask(mask, grid, paths[k], aftercare) for k, mask in found.items()}
 
 
 def mask_paths(path: str | Path, labels: Mapping[int, str]) -> dict[int, Path]:
@@ -116,11 +140,19 @@ def write_mask(
     path = Path(path)
     if not path.name.endswith(_ENDINGS):
         raise DataError(f"{path}: expected a name that ends in .nii or .nii.gz.")
+    array = on_grid(labels, grid, aftercare)
+    nifti.write(path, array, grid.affine, grid.codes)
+    return int(np.count_nonzero(array))
+
+
+def on_grid(
+    labels: Tensor, grid: ScanGrid, aftercare: Aftercare | None = None
+) -> NDArray[np.integer]:
+    """Label slices (Z, H, W), integer or bool -> (I, J, K) ids in the scan's own grid."""
     array: Any = grid.to_file(labels)
     if array.dtype == bool:
         array = array.astype(np.uint8)
     if aftercare is not None:
         voxel_ml = float(np.prod(grid.spacing)) / 1000
         array = aftercare.labels(array, voxel_ml, grid.slice_axis)
-    nifti.write(path, array, grid.affine, grid.codes)
-    return int(np.count_nonzero(array))
+    return array  # type: ignore[no-any-return]

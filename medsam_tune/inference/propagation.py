@@ -36,7 +36,8 @@ class Propagation:
         use_mask: let the model see the last mask's logits as well.
         min_area: smallest area of a mask, as a share of the prompted slice's mask; masks without a
             pixel end it always.
-        min_quality: lowest quality of a mask, the model's estimate of its IoU.
+        min_quality: lowest quality of a mask, the model's estimate of its IoU, as a share of the
+            prompted slice's.
         min_overlap: lowest IoU of a mask with that on the slice before.
         stop_absent: end where a model that knows the label says that it is not on the slice.
 
@@ -47,8 +48,8 @@ class Propagation:
     margin: float = 0.1
     use_mask: bool = True
     min_area: float = 0.05
-    min_quality: float = 0.0
-    min_overlap: float = 0.5
+    min_quality: float = 0.7
+    min_overlap: float = 0.3
     stop_absent: bool = True
 
     def __post_init__(self) -> None:
@@ -78,6 +79,7 @@ class Walk:
         points: (N, 2) float32 XY in the slice frame, the next prompt.
         point_labels: (N,) int64, see `Asked`.
         area: pixels of the prompted slice's mask.
+        quality: quality of that mask.
         start: key of its logits in the volume's spool.
         logits: (H, W) float32 of the last mask with a pixel; None before the first.
     """
@@ -92,6 +94,7 @@ class Walk:
     points: Tensor
     point_labels: Tensor
     area: int
+    quality: float
     start: Hashable
     logits: Tensor | None = None
 
@@ -222,9 +225,9 @@ def _ends(
     walks: Sequence[Walk], masks: Tensor, areas: Tensor, answers: Answers, rules: Propagation
 ) -> list[bool]:
     """Whether each of R masks (R, H, W) bool is beyond the end of its object."""
-    prompted = torch.tensor([walk.area for walk in walks], device=areas.device)
-    ends = (areas == 0) | (areas < rules.min_area * prompted)
-    ends |= answers.quality < rules.min_quality
+    area, quality = torch.tensor([[walk.area, walk.quality] for walk in walks]).to(areas.device).T
+    ends = (areas == 0) | (areas < rules.min_area * area)
+    ends |= answers.quality < rules.min_quality * quality
     if rules.stop_absent and answers.presence is not None:
         ends |= answers.presence <= 0
     before = [walk.logits for walk in walks if walk.logits is not None]
@@ -232,7 +235,7 @@ def _ends(
         last = torch.stack(before).to(masks.device) > 0
         shared, either = (masks & last).flatten(1).sum(1), (masks | last).flatten(1).sum(1)
         ends |= shared < rules.min_overlap * either
-    return ends.tolist()
+    return ends.tolist()  # type: ignore[no-any-return]
 
 
 def around(masks: Tensor, margin: float) -> Tensor:

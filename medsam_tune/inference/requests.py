@@ -16,7 +16,7 @@ from medsam_tune.prompts import SlicePrompts
 
 NEEDS_PROMPTS = (
     "the model segments what is prompted; give it a prompt file (--prompts), which `medsam-tune "
-    "prompts` writes, or train one that needs none (train --no-prompt)."
+    "prompts` writes, or train one that knows its labels (train, without --class-agnostic)."
 )
 """Refusal of a scan without prompts."""
 
@@ -54,7 +54,7 @@ class Request:
         self._volume = volume
         self._drops = drop_absent or prompts is None
         self._margin = margin
-        self._started: dict[int, tuple[int, Tensor]] = {}  # row to follow -> area, box around it
+        self._started: dict[int, tuple[int, float, Tensor]] = {}  # row -> area, quality, box
         prompts = _every_class(len(volume), classes) if prompts is None else prompts
         labels = sorted(set(prompts.labels.tolist()))
         content = {z: volume.has_content(z) for z in prompts.slices.unique().tolist()}
@@ -100,9 +100,10 @@ class Request:
         masks = logits[followed] > 0
         areas = masks.flatten(1).sum(1).tolist()
         boxes = around(masks, self._margin)
-        for index, area, box in zip(followed, areas, boxes, strict=True):
+        qualities = answers.quality[followed].tolist()
+        for index, *start in zip(followed, areas, qualities, boxes, strict=True):
             row = int(rows[index])
-            self._started[row] = area, box
+            self._started[row] = start[0], start[1], start[2]
             self._volume.spool[(self, row)] = logits[index]
 
     def walks(self) -> Iterator[Walk]:
@@ -112,7 +113,7 @@ class Request:
             slices = self.rows.slices[rows].tolist()
             for index, step, left, sure in ways(slices, known, len(self._volume)):
                 row = int(rows[index])
-                area, box = self._started[row]
+                area, quality, box = self._started[row]
                 own = self.asked.point_labels[row] >= 0  # no padding
                 yield Walk(
                     label=int(self.rows.labels[row]),
@@ -125,6 +126,7 @@ class Request:
                     points=box if area else self.asked.points[row][own],
                     point_labels=CORNERS if area else self.asked.point_labels[row][own],
                     area=area,
+                    quality=quality,
                     start=(self, row),
                 )
 

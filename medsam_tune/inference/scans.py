@@ -7,13 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from monai.data import MetaTensor
+from monai.data.utils import orientation_ras_lps
+from monai.utils import convert_to_numpy
+from numpy.typing import NDArray
 from torch import Tensor
 
 from medsam_tune.cases.datalist import Case
-from medsam_tune.cases.load import load_case
+from medsam_tune.cases.load import check_scan, load_case
 from medsam_tune.errors import DataError, about, warn
 from medsam_tune.formats.mending import Mending
+from medsam_tune.formats.volume import Volume, check_extent, image_from
 from medsam_tune.inference.prompt_files import read_prompts
 from medsam_tune.inference.requests import NEEDS_PROMPTS
 from medsam_tune.prompts import SlicePrompts
@@ -21,7 +27,14 @@ from medsam_tune.slices.cut import cut
 from medsam_tune.slices.frames import ScanGrid
 from medsam_tune.slices.rules import ScanRules
 
+Scan = str | Path | Tensor | NDArray[Any]
+"""A file, a DICOM folder, or an image in memory: a MetaTensor, or an array with an affine."""
+
+Affine = Tensor | NDArray[Any]
+"""(4, 4) from indices of an array to RAS+ millimetres."""
+
 _FEW = 8  # different values of a label map; scanners make more
+_IN_MEMORY = Path("image in memory")  # stands for the file's name in messages
 
 
 @dataclass(frozen=True)
@@ -31,7 +44,7 @@ class PromptedScan:
     Attributes:
         case: id of the scan.
         image: (Z, C, H, W) uint8 slices.
-        prompts: boxes in the slice frame; None for models that need no prompt.
+        prompts: prompts in the slice frame; None for all labels of the model.
         grid: grid of the file and of its slices.
     """
 
@@ -42,7 +55,7 @@ class PromptedScan:
 
 
 class LoadPromptedScan:
-    """Transform: paths of a scan and of its prompts -> `PromptedScan`.
+    """Transform: a scan and its prompts -> `PromptedScan`.
 
     Args:
         rules: rules from scans to slices, as in training.
@@ -63,7 +76,7 @@ class LoadPromptedScan:
     ) -> None:
         self.rules = rules
         self.labels = labels
-        self.mending = mending
+        self.mending = mending or Mending()
         self.prompted = prompted
         self.reading = dict(reading or {})
 
@@ -71,37 +84,92 @@ class LoadPromptedScan:
         """Read one scan.
 
         Args:
-            item: `scan`, a file or a DICOM folder; `series`, the SeriesInstanceUID (or its end) if
-                the folder holds several; `prompts`, a prompt file, its content (`read_prompts`), or
-                None.
+            item: `scan`, see `Scan`; `affine`, see `opened`; `series`, the SeriesInstanceUID (or
+                its end) if a folder holds several; `prompts`, a file, its content, or None.
 
         Raises:
             DataError: an unusable scan or unusable prompts; before the scan is read, prompts that
                 are missing, or that the model does not take.
+            ValueError: an array without an affine.
         """
-        if self.prompted and item["prompts"] is None:
+        self.refuse(item["prompts"])
+        case, slices, grid = self.opened(item["scan"], item.get("affine"), item.get("series"))
+        return PromptedScan(case, slices, self.prompts(item["prompts"], grid), grid)
+
+    def opened(
+        self, scan: Scan, affine: Affine | None = None, series: str | None = None
+    ) -> tuple[str, Tensor, ScanGrid]:
+        """The slices of a scan.
+
+        Args:
+            scan: file, DICOM folder, or image (1, I, J, K) or (I, J, K) of any real type, in the
+                scanner's unit (CT: Hounsfield units). It is checked as a file is.
+            affine: affine of an array, as in NIfTI; a MetaTensor has its own.
+            series: SeriesInstanceUID (or its end) where a folder holds several.
+
+        Returns:
+            id of the scan, slices (Z, C, H, W) uint8, and the grid that leads back.
+        """
+        path = Path(scan) if isinstance(scan, (str, Path)) else _IN_MEMORY
+        case = Case(path, None, "", series)
+        with about(f"case {case.id}"):
+            if isinstance(scan, (str, Path)):
+                image, _ = load_case(case, self.labels, self.mending, self.rules.expected)
+            else:
+                image = _in_memory(scan, affine)
+                check_scan(image, _IN_MEMORY, self.mending, self.rules.expected)
+            _warn_of_a_label_map(image)
+            return case.id, *cut(image, self.rules)
+
+    def refuse(self, prompts: object) -> None:
+        """Refuse prompts that are missing, or that the model does not take.
+
+        Raises:
+            DataError: see `prompted`.
+        """
+        if self.prompted and prompts is None:
             raise DataError(NEEDS_PROMPTS)
-        if self.prompted is False and item["prompts"] is not None:
-            given = item["prompts"]
+        if self.prompted is False and prompts is not None:
             raise DataError(
-                f"{'prompts' if isinstance(given, Mapping) else given}: the model was trained "
+                f"{'prompts' if isinstance(prompts, Mapping) else prompts}: the model was trained "
                 "without prompts and finds every label itself; leave --prompts out."
             )
-        path = Path(item["scan"])
-        case = Case(path, None, "", item.get("series"))
-        prompts = item["prompts"]
-        image, _ = load_case(case, self.labels, self.mending, self.rules.expected)
-        with about(f"case {case.id}"):
-            _warn_of_a_label_map(image)
-            slices, grid = cut(image, self.rules)
-        return PromptedScan(
-            case=case.id,
-            image=slices,
-            prompts=None
-            if prompts is None
-            else read_prompts(prompts, grid, self.labels, **self.reading),
-            grid=grid,
+
+    def prompts(
+        self, source: str | Path | Mapping[str, Any] | None, grid: ScanGrid
+    ) -> SlicePrompts | None:
+        """Prompts on the slices of a grid, see `read_prompts`; None stays None."""
+        if source is None:
+            return None
+        return read_prompts(source, grid, self.labels, **self.reading)
+
+
+def _in_memory(image: Tensor | NDArray[Any], affine: Affine | None) -> MetaTensor:
+    """A copy of an image (1, I, J, K) or (I, J, K), as a file of it would be loaded.
+
+    Raises:
+        DataError: voxels larger than any.
+        ValueError: an affine is missing, there twice, or not (4, 4).
+    """
+    meta: Mapping[str, Any] = {}
+    if isinstance(image, MetaTensor):
+        if affine is not None:
+            raise ValueError("affine is given, but the image has its own; leave it out.")
+        meta = image.meta
+        affine = image.affine
+        if meta.get("space") == "LPS":
+            affine = orientation_ras_lps(affine)
+    elif affine is None:
+        raise ValueError(
+            "affine is missing; an array needs the (4, 4) from its indices to RAS+ millimetres."
         )
+    place = np.array(convert_to_numpy(affine), dtype=np.float64)
+    if place.shape != (4, 4):
+        raise ValueError(f"affine has shape {place.shape}; expected (4, 4), RAS+ millimetres.")
+    array = np.array(convert_to_numpy(image), dtype=np.float32)  # a copy, to be mended
+    check_extent(_IN_MEMORY, array.shape[-3:], place)
+    known = {name: meta[name] for name in ("modality", "guess", "codes") if meta.get(name)}
+    return image_from(Volume(array, place, **known))
 
 
 def _warn_of_a_label_map(image: Tensor) -> None:

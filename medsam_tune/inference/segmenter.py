@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import numpy as np
 import torch
-from monai.inferers import Inferer
-from numpy.typing import NDArray
+from monai.data import MetaTensor
 from torch import Tensor
 
 from medsam_tune.formats.mending import Mending
-from medsam_tune.inference.inferers import VolumeInferer
-from medsam_tune.inference.output import write_mask
-from medsam_tune.inference.scans import LoadPromptedScan, PromptedScan
+from medsam_tune.formats.volume import Volume, image_from
+from medsam_tune.inference.aftercare import Aftercare
+from medsam_tune.inference.embedded import EmbeddedVolume
+from medsam_tune.inference.inferers import Labels, VolumeInferer
+from medsam_tune.inference.output import on_grid, write_masks
+from medsam_tune.inference.scans import Affine, LoadPromptedScan, Scan
 from medsam_tune.methods.tuned import load_tuned, read_header
+from medsam_tune.prompts import SlicePrompts
 from medsam_tune.runs import read_record, tuned_file
 from medsam_tune.sam.model import PromptableSam
+from medsam_tune.slices.frames import ScanGrid
 from medsam_tune.slices.rules import ScanRules, rules_from
+
+PromptSource = str | Path | Mapping[str, Any]
+"""A prompt file, or its content; see `inference.prompt_files.read_prompts`."""
 
 
 class Segmenter:
@@ -29,9 +35,13 @@ class Segmenter:
         model: tuned `PromptableSam`.
         rules: rules from scans to slices, as in training.
         labels: label id -> name.
-        device: device to run on; by default a GPU if there is one.
+        device: device to run on; by default a GPU if there is one, in bfloat16 as `predict`.
         inferer: inferer of the slices; by default a `VolumeInferer` of the labels and rules.
         mending: choice of faults to mend, as in training; by default all are refused.
+        prompted: True if the model needs prompts, False if it takes none, None if either may come;
+            by default what the model can do.
+        reading: how a label map among the prompts is read, see `LoadPromptedScan`.
+        aftercare: what is done to masks in the scan's grid; nothing by default.
 
     Example:
         >>> segmenter = Segmenter.from_run("runs/liver")
@@ -44,15 +54,19 @@ class Segmenter:
         rules: ScanRules,
         labels: Mapping[int, str],
         device: str | torch.device | None = None,
-        inferer: Inferer | None = None,
+        inferer: VolumeInferer | None = None,
         mending: Mending | None = None,
+        prompted: bool | None = None,
+        reading: Mapping[str, Any] | None = None,
+        aftercare: Aftercare | None = None,
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.to(self.device).eval()
-        self.load = LoadPromptedScan(
-            rules, labels, mending, prompted=None if model.classes else True
-        )
+        self.labels = dict(labels)
+        needed = prompted if model.classes else True
+        self.load = LoadPromptedScan(rules, labels, mending, needed, reading)
         self.inferer = inferer or VolumeInferer(labels, rules)
+        self.aftercare = aftercare
 
     @classmethod
     def from_run(
@@ -74,30 +88,102 @@ class Segmenter:
         tuned = tuned_file(run, unfinished)
         model = load_tuned(tuned, checkpoint=checkpoint or record.checkpoint)
         labels = read_header(tuned).labels
-        options.setdefault("mending", Mending(**record.mending))
+        options = {"mending": Mending(**record.mending), "prompted": record.prompted} | options
         return cls(model, rules_from(record.rules), labels, **options)
 
-    def __call__(
-        self, scan: str | Path, prompts: str | Path | Mapping[str, Any] | None = None
-    ) -> NDArray[np.generic]:
-        """Label array (I, J, K) in the scan's own grid, 0 = background."""
-        item = self.load({"scan": scan, "prompts": prompts})
-        return item.grid.to_file(self._labels(item))
+    def segment(
+        self, scan: Scan, prompts: PromptSource | None = None, affine: Affine | None = None
+    ) -> MetaTensor:
+        """Segment a scan.
+
+        Args:
+            scan: NIfTI, NRRD or MetaImage file, or a DICOM folder; a MetaTensor (1, I, J, K) or
+                (I, J, K); or such an array with its affine. An image in memory has any real type,
+                is in the scanner's unit (CT: Hounsfield units), and is checked as a file is.
+            prompts: prompt file, its content, or None for all labels of the model.
+            affine: (4, 4) from the indices (i, j, k) of an array to RAS+ millimetres, as nibabel
+                has it; a MetaTensor has its own.
+
+        Returns:
+            (1, I, J, K) label ids on the scan's own grid, 0 = background, in the smallest type that
+            holds them; affine in RAS+ millimetres.
+
+        Raises:
+            DataError: an unusable scan, or prompts that are unusable, missing or not taken.
+            ValueError: an array without an affine, or a MetaTensor with a second one.
+        """
+        item = self.load({"scan": scan, "affine": affine, "prompts": prompts})
+        found = self._answer(self._opened(item.image, item.prompts), item.prompts)
+        return self._on_grid(found, item.grid)
+
+    def open(self, scan: Scan, affine: Affine | None = None) -> Session:
+        """A scan, opened for prompt after prompt; see `segment`."""
+        _, slices, grid = self.load.opened(scan, affine)
+        return Session(self, slices, grid)
 
     def predict(
-        self, scan: str | Path, prompts: str | Path | Mapping[str, Any] | None, output: str | Path
-    ) -> Path:
+        self,
+        scan: Scan,
+        prompts: PromptSource | None,
+        output: str | Path,
+        affine: Affine | None = None,
+        separate: bool = False,
+    ) -> list[Path]:
         """Segment a scan and write the mask as NIfTI in the scan's own grid.
 
         Args:
-            scan: NIfTI, NRRD or MetaImage file, or a DICOM folder.
-            prompts: prompt file, its content, or None for a model that needs no prompt.
+            scan: see `segment`.
+            prompts: see `segment`.
             output: mask to write, .nii or .nii.gz.
+            affine: see `segment`.
+            separate: write a mask for each label, which may overlap, see `mask_paths`.
+
+        Returns:
+            the files that were written.
         """
-        item = self.load({"scan": scan, "prompts": prompts})
-        write_mask(self._labels(item), item.grid, output)
-        return Path(output)
+        item = self.load({"scan": scan, "affine": affine, "prompts": prompts})
+        found = self._answer(self._opened(item.image, item.prompts), item.prompts, separate)
+        return [*write_masks(found, item.grid, output, self.labels, self.aftercare)]
+
+    def _opened(self, slices: Tensor, prompts: SlicePrompts | None) -> EmbeddedVolume:
+        """A volume for one set of prompts."""
+        followed = prompts is not None and bool(prompts.spread)
+        return self.inferer.open(slices, self.model, keep=followed)
 
     @torch.inference_mode()
-    def _labels(self, item: PromptedScan) -> Tensor:
-        return self.inferer(item.image, self.model, item.prompts)  # type: ignore[no-any-return]
+    def _answer(
+        self, volume: EmbeddedVolume, prompts: SlicePrompts | None, separate: bool = False
+    ) -> Labels:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            return self.inferer.segment(volume, self.model, {"": prompts}, separate)[""]
+
+    def _on_grid(self, labels: Labels, grid: ScanGrid) -> MetaTensor:
+        """(Z, H, W) label slices -> (1, I, J, K) on the scan's own grid."""
+        array = on_grid(cast(Tensor, labels), grid, self.aftercare)
+        return image_from(Volume(array, grid.affine, guess=grid.guess, codes=grid.codes))
+
+
+class Session:
+    """A scan that answers prompt after prompt; each slice is encoded once. Threads may share it.
+
+    Args:
+        segmenter: model and rules.
+        slices: (Z, C, H, W) uint8.
+        grid: grid of the scan.
+
+    Example:
+        >>> session = segmenter.open("scan.nii.gz")
+        >>> mask = session.segment({"objects": [{"label": 1, "points": [[60, 70, 12, 1]]}]})
+    """
+
+    def __init__(self, segmenter: Segmenter, slices: Tensor, grid: ScanGrid) -> None:
+        self.grid = grid
+        self._segmenter = segmenter
+        self._volume = segmenter.inferer.open(slices, segmenter.model)
+
+    def segment(self, prompts: PromptSource | None = None) -> MetaTensor:
+        """Segment the scan; see `Segmenter.segment`."""
+        segmenter = self._segmenter
+        segmenter.load.refuse(prompts)
+        asked = segmenter.load.prompts(prompts, self.grid)
+        return segmenter._on_grid(segmenter._answer(self._volume, asked), self.grid)

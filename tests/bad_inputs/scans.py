@@ -210,7 +210,7 @@ def segment(scan: Path, box: list[float]) -> np.ndarray:
     segmenter = Segmenter(
         build_sam("nano", image_size=64), ScanRules(Percentiles()), LABELS, device="cpu"
     )
-    return segmenter(scan, {"objects": [{"label": 1, "box3d": box}]})
+    return segmenter.segment(scan, {"objects": [{"label": 1, "box3d": box}]})[0].numpy()
 
 
 def tiny(folder: Path, shape: tuple[int, int, int]) -> Case:

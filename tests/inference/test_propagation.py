@@ -156,11 +156,15 @@ def test_small_masks_and_jumps_end_an_object(rules: dict[str, object], radii: li
     assert torch.equal(found == 1, discs(radii))
 
 
-def test_low_quality_ends_an_object() -> None:
+@pytest.mark.parametrize(
+    ("lowest", "slices"), [(0.7, [5, 6]), (0.5, [5, 6, 7, 8]), (0, [2, 3, 4, 5, 6, 7, 8])]
+)
+def test_low_quality_ends_an_object(lowest: float, slices: list[int]) -> None:
     network = Finder()
-    network.quality = {5: 0.4, 8: 0.6}  # slices 4 and 7
-    found = follow(shown(BALL), on(BALL, [5]), network, min_quality=0.5)
-    assert found.flatten(1).any(1).nonzero().flatten().tolist() == [5, 6, 7, 8]
+    network.quality = {6: 0.8, 5: 0.3, 7: 0.6, 8: 0.5}  # slices 5, 4, 6 and 7
+    found = follow(shown(BALL), on(BALL, [5]), network, min_quality=lowest)
+    there = found.flatten(1).any(1).nonzero().flatten().tolist()
+    assert there == slices
 
 
 @pytest.mark.parametrize("stop_absent", [True, False])

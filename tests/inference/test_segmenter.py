@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 from monai.engines import SupervisedEvaluator
+from monai.transforms import SaveImage
 
 from medsam_tune.errors import DataError
 from medsam_tune.formats.mending import Mending
-from medsam_tune.inference.inferers import (
-    VolumeInferer,
-)
+from medsam_tune.inference.aftercare import Aftercare
+from medsam_tune.inference.inferers import VolumeInferer
 from medsam_tune.inference.output import WriteMask
 from medsam_tune.inference.scans import LoadPromptedScan, prepare_scan
 from medsam_tune.inference.segmenter import Segmenter
@@ -43,14 +44,26 @@ def test_segmenter_writes_into_the_scans_grid(
 ) -> None:
     segmenter = Segmenter(tiny_sam(), ScanRules(Window(100, 200)), LABELS, device="cpu")
     path, content = scan(tmp_path, affine, shape), objects({"label": 2, "box3d": box})
-    written = nib.load(segmenter.predict(path, content, tmp_path / "mask.nii.gz"))
+    (file,) = segmenter.predict(path, content, tmp_path / "mask.nii.gz")
+    written = nib.load(file)
     mask = np.asarray(written.dataobj)
     assert mask.shape == shape
     np.testing.assert_allclose(written.affine, affine)
     assert set(np.unique(mask)) == {0, 2}
     axis, first, last = slices
     assert set(np.nonzero(mask)[axis]) == set(range(first, last))
-    np.testing.assert_array_equal(mask, segmenter(path, content))
+    found = segmenter.segment(path, content)
+    np.testing.assert_array_equal(mask, found[0])
+    assert (found.shape, found.dtype) == ((1, *shape), torch.uint8)
+    np.testing.assert_allclose(found.affine, affine)
+    named = found.clone()
+    named.meta["filename_or_obj"] = "a"
+    SaveImage(tmp_path, output_postfix="saved", print_log=False)(named)
+    saved = nib.load(tmp_path / "a" / "a_saved.nii.gz")
+    np.testing.assert_array_equal(mask, saved.dataobj)
+    np.testing.assert_allclose(saved.affine, affine)
+    values = np.asarray(nib.load(path).dataobj)
+    assert torch.equal(segmenter.segment(values, content, affine), found)
 
 
 @pytest.mark.parametrize(("affine", "shape", "box", "slices"), SCANS)
@@ -76,7 +89,7 @@ def test_boxes_come_back_through_file_slices_and_model(
 def test_missing_scan_is_named(tiny_sam: Build, tmp_path: Path) -> None:
     segmenter = Segmenter(tiny_sam(), ScanRules(Window(100, 200)), LABELS, device="cpu")
     with pytest.raises(DataError, match=r"no such file: .*gone\.nii"):
-        segmenter(tmp_path / "gone.nii", objects({"label": 1, "box3d": GOOD}))
+        segmenter.segment(tmp_path / "gone.nii", objects({"label": 1, "box3d": GOOD}))
 
 
 def test_evaluator_writes_the_same_mask(tiny_sam: Build, tmp_path: Path) -> None:
@@ -91,21 +104,33 @@ def test_evaluator_writes_the_same_mask(tiny_sam: Build, tmp_path: Path) -> None
         network=sam,
         inferer=VolumeInferer(),
         prepare_batch=prepare_scan,
-        val_handlers=[WriteMask(tmp_path / "mask.nii")],
+        val_handlers=[WriteMask(tmp_path / "mask.nii", LABELS)],
         decollate=False,
     )
     evaluator.run()
-    expected = Segmenter(sam, ScanRules(window), LABELS, device="cpu")(path, content)
+    expected = mask_of(Segmenter(sam, ScanRules(window), LABELS, device="cpu"), path, content)
     np.testing.assert_array_equal(np.asarray(nib.load(tmp_path / "mask.nii").dataobj), expected)
     assert expected.any()
 
 
-def write_run(folder: Path, rules: ScanRules, mending: Mending | None = None) -> PromptableSam:
+def mask_of(segmenter: Segmenter, path: Path, content: dict[str, Any] | None) -> np.ndarray:
+    return segmenter.segment(path, content)[0].numpy()  # type: ignore[no-any-return]
+
+
+def write_run(
+    folder: Path, rules: ScanRules, mending: Mending | None = None, classes: int | None = None
+) -> PromptableSam:
     """A run folder as training leaves it, and its model."""
-    sam = apply_method(build_sam("nano", image_size=64), "decoder")
+    sam = apply_method(build_sam("nano", image_size=64), "decoder", num_classes=classes)
+    if sam.learned is not None:
+        sam.learned.present.data[:, -1] = 1.0
     save_tuned(sam, folder / "tuned.safetensors", LABELS)
     mended = (mending or Mending()).describe()
-    write_record(folder, RunRecord("d.json", "d.slices", None, rules.describe(), mended, 0.0, 0))
+    mixture = {"box": 1, "none": 1} if classes else {"box": 1}
+    record = RunRecord(
+        "d.json", "d.slices", None, rules.describe(), mended, 0.0, 0, mixture=mixture
+    )
+    write_record(folder, record)
     write_state(folder, "finished")
     return sam
 
@@ -123,9 +148,11 @@ def test_a_run_is_used_with_its_own_rules(tmp_path: Path, other: dict[str, Any])
     path, content = wide_scan(tmp_path)
     rules = ScanRules(Window(100, 200), **other)
     sam = write_run(tmp_path / "run", rules)
-    found = Segmenter.from_run(tmp_path / "run", device="cpu")(path, content)
-    np.testing.assert_array_equal(found, Segmenter(sam, rules, LABELS, device="cpu")(path, content))
-    plain = Segmenter(sam, ScanRules(Window(100, 200)), LABELS, device="cpu")(path, content)
+    found = mask_of(Segmenter.from_run(tmp_path / "run", device="cpu"), path, content)
+    same = mask_of(Segmenter(sam, rules, LABELS, device="cpu"), path, content)
+    np.testing.assert_array_equal(found, same)
+    other = Segmenter(sam, ScanRules(Window(100, 200)), LABELS, device="cpu")
+    plain = mask_of(other, path, content)
     assert found.any()
     assert (found != plain).any()
 
@@ -138,15 +165,132 @@ def test_a_run_is_used_with_its_own_mending(tmp_path: Path) -> None:
     rules = ScanRules(Window(100, 200))
     write_run(tmp_path / "strict", rules)
     with pytest.raises(DataError, match="1 NaN or infinite voxels"):
-        Segmenter.from_run(tmp_path / "strict", device="cpu")(path, content)
+        Segmenter.from_run(tmp_path / "strict", device="cpu").segment(path, content)
     write_run(tmp_path / "mending", rules, Mending(fill_nan=0.0))
-    assert Segmenter.from_run(tmp_path / "mending", device="cpu")(path, content).any()
+    assert Segmenter.from_run(tmp_path / "mending", device="cpu").segment(path, content).any()
+
+
+def test_a_model_of_classes_segments_without_prompts(tiny_sam: Build, tmp_path: Path) -> None:
+    sam = apply_method(tiny_sam(), "decoder", num_classes=2).eval()
+    with torch.no_grad():
+        sam.learned.present[:, -1] = torch.tensor([100.0, -100.0])  # one is there, one is not
+    affine, shape, box, _ = SCANS[0].values
+    path = scan(tmp_path, affine, shape)
+    labels = {3: "liver", 9: "spleen"}
+    found = Segmenter(sam, ScanRules(Window(40, 400)), labels).segment(path)
+    assert set(found.unique().tolist()) <= {0, 3}
+    content = objects({"label": 9, "slices": {"2": {"box": [2, 3, 8, 9]}}})
+    drawn = Segmenter(sam, ScanRules(Window(40, 400)), labels).segment(path, content)
+    assert set(drawn.unique().tolist()) <= {0, 9}
+    content = objects({"label": 9, "box3d": box})
+    assert not Segmenter(sam, ScanRules(Window(40, 400)), labels).segment(path, content).any()
+
+
+def test_prompts_that_a_run_does_not_take_are_refused(tiny_sam: Build, tmp_path: Path) -> None:
+    unprompted = apply_method(tiny_sam(), "decoder", num_classes=2)
+    rules, content = ScanRules(Window(100, 200)), objects({"label": 1, "box3d": GOOD})
+    path = scan(tmp_path, SCANS[0].values[0], (10, 12, 6))
+    segmenter = Segmenter(unprompted, rules, LABELS, device="cpu", prompted=False)
+    session = segmenter.open(path)
+    for refused in (lambda: segmenter.segment(path, content), lambda: session.segment(content)):
+        with pytest.raises(DataError, match="the model was trained without prompts"):
+            refused()
+    agnostic = Segmenter(tiny_sam(), rules, LABELS, device="cpu", prompted=None)
+    session = agnostic.open(path)
+    for refused in (lambda: agnostic.segment(path), session.segment):
+        with pytest.raises(DataError, match="segments what is prompted; give it a prompt file"):
+            refused()
+
+
+def test_separate_masks_and_care(tiny_sam: Build, tmp_path: Path) -> None:
+    path = scan(tmp_path, SCANS[0].values[0], (10, 12, 6))
+    content = objects(
+        {"label": 1, "slices": {"1": {"box": [0, 0, 9, 9]}, "4": {"box": [0, 0, 9, 9]}}},
+        {"label": 2, "slices": {"4": {"box": [3, 3, 9, 9]}}},
+    )
+    segmenter = Segmenter(
+        tiny_sam(),
+        ScanRules(Window(100, 200)),
+        LABELS,
+        "cpu",
+        aftercare=Aftercare(largest_component=True),
+    )
+    files = segmenter.predict(path, content, tmp_path / "mask.nii", separate=True)
+    assert [file.name for file in files] == ["mask_1_liver.nii", "mask_2_spleen.nii"]
+    first, second = (np.asarray(nib.load(file).dataobj) for file in files)
+    assert (first & second).any()
+    for mask in (first, second, mask_of(segmenter, path, content) == 1):
+        assert len(set(np.nonzero(mask)[2])) == 1  # one piece
+
+
+def counted(sam: PromptableSam) -> list[int]:
+    """The number of slices in each call of a network's encoder from now on."""
+    calls: list[int] = []
+    encode = sam.encode
+
+    def counting(image: torch.Tensor) -> torch.Tensor:
+        calls.append(len(image))
+        return encode(image)
+
+    sam.encode = counting  # type: ignore[method-assign]
+    return calls
+
+
+def interactions() -> list[dict[str, Any]]:
+    """What several users ask of a scan of 6 slices."""
+    boxed: list[dict[str, Any]] = [
+        {"label": 1 + z % 2, "slices": {str(z): {"box": [1 + z % 3, 2, 8, 9]}}} for z in range(6)
+    ]
+    pointed = {"label": 1, "points": [[4, 5, 3, 1]], "propagate": True}
+    return [
+        *(objects(one) for one in boxed),
+        objects(*boxed),
+        objects(pointed),
+        objects({"label": 2, "box3d": [1, 2, 0, 9, 10, 6]}, pointed),
+    ]
+
+
+def test_a_session_answers_from_what_it_encoded_before(tiny_sam: Build, tmp_path: Path) -> None:
+    sam = tiny_sam()
+    calls = counted(sam)
+    segmenter = Segmenter(sam, ScanRules(Window(100, 200)), LABELS, "cpu")
+    path = scan(tmp_path, SCANS[0].values[0], (10, 12, 6))
+    session = segmenter.open(path)
+    assert calls == []
+    for number, content in enumerate(interactions()[:6], start=1):
+        found = session.segment(content)
+        assert sum(calls) == number
+        assert len(set(found.nonzero()[:, 3].tolist())) <= 1
+    again = [session.segment(content) for content in interactions()]
+    assert sum(calls) == 6
+    assert torch.equal(again[5], found)
+    for content, mask in zip(interactions(), again, strict=True):
+        alone = segmenter.segment(path, content)
+        assert (mask != alone).float().mean() < 0.01  # sums in another order
+
+
+def test_threads_share_a_session(tiny_sam: Build, tmp_path: Path) -> None:
+    sam = tiny_sam()
+    rules = ScanRules(Window(100, 200))
+    one_by_one = VolumeInferer(LABELS, rules, slice_batch=1, embedding_budget=5000)
+    segmenter = Segmenter(sam, rules, LABELS, "cpu", one_by_one)
+    path = scan(tmp_path, SCANS[0].values[0], (10, 12, 6))
+    asked = interactions() * 4
+    expected = [segmenter.open(path).segment(content) for content in interactions()] * 4
+    session, calls = segmenter.open(path), counted(sam)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(session.segment, asked))
+    assert calls == [1] * 6
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert len(session._volume.spool) == 6  # nothing but embeddings is left
 
 
 def test_example_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, content = wide_scan(tmp_path)
+    values = np.random.default_rng(0).uniform(0, 200, (82, 62, 32)).astype(np.float32)
+    path = write_nifti(tmp_path / "scan.nii.gz", values)
+    content = objects({"label": 2, "box3d": [9, 5, 0, 31, 17, 3]})
     (tmp_path / "boxes.json").write_text(json.dumps(content))
-    write_run(tmp_path / "runs" / "lora", ScanRules(Window(100, 200)))
+    write_run(tmp_path / "runs" / "lora", ScanRules(Window(100, 200)), classes=2)
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(from medsam_tune import Segmenter.*?)```", readme, re.DOTALL)
     monkeypatch.chdir(tmp_path)
