@@ -154,7 +154,9 @@ def test_evaluation_of_ellipses_scores_as_ellipses(cases: list[Any], tmp_path: P
 
 def test_row_101_each_kind_of_prompts_has_its_scores(cases: list[Any], tmp_path: Path) -> None:
     handler = CaseScores(LABELS, tmp_path / "out")
-    dataset = CaseDataset(cases, LABELS, jitter=0.1, kinds="box3d,slices,interpolated:2,none")
+    dataset = CaseDataset(
+        cases, LABELS, jitter=0.1, kinds="box3d,slices,interpolated:2,middle,none"
+    )
     metrics = evaluate(dataset, ellipses, handler).state.metrics
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert list(summary["by_prompts"]) == dataset.kinds
@@ -162,14 +164,15 @@ def test_row_101_each_kind_of_prompts_has_its_scores(cases: list[Any], tmp_path:
     dice = {kind: each["mean_dice"] for kind, each in summary["by_prompts"].items()}
     assert summary["mean_dice"] == dice["box3d"]
     assert dice["none"] == 0
-    assert len({*dice.values()}) == 4
-    assert summary["by_prompts"]["none"]["mean_ellipse_dice"] is None
+    assert len({*dice.values()}) == 5
+    for kind in ("middle", "none"):  # without a box on every slice
+        assert summary["by_prompts"][kind]["mean_ellipse_dice"] is None
     assert summary["by_prompts"]["slices"]["mean_ellipse_dice"] == dice["slices"]
-    assert metrics["mean_dice"] == pytest.approx(sum(dice.values()) / 4)  # by it a run is chosen
+    assert metrics["mean_dice"] == pytest.approx(sum(dice.values()) / 5)  # by it a run is chosen
     assert metrics["mean_dice/interpolated-2"] == dice["interpolated:2"]
     assert "mean_ellipse_dice/none" not in metrics
     folders = {path.parent.name for path in tmp_path.rglob("metrics.csv")}
-    assert folders == {"out", "slices", "interpolated-2", "none"}
+    assert folders == {"out", "slices", "interpolated-2", "middle", "none"}
     for path in tmp_path.rglob("metrics.csv"):
         (kind,) = {row["prompts"] for row in csv.DictReader(path.open())}
         assert kind.replace(":", "-") == path.parent.name.replace("out", "box3d")
