@@ -102,7 +102,7 @@ def test_prompts_are_drawn_on_the_slices_of_the_file(
     tune: Tune, scan: Path, tmp_path: Path
 ) -> None:
     """Rules that resample the scan come after it."""
-    run = a_run(tmp_path / "run", spacing=(1.0, 1.0, 2.0))
+    run = a_run(tmp_path / "run", spacing=(4.0, 6.0, 8.0))
     flags = ("--from-labels", tmp_path / "label.nii.gz", "--as", "slices", "--output", "boxes.json")
     code, _, err = tune("prompts", scan, "--run", run, *flags)
     assert code == 0, err

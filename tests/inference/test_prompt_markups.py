@@ -364,6 +364,7 @@ REFUSED = [
     pytest.param(
         [line("liver", [2, 6, 12], [2, 6, 12])], "has no length", id="line-without-length"
     ),
+    pytest.param([line("liver", [2, 6, 12], [2, 6, 16])], "has no length", id="line-along-slices"),
 ]
 
 
