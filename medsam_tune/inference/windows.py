@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from monai.data.utils import dense_patch_slices
 from monai.inferers import sliding_window_inference
 from torch import Tensor
@@ -14,6 +13,9 @@ from torch import Tensor
 from medsam_tune.inference.planes import FAR_OUTSIDE, Answers, Asked, WholePlane
 from medsam_tune.sam.prompting import BOTTOM_RIGHT, INSIDE, PADDING, TOP_LEFT
 from medsam_tune.slices.rules import ScanRules
+
+
+_BORDER = 1 / 16  # of a window's side: a mask that comes so near to it may go on beyond
 
 
 class _View(NamedTuple):
@@ -28,7 +30,7 @@ class WindowedPlane:
     """Slices that the network sees in overlapping windows, each scaled into its square input.
 
     A box is asked in every window that it touches, cut to the window. Points are asked in the
-    windows that hold them. An object with points alone is followed: where its mask reaches the
+    windows that hold them. An object with points alone is followed: where its mask comes near the
     border of the windows that were asked, the windows beyond are asked by the mask's surest pixel
     in them. A class alone is asked in every window, and those that see the class have a say, or all
     if none sees it. Where no window has a say, the logits are -16.
@@ -157,11 +159,9 @@ class WindowedPlane:
         pairs, leads = [], []
         for row in rows:
             logits = self._blended(views[row])
-            unseen = torch.ones_like(logits)
+            ends = logits > 0  # not where no window was asked
             for window in views[row]:
-                self._cut(unseen, window).zero_()
-            near = F.max_pool2d(unseen[None], 3, stride=1, padding=1)[0] > 0
-            ends = (logits > 0) & near  # unseen pixels are below 0
+                ends[self._middle(window)] = False
             for window in range(len(self._places)):
                 if window not in views[row] and self._cut(ends, window).any():
                     y, x = divmod(int(self._cut(logits, window).argmax()), self.window[1])
@@ -205,6 +205,15 @@ class WindowedPlane:
         )
         logits, weight = blended[0]
         return torch.where(weight > 0, logits / weight, -FAR_OUTSIDE)
+
+    def _middle(self, window: int) -> tuple[slice, ...]:
+        """Rows and columns of a window, without its border where another window begins."""
+        middle = []
+        for start, side, end in zip(self._places[window], self.window, self.size, strict=True):
+            border = max(1, round(_BORDER * side))
+            first = start + border if start else 0
+            middle.append(slice(first, start + side - (border if start + side < end else 0)))
+        return tuple(middle)
 
     def _cut(self, image: Tensor, window: int) -> Tensor:
         """(..., H, W) -> (..., h, w), a view of one window."""

@@ -195,6 +195,27 @@ def test_a_large_object_has_no_seam() -> None:
     assert found.logits[0, 7:70, 5:77].unique().sub(5).abs().max() < 1e-4
 
 
+class Shy(Bright):
+    """It sees nothing at a window's border."""
+
+    def decode(self, embedding: Tensor, prompts: Prompts) -> Masks:
+        found = super().decode(embedding, prompts)
+        found.logits[..., [0, -1], :] = -5
+        found.logits[..., :, [0, -1]] = -5
+        return found
+
+
+@pytest.mark.parametrize("shift", [0, 12])
+def test_what_windows_miss_at_their_borders_does_not_show(shift: int) -> None:
+    """Neither where they are, nor where they are after half a stride."""
+    large = (9, 7, 71, 70)
+    image = torch.nn.functional.pad(picture(large), (shift, 0, shift, 0))
+    asked = prompt(box(*large), [(40.5, 40.5, INSIDE)], [], classes=[0, 0, 0])
+    found = answer(Shy(classes=1), image, asked._replace(points=asked.points + shift))
+    for logits in found.logits:
+        assert torch.equal(logits[shift:, shift:] > 0, picture(large)[0, 0] > 100)
+
+
 def test_windows_that_disagree_fade_into_each_other() -> None:
     """The left window says 5, the right one -5: a slope between them, and no line."""
 
