@@ -30,7 +30,7 @@ IMAGE_SIZE = 128
 JITTER = 0.05
 KINDS = ("slices", "box3d", "none")  # of prompts; the base is compared by the first alone
 # Enough for the phantoms, in less than five minutes on two cores.
-SETTINGS: dict[str, Any] = {"epochs": 20, "warmup_steps": 20, "val_interval": 10, "jitter": JITTER}
+SETTINGS: dict[str, Any] = {"epochs": 12, "warmup_steps": 20, "val_interval": 6, "jitter": JITTER}
 # nano is small and takes higher rates than SAM, for which the recipes are.
 LEARNING_RATES = {"decoder": 1e-3, "full": 1e-3, "adapter": 2e-3, "lora": 4e-3, "prompt": 2e-2}
 
