@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,8 +83,9 @@ class SeparateCanvas:
         labels: Iterable[int],
         device: torch.device | str = "cpu",
     ) -> None:
-        self.result = {
-            label: torch.zeros(shape, dtype=torch.bool, device=device) for label in sorted(labels)
+        self.result = {  # numpy takes memory where it is painted, so that absent labels cost none
+            label: torch.from_numpy(np.zeros(shape, dtype=bool)).to(device)
+            for label in sorted(labels)
         }
 
     def paint(self, slices: Tensor, labels: Tensor, logits: Tensor) -> None:

@@ -45,7 +45,7 @@ class Propagation:
         ValueError: a number out of its range, or a switch that is none.
     """
 
-    margin: float = 0.1
+    margin: float = 0.05
     use_mask: bool = True
     min_area: float = 0.05
     min_quality: float = 0.7

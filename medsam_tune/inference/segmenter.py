@@ -159,7 +159,7 @@ class Segmenter:
 
     def _on_grid(self, labels: Labels, grid: ScanGrid) -> MetaTensor:
         """(Z, H, W) label slices -> (1, I, J, K) on the scan's own grid."""
-        array = on_grid(cast(Tensor, labels), grid, self.aftercare)
+        array = on_grid(cast(Tensor, labels), grid, self.aftercare).copy()  # without odd strides
         return image_from(Volume(array, grid.affine, guess=grid.guess, codes=grid.codes))
 
 
