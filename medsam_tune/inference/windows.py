@@ -14,7 +14,6 @@ from medsam_tune.inference.planes import FAR_OUTSIDE, Answers, Asked, WholePlane
 from medsam_tune.sam.prompting import BOTTOM_RIGHT, INSIDE, PADDING, TOP_LEFT
 from medsam_tune.slices.rules import ScanRules
 
-
 _BORDER = 1 / 16  # of a window's side: a mask that comes so near to it may go on beyond
 
 
