@@ -176,7 +176,7 @@ def test_evaluate(lora_run: Path, datalist: Path) -> None:
 
 
 def test_reading_and_frame_are_the_same_at_prediction(datalist: Path, tmp_path: Path) -> None:
-    """Coronal slices of even pixels with their neighbours, squashed; few cases, mixed images."""
+    """Coronal slices of even pixels, neighbours, squashed windows; few cases, mixed images."""
     configs = ["train.yaml", "method_lora.yaml", "few_shot.yaml"]
     reading = ("--rules::plane", "coronal", "--rules::spacing", "[0,6,0]")
     options = (
@@ -185,6 +185,8 @@ def test_reading_and_frame_are_the_same_at_prediction(datalist: Path, tmp_path: 
         True,
         "--rules::squash",
         True,
+        "--rules::window",
+        32,
         "--output_dir",
         "run",
     )
@@ -192,6 +194,7 @@ def test_reading_and_frame_are_the_same_at_prediction(datalist: Path, tmp_path: 
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["rules"]["squash"]
+    assert record["rules"]["window"] == 32
     assert record["rules"]["plane"] == "coronal"
     assert record["rules"]["spacing"] == [0, 6, 0]
     done = bundle_run(["evaluate.yaml"], "--run_dir", "run", cwd=tmp_path)

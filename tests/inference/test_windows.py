@@ -132,6 +132,7 @@ def test_a_plane_that_fits_is_answered_as_a_whole(
         expected = whole.decode(whole.encode(image), torch.tensor([1, 0]), asked)
         found = windows.decode(windows.encode(image), torch.tensor([1, 0]), asked)
     assert windows.size == size
+    assert windows.window == WindowedPlane(sam, size, ScanRules(Window(40, 400))).window == size
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
 
@@ -276,6 +277,18 @@ def test_objects_are_followed_one_by_one_and_boxes_are_not() -> None:
     assert not (found.logits[2, :, 31:] > 0).any()
     outside = torch.cat([one.points[one.point_labels == OUTSIDE] for one in network.asked])
     assert outside.tolist() == [[70.5 - 48, 70.5 - 48]]  # in its window alone
+
+
+def test_a_mask_that_leaves_its_box_is_not_followed() -> None:
+    class Spilling(Bright):
+        def _mask(self, image: Tensor, prompts: Prompts) -> Tensor:
+            return image > 0.5
+
+    network = Spilling()
+    asked = prompt([*box(4, 10, 20, 14), (9.5, 12.5, INSIDE)])
+    found = answer(network, picture(BAR), asked)
+    assert asked_of(network) == 1
+    assert not (found.logits[0, :, 32:] > 0).any()
 
 
 def test_a_point_on_the_edge_of_windows_is_in_all_of_them() -> None:
