@@ -27,7 +27,7 @@ from medsam_tune.demo import LEARNING_RATES
 from medsam_tune.inference.simulated import KINDS
 from medsam_tune.methods import METHODS, apply_method
 from medsam_tune.methods.tuned import save_tuned
-from medsam_tune.runs import RunRecord, write_record, write_state
+from medsam_tune.runs import RunRecord, read_record, write_record, write_state
 from medsam_tune.sam.build import ARCHITECTURES, build_sam
 from medsam_tune.sam.encoder import fuse_qkv
 from medsam_tune.slices.intensity import Percentiles
@@ -78,6 +78,24 @@ def test_the_whole_job(tune: Tune, phantoms: Path, tmp_path: Path) -> None:
     assert "object 0: label 9 is not there; known: 1 (liver), 2 (spleen)" in err
     assert not mask.exists()
     code, _, err = tune("predict", scan, "--run", run, "--output", mask)
+    assert code == 0, err
+    assert nib.load(mask).shape == nib.load(scan).shape
+    flags = ("--run", run, "--output", tmp_path / "plain.safetensors")
+    code, _, err = tune("export", *flags)
+    assert code == 1
+    assert "decoder, full and lora that were trained with --class-agnostic can" in err
+
+
+def test_what_knows_no_labels_needs_prompts_and_becomes_a_plain_sam(
+    tune: Tune, phantoms: Path, tmp_path: Path
+) -> None:
+    datalist, run = phantoms / "d.json", tmp_path / "run"
+    flags = ("--datalist", datalist, "--output", run, "--class-agnostic")
+    code, _, err = tune("train", "decoder", *flags, *SMALL)
+    assert code == 0, err
+    assert read_record(run).prompted is True
+    scan, mask = datalist.parent / json.loads(datalist.read_text())["test"][0]["image"], tmp_path
+    code, _, err = tune("predict", scan, "--run", run, "--output", mask / "mask.nii.gz")
     assert code == 1
     assert "the model segments what is prompted; give it a prompt file (--prompts)" in err
     code, out, _ = tune("export", "--run", run, "--output", tmp_path / "plain.safetensors")

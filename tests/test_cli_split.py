@@ -16,8 +16,9 @@ import torch
 from medsam_tune.cases.datalist import SUBSETS, read_datalist
 from medsam_tune.evaluation.metrics import annotated
 from medsam_tune.failures import DISK
+from medsam_tune.sam.model import Masks
 from medsam_tune.training.batches import IGNORED as IGNORED_PIXEL
-from medsam_tune.training.losses import MaskLoss
+from medsam_tune.training.losses import PromptLoss
 from tests.bad_inputs.descriptions import IGNORED, nnunet
 from tests.dicom_series import stored, write_series
 from tests.scans import plain_folder, write_nifti
@@ -193,9 +194,9 @@ def test_what_nobody_annotated_is_left_out(
     tune: Tune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learnt, scored = [], []
-    forward = MaskLoss.forward
+    forward = PromptLoss.forward
 
-    def noted(self: MaskLoss, logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    def noted(self: PromptLoss, logits: Masks, masks: torch.Tensor) -> torch.Tensor:
         learnt.append(set(masks.unique().tolist()))
         return forward(self, logits, masks)
 
@@ -203,7 +204,7 @@ def test_what_nobody_annotated_is_left_out(
         scored.append(options["ignore"])
         return annotated(*maps, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(MaskLoss, "forward", noted)
+    monkeypatch.setattr(PromptLoss, "forward", noted)
     monkeypatch.setattr("medsam_tune.evaluation.cases.annotated", counted)
     monkeypatch.setattr("medsam_tune.evaluation.pictures.annotated", counted)
     out, run = tmp_path / "d.json", tmp_path / "run"

@@ -130,7 +130,7 @@ def test_mask_losses_are_means_of_monai_s() -> None:
 
 def test_a_model_learns_to_answer(tiny_sam: Build) -> None:
     torch.manual_seed(0)
-    sam = apply_method(tiny_sam(), "full", prompt_encoder=True).train()
+    sam = apply_method(tiny_sam(), "full", prompt_encoder=True, multimask=True).train()
     optimizer = torch.optim.AdamW(sam.parameters(), lr=4e-3)
     batch = Scenes(1, 4, 96, 4, difficulty=0.0)[(0, 3)]
     image, truth, args, _ = prepare_scenes(batch, torch.device("cpu"))
