@@ -92,6 +92,7 @@ class Bench:
                 w for s in (*task.settings, f"lr={LEARNING_RATES[method]}") for w in ("--set", s)
             ]
             words = ("--datalist", task.datalist, "--output", folder, *SIZE, *STARTS[start])
+            words += ("--class-agnostic", "--set", "mixture={'box': 1}")
             resume = ["--resume"] if (folder / "run.json").exists() else []
             minutes = self.command("train", method, *words, *settings, *resume)
             (folder / "minutes").write_text(f"{minutes:.2f}")
