@@ -169,6 +169,8 @@ def test_a_prompt_that_nobody_drew_gives_way_to_the_models_word() -> None:
     assert slices(drawn=True) == [0, 1, 2, 3, 4, 5]
     assert slices(drawn=False) == [2, 3, 4, 5]
     assert slices(drawn=False, drop_absent=False) == [0, 1, 2, 3, 4, 5]
+    alone = VolumeInferer([2, 5, 7], drop_absent=False)(image, Bars())  # the label is all it has
+    assert torch.equal(alone, VolumeInferer([2, 5, 7])(image, Bars()))
 
 
 def test_several_kinds_of_prompts_share_the_embeddings() -> None:

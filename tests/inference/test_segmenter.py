@@ -118,7 +118,11 @@ def mask_of(segmenter: Segmenter, path: Path, content: dict[str, Any] | None) ->
 
 
 def write_run(
-    folder: Path, rules: ScanRules, mending: Mending | None = None, classes: int | None = None
+    folder: Path,
+    rules: ScanRules,
+    mending: Mending | None = None,
+    classes: int | None = None,
+    mixture: dict[str, int] | None = None,
 ) -> PromptableSam:
     """A run folder as training leaves it, and its model."""
     sam = apply_method(build_sam("nano", image_size=64), "decoder", num_classes=classes)
@@ -126,7 +130,7 @@ def write_run(
         sam.learned.present.data[:, -1] = 1.0
     save_tuned(sam, folder / "tuned.safetensors", LABELS)
     mended = (mending or Mending()).describe()
-    mixture = {"box": 1, "none": 1} if classes else {"box": 1}
+    mixture = mixture or ({"box": 1, "none": 1} if classes else {"box": 1})
     record = RunRecord(
         "d.json", "d.slices", None, rules.describe(), mended, 0.0, 0, mixture=mixture
     )
@@ -197,9 +201,35 @@ def test_prompts_that_a_run_does_not_take_are_refused(tiny_sam: Build, tmp_path:
             refused()
     agnostic = Segmenter(tiny_sam(), rules, LABELS, device="cpu", prompted=None)
     session = agnostic.open(path)
-    for refused in (lambda: agnostic.segment(path), session.segment):
+    gone = tmp_path / "gone.nii"  # not looked for
+    for refused in (lambda: agnostic.segment(gone), session.segment):
         with pytest.raises(DataError, match="segments what is prompted; give it a prompt file"):
             refused()
+
+
+@pytest.mark.parametrize("mixture", [{"none": 1}, {"box": 1}])
+def test_a_run_takes_the_prompts_that_it_was_trained_with(
+    tmp_path: Path, mixture: dict[str, int]
+) -> None:
+    path, content = wide_scan(tmp_path)
+    write_run(tmp_path / "run", ScanRules(Window(100, 200)), classes=2, mixture=mixture)
+    segmenter = Segmenter.from_run(tmp_path / "run", device="cpu")
+    taken, refused = (None, content) if "none" in mixture else (content, None)
+    assert segmenter.segment(path, taken).shape == (1, 48, 24, 3)
+    with pytest.raises(DataError, match="prompt"):
+        segmenter.segment(path, refused)
+
+
+def test_an_object_that_is_followed_needs_each_slice_once(tiny_sam: Build, tmp_path: Path) -> None:
+    sam = tiny_sam()
+    calls = counted(sam)
+    segmenter = Segmenter(sam, ScanRules(Window(100, 200)), LABELS, "cpu")
+    path = scan(tmp_path, SCANS[0].values[0], (10, 12, 6))
+    ends = {str(z): {"box": [1, 2, 8, 9]} for z in (0, 5)}
+    one = {"label": 1, "slices": ends, "propagate": True}
+    found = segmenter.segment(path, objects(one, {**one, "label": 2}))
+    assert found.any()
+    assert sum(calls) == 6
 
 
 def test_separate_masks_and_care(tiny_sam: Build, tmp_path: Path) -> None:
