@@ -65,8 +65,9 @@ def trained(work: Path, name: str, epochs: int) -> Path:
     settings += [f"rules::window={WINDOW}"] if name == "windows" else []
     if not (run / "tuned.safetensors").exists():
         words = [word for one in settings for word in ("--set", one)]
+        resume = ["--resume"] if (run / "run.json").exists() else []
         options = ("--datalist", datalist, "--output", run, "--image-size", WINDOW, *words)
-        command("train", "lora", *options)
+        command("train", "lora", *options, *resume)
     return run
 
 
