@@ -234,7 +234,9 @@ def test_training_uses_what_prepare_made(
 
 
 def test_prepare_elsewhere_by_another_rule(tune: Tune, phantoms: Path, tmp_path: Path) -> None:
-    flags = (phantoms / "d.json", "--slices-dir", tmp_path / "s")
+    datalist = tmp_path / "d.json"
+    write_datalist(read_datalist(phantoms / "d.json"), datalist)
+    flags = (datalist, "--slices-dir", tmp_path / "s")
     rule = "intensity={'_target_':'medsam_tune.slices.intensity.Windows'}"
     code, _, err = tune("prepare", *flags, "--set", rule)
     assert code == 0, err
@@ -242,7 +244,7 @@ def test_prepare_elsewhere_by_another_rule(tune: Tune, phantoms: Path, tmp_path:
     assert code == 0, err
     assert "4 cases, 0 of them prepared" in out
     assert len(list((tmp_path / "s").glob("*/files.json"))) == 8
-    assert not (phantoms / "d.slices").exists()
+    assert not (tmp_path / "d.slices").exists()
 
 
 def test_prepare_refuses_a_full_disk(
