@@ -237,6 +237,7 @@ def picture(found: Sequence[Found], path: Path) -> None:
     for row, (name, one) in zip(axes, chosen.items(), strict=True):
         there = (one.truth | one.masks["middle"]).flatten(1).any(1).nonzero().flatten().tolist()
         places = np.linspace(there[0], there[-1], columns).round().astype(int)
+        places[np.abs(places - one.start).argmin()] = one.start
         for axis, z in zip(row, places, strict=True):
             axis.imshow(one.image[z, 0], cmap="gray")
             for mask, colour in (

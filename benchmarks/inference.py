@@ -84,7 +84,7 @@ def objects_row(name: str) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         network = build_sam(model, checkpoint, size).eval()
-    volume, inferer = slices(depth), VolumeInferer(slice_batch=depth)
+    volume, inferer = slices(depth), VolumeInferer()
 
     def predict(count: int) -> Callable[[], object]:
         asked = prompts(depth, count)

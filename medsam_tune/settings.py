@@ -257,7 +257,10 @@ _EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "warmup_steps": _whole(0),
     "val_interval": _whole(1),
     "checkpoint_minutes": _number(0),
-    "slice_batch": _whole(1),
+    "slice_batch": (
+        "null, or a whole number, 1 or more",
+        lambda value: value is None or (type(value) is int and 1 <= value < 2**31),
+    ),
     "prompt_batch": _whole(1),
     "embedding_budget": _whole(0),
     "gradient_checkpointing": _SWITCH,

@@ -44,18 +44,19 @@ class Canvas:
             logits: (M, H, W) float32 on any device, > 0 inside.
         """
         for z in slices.unique().tolist():
-            rows = (slices == z).nonzero().flatten().tolist()
-            own = self.result[z].to(logits.device)
+            rows = (slices == z).nonzero().flatten()
+            rows = rows[labels[rows].argsort()]  # of equal logits, `max` takes the first
+            highest, which = logits[rows].max(0)
+            own = labels[rows].to(which.device, self.result.dtype)[which]
+            own = own.masked_fill(highest <= 0, 0)
             key = (self, z)
-            highest = self._spool[key].to(logits.device) if key in self._spool else None
-            highest = torch.zeros_like(logits[0]) if highest is None else highest.clone()
-            for row in rows:
-                label, mask = int(labels[row]), logits[row]
-                wins = (mask > highest) | ((mask == highest) & (own > label))
-                own = own.masked_fill(wins, label)
-                highest = torch.where(wins, mask, highest)
+            if key in self._spool:
+                before = self._spool[key].to(highest.device)
+                last = self.result[z].to(own.device)
+                kept = (before > highest) | ((before == highest) & (last < own))
+                own, highest = own.where(~kept, last), highest.where(~kept, before)
             self.result[z] = own.to(self.result.device)
-            self._spool[key] = highest
+            self._spool[key] = highest.clamp(min=0)
             self._open.add(z)
 
     def finish(self) -> None:

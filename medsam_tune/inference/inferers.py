@@ -34,7 +34,8 @@ class VolumeInferer(Inferer):
         labels: label ids that the network was tuned for; its K-th class is the K-th of them in
             ascending order. A network without classes takes prompts of any label.
         rules: rules of training, by which slices come into the network; by default they are padded.
-        slice_batch: number of slices encoded at once; halved where the GPU's memory runs out.
+        slice_batch: number of slices encoded at once; halved where the GPU's memory runs out. By
+            default 8 on a GPU, and 1 on a CPU, whose caches more would leave.
         prompt_batch: number of prompts decoded at once; halved as well.
         propagation: rules by which objects are followed to other slices; by default its defaults.
         drop_absent: leave a mask out where the prompt was not drawn on that slice and the network
@@ -49,7 +50,7 @@ class VolumeInferer(Inferer):
         self,
         labels: Iterable[int] = (),
         rules: ScanRules | None = None,
-        slice_batch: int = 8,
+        slice_batch: int | None = None,
         prompt_batch: int = 64,
         propagation: Propagation | None = None,
         drop_absent: bool = True,
@@ -64,7 +65,7 @@ class VolumeInferer(Inferer):
         self.separate = separate
         self.embedding_budget = embedding_budget
         self.progress = progress
-        self._slices = Batch(slice_batch, "slice")
+        self._slices = None if slice_batch is None else Batch(slice_batch, "slice")
         self._prompts = Batch(prompt_batch, "prompt")
 
     def __call__(
@@ -108,6 +109,8 @@ class VolumeInferer(Inferer):
             keep: keep the embeddings for later prompts.
         """
         plane = plane_for(network, (inputs.shape[-2], inputs.shape[-1]), self.rules)
+        if self._slices is None:
+            self._slices = Batch(1 if network.pixel_mean.device.type == "cpu" else 8, "slice")
         return EmbeddedVolume(inputs, plane, self._slices, Spool(self.embedding_budget), keep)
 
     def segment(

@@ -92,7 +92,7 @@ class Request:
         if self._drops and answers.presence is not None:
             absent = (answers.presence <= 0) & ~self.rows.drawn[rows].to(logits.device)
             logits = logits.masked_fill(absent[:, None, None], -1.0)
-        some = (logits > 0).flatten(1).any(1)
+        some = logits.flatten(1).amax(1) > 0
         painted = rows[some.cpu()]
         self.canvas.paint(self.rows.slices[painted], self.rows.labels[painted], logits[some])
         objects = self.rows.objects[rows].tolist()

@@ -119,10 +119,11 @@ def _two_way(
             placed = queries + tokens
             queries = queries + layer.self_attn(placed, placed, queries, seen)
         queries = layer.norm1(queries)
-        found = layer.cross_attn_token_to_image(queries + tokens, image + image_pe, image)
+        pixels = image + image_pe
+        found = layer.cross_attn_token_to_image(queries + tokens, pixels, image)
         queries = layer.norm2(queries + found)
         queries = layer.norm3(queries + layer.mlp(queries))
-        found = layer.cross_attn_image_to_token(image + image_pe, queries + tokens, queries, seen)
+        found = layer.cross_attn_image_to_token(pixels, queries + tokens, queries, seen)
         image = layer.norm4(image + found)
     found = transformer.final_attn_token_to_image(queries + tokens, image + image_pe, image)
     return transformer.norm_final_attn(queries + found), image

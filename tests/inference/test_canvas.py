@@ -53,6 +53,9 @@ def test_of_equal_logits_the_lower_label_wins() -> None:
         for label in labels:
             canvas.paint(torch.tensor([0]), torch.tensor([label]), torch.full((1, 2, 4), 0.5))
         assert canvas.result[0].unique().tolist() == [2]
+        together = Canvas(SHAPE, labels, Spool())
+        together.paint(torch.tensor([0, 0]), torch.tensor(labels), torch.full((2, 2, 4), 0.5))
+        assert together.result[0].unique().tolist() == [2]
 
 
 def test_two_canvases_share_a_spool() -> None:
