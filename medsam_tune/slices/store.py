@@ -199,7 +199,8 @@ class SliceStore:
         Args:
             cases: scans, with or without labels.
             progress: show it on standard error.
-            jobs: number of scans at once; each takes `checks.BYTES_PER_VOXEL` of memory.
+            jobs: number of scans at once; each takes `formats.volume.BYTES_PER_VOXEL` of
+                memory, a deformed copy five times as much.
 
         Raises:
             DataError: a folder with other files in it, or the first refused scan, see `load_case`;

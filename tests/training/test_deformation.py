@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,3 +87,18 @@ def test_row_76_copies_keep_every_id(tmp_path: Path) -> None:
     )
     _, copy = store.prepare(with_copies([case], 1), False)
     assert set(np.unique(copy.label())) == {0, *ids}
+
+
+def test_the_memory_of_a_copy() -> None:
+    code = """
+import resource, torch
+from monai.data import MetaTensor
+from medsam_tune.training.deformation import Deformation
+image = MetaTensor(torch.rand(1, 256, 256, 16))
+Deformation()(image[:, :8, :8], image[:, :8, :8], 0)  # what libraries take once
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+Deformation()(image, image.round(), 0)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / image.numel())
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(found.stdout) < 250  # bytes for each voxel
