@@ -54,7 +54,7 @@ class Finding:
         subset: subset of the datalist; empty without one.
         problem: reason of the refusal; empty for a sound scan.
         shape: (I, J, K) number of voxels of the file's array.
-        spacing: millimetres along those axes.
+        spacing: millimetres along those axes; empty where nothing says them.
         orientation: nibabel's axis codes, e.g. "RAS".
         range: lowest and highest value.
         labels: label id -> number of voxels.
@@ -125,8 +125,9 @@ class Report:
 def _line(one: Finding) -> str:
     size = " x ".join(map(str, one.shape))
     spacing = " x ".join(f"{mm:.4g}" for mm in one.spacing)
+    spacing = f"{spacing} mm" if spacing else "of no known spacing"
     low, high = one.range
-    parts = [f"{one.case}: {size}, {spacing} mm, {one.orientation}, {low:g} to {high:g}"]
+    parts = [f"{one.case}: {size}, {spacing}, {one.orientation}, {low:g} to {high:g}"]
     if one.labels:
         parts.append("labels " + ", ".join(f"{k} ({n})" for k, n in one.labels.items()))
     return "; ".join([*parts, *one.notes])
@@ -142,8 +143,8 @@ def check_place(
     """Read every scan of a place.
 
     Args:
-        place: a datalist (.json), a folder that `find_cases` knows, any other folder, whose DICOM
-            series and scans are read one by one, or one file.
+        place: a datalist (.json), a folder or table that `find_cases` knows, any other folder,
+            whose DICOM series and scans are read one by one, or one file.
         jobs: number of scans read at once.
         progress: show it on standard error.
         mending: choice of faults to mend; by default all are refused.
@@ -178,7 +179,7 @@ def check_place(
 
 
 def _tasks(place: Path, mending: Mending, any_unit: bool) -> list[_Task]:
-    if place.is_dir() and has_pairs(place):
+    if has_pairs(place):
         cases, content = paired_cases(place)
         labels = labels_of(place, cases, content)[0].in_files
         expected = _expected(_modality_said(content, place), any_unit)
@@ -280,7 +281,8 @@ def _describe(finding: Finding, image: MetaTensor) -> None:
     values = image.as_tensor()
     shape = image.meta.get("spatial_shape")
     finding.shape = tuple(int(n) for n in (values.shape[1:] if shape is None else shape))
-    finding.spacing = tuple(np.linalg.norm(affine[:3, :3], axis=0).round(4).tolist())
+    if image.meta.get("spacing_known", True):
+        finding.spacing = tuple(np.linalg.norm(affine[:3, :3], axis=0).round(4).tolist())
     finding.orientation = "".join(nib.orientations.aff2axcodes(affine))
     finding.range = (float(values.min()), float(values.max()))
     finding.notes = tuple(image.meta.get("notes", ()))
@@ -288,10 +290,12 @@ def _describe(finding: Finding, image: MetaTensor) -> None:
 
 
 def _describe_label(finding: Finding, label: MetaTensor) -> None:
-    """Fill in the notes and the voxels of each id of a label map (1, X, Y, Z)."""
+    """Fill in the notes and the voxels of each id of a label map, the first channel."""
     finding.notes = tuple(dict.fromkeys([*finding.notes, *label.meta.get("notes", ())]))
     counts: Counter[int] = Counter()
-    for part in label.as_tensor().split(1, dim=-1):  # of all at once, an int64 copy would be made
+    for part in label.as_tensor()[:1].split(
+        1, dim=-1
+    ):  # of all at once, an int64 copy would be made
         ids, numbers = np.unique(part.numpy(), return_counts=True)
         counts.update(dict(zip(ids.tolist(), numbers.tolist(), strict=True)))
     finding.labels = {k: counts[k] for k in sorted(counts) if k}

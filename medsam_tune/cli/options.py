@@ -13,7 +13,7 @@ from medsam_tune.errors import nearest
 # Names for the help texts: those of the package's own tables, which stand in heavy modules.
 METHODS = ("decoder", "full", "adapter", "lora", "prompt")
 MODELS = ("nano", "vit_t", "vit_t_lite", "vit_b", "vit_l", "vit_h")
-MODALITIES = ("CT", "MR", "XR", "US")
+MODALITIES = ("CT", "MR", "XR", "US", "RGB")
 FORMATS = ("sam", "onnx", "peft")
 KINDS = ("slices", "box3d", "interpolated:N", "middle", "middle-range", "points", "none")
 

@@ -77,8 +77,12 @@ class CaseDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         case = self.cases[index]
         label = torch.from_numpy(case.label().astype(np.int64))
+        numbers = case.objects()
+        objects = None if numbers is None else torch.from_numpy(numbers)
         prompts = {
-            kind: simulated_prompts(label, self.labels, kind, self.jitter, self.seed, case.id)
+            kind: simulated_prompts(
+                label, self.labels, kind, self.jitter, self.seed, case.id, objects
+            )
             for kind in self.kinds
         }
         return {

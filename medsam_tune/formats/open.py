@@ -14,7 +14,7 @@ from monai.data import MetaTensor
 from numpy.typing import NDArray
 
 from medsam_tune.errors import DataError, listed
-from medsam_tune.formats import itk, nifti
+from medsam_tune.formats import image, itk, nifti
 from medsam_tune.formats.dicom import headers
 from medsam_tune.formats.dicom.series import choose_series
 from medsam_tune.formats.dicom.stack import read_series, read_series_grid
@@ -44,7 +44,7 @@ class Format(Protocol):
         """Write label ids (I, J, K), whole or not at all; the affine is in RAS+ millimetres."""
 
 
-FORMATS: tuple[Format, ...] = (nifti, itk)
+FORMATS: tuple[Format, ...] = (nifti, itk, image)
 """All formats except DICOM, which has no fixed ending: every other file is read as DICOM."""
 
 ENDINGS = tuple(ending for one in FORMATS for ending in one.ENDINGS)
@@ -69,7 +69,9 @@ def load_image(
 
     Returns:
         (C, I, J, K) float32 in the file's own axis order (DICOM: columns, rows, slices), affine in
-        nibabel's RAS+ millimetres; `meta["notes"]` says what was changed on the way, and for DICOM
+        nibabel's RAS+ millimetres; a 2-D image is one slice, K = 1, and C = 3 where it has colours.
+        `meta["notes"]` says what was changed on the way, `meta["channels"]` the channels of each
+        volume, `meta["stored"]` the type of an image's own numbers; and for DICOM
         `meta["series_uid"]` and `meta["frame_uid"]` which series and frame of reference it is,
         `meta["modality"]` its Modality, and `meta["spacing_known"]` whether it has millimetres.
 
@@ -113,14 +115,15 @@ def _load(path: Path, mending: Mending, series_uid: str | None, ids: bool) -> Me
 
 def _one_volume(image: MetaTensor, index: int | None, path: Path) -> MetaTensor:
     """The volume that is asked for; the metadata keeps how many there were."""
-    count = image.shape[0]
+    channels = int(image.meta["channels"])
+    count = image.shape[0] // channels
     image.meta["volumes"] = count
     if index is None or count == 1:
         return image
     if not 0 <= index < count:
         raise DataError(f"no volume {index} ({path}); it has {count}, counted from 0.")
     image.meta["notes"] = [*image.meta["notes"], f"volume {index} of {count}"]
-    return cast(MetaTensor, image[index : index + 1])
+    return cast(MetaTensor, image[index * channels : (index + 1) * channels])
 
 
 def scan_at(path: Path) -> Path:

@@ -141,7 +141,8 @@ class LoadPromptedScan:
         """Prompts on the slices of a grid, see `read_prompts`; None stays None."""
         if source is None:
             return None
-        return read_prompts(source, grid, self.labels, **self.reading)
+        components = self.rules.components
+        return read_prompts(source, grid, self.labels, components=components, **self.reading)
 
 
 def _in_memory(image: Tensor | NDArray[Any], affine: Affine | None) -> MetaTensor:

@@ -76,7 +76,7 @@ class OrganFolder:
             DataError: a file does not lie on the image's grid, is of no label, or overlaps another.
         """
         ids = {name: i for i, name in labels.items()}
-        merged = torch.zeros(image.shape, dtype=torch.int32)
+        merged = torch.zeros((1, *image.shape[1:]), dtype=torch.int32)
         for name, file in self.files().items():
             if name not in ids:
                 raise DataError(

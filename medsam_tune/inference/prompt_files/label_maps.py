@@ -17,6 +17,7 @@ from medsam_tune.inference.simulated import parse_kind, simulated_prompts
 from medsam_tune.prompts import SlicePrompts
 from medsam_tune.slices.cut import cut_label
 from medsam_tune.slices.frames import ScanGrid
+from medsam_tune.slices.objects import numbered
 
 SCRIBBLES = "scribbles"
 """Kind of prompts beside those of `simulated_prompts`: the voxels are what was drawn."""
@@ -51,6 +52,7 @@ def read_label_map(
     kind: str,
     jitter: float = 0.0,
     seed: int = 0,
+    components: int | None = None,
 ) -> SlicePrompts:
     """Prompts of a label map; see `read_prompts`.
 
@@ -61,6 +63,7 @@ def read_label_map(
         kind: see `check_kind`.
         jitter: see `simulated_prompts`.
         seed: seed of the jitter.
+        components: see `ScanRules`.
 
     Raises:
         DataError: the label cannot be read, or does not fit the scan, as in training; it is empty.
@@ -69,7 +72,7 @@ def read_label_map(
     check_kind(kind, jitter)
     label = open_label(path).onto(_image_on(grid), Path("the scan"), labels, Mending())
     truth, _ = cut_label(label, grid)
-    prompts = prompts_of_labels(truth, labels, kind, jitter, seed)
+    prompts = prompts_of_labels(truth, labels, kind, jitter, seed, components)
     if not len(prompts):
         raise DataError(
             f"{path}: no label has a voxel; expected one of: {listed(labels.values())}."
@@ -78,7 +81,12 @@ def read_label_map(
 
 
 def prompts_of_labels(
-    truth: Tensor, labels: Mapping[int, str], kind: str, jitter: float = 0.0, seed: int = 0
+    truth: Tensor,
+    labels: Mapping[int, str],
+    kind: str,
+    jitter: float = 0.0,
+    seed: int = 0,
+    components: int | None = None,
 ) -> SlicePrompts:
     """Prompts of label slices, of any kind.
 
@@ -88,6 +96,8 @@ def prompts_of_labels(
         kind: see `check_kind`.
         jitter: see `simulated_prompts`.
         seed: seed of the jitter.
+        components: pixels of the smallest piece that is an object of its own, see `ScanRules`;
+            scribbles are of their label.
 
     Returns:
         prompts in the slice frame; without a row if no label has a voxel.
@@ -95,7 +105,8 @@ def prompts_of_labels(
     check_kind(kind, jitter)
     if kind == SCRIBBLES:
         return _scribbles(truth, labels)
-    prompts = simulated_prompts(truth, labels, kind, jitter, seed)
+    objects = None if components is None else torch.from_numpy(numbered(truth.numpy(), components))
+    prompts = simulated_prompts(truth, labels, kind, jitter, seed, objects=objects)
     assert prompts is not None  # as the kind is not "none"
     return prompts
 
