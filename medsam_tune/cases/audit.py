@@ -88,12 +88,14 @@ class Report:
         findings: one for each scan.
         leaks: the same patient, file or voxels in two subsets; one sentence each.
         twice: the same file or voxels twice in one subset; one sentence each.
+        modality: modality of the datalist; empty where there is none.
     """
 
     source: str
     findings: tuple[Finding, ...]
     leaks: tuple[str, ...]
     twice: tuple[str, ...]
+    modality: str = ""
 
     @property
     def outcome(self) -> int:
@@ -159,11 +161,13 @@ def check_place(
     leaks: list[str] = []
     twice: list[str] = []
     known: set[tuple[str, str]] = set()
+    modality = ""
     if place.suffix == ".json":
         data = read_datalist(place, with_leaks=True)
         leaks += leaks_of(data)
         known = _same_bytes(data, leaks, twice)
-        expected = _expected(data.modality, any_unit)
+        modality = data.modality
+        expected = _expected(modality, any_unit)
         tasks = [
             _case_task(case, subset, data.labels_in_files, mending, expected)
             for subset in SUBSETS
@@ -175,7 +179,7 @@ def check_place(
         done = pool.map(lambda task: task(), tasks)
         findings = tuple(tracked(done, "check", len(tasks), "scan", show=progress))
     _same_voxels(findings, known, leaks, twice)
-    return Report(str(place), findings, tuple(leaks), tuple(twice))
+    return Report(str(place), findings, tuple(leaks), tuple(twice), modality)
 
 
 def _tasks(place: Path, mending: Mending, any_unit: bool) -> list[_Task]:

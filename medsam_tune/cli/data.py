@@ -135,7 +135,7 @@ def split(
     if key is not None:
         typer.echo(f"{key}: which number is which scan and patient; keep it to yourself")
     if lists[0].training and lists[0].validation:
-        after_split(names)
+        after_split(names, lists[0].modality)
 
 
 def check(

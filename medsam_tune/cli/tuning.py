@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from medsam_tune.bundle import run_bundle, training_configs
+from medsam_tune.cli.drawn import drawn_prompts, labels_of_run, refuse_volume
 from medsam_tune.cli.next_steps import (
     after_evaluate,
     after_export,
@@ -145,10 +146,16 @@ def evaluate(
 
 def predict(
     scan: Annotated[
-        Path, typer.Argument(help="A NIfTI, NRRD or MetaImage file, or a DICOM folder.")
+        Path,
+        typer.Argument(help="A NIfTI, NRRD or MetaImage file, a DICOM folder, or a 2-D image."),
     ],
     run: Run,
-    output: Annotated[Path, typer.Option(help="Mask to write, .nii.gz, in the scan's own grid.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            help="Mask to write, .nii.gz in the scan's own grid, or .png in the image's own size."
+        ),
+    ],
     prompts: Annotated[
         Path | None,
         typer.Option(
@@ -161,6 +168,20 @@ def predict(
         typer.Option(
             help=f"What a label map stands for: {', '.join(KINDS[:-1])}, or scribbles. "
             "Default: slices."
+        ),
+    ] = None,
+    box: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of a 2-D image, a box around an object: x0,y0,x1,y1 in pixels, and its label. "
+            "May be repeated."
+        ),
+    ] = None,
+    point: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of a 2-D image, a point: x,y,1 inside or x,y,0 outside of the object, and its "
+            "label. May be repeated."
         ),
     ] = None,
     separate: Annotated[
@@ -176,8 +197,14 @@ def predict(
     bundle: Bundle = "volume",
     set_: Set = None,
 ) -> None:
-    """Segment a scan by prompts of any kind, or every label without prompts."""
-    overrides = {"run_dir": run, "scan": scan, "output": output}
+    """Segment a scan or an image by prompts of any kind, or every label without prompts."""
+    overrides: dict[str, Any] = {"run_dir": run, "scan": scan, "output": output}
+    if box or point:
+        if prompts is not None:
+            raise ValueError("give --prompts, or --box and --point, not both.")
+        refuse_volume(scan)
+        labels = labels_of_run(run, unfinished)
+        overrides["prompts"] = drawn_prompts(box or [], point or [], labels)
     overrides |= given(prompts=prompts, series=series, checkpoint=checkpoint)
     overrides |= given(overwrite=overwrite or None, unfinished=unfinished or None)
     overrides |= given(prompts_as=prompts_as, separate=separate or None)

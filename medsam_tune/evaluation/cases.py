@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -241,9 +242,11 @@ class CaseScores:
         own = (truth.shape[0], truth.shape[1], truth.shape[2])
         maps = [resized(one[None].to(truth.device), own, nearest=True)[0] for one in maps]
         truth, prediction, *ellipse = annotated(truth, *maps, truth=truth, ignore=self.ignore)
-        return score_case(
-            batch["case"], kind, prediction, truth, ellipse[0] if ellipse else None, self.labels
-        )
+        given: SlicePrompts | None = batch["prompts"][kind]
+        asked = {*zip(given.labels.tolist(), given.objects.tolist(), strict=True)} if given else ()
+        objects = Counter(label for label, _ in asked)
+        only = ellipse[0] if ellipse else None
+        return score_case(batch["case"], kind, prediction, truth, only, self.labels, objects)
 
     def _finish(self, engine: Engine) -> None:
         summary = summarise_kinds(self.scores)

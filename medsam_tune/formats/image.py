@@ -144,12 +144,12 @@ def write(path: Path, array: NDArray[np.generic], affine: NDArray[np.float64]) -
     Raises:
         DataError: several slices; ids below 0 or above `HIGHEST_ID`.
     """
+    label_dtype(array)
     if array.ndim != 3 or array.shape[2] != 1:
         raise DataError(
             f"{path}: a PNG holds one slice, the label map has shape {array.shape}. Write it as "
             ".nii.gz."
         )
-    label_dtype(array)
     highest = int(array.max(initial=0))
     if highest > HIGHEST_ID:
         raise DataError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ from torch import Tensor
 
 from medsam_tune.errors import DataError
 from medsam_tune.files import refuse_taken
-from medsam_tune.formats import nifti
+from medsam_tune.formats import image, nifti
+from medsam_tune.formats.open import write_array
 from medsam_tune.inference.aftercare import Aftercare
 from medsam_tune.slices.frames import ScanGrid
 
-_ENDINGS = (".nii.gz", ".nii")
+_ENDINGS = (*nifti.WRITTEN, *image.WRITTEN)
 _ODD = re.compile(r"[^\w.+-]+")
 
 
@@ -26,8 +27,8 @@ class WriteMask:
     """Handler of an evaluator over `PromptedScan`s: writes the masks in the scan's own grid.
 
     Args:
-        path: mask to write, .nii or .nii.gz; of masks that may overlap, the files are named after
-            it and their labels, see `mask_paths`.
+        path: mask to write, .nii or .nii.gz, or .png of a 2-D image; of masks that may overlap, the
+            files are named after it and their labels, see `mask_paths`.
         labels: label id -> name.
         aftercare: what is done to the masks; nothing by default.
     """
@@ -97,7 +98,8 @@ def refuse_taken_masks(
     labels: Mapping[int, str],
     separate: bool = False,
     overwrite: bool = False,
-    inputs: Iterable[str | Path | None] = (),
+    scan: str | Path | None = None,
+    prompts: object = None,
 ) -> None:
     """Refuse masks that are there already, another ending, and an input as output.
 
@@ -106,14 +108,15 @@ def refuse_taken_masks(
         labels: label id -> name.
         separate: one file for each label is written instead.
         overwrite: replace files that are there.
-        inputs: files that are read.
+        scan: scan that is read.
+        prompts: prompt file that is read, or its content, or None.
 
     Raises:
         DataError: see above.
     """
-    if not str(path).endswith(_ENDINGS):
-        raise DataError(f"{path}: expected a name that ends in .nii or .nii.gz.")
-    given = [*inputs]
+    flat = str(scan).lower().endswith(image.ENDINGS)
+    _refuse_ending(path, _ENDINGS if flat else nifti.WRITTEN)
+    given = [scan, prompts if isinstance(prompts, (str, Path)) else None]
     for each in mask_paths(path, labels).values() if separate else [path]:
         refuse_taken(each, overwrite, given)
 
@@ -121,28 +124,35 @@ def refuse_taken_masks(
 def write_mask(
     labels: Tensor, grid: ScanGrid, path: str | Path, aftercare: Aftercare | None = None
 ) -> int:
-    """Write label slices as NIfTI in the scan's own grid, whole or not at all.
+    """Write label slices in the scan's own grid, whole or not at all.
 
-    The mask has the qform_code and sform_code of a NIfTI scan, and lies in millimetres.
+    A NIfTI mask has the qform_code and sform_code of a NIfTI scan, and lies in millimetres.
 
     Args:
         labels: (Z, H, W) integer label slices, or bool.
         grid: grid of the scan.
-        path: file to write, .nii or .nii.gz.
+        path: file to write, .nii or .nii.gz, or .png of a 2-D image.
         aftercare: what is done to the masks; nothing by default.
 
     Returns:
         Number of voxels that are not 0, in the scan's own grid.
 
     Raises:
-        DataError: another ending, or ids of `nifti.write` that are none.
+        DataError: another ending, or ids that the format does not hold.
     """
     path = Path(path)
-    if not path.name.endswith(_ENDINGS):
-        raise DataError(f"{path}: expected a name that ends in .nii or .nii.gz.")
+    _refuse_ending(path, _ENDINGS)
     array = on_grid(labels, grid, aftercare)
-    nifti.write(path, array, grid.affine, grid.codes)
+    if path.name.endswith(nifti.WRITTEN):
+        nifti.write(path, array, grid.affine, grid.codes)
+    else:
+        write_array(path, array, grid.affine)
     return int(np.count_nonzero(array))
+
+
+def _refuse_ending(path: str | Path, endings: Sequence[str]) -> None:
+    if not str(path).endswith(tuple(endings)):
+        raise DataError(f"{path}: expected a name that ends in {' or '.join(endings)}.")
 
 
 def on_grid(

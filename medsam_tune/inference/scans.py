@@ -118,7 +118,8 @@ class LoadPromptedScan:
             else:
                 image = _in_memory(scan, affine)
                 check_scan(image, _IN_MEMORY, self.mending, self.rules.expected)
-            _warn_of_a_label_map(image)
+            if self.rules.modality != "RGB":  # a page of black and white is no label map
+                _warn_of_a_label_map(image)
             return case.id, *cut(image, self.rules)
 
     def refuse(self, prompts: object) -> None:

@@ -38,7 +38,8 @@ class Deformation:
         draw = np.random.default_rng(seed)
         sigma, magnitude = draw.uniform(*self.sigma), draw.uniform(*self.magnitude)
         angle = draw.uniform(-self.rotation, self.rotation)
-        grid = AffineGrid(rotate_params=(0.0, 0.0, angle))(spatial_size=image.shape[1:])[0]
+        made = AffineGrid(rotate_params=(0.0, 0.0, angle))(spatial_size=image.shape[1:])
+        grid = torch.as_tensor(made[0])
         for axis, size in zip(grid[:3], image.shape[1:], strict=True):
             if size == 1:  # a 2-D image, which would move out of its only slice
                 continue

@@ -321,7 +321,7 @@ def label_map(label: Any, key: Hashable, labels: Iterable[int] | None) -> Tensor
         ValueError: another shape, or values that are not whole numbers.
     """
     values: Tensor = convert_to_tensor(label, track_meta=False)
-    values = values[:1] if values.ndim in (3, 4) and values.shape[0] == 2 else values
+    values = values[:1] if values.ndim == 3 and values.shape[0] == 2 else values
     if values.ndim not in (3, 4) or values.shape[0] != 1:
         raise ValueError(
             f"{key!r} has shape {tuple(values.shape)}; expected a label map of one channel, "

@@ -119,7 +119,7 @@ def test_what_is_there_is_refused_before_the_work(tmp_path: Path) -> None:
         refuse_taken_masks(path, labels, separate=True)
     refuse_taken_masks(path, labels, separate=True, overwrite=True)
     with pytest.raises(DataError, match="is an input"):
-        refuse_taken_masks(path, labels, True, True, [tmp_path / "mask_2_spleen.nii.gz"])
+        refuse_taken_masks(path, labels, True, True, tmp_path / "mask_2_spleen.nii.gz")
     with pytest.raises(DataError, match=r"mask\.mha: expected a name that ends in"):
         refuse_taken_masks(tmp_path / "mask.mha", labels)
 
