@@ -119,12 +119,14 @@ def read_classes(path: Path) -> ClassMap:
     return ClassMap(labels, Coding(_each_once(colours, path), instances))
 
 
-def coding_said(content: Mapping[str, Any], labels: Mapping[int, str], source: Path) -> Coding:
+def coding_said(
+    content: Mapping[str, Any], labels: Mapping[int, str] | None, source: Path
+) -> Coding:
     """What a datalist's file says of its masks.
 
     Args:
         content: the file's JSON.
-        labels: id -> name of every value besides 0.
+        labels: id -> name of every value besides 0; None takes any id.
         source: the file, for messages.
 
     Raises:
@@ -138,10 +140,11 @@ def coding_said(content: Mapping[str, Any], labels: Mapping[int, str], source: P
         )
     pairs = []
     for key, number in said.items():
-        if type(number) is not int or number not in (0, *labels):
+        if type(number) is not int or (labels is not None and number not in (0, *labels)):
+            known = listed(map(str, (0, *(labels or ()))))
             raise DataError(
                 f"{source}: colour {shown(key)} is of {shown(number)}; expected the id of a label, "
-                f"one of {', '.join(map(str, (0, *labels)))}."
+                f"one of {known}."
             )
         pairs.append((_colour(key, f"{source}: colours"), number))
     return Coding(_each_once(pairs, source), instances)

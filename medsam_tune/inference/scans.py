@@ -62,8 +62,8 @@ class LoadPromptedScan:
         labels: label id -> name; prompts may use these.
         mending: choice of faults to mend, as in training; by default all are refused.
         prompted: True if the model needs prompts, False if it takes none, None if either may come.
-        reading: how a label map among the prompts is read: `prompts_as`, `jitter` and `seed` of
-            `read_prompts`.
+        reading: how a label map among the prompts is read: `prompts_as`, `jitter`, `seed` and
+            `coding` of `read_prompts`.
     """
 
     def __init__(

@@ -88,7 +88,8 @@ class Segmenter:
         tuned = tuned_file(run, unfinished)
         model = load_tuned(tuned, checkpoint=checkpoint or record.checkpoint)
         labels = read_header(tuned).labels
-        options = {"mending": Mending(**record.mending), "prompted": record.prompted} | options
+        usual = {"mending": Mending(**record.mending), "prompted": record.prompted}
+        options = {**usual, "reading": {"coding": record.coding}} | options
         return cls(model, rules_from(record.rules), labels, **options)
 
     def segment(

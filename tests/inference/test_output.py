@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine
+from PIL import Image
 
 from medsam_tune.errors import DataError
+from medsam_tune.formats.image import affine_of
 from medsam_tune.formats.open import load_image
 from medsam_tune.inference.aftercare import Aftercare
 from medsam_tune.inference.output import WriteMask, mask_paths, refuse_taken_masks, write_mask
@@ -132,3 +134,17 @@ def test_the_mask_is_cleaned_in_the_scans_own_grid(tmp_path: Path) -> None:
     spacing = float(np.prod(LPS_GRID.spacing))  # mm3 of a voxel
     assert write_mask(labels, LPS_GRID, path, Aftercare(min_volume_ml=2 * spacing / 1000)) == 48
     assert write_mask(labels, LPS_GRID, path, Aftercare(min_volume_ml=spacing / 1000)) == 49
+
+
+def test_a_mask_of_an_image_is_a_png_of_its_size(tmp_path: Path) -> None:
+    grid = ScanGrid(affine_of(), (7, 5, 1))
+    labels = torch.zeros(1, 5, 7, dtype=torch.int16)
+    labels[0, 1, 2:6] = 300
+    assert write_mask(labels, grid, tmp_path / "mask.png") == 4
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "mask.png")), labels[0])
+    refuse_taken_masks(tmp_path / "new.png", {1: "road"}, scan=tmp_path / "a.JPG")
+    with pytest.raises(
+        DataError, match=r"new\.png: expected a name that ends in \.nii or \.nii\.g"
+    ):
+        refuse_taken_masks(tmp_path / "new.png", {1: "road"}, scan=tmp_path / "a.nii.gz")
+    assert mask_paths("a/mask.png", {1: "road"}) == {1: Path("a/mask_1_road.png")}

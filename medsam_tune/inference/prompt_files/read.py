@@ -26,6 +26,7 @@ def read_prompts(
     jitter: float = 0.0,
     seed: int = 0,
     components: int | None = None,
+    coding: Mapping[str, Any] | None = None,
 ) -> SlicePrompts:
     """Prompts for the slices of one scan, from a file of any of three kinds.
 
@@ -79,6 +80,7 @@ def read_prompts(
         seed: seed of the jitter.
         components: with a label map, pixels of the smallest piece that is an object of its own, see
             `ScanRules`.
+        coding: with the mask of an image, how it says its labels, see `RunRecord.coding`.
 
     Returns:
         prompts in the slice frame, by slice and then by label, one row at least.
@@ -104,7 +106,7 @@ def read_prompts(
             f"{path}: neither JSON nor a label map in a format that scans have; expected a prompt "
             "file, markups of 3D Slicer (.mrk.json), or a label map. Export it as one of these."
         )
-    return read_label_map(path, grid, labels, prompts_as, jitter, seed, components)
+    return read_label_map(path, grid, labels, prompts_as, jitter, seed, components, coding)
 
 
 def _of_json(
