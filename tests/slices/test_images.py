@@ -102,5 +102,5 @@ def test_colours_for_a_rule_of_one_channel(tmp_path):
 
 @pytest.mark.parametrize("value", [0, -1, True, 2.0, "4"])
 def test_components_are_pixels(value):
-.*; expected null for one object of each"):
+    with pytest.raises(DataError, match=r"components is .*; expected null for one object of each"):
         replace(RULES, components=value)
