@@ -32,12 +32,13 @@ from medsam_tune.cases.load import load_case, voxel_hash
 from medsam_tune.console import tracked
 from medsam_tune.errors import DataError, about
 from medsam_tune.files import written_whole
+from medsam_tune.formats import image
 from medsam_tune.formats.dicom.series import Series
 from medsam_tune.formats.dicom.stack import read_series
 from medsam_tune.formats.dicom.studies import read_tree
 from medsam_tune.formats.listing import files_below
 from medsam_tune.formats.mending import Mending
-from medsam_tune.formats.open import ENDINGS
+from medsam_tune.formats.open import ENDINGS, format_of, scans_among
 from medsam_tune.formats.volume import image_from
 
 SOUND, REFUSED, LEAKING = 0, 3, 4
@@ -191,11 +192,13 @@ def _tasks(place: Path, mending: Mending, any_unit: bool) -> list[_Task]:
     if place.name.lower().endswith(ENDINGS):
         return [_scan_task(place, mending)]
     files = files_below(place) if place.is_dir() else [place]
-    scans = [path for path in files if path.name.lower().endswith(ENDINGS)]
-    tasks = [_scan_task(path, mending) for path in scans]
+    scans = scans_among(files)
+    flat = bool(scans) and format_of(scans[0]) is image
+    tasks = [] if flat else [_scan_task(path, mending) for path in scans]
     if not tasks or len(scans) < len(files):
-        tasks += _tree_tasks(place, bool(tasks), mending)
-    return tasks
+        tasks += _tree_tasks(place, bool(scans), mending)
+    # Images beside DICOM are previews.
+    return tasks or [_scan_task(path, mending) for path in scans]
 
 
 def _modality_said(content: Mapping[str, Any], place: Path) -> str:

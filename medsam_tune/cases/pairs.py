@@ -13,7 +13,7 @@ from medsam_tune.cases.guesses import guessed_patient
 from medsam_tune.errors import DataError, listed
 from medsam_tune.formats import image as images
 from medsam_tune.formats.listing import entries_of, files_below
-from medsam_tune.formats.open import ENDINGS, name_from, stem_of
+from medsam_tune.formats.open import ENDINGS, format_of, name_from, scans_among, stem_of
 
 CHANNEL = "_0000"
 """What the names of nnU-Net's images end in."""
@@ -169,7 +169,9 @@ def _keyed(folder: Path, inner: set[str] | None = None) -> dict[str, Path]:
         folder: folder of images or of labels.
         inner: relative paths of folders to look into; None for those that hold images.
     """
-    return dict(_walk(folder, "", inner))
+    found = dict(_walk(folder, "", inner))
+    kept = {*scans_among(found.values())}
+    return {key: path for key, path in found.items() if path in kept or format_of(path) is None}
 
 
 def _walk(folder: Path, prefix: str, inner: set[str] | None) -> Iterator[tuple[str, Path]]:

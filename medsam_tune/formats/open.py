@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, cast
@@ -134,7 +134,7 @@ def scan_at(path: Path) -> Path:
     """
     if format_of(path) is None or not path.is_dir():
         return path
-    inside = [one for one in entries_of(path) if format_of(one) is not None and one.is_file()]
+    inside = scans_among(one for one in entries_of(path) if one.is_file())
     if len(inside) != 1:
         names = listed(one.name for one in inside) or "none"
         raise DataError(
@@ -217,6 +217,16 @@ def dicom_modality(path: Path) -> str:
 def files_of(path: Path) -> Sequence[Path]:
     """The files that a scan is made of: itself, or all below a folder."""
     return files_below(path) if path.is_dir() else [path]
+
+
+def scans_among(paths: Iterable[Path]) -> list[Path]:
+    """The paths that are named like a file of a known format.
+
+    2-D images beside other scans are previews, as TotalSegmentator writes them, and left out.
+    """
+    named = [path for path in paths if format_of(path) is not None]
+    volumes = [path for path in named if format_of(path) is not image]
+    return volumes or named
 
 
 def format_of(path: Path) -> Format | None:

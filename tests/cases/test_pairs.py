@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from medsam_tune.cases.audit import check_place
 from medsam_tune.cases.datalist import read_datalist, write_datalist
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.load import load_case
@@ -139,3 +140,20 @@ def test_names_of_cases_are_safe(text):
 def test_long_names_stay_apart():
     assert safe_name("x" * 90 + "a") != safe_name("x" * 90 + "b")
     assert len(PALETTE) == len(CLASSES) + 1
+
+
+def test_images_beside_scans_are_previews(tmp_path):
+    """As TotalSegmentator writes them; neither cases, nor labels, nor scans of their own."""
+    pair(tmp_path, "preview", masks="labels")
+    for name in ("images/a", "labels/a/liver"):
+        write_nifti(tmp_path / f"{name}.nii.gz", np.ones((3, 3, 3), np.uint8))
+    (tmp_path / "labels" / "preview.png").rename(tmp_path / "labels" / "a" / "preview.png")
+    found = find_cases(tmp_path, modality="CT")
+    assert [case.id for case in found.cases] == ["a"]
+    assert found.labels == {1: "liver"}
+    report = check_place(tmp_path / "images", progress=False)
+    assert [one.case for one in report.findings] == ["a"]
+    (tmp_path / "images" / "a.nii.gz").unlink()
+    report = check_place(tmp_path / "images", progress=False)
+    assert [one.case for one in report.findings] == ["preview"]
+    assert "of no known spacing" in report.lines()[0]

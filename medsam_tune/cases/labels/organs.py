@@ -16,7 +16,7 @@ from medsam_tune.cases.labels.grid import placed
 from medsam_tune.errors import DataError, listed
 from medsam_tune.formats.listing import entries_of
 from medsam_tune.formats.mending import Mending
-from medsam_tune.formats.open import case_id, format_of, load_label
+from medsam_tune.formats.open import case_id, load_label, scans_among
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class OrganFolder:
         Raises:
             DataError: there is no file, or an organ has several.
         """
-        found = [one for one in entries_of(self.path) if format_of(one) is not None]
+        found = scans_among(entries_of(self.path))
         if not found:
             raise DataError(
                 f"{self.path}: no label map in it; expected a file for each organ, e.g. "
