@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +39,7 @@ class Deformation:
         draw = np.random.default_rng(seed)
         sigma, magnitude = draw.uniform(*self.sigma), draw.uniform(*self.magnitude)
         angle = draw.uniform(-self.rotation, self.rotation)
-        grid = AffineGrid(rotate_params=(0.0, 0.0, angle))(spatial_size=image.shape[1:])[0]
+        grid: Any = AffineGrid(rotate_params=(0.0, 0.0, angle))(spatial_size=image.shape[1:])[0]
         for axis in grid[:3]:
             noise = draw.uniform(-1, 1, axis.shape).astype(np.float32)
             smooth = gaussian_filter(noise, sigma, mode="constant", truncate=3, output=noise)
