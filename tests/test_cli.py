@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -335,7 +336,8 @@ def test_overlays_of_the_bundle_and_of_the_user(tune: Tune, phantoms: Path, tmp_
 
 def test_no_prompt_is_an_overlay(tune: Tune, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[list[str], dict[str, object]]] = []
-    monkeypatch.setattr(tuning, "run_bundle", lambda _, *rest: seen.append(rest))
+    for command in (tuning, import_module("medsam_tune.cli.predict")):
+        monkeypatch.setattr(command, "run_bundle", lambda _, *rest: seen.append(rest))
     tune("train", "lora", "--no-prompt", "--datalist", "d.json", "--output", "o")
     tune("predict", "scan.nii.gz", "--run", "o", "--output", "mask.nii.gz")
     assert seen[0][0] == ["train.yaml", "method_lora.yaml", "no_prompt.yaml"]

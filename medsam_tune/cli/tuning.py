@@ -1,4 +1,4 @@
-"""Commands on a training run: train, evaluate, predict, export."""
+"""Commands on a training run: train, evaluate, export."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from medsam_tune.bundle import run_bundle, training_configs
 from medsam_tune.cli.next_steps import (
     after_evaluate,
     after_export,
-    after_predict,
     after_train,
     after_zero_shot,
 )
@@ -141,48 +140,6 @@ def evaluate(
             bundle, ["evaluate.yaml", *(overlay or [])], overrides | read_settings(set_, overrides)
         )
         after_evaluate(run, bundle, unfinished)
-
-
-def predict(
-    scan: Annotated[
-        Path, typer.Argument(help="A NIfTI, NRRD or MetaImage file, or a DICOM folder.")
-    ],
-    run: Run,
-    output: Annotated[Path, typer.Option(help="Mask to write, .nii.gz, in the scan's own grid.")],
-    prompts: Annotated[
-        Path | None,
-        typer.Option(
-            help="Prompt file, markups of 3D Slicer (.mrk.json), or a label map. None: every label "
-            "is found where the model says that it is."
-        ),
-    ] = None,
-    prompts_as: Annotated[
-        str | None,
-        typer.Option(
-            help=f"What a label map stands for: {', '.join(KINDS[:-1])}, or scribbles. "
-            "Default: slices."
-        ),
-    ] = None,
-    separate: Annotated[
-        bool, typer.Option(help="Write a mask for each label, which may overlap.")
-    ] = False,
-    series: Annotated[
-        str | None,
-        typer.Option(help="SeriesInstanceUID, or its end, if a DICOM folder holds several."),
-    ] = None,
-    checkpoint: CheckpointOfRun = None,
-    overwrite: Overwrite = False,
-    unfinished: Unfinished = False,
-    bundle: Bundle = "volume",
-    set_: Set = None,
-) -> None:
-    """Segment a scan by prompts of any kind, or every label without prompts."""
-    overrides = {"run_dir": run, "scan": scan, "output": output}
-    overrides |= given(prompts=prompts, series=series, checkpoint=checkpoint)
-    overrides |= given(overwrite=overwrite or None, unfinished=unfinished or None)
-    overrides |= given(prompts_as=prompts_as, separate=separate or None)
-    run_bundle(bundle, ["inference.yaml"], overrides | read_settings(set_, overrides))
-    after_predict(scan, output)
 
 
 def export(

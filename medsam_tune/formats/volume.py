@@ -166,6 +166,15 @@ def label_dtype(array: NDArray[np.generic]) -> np.dtype[np.integer]:
     return np.dtype(next(t for t in (np.uint8, np.int16, np.int32) if highest <= np.iinfo(t).max))
 
 
+def as_stored(array: NDArray[np.generic]) -> NDArray[np.generic]:
+    """An array in the type in which files hold it: label ids in `label_dtype`, others as float32.
+
+    Raises:
+        DataError: ids below 0 or above `HIGHEST_ID`.
+    """
+    return array.astype(np.float32 if array.dtype.kind == "f" else label_dtype(array))
+
+
 def check_guess(path: Path, guess: str, strict: bool) -> None:
     """Say that the place of a scan is a guess.
 

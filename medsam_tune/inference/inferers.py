@@ -11,16 +11,13 @@ from torch import Tensor
 
 from medsam_tune.console import tracked
 from medsam_tune.errors import DataError
-from medsam_tune.inference.canvas import Canvas
+from medsam_tune.inference.canvas import Canvas, Found, Labels
 from medsam_tune.inference.embedded import Batch, EmbeddedVolume, plane_for
 from medsam_tune.inference.propagation import Propagation, follow
 from medsam_tune.inference.requests import Request
 from medsam_tune.inference.spool import MEMORY, Spool
 from medsam_tune.prompts import SlicePrompts, ellipses_in_boxes
 from medsam_tune.slices.rules import ScanRules
-
-Labels = Tensor | dict[int, Tensor]
-"""Label map (Z, H, W), or label id -> mask (Z, H, W) bool."""
 
 
 class VolumeInferer(Inferer):
@@ -44,6 +41,8 @@ class VolumeInferer(Inferer):
         embedding_budget: bytes of embeddings and logits in memory; beyond it they are in a
             temporary file.
         progress: show it on standard error.
+        probabilities: keep the logits of each label, see `Found`.
+        detailed: give a `Found` instead of its labels alone.
     """
 
     def __init__(
@@ -57,6 +56,8 @@ class VolumeInferer(Inferer):
         separate: bool = False,
         embedding_budget: int = MEMORY,
         progress: bool = False,
+        probabilities: bool = False,
+        detailed: bool = False,
     ) -> None:
         self.labels = sorted(labels)
         self.rules = rules
@@ -65,6 +66,8 @@ class VolumeInferer(Inferer):
         self.separate = separate
         self.embedding_budget = embedding_budget
         self.progress = progress
+        self.probabilities = probabilities
+        self.detailed = detailed
         self._slices = None if slice_batch is None else Batch(slice_batch, "slice")
         self._prompts = Batch(prompt_batch, "prompt")
 
@@ -75,7 +78,7 @@ class VolumeInferer(Inferer):
         prompts: SlicePrompts | Mapping[str, SlicePrompts | None] | None = None,
         *_: Any,
         **__: Any,
-    ) -> Labels | dict[str, Labels]:
+    ) -> Labels | Found | dict[str, Labels] | dict[str, Found]:
         """Segment a volume.
 
         Args:
@@ -88,7 +91,8 @@ class VolumeInferer(Inferer):
         Returns:
             (Z, H, W) label slices in the smallest type that holds the ids, 0 = background, on the
             device of `inputs`. With `separate`, label id -> (Z, H, W) bool of the labels that were
-            asked for. Of several prompts, their name -> such a result.
+            asked for. With `detailed`, a `Found` of either. Of several prompts, their name -> such
+            a result.
 
         Raises:
             DataError: a network without classes gets no prompts; one with classes gets prompts for
@@ -97,8 +101,11 @@ class VolumeInferer(Inferer):
         several = prompts if isinstance(prompts, Mapping) else {"": prompts}
         followed = any(one is not None and one.spread for one in several.values())
         volume = self.open(inputs, network, keep=followed)
-        found = self.segment(volume, network, several, self.separate)
-        return found if isinstance(prompts, Mapping) else found[""]
+        found = self.segment(volume, network, several, self.separate, self.probabilities)
+        if self.detailed:
+            return found if isinstance(prompts, Mapping) else found[""]
+        labels = {name: one.labels for name, one in found.items()}
+        return labels if isinstance(prompts, Mapping) else labels[""]
 
     def open(self, inputs: Tensor, network: Any, keep: bool = True) -> EmbeddedVolume:
         """A volume to be segmented, by one set of prompts after another.
@@ -119,7 +126,8 @@ class VolumeInferer(Inferer):
         network: Any,
         prompts: Mapping[str, SlicePrompts | None],
         separate: bool = False,
-    ) -> dict[str, Labels]:
+        probabilities: bool = False,
+    ) -> dict[str, Found]:
         """Answer several prompts; several threads may do so. See `__call__`.
 
         Args:
@@ -127,6 +135,7 @@ class VolumeInferer(Inferer):
             network: a `PromptableSam`.
             prompts: name -> prompts, or None.
             separate: give a mask for each label.
+            probabilities: keep the logits of each label.
         """
         classes = self.labels if network.classes else []
         if len(classes) != network.classes:
@@ -136,7 +145,7 @@ class VolumeInferer(Inferer):
             )
         margin = self.propagation.margin
         requests = {
-            name: Request(volume, one, classes, separate, self.drop_absent, margin)
+            name: Request(volume, one, classes, separate, self.drop_absent, margin, probabilities)
             for name, one in prompts.items()
         }
         try:
@@ -146,7 +155,7 @@ class VolumeInferer(Inferer):
         finally:
             for one in requests.values():
                 one.finish()
-        return {name: one.canvas.result for name, one in requests.items()}
+        return {name: one.found for name, one in requests.items()}
 
     def _draw(self, volume: EmbeddedVolume, requests: Sequence[Request]) -> None:
         """Answer all rows on their own slices."""

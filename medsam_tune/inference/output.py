@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ignite.engine import Engine, Events
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -22,44 +21,13 @@ _ENDINGS = (".nii.gz", ".nii")
 _ODD = re.compile(r"[^\w.+-]+")
 
 
-class WriteMask:
-    """Handler of an evaluator over `PromptedScan`s: writes the masks in the scan's own grid.
-
-    Args:
-        path: mask to write, .nii or .nii.gz; of masks that may overlap, the files are named after
-            it and their labels, see `mask_paths`.
-        labels: label id -> name.
-        aftercare: what is done to the masks; nothing by default.
-    """
-
-    def __init__(
-        self, path: str | Path, labels: Mapping[int, str], aftercare: Aftercare | None = None
-    ) -> None:
-        self.path = path
-        self.labels = labels
-        self.aftercare = aftercare
-
-    def attach(self, engine: Engine) -> None:
-        """Attach to an engine; MONAI calls it."""
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
-
-    def __call__(self, engine: Engine) -> None:
-        """Write the mask after each scan."""
-        state: Any = engine.state
-        found = state.output["pred"]
-        for path, voxels in write_masks(
-            found, state.batch.grid, self.path, self.labels, self.aftercare
-        ).items():
-            engine.logger.info(f"{path}: {voxels} voxels of the scan are in the mask")
-
-
 def write_masks(
     found: Tensor | Mapping[int, Tensor],
     grid: ScanGrid,
     path: str | Path,
     labels: Mapping[int, str],
     aftercare: Aftercare | None = None,
-) -> dict[Path, int]:
+) -> dict[Path, dict[int, int]]:
     """Write a label map, or a mask for each label; see `write_mask`.
 
     Args:
@@ -70,12 +38,13 @@ def write_masks(
         aftercare: what is done to the masks; nothing by default.
 
     Returns:
-        file -> number of its voxels that are not 0.
+        file -> label id -> number of its voxels in the scan's own grid, of each that has one.
     """
     if isinstance(found, Tensor):
         return {Path(path): write_mask(found, grid, path, aftercare)}
     paths = mask_paths(path, labels)
-    return {paths[k]: write_mask(mask, grid, paths[k], aftercare) for k, mask in found.items()}
+    counts = {k: write_mask(mask, grid, paths[k], aftercare) for k, mask in found.items()}
+    return {paths[k]: {k: sum(own.values())} for k, own in counts.items()}
 
 
 def mask_paths(path: str | Path, labels: Mapping[int, str]) -> dict[int, Path]:
@@ -84,12 +53,17 @@ def mask_paths(path: str | Path, labels: Mapping[int, str]) -> dict[int, Path]:
     Signs of a name that files should not have become "_".
     """
     path = Path(path)
-    ending = next((end for end in _ENDINGS if path.name.endswith(end)), "")
+    ending = ending_of(path)
     stem = path.name.removesuffix(ending)
     return {
         label: path.with_name(f"{stem}_{label}_{_ODD.sub('_', name)[:64]}{ending}")
         for label, name in labels.items()
     }
+
+
+def ending_of(path: str | Path) -> str:
+    """The ending of a mask's name, such as ".nii.gz"; empty where it is that of no mask."""
+    return next((end for end in _ENDINGS if Path(path).name.endswith(end)), "")
 
 
 def refuse_taken_masks(
@@ -120,7 +94,7 @@ def refuse_taken_masks(
 
 def write_mask(
     labels: Tensor, grid: ScanGrid, path: str | Path, aftercare: Aftercare | None = None
-) -> int:
+) -> dict[int, int]:
     """Write label slices as NIfTI in the scan's own grid, whole or not at all.
 
     The mask has the qform_code and sform_code of a NIfTI scan, and lies in millimetres.
@@ -132,7 +106,7 @@ def write_mask(
         aftercare: what is done to the masks; nothing by default.
 
     Returns:
-        Number of voxels that are not 0, in the scan's own grid.
+        label id -> number of its voxels in the scan's own grid, of each that has one.
 
     Raises:
         DataError: another ending, or ids of `nifti.write` that are none.
@@ -142,7 +116,8 @@ def write_mask(
         raise DataError(f"{path}: expected a name that ends in .nii or .nii.gz.")
     array = on_grid(labels, grid, aftercare)
     nifti.write(path, array, grid.affine, grid.codes)
-    return int(np.count_nonzero(array))
+    ids, counts = np.unique(array[array > 0], return_counts=True)
+    return dict(zip(ids.tolist(), counts.tolist(), strict=True))
 
 
 def on_grid(

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Engine
 
 from medsam_tune.errors import DataError
 from medsam_tune.formats.open import load_image
 from medsam_tune.inference.aftercare import Aftercare
-from medsam_tune.inference.output import WriteMask, mask_paths, refuse_taken_masks, write_mask
+from medsam_tune.inference.output import (
+    ending_of,
+    mask_paths,
+    refuse_taken_masks,
+    write_mask,
+    write_masks,
+)
 from medsam_tune.slices.cut import grid_of
 from medsam_tune.slices.frames import ScanGrid
 from medsam_tune.slices.intensity import Window
@@ -31,7 +35,7 @@ def test_mask_has_the_scans_grid(
     labels[3, 2:8, 5:9] = label
     grid = ScanGrid(affine, shape)  # type: ignore[arg-type]
     path = tmp_path / "new" / "mask.nii.gz"
-    assert write_mask(labels, grid, path) == 24
+    assert write_mask(labels, grid, path) == {label: 24}
     found = nib.load(path)
     assert found.shape == shape
     assert found.get_data_dtype() == dtype
@@ -66,7 +70,7 @@ def test_voxels_are_counted_in_the_scans_own_grid(tmp_path: Path) -> None:
     grid = ScanGrid(LPS_GRID.affine, LPS_GRID.shape, size=(20, 24, 6))  # twice as fine in the plane
     labels = torch.zeros(6, 24, 20, dtype=torch.int16)
     labels[2, 4:12, 6:18] = 1
-    assert write_mask(labels, grid, tmp_path / "mask.nii") == 4 * 6
+    assert write_mask(labels, grid, tmp_path / "mask.nii") == {1: 4 * 6}
 
 
 def test_row_78_codes_go_from_the_scan_to_its_mask(tmp_path: Path) -> None:
@@ -101,9 +105,8 @@ def test_masks_of_labels_have_files_of_their_own(tmp_path: Path) -> None:
     ]
     assert {path.parent for path in paths.values()} == {tmp_path}
     masks = {1: torch.zeros(6, 12, 10, dtype=torch.bool), 2: torch.ones(6, 12, 10) > 0}
-    engine = Engine(lambda *_: {"pred": masks})
-    WriteMask(tmp_path / "a.b.nii.gz", labels).attach(engine)
-    engine.run([SimpleNamespace(grid=LPS_GRID)])
+    counts = write_masks(masks, LPS_GRID, tmp_path / "a.b.nii.gz", labels)
+    assert counts == {paths[1]: {1: 0}, paths[2]: {2: 720}}
     assert {path.name for path in tmp_path.iterdir()} == {paths[1].name, paths[2].name}
     assert np.asarray(nib.load(paths[2]).dataobj).sum() == 720
     assert nib.load(paths[2]).get_data_dtype() == np.uint8
@@ -124,11 +127,20 @@ def test_what_is_there_is_refused_before_the_work(tmp_path: Path) -> None:
         refuse_taken_masks(tmp_path / "mask.mha", labels)
 
 
+@pytest.mark.parametrize(
+    ("name", "ending"), [("a.nii.gz", ".nii.gz"), ("a.b.nii", ".nii"), ("a.png", ""), ("a", "")]
+)
+def test_the_ending_of_a_mask(name: str, ending: str) -> None:
+    assert ending_of(Path("x.nii") / name) == ending
+
+
 def test_the_mask_is_cleaned_in_the_scans_own_grid(tmp_path: Path) -> None:
     labels = torch.zeros(6, 12, 10, dtype=torch.int16)
     labels[1:3, 2:8, 5:9] = 1
     labels[5, 11, 0] = 1
     path = tmp_path / "mask.nii.gz"
     spacing = float(np.prod(LPS_GRID.spacing))  # mm3 of a voxel
-    assert write_mask(labels, LPS_GRID, path, Aftercare(min_volume_ml=2 * spacing / 1000)) == 48
-    assert write_mask(labels, LPS_GRID, path, Aftercare(min_volume_ml=spacing / 1000)) == 49
+    assert write_mask(labels, LPS_GRID, path, Aftercare(min_volume_ml=2 * spacing / 1000)) == {
+        1: 48
+    }
+    assert write_mask(labels, LPS_GRID, path, Aftercare(min_volume_ml=spacing / 1000)) == {1: 49}

@@ -19,7 +19,6 @@ from medsam_tune.errors import DataError
 from medsam_tune.formats.mending import Mending
 from medsam_tune.inference.aftercare import Aftercare
 from medsam_tune.inference.inferers import VolumeInferer
-from medsam_tune.inference.output import WriteMask
 from medsam_tune.inference.scans import LoadPromptedScan, prepare_scan
 from medsam_tune.inference.segmenter import Segmenter
 from medsam_tune.methods import apply_method
@@ -92,24 +91,22 @@ def test_missing_scan_is_named(tiny_sam: Build, tmp_path: Path) -> None:
         segmenter.segment(tmp_path / "gone.nii", objects({"label": 1, "box3d": GOOD}))
 
 
-def test_evaluator_writes_the_same_mask(tiny_sam: Build, tmp_path: Path) -> None:
+def test_an_evaluator_finds_the_same_mask(tiny_sam: Build, tmp_path: Path) -> None:
     affine, shape, box, _ = SCANS[0].values
     path, content = scan(tmp_path, affine, shape), objects({"label": 1, "box3d": box})
     sam, window = tiny_sam(), Window(100, 200)
+    item = LoadPromptedScan(ScanRules(window), LABELS)({"scan": path, "prompts": content})
     evaluator = SupervisedEvaluator(
         device=torch.device("cpu"),
-        val_data_loader=[
-            LoadPromptedScan(ScanRules(window), LABELS)({"scan": path, "prompts": content})
-        ],
+        val_data_loader=[item],
         network=sam,
         inferer=VolumeInferer(),
         prepare_batch=prepare_scan,
-        val_handlers=[WriteMask(tmp_path / "mask.nii", LABELS)],
         decollate=False,
     )
     evaluator.run()
     expected = mask_of(Segmenter(sam, ScanRules(window), LABELS, device="cpu"), path, content)
-    np.testing.assert_array_equal(np.asarray(nib.load(tmp_path / "mask.nii").dataobj), expected)
+    np.testing.assert_array_equal(item.grid.to_file(evaluator.state.output["pred"]), expected)
     assert expected.any()
 
 
