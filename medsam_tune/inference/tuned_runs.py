@@ -83,14 +83,14 @@ class TunedRuns:
         self.prompted = next(iter(needs - {None}), None)
 
     def network(self) -> PromptableSam | Ensemble:
-        """The tuned model, or the `Ensemble` of all."""
+        """The tuned model, or the `Ensemble` of all, in evaluation mode."""
         networks = [
             load_tuned(run.tuned, checkpoint=self._checkpoint or run.record.checkpoint)
             for run in self._runs
         ]
         if len(networks) == 1:
             return networks[0]
-        return Ensemble(networks, [run.rules for run in self._runs])
+        return Ensemble(networks, [run.rules for run in self._runs]).eval()
 
     @cached_property
     def description(self) -> list[dict[str, Any]]:

@@ -22,13 +22,19 @@ from medsam_tune.inference.inferers import VolumeInferer
 from medsam_tune.inference.scans import LoadPromptedScan, prepare_scan
 from medsam_tune.inference.segmenter import Segmenter
 from medsam_tune.methods import apply_method
-from medsam_tune.methods.tuned import save_tuned
-from medsam_tune.runs import RunRecord, write_record, write_state
-from medsam_tune.sam.build import build_sam
 from medsam_tune.sam.model import PromptableSam
 from medsam_tune.slices.intensity import Window
 from medsam_tune.slices.rules import ScanRules
-from tests.inference.made import GOOD, LABELS, SCANS, BoxFiller, Build, objects, scan
+from tests.inference.made import (
+    GOOD,
+    LABELS,
+    SCANS,
+    BoxFiller,
+    Build,
+    objects,
+    scan,
+    write_run,
+)
 from tests.scans import write_nifti
 
 
@@ -112,28 +118,6 @@ def test_an_evaluator_finds_the_same_mask(tiny_sam: Build, tmp_path: Path) -> No
 
 def mask_of(segmenter: Segmenter, path: Path, content: dict[str, Any] | None) -> np.ndarray:
     return segmenter.segment(path, content)[0].numpy()  # type: ignore[no-any-return]
-
-
-def write_run(
-    folder: Path,
-    rules: ScanRules,
-    mending: Mending | None = None,
-    classes: int | None = None,
-    mixture: dict[str, int] | None = None,
-) -> PromptableSam:
-    """A run folder as training leaves it, and its model."""
-    sam = apply_method(build_sam("nano", image_size=64), "decoder", num_classes=classes)
-    if sam.learned is not None:
-        sam.learned.present.data[:, -1] = 1.0
-    save_tuned(sam, folder / "tuned.safetensors", LABELS)
-    mended = (mending or Mending()).describe()
-    mixture = mixture or ({"box": 1, "none": 1} if classes else {"box": 1})
-    record = RunRecord(
-        "d.json", "d.slices", None, rules.describe(), mended, 0.0, 0, mixture=mixture
-    )
-    write_record(folder, record)
-    write_state(folder, "finished")
-    return sam
 
 
 def wide_scan(folder: Path) -> tuple[Path, dict[str, Any]]:
