@@ -44,6 +44,11 @@ class Ensemble(nn.Module):
         self.rules = tuple(rules)
         self.classes = classes.pop()
 
+    @property
+    def pixel_mean(self) -> Tensor:
+        """That of the first network; it tells the device of all."""
+        return self.networks[0].pixel_mean  # type: ignore[return-value]
+
 
 class EnsemblePlane:
     """Slices as several networks see them; see `Plane`.
