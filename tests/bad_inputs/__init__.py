@@ -13,6 +13,7 @@ from tests.bad_inputs import (
     dicom_files,
     dicom_places,
     labels,
+    many_scans,
     model_files,
     names,
     places,
@@ -27,7 +28,7 @@ __all__ = ["INPUTS", "BadInput", "Outcome", "run", "shortened"]
 
 _MODULES = (
     *(scans, data_sets, descriptions, dicom, dicom_files, dicom_places, prompts, prompt_files),
-    *(places, names, values, labels, model_files),
+    *(places, names, values, labels, model_files, many_scans),
 )
 INPUTS: tuple[BadInput, ...] = tuple(
     sorted((bad for module in _MODULES for bad in module.INPUTS), key=lambda bad: bad.row)
