@@ -180,7 +180,7 @@ class Predictions:
             self._release()
         if self.goes_on:
             there = f" ({self.before} were there)" if self.resume else ""
-            said = f"{self.done} masks{there}, {len(self.refused)} refused"
+            said = f"{self.done} mask{'s' * (self.done != 1)}{there}, {len(self.refused)} refused"
             LOG.info("\n".join([f"{said}:" if self.refused else said, *self.refused]))
         code = (REFUSED if self.done else USER) if self.refused else DONE
         if code:
