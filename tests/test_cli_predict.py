@@ -283,6 +283,9 @@ def test_memory_refuses_one_scan_and_a_full_disk_stops_all(
     fail_at(monkeypatch, 1, OSError(errno.ENOSPC, "No space left on device", str(tmp_path)))
     code, _, err = tune(*words, "--resume")
     assert (code, "the disk is full" in err) == (5, True), err
+    fail_at(monkeypatch, 1, OSError(errno.ENOSPC, "No space left on device", str(tmp_path)))
+    assert tune(*words, "--overwrite")[0] == 5
+    assert not (tmp_path / "out" / "s00.prediction.json").exists()  # it would tell of another mask
     monkeypatch.undo()
     fail_at(monkeypatch, 1, RuntimeError("a fault of ours"))
     assert tune(*words, "--resume")[0] == 70
