@@ -175,7 +175,9 @@ def refuse_taken_jobs(
         )
 
 
-def is_done(job: Job, about: Mapping[str, Any], probabilities: bool, replace: bool) -> bool:
+def is_done(
+    job: Job, about: Mapping[str, Any], targets: Sequence[Path], probabilities: bool, replace: bool
+) -> bool:
     """Whether a job was done before: its record is there, its files too, and nothing changed.
 
     A mask without a record was being written when its process was killed.
@@ -183,6 +185,7 @@ def is_done(job: Job, about: Mapping[str, Any], probabilities: bool, replace: bo
     Args:
         job: the job.
         about: what the records of all jobs have in common, see `predictions.Predictions`.
+        targets: files that may be written, see `Job.targets`.
         probabilities: probabilities are wanted.
         replace: what was made by another run or by other settings is done again.
 
@@ -206,7 +209,9 @@ def is_done(job: Job, about: Mapping[str, Any], probabilities: bool, replace: bo
         )
     files = [*_names(record, "masks"), *_names(record, "probabilities")]
     complete = bool(_names(record, "probabilities")) or not probabilities
-    if other or not complete or not all((job.mask.parent / name).is_file() for name in files):
+    wanted = {path.name for path in targets} >= {*_names(record, "masks")}  # not of another ending
+    there = all((job.mask.parent / name).is_file() for name in files)
+    if other or not complete or not wanted or not there:
         return False
     try:
         hashes = job.scan_hash(), job.prompts_hash()

@@ -149,8 +149,13 @@ class Predictions:
             names = [path.name for job in jobs for path in job.targets(self.runs.labels, **options)]
             remove_leftovers(self.output, names)
         if self.resume:
-            about, every = self.about, tracked(to_do, "compare", unit="scan")
-            done = [is_done(job, about, self.probabilities, self.overwrite) for job in every]
+            about, labels = self.about, self.runs.labels
+            done = [
+                is_done(
+                    job, about, job.targets(labels, **options), self.probabilities, self.overwrite
+                )
+                for job in tracked(to_do, "compare", unit="scan")
+            ]
             self.done = self.before = sum(done)
             to_do = [job for job, is_there in zip(to_do, done, strict=True) if not is_there]
         self.jobs = tuple(to_do)

@@ -92,14 +92,16 @@ def test_what_is_done(tmp_path: Path) -> None:
 
     def done(probabilities: bool = False, replace: bool = False, **changed: object) -> bool:
         write_json(job.record, {**record, **changed})
-        return is_done(job, ABOUT, probabilities, replace)
+        return is_done(job, ABOUT, [job.mask], probabilities, replace)
 
-    assert not is_done(job, ABOUT, False, False)
+    assert not is_done(job, ABOUT, [job.mask], False, False)
     assert not done()
     job.mask.touch()
     assert done()
     assert not done(probabilities=True)
     assert not done(masks=["a.nii", "b.nii"])
+    (tmp_path / "out" / "a.nrrd").touch()
+    assert not done(masks=["a.nrrd"])  # another ending was wanted
     assert not done(scan={"sha256": "0"})
     assert not done(scan=None)
     assert not done(prompts={"sha256": "0"})
@@ -110,4 +112,4 @@ def test_what_is_done(tmp_path: Path) -> None:
     assert not done()
     job.record.write_text("{")
     with pytest.raises(DataError, match="is not JSON"):
-        is_done(job, ABOUT, False, False)
+        is_done(job, ABOUT, [job.mask], False, False)
