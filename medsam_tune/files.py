@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -99,6 +100,12 @@ def folder_written_whole(folder: str | Path) -> Iterator[Path]:
 def _hidden(path: Path) -> str:
     """Start of a hidden name beside a path; a name may have 255 bytes, a letter four."""
     return f".{path.name[:40]}."
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's content, as `sha256sum` gives it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any]:

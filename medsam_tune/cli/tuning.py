@@ -20,6 +20,7 @@ from medsam_tune.cli.next_steps import (
 from medsam_tune.cli.options import (
     FORMATS,
     KINDS,
+    MASK_FORMATS,
     METHODS,
     STOPPED,
     Bundle,
@@ -148,7 +149,13 @@ def predict(
         Path, typer.Argument(help="A NIfTI, NRRD or MetaImage file, or a DICOM folder.")
     ],
     run: Run,
-    output: Annotated[Path, typer.Option(help="Mask to write, .nii.gz, in the scan's own grid.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            help="Mask to write, in the scan's own grid: .nii.gz, .nii, .nrrd, .mha; or .dcm, of a "
+            "DICOM series."
+        ),
+    ],
     prompts: Annotated[
         Path | None,
         typer.Option(
@@ -163,8 +170,26 @@ def predict(
             "Default: slices."
         ),
     ] = None,
+    format_: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help=f"One of {', '.join(MASK_FORMATS)}. Default: as --output ends; seg for .dcm.",
+        ),
+    ] = None,
+    codes: Annotated[
+        Path | None,
+        typer.Option(
+            help="For .dcm: table of what the labels are, CSV with the columns label, name, "
+            "category, type, laterality, colour, region. Default: by the labels' names."
+        ),
+    ] = None,
     separate: Annotated[
-        bool, typer.Option(help="Write a mask for each label, which may overlap.")
+        bool,
+        typer.Option(
+            help="Write a mask for each label, which may overlap; in a .dcm they are segments of "
+            "one file."
+        ),
     ] = False,
     series: Annotated[
         str | None,
@@ -181,6 +206,7 @@ def predict(
     overrides |= given(prompts=prompts, series=series, checkpoint=checkpoint)
     overrides |= given(overwrite=overwrite or None, unfinished=unfinished or None)
     overrides |= given(prompts_as=prompts_as, separate=separate or None)
+    overrides |= given(format=format_, codes=codes)
     run_bundle(bundle, ["inference.yaml"], overrides | read_settings(set_, overrides))
     after_predict(scan, output)
 

@@ -85,13 +85,19 @@ def read_grid(path: Path) -> Grid:
     return Grid((*size, 1) if len(size) == 2 else tuple(size), affine)
 
 
-def write(path: Path, array: NDArray[np.generic], affine: NDArray[np.float64]) -> None:
+def write(
+    path: Path,
+    array: NDArray[np.generic],
+    affine: NDArray[np.float64],
+    codes: tuple[int, int] | None = None,
+) -> None:
     """Write a label map, whole or not at all.
 
     Args:
         path: .nrrd or .mha file.
         array: (I, J, K) label ids.
         affine: (4, 4) from indices (i, j, k) to RAS+ millimetres.
+        codes: of NIfTI; these formats have no place for them.
 
     Raises:
         DataError: ids below 0 or above `volume.HIGHEST_ID`.

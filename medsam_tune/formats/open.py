@@ -40,7 +40,13 @@ class Format(Protocol):
     def read_grid(self, path: Path) -> Grid:
         """Size and place by the header; no voxel is read."""
 
-    def write(self, path: Path, array: NDArray[np.generic], affine: NDArray[np.float64]) -> None:
+    def write(
+        self,
+        path: Path,
+        array: NDArray[np.generic],
+        affine: NDArray[np.float64],
+        codes: tuple[int, int] | None = None,
+    ) -> None:
         """Write label ids (I, J, K), whole or not at all; the affine is in RAS+ millimetres."""
 
 
@@ -158,13 +164,19 @@ def read_grid(path: Path, series_uid: str | None = None) -> Grid:
     return read_series_grid(choose_series(path, series_uid))
 
 
-def write_array(path: Path, array: NDArray[np.generic], affine: NDArray[np.float64]) -> None:
+def write_array(
+    path: Path,
+    array: NDArray[np.generic],
+    affine: NDArray[np.float64],
+    codes: tuple[int, int] | None = None,
+) -> None:
     """Write a label map in the format that the file's ending says, whole or not at all.
 
     Args:
         path: file of one of `WRITTEN`.
         array: (I, J, K) label ids.
         affine: (4, 4) from indices (i, j, k) to RAS+ millimetres.
+        codes: qform_code and sform_code of the scan, if it is NIfTI; other formats have none.
 
     Raises:
         DataError: another ending.
@@ -172,7 +184,7 @@ def write_array(path: Path, array: NDArray[np.generic], affine: NDArray[np.float
     found = format_of(path)
     if found is None or not path.name.lower().endswith(found.WRITTEN):
         raise DataError(f"{path}: expected a name that ends in {', '.join(WRITTEN)}.")
-    found.write(path, array, affine)
+    found.write(path, array, affine, codes)
 
 
 def stem_of(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,12 +11,13 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
+from medsam_tune.files import file_hash
 from medsam_tune.formats.mending import Mending
 from medsam_tune.formats.volume import Volume, image_from
 from medsam_tune.inference.aftercare import Aftercare
 from medsam_tune.inference.embedded import EmbeddedVolume
 from medsam_tune.inference.inferers import Labels, VolumeInferer
-from medsam_tune.inference.output import on_grid, write_masks
+from medsam_tune.inference.output import Source, check_output, on_grid, write_masks
 from medsam_tune.inference.scans import Affine, LoadPromptedScan, Scan
 from medsam_tune.methods.tuned import load_tuned, read_header
 from medsam_tune.prompts import SlicePrompts
@@ -42,6 +44,7 @@ class Segmenter:
             by default what the model can do.
         reading: how a label map among the prompts is read, see `LoadPromptedScan`.
         aftercare: what is done to masks in the scan's grid; nothing by default.
+        source: what DICOM results say of the model: `tuned`, `run`, `algorithm` and `version`.
 
     Example:
         >>> segmenter = Segmenter.from_run("runs/liver")
@@ -59,6 +62,7 @@ class Segmenter:
         prompted: bool | None = None,
         reading: Mapping[str, Any] | None = None,
         aftercare: Aftercare | None = None,
+        source: Source | None = None,
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.to(self.device).eval()
@@ -67,6 +71,7 @@ class Segmenter:
         self.load = LoadPromptedScan(rules, labels, mending, needed, reading)
         self.inferer = inferer or VolumeInferer(labels, rules)
         self.aftercare = aftercare
+        self.source = source or Source()
 
     @classmethod
     def from_run(
@@ -88,7 +93,9 @@ class Segmenter:
         tuned = tuned_file(run, unfinished)
         model = load_tuned(tuned, checkpoint=checkpoint or record.checkpoint)
         labels = read_header(tuned).labels
-        options = {"mending": Mending(**record.mending), "prompted": record.prompted} | options
+        known = {"mending": Mending(**record.mending), "prompted": record.prompted}
+        known["source"] = Source(tuned=file_hash(tuned), run=run)
+        options = known | options
         return cls(model, rules_from(record.rules), labels, **options)
 
     def segment(
@@ -128,22 +135,53 @@ class Segmenter:
         output: str | Path,
         affine: Affine | None = None,
         separate: bool = False,
+        series: str | None = None,
+        format: str | None = None,
+        codes: str | Path | None = None,
+        segmentation: str = Source.segmentation,
     ) -> list[Path]:
-        """Segment a scan and write the mask as NIfTI in the scan's own grid.
+        """Segment a scan and write the mask in the scan's own grid.
 
         Args:
             scan: see `segment`.
             prompts: see `segment`.
-            output: mask to write, .nii or .nii.gz.
+            output: mask to write: .nii, .nii.gz, .nrrd, .mha; or, of a DICOM series, .dcm.
             affine: see `segment`.
-            separate: write a mask for each label, which may overlap, see `mask_paths`.
+            separate: write a mask for each label, which may overlap, see `write_masks`.
+            series: SeriesInstanceUID (or its end) where a folder holds several.
+            format: name of the format, see `output.format_for`: "rtstruct" for .dcm, which is a SEG
+                otherwise.
+            codes: CSV of codes and colours of the labels in DICOM, see `formats.dicom.codes`.
+            segmentation: what a SEG holds: "binary", or "labelmap", which has the label ids.
 
         Returns:
             the files that were written.
+
+        Raises:
+            DataError: as in `segment`; before the model runs, a mask that cannot be written so.
+            ValueError: as in `segment`; settings that are unknown or contradict each other.
         """
-        item = self.load({"scan": scan, "affine": affine, "prompts": prompts})
+        source = replace(
+            self.source,
+            scan=scan if isinstance(scan, (str, Path)) else None,
+            series=series,
+            prompted=prompts is not None,
+            codes=codes,
+            segmentation=segmentation,
+        )
+        check_output(output, self.labels, separate, source, format)
+        item = self.load({"scan": scan, "affine": affine, "series": series, "prompts": prompts})
         found = self._answer(self._opened(item.image, item.prompts), item.prompts, separate)
-        return [*write_masks(found, item.grid, output, self.labels, self.aftercare)]
+        written = write_masks(
+            found,
+            item.grid,
+            output,
+            self.labels,
+            self.aftercare,
+            source=source,
+            format=format,
+        )
+        return [*written]
 
     def _opened(self, slices: Tensor, prompts: SlicePrompts | None) -> EmbeddedVolume:
         """A volume for one set of prompts."""
