@@ -21,7 +21,7 @@ COLUMNS = ("label", "name", "category", "type", "laterality", "colour", "region"
 """Columns of a table of codes; all but the first may be left out."""
 
 NAME_LENGTH = 64
-"""Letters of a segment's name at most (DICOM's LO); longer names are cut."""
+"""Bytes of a segment's name at most: DICOM's LO has 64 letters, but some programs count bytes."""
 
 _OWN = Path(__file__).with_suffix(".csv")
 _CODE = re.compile(r"([^\^\\]{1,16})\^([^\^\\]{1,16})\^([^\^\\]{1,64})")
@@ -64,7 +64,7 @@ class Structure:
 
     Attributes:
         label: its id.
-        name: its name, of at most `NAME_LENGTH` letters.
+        name: its name, of at most `NAME_LENGTH` bytes in UTF-8.
         category: what kind of thing it is, e.g. an anatomical structure.
         type: what it is, e.g. a kidney.
         side: left, right or both; None where the type says it, or there is none.
@@ -231,4 +231,4 @@ def _shade(text: str, before: int) -> tuple[int, int, int]:
 def _written(name: str) -> str:
     r"""A name as DICOM can hold it: one line, without "\", which divides texts there."""
     safe = "".join(letter if letter.isprintable() and letter != "\\" else "_" for letter in name)
-    return safe.strip()[:NAME_LENGTH].strip() or "_"
+    return safe.strip().encode()[:NAME_LENGTH].decode(errors="ignore").strip() or "_"

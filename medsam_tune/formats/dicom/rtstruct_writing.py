@@ -1,7 +1,8 @@
 """DICOM RTSTRUCT of a mask that lies on the images of a series, by highdicom and contourpy.
 
-Not by rt-utils: its contours run through the centres of pixels, so that half a pixel is lost around
-an organ; its "pin holes" are approximate; it copies descriptions and the patient's age and weight.
+Not by rt-utils 1.2: its contours run through the centres of pixels, so that half a pixel is lost
+around an organ; it takes columns for rows where pixels or slices are not square; it knows no
+multi-frame files; it copies descriptions and the patient's age and weight.
 """
 
 from __future__ import annotations
