@@ -126,8 +126,8 @@ def tool(name: str, *words: object) -> str:
     program = Path(sys.executable).parent / name
     if not program.exists():
         pytest.skip(f"{name} is not installed: pip install 'medsam_tune[dev]'")
-    done = subprocess.run([program, *map(str, words)], capture_output=True, text=True, check=False)
-    return done.stdout + done.stderr
+    done = subprocess.run([program, *map(str, words)], capture_output=True, check=False)
+    return (done.stdout + done.stderr).decode(errors="replace")
 
 
 def errors(name: str, *files: Path) -> list[str]:

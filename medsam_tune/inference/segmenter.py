@@ -93,7 +93,8 @@ class Segmenter:
         tuned = tuned_file(run, unfinished)
         model = load_tuned(tuned, checkpoint=checkpoint or record.checkpoint)
         labels = read_header(tuned).labels
-        known = {"mending": Mending(**record.mending), "prompted": record.prompted}
+        known: dict[str, Any] = {"mending": Mending(**record.mending)}
+        known["prompted"] = record.prompted
         known["source"] = Source(tuned=file_hash(tuned), run=run)
         options = known | options
         return cls(model, rules_from(record.rules), labels, **options)

@@ -21,7 +21,15 @@ from medsam_tune.formats.dicom.contours import outlines
 from medsam_tune.formats.dicom.geometry import plane_of
 from medsam_tune.formats.dicom.headers import import_highdicom, import_pydicom, without_warnings
 from medsam_tune.formats.dicom.seg_writing import Masks, concept
-from medsam_tune.formats.dicom.sources import PATIENT, WAY_OUT, Algorithm, Frame, Sources, common
+from medsam_tune.formats.dicom.sources import (
+    PATIENT,
+    WAY_OUT,
+    Algorithm,
+    Frame,
+    Sources,
+    common,
+    use_charset,
+)
 
 _DETACHED_STUDY = "1.2.840.10008.3.1.2.3.1"  # the class of a referenced study, as PS3.3 wants it
 
@@ -97,6 +105,7 @@ def structure_set(
             content.ROIContourSequence = [_drawn(one, contours[one.label]) for one in structures]
             seen = [_observed(highdicom, n, one) for n, one in enumerate(structures, start=1)]
             content.RTROIObservationsSequence = seen
+            use_charset(content, sources, structures)
             return content
     except Exception as error:  # whatever headers make highdicom and pydicom stumble on
         raise DataError(

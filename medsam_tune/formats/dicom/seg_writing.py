@@ -13,7 +13,14 @@ from medsam_tune.errors import DataError
 from medsam_tune.files import written_whole
 from medsam_tune.formats.dicom.codes import Code, Structure
 from medsam_tune.formats.dicom.headers import import_highdicom, import_pydicom, without_warnings
-from medsam_tune.formats.dicom.sources import WAY_OUT, Algorithm, Frame, Sources, common
+from medsam_tune.formats.dicom.sources import (
+    WAY_OUT,
+    Algorithm,
+    Frame,
+    Sources,
+    common,
+    use_charset,
+)
 
 SEGMENTATIONS = ("binary", "labelmap")
 """What a SEG may hold: a bit for each segment, which every viewer reads; or the ids themselves."""
@@ -96,7 +103,7 @@ def _segmentation(
     ]
     try:
         with without_warnings():
-            return highdicom.seg.Segmentation(
+            found = highdicom.seg.Segmentation(
                 source_images=_images(sources),
                 pixel_array=pixels,
                 segmentation_type=kind.upper(),
@@ -110,6 +117,8 @@ def _segmentation(
                 content_creator_name="",
                 **common(sources, algorithm, f"{algorithm.name} segmentation"),
             )
+            use_charset(found, sources, structures)
+            return found
     except Exception as error:  # whatever headers make highdicom stumble on
         raise DataError(
             f"{sources.path}: highdicom cannot make a DICOM SEG of these images "

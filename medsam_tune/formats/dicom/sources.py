@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsam_tune.errors import DataError
+from medsam_tune.formats.dicom.codes import Structure
 from medsam_tune.formats.dicom.geometry import affine_of
 from medsam_tune.formats.dicom.headers import (
     Instance,
@@ -66,12 +67,14 @@ class Sources:
         series: their series.
         frames: slices in the order of the volume.
         patient: tag -> text, of what says who and which study it is.
+        charset: SpecificCharacterSet of the images; empty where they have none.
     """
 
     path: Path
     series: Series
     frames: tuple[Frame, ...]
     patient: Mapping[str, str]
+    charset: tuple[str, ...] = ()
 
     @property
     def orientation(self) -> NDArray[np.float64]:
@@ -174,11 +177,11 @@ def read_sources(path: Path, series_uid: str | None, what: str) -> Sources:
             f"{first}: has no {' and no '.join(tag for tag, absent in lacks.items() if absent)}; "
             f"{what} lies at a place in the patient. {WAY_OUT}"
         )
-    return Sources(path, series, frames, _patient(first.path))
+    return Sources(path, series, frames, *_patient(first.path))
 
 
 def common(sources: Sources, algorithm: Algorithm, description: str) -> dict[str, Any]:
-    """Arguments of highdicom's `SOPClass` that every result has: who, which study, which program.
+    """Arguments of highdicom's `SOPClass` that every result has.
 
     Args:
         sources: images that it refers to.
@@ -196,8 +199,25 @@ def common(sources: Sources, algorithm: Algorithm, description: str) -> dict[str
         "software_versions": algorithm.version,
         "device_serial_number": algorithm.serial or "0",
         "series_description": description,
-        "specific_character_set": "ISO_IR 192",  # UTF-8: names of labels may be in any script
+        "specific_character_set": "ISO_IR 192",  # UTF-8
     }
+
+
+def use_charset(content: Any, sources: Sources, structures: Iterable[Structure]) -> None:
+    """Write a result in the character set of its images, where its own texts allow that.
+
+    Programs such as dcentvfy compare the names of patients byte by byte.
+
+    Args:
+        content: pydicom data set in UTF-8.
+        sources: images that it refers to.
+        structures: labels that it describes.
+    """
+    codes = [(one.category, one.type, one.region) for one in structures]
+    texts = [one.name for one in structures]
+    texts += [code.meaning for each in codes for code in each if code is not None]
+    if sources.charset and all(map(str.isascii, texts)):
+        content.SpecificCharacterSet = list(sources.charset)
 
 
 def _uids(path: Path, what: str) -> tuple[str, str]:
@@ -213,12 +233,19 @@ def _uids(path: Path, what: str) -> tuple[str, str]:
     return found["SOPClassUID"], found["SOPInstanceUID"]
 
 
-def _patient(path: Path) -> dict[str, str]:
-    """Tag -> text of `PATIENT`; what is of no form that may be written is left empty."""
-    header = read_header(path, tuple(PATIENT))
+def _patient(path: Path) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Tag -> text of `PATIENT`, and the character set, where pydicom knows it.
+
+    What is of no form that may be written is left empty.
+    """
+    header = read_header(path, ("SpecificCharacterSet", *PATIENT))
     with understood(path):
         texts = {tag: str((header or {}).get(tag) or "").strip() for tag in PATIENT}
-    return {tag: text if _fits(tag, text) else "" for tag, text in texts.items()}
+        charset = (header or {}).get("SpecificCharacterSet") or ()
+    sets = (charset,) if isinstance(charset, str) else tuple(charset)
+    known = set(import_pydicom().charset.python_encoding)
+    fitting = {tag: text if _fits(tag, text) else "" for tag, text in texts.items()}
+    return fitting, sets if any(sets) and set(sets) <= known else ()
 
 
 def _fits(tag: str, text: str) -> bool:
