@@ -18,6 +18,7 @@ from tests.bad_inputs import (
     places,
     prompt_files,
     prompts,
+    results,
     scans,
     values,
 )
@@ -27,7 +28,7 @@ __all__ = ["INPUTS", "BadInput", "Outcome", "run", "shortened"]
 
 _MODULES = (
     *(scans, data_sets, descriptions, dicom, dicom_files, dicom_places, prompts, prompt_files),
-    *(places, names, values, labels, model_files),
+    *(places, names, values, labels, model_files, results),
 )
 INPUTS: tuple[BadInput, ...] = tuple(
     sorted((bad for module in _MODULES for bad in module.INPUTS), key=lambda bad: bad.row)
