@@ -25,6 +25,7 @@ from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.splits import split_cases
 from medsam_tune.cli import options, tuning
 from medsam_tune.demo import LEARNING_RATES
+from medsam_tune.inference.output import FORMATS as MASK_FORMATS
 from medsam_tune.inference.simulated import KINDS
 from medsam_tune.methods import METHODS, apply_method
 from medsam_tune.methods.tuned import save_tuned
@@ -180,6 +181,7 @@ def test_help_names_what_there_is() -> None:
     assert options.METHODS == tuple(METHODS) == tuple(LEARNING_RATES)
     assert options.MODELS == tuple(ARCHITECTURES)
     assert options.MODALITIES == MODALITIES
+    assert options.MASK_FORMATS == tuple(MASK_FORMATS)
     assert options.KINDS == KINDS
 
 

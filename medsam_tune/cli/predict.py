@@ -11,6 +11,7 @@ from medsam_tune.bundle import run_bundle
 from medsam_tune.cli.next_steps import after_predict, after_refusals
 from medsam_tune.cli.options import (
     KINDS,
+    MASK_FORMATS,
     Bundle,
     CheckpointOfRun,
     Overwrite,
@@ -41,8 +42,8 @@ def predict(
     output: Annotated[
         Path,
         typer.Option(
-            help="Mask to write, .nii.gz, in the scan's own grid; or a folder, where masks are "
-            "named after the scans."
+            help="Mask to write, in the scan's own grid: .nii.gz, .nii, .nrrd, .mha; or .dcm, of a "
+            "DICOM series. Or a folder, where masks are named after the scans."
         ),
     ],
     prompts: Annotated[
@@ -60,8 +61,26 @@ def predict(
             "Default: slices."
         ),
     ] = None,
+    format_: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help=f"One of {', '.join(MASK_FORMATS)}. Default: as --output ends; seg for .dcm.",
+        ),
+    ] = None,
+    codes: Annotated[
+        Path | None,
+        typer.Option(
+            help="For .dcm: table of what the labels are, CSV with the columns label, name, "
+            "category, type, laterality, colour, region. Default: by the labels' names."
+        ),
+    ] = None,
     separate: Annotated[
-        bool, typer.Option(help="Write a mask for each label, which may overlap.")
+        bool,
+        typer.Option(
+            help="Write a mask for each label, which may overlap; in a .dcm they are segments of "
+            "one file."
+        ),
     ] = False,
     probabilities: Annotated[
         bool, typer.Option(help="Write the probability of each label as well, float32.")
@@ -72,7 +91,8 @@ def predict(
     ] = None,
     series: Series = None,
     ending: Annotated[
-        str | None, typer.Option(help="Ending of the masks in a folder. Default: .nii.gz.")
+        str | None,
+        typer.Option(help="Ending of the masks in a folder. Default: .nii.gz, or by --format."),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on: leave out scans whose masks are there.")
@@ -94,6 +114,7 @@ def predict(
     overrides |= {"scans": scans, "output": output}
     overrides |= given(prompts=prompts, series=series, subset=subset, ending=ending)
     overrides |= given(checkpoint=checkpoint, prompts_as=prompts_as)
+    overrides |= given(format=format_, codes=codes)
     switches = {"separate": separate, "probabilities": probabilities, "resume": resume}
     switches |= {"overwrite": overwrite, "unfinished": unfinished}
     overrides |= {name: True for name, on in switches.items() if on}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from medsam_tune.errors import DataError, listed
 from medsam_tune.files import files_hash, flat, read_json, refuse_taken
 from medsam_tune.formats.listing import entries_of
 from medsam_tune.formats.open import files_of, name_from, scan_files, stem_of
-from medsam_tune.inference.output import ending_of, mask_paths, refuse_taken_masks
+from medsam_tune.inference.output import ending_of, masks_at
 from medsam_tune.inference.probabilities import probability_paths
 
 RECORD = ".prediction.json"
@@ -49,7 +49,7 @@ class Job:
 
     def targets(self, labels: Mapping[int, str], separate: bool, probabilities: bool) -> list[Path]:
         """All files that may be written, the record last."""
-        masks = [*mask_paths(self.mask, labels).values()] if separate else [self.mask]
+        masks = masks_at(self.mask, labels, separate)
         maps = probability_paths(self.mask, labels).values() if probabilities else ()
         return [*masks, *maps, self.record]
 
@@ -141,8 +141,9 @@ def refuse_taken_jobs(
     separate: bool = False,
     probabilities: bool = False,
     replace: bool = False,
+    inputs: Iterable[str | Path | None] = (),
 ) -> None:
-    """Refuse outputs that are there already, that are an input, or that are no masks.
+    """Refuse outputs that are there already, or that are an input.
 
     Args:
         jobs: all jobs.
@@ -150,17 +151,19 @@ def refuse_taken_jobs(
         separate: masks by label are written.
         probabilities: probabilities are written.
         replace: replace outputs that are there.
+        inputs: further files that are read.
 
     Raises:
         DataError: see above.
     """
-    read = [path for job in jobs for path in (job.case.image, job.prompts) if path is not None]
+    given = [*inputs]
+    of_jobs = [path for job in jobs for path in (job.case.image, job.prompts)]
+    read = [path for path in (*of_jobs, *given) if path is not None]
     inputs = {os.path.realpath(path) for path in read}
     there = []
     for job in jobs:
-        own = [job.case.image, job.prompts]
+        own = [job.case.image, job.prompts, *given]
         alone = replace or len(jobs) > 1
-        refuse_taken_masks(job.mask, labels, separate, alone, own)
         *targets, record = job.targets(labels, separate, probabilities)
         refuse_taken(record, True, own)  # without its mask it is of no use
         for target in targets:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from medsam_tune.errors import DataError
 from medsam_tune.failures import DONE, REFUSED, USER
 from medsam_tune.files import hold_folder, remove_leftovers
 from medsam_tune.inference.jobs import Job, is_done, jobs_for, refuse_taken_jobs
-from medsam_tune.inference.output import ending_of, refuse_taken_masks
+from medsam_tune.inference.output import FORMATS, Source, check_output, ending_of, format_for
 from medsam_tune.inference.tuned_runs import TunedRuns
 
 
@@ -32,7 +33,9 @@ class Predictions:
         prompts: see `jobs.jobs_for`.
         subset: subset of a datalist.
         series: SeriesInstanceUID, or its end, of one scan of DICOM.
-        ending: ending of masks in a folder.
+        ending: ending of masks in a folder; by default that of the format, or .nii.gz.
+        format: name of the masks' format, see `output.format_for`.
+        source: what DICOM results say of the model.
         separate: masks by label are written.
         probabilities: probabilities are written.
         resume: leave out what is done: the record and the files are there, and the scan and its
@@ -56,7 +59,9 @@ class Predictions:
         prompts: str | Path | None = None,
         subset: str | None = None,
         series: str | None = None,
-        ending: str = ".nii.gz",
+        ending: str | None = None,
+        format: str | None = None,
+        source: Source | None = None,
         separate: bool = False,
         probabilities: bool = False,
         resume: bool = False,
@@ -69,7 +74,9 @@ class Predictions:
         self.prompts = prompts
         self.subset = subset
         self.series = series
-        self.ending = ending
+        self.ending = ending or FORMATS.get(format or "", ".nii.gz")
+        self.format = format
+        self.source = source or Source()
         self.separate = separate
         self.probabilities = probabilities
         self.resume = resume
@@ -114,6 +121,7 @@ class Predictions:
         problems = [*found.refused.values(), *(job.problem for job in jobs if job.problem)]
         if problems and not self.goes_on:
             raise DataError(problems[0])
+        self._check_format(jobs)
         if not single:
             self.output.mkdir(parents=True, exist_ok=True)
             self._lock = hold_folder(self.output, "predicts")
@@ -125,9 +133,33 @@ class Predictions:
         for problem in problems:
             self.refuse(problem)
 
+    def _check_format(self, jobs: Sequence[Job]) -> None:
+        """Refuse settings of the format; of one scan, whatever keeps it from being written so."""
+        if self.goes_on and self.ending == ".dcm":
+            self.source.described(self.runs.labels)
+        elif jobs:
+            self.check(jobs[0])
+
+    def source_of(self, job: Job) -> Source:
+        """What a DICOM result of a scan says of its origin."""
+        case = job.case
+        prompted = job.prompts is not None
+        return replace(self.source, scan=case.image, series=case.series, prompted=prompted)
+
+    def check(self, job: Job) -> None:
+        """Refuse a scan whose mask cannot be written in the format.
+
+        Raises:
+            DataError: see `output.check_output`.
+            ValueError: as there.
+        """
+        source = self.source_of(job)
+        check_output(job.mask, self.runs.labels, self.separate, source, self.format)
+
     def _refuse_folder(self) -> None:
         if ending_of(f"mask{self.ending}") != self.ending or not self.ending:
             raise DataError(f"ending is {self.ending!r}; expected one of a mask, such as .nii.gz.")
+        format_for(f"mask{self.ending}", self.format)
         if self.output.is_dir():
             if self.scans.is_dir() and self.output.samefile(self.scans):
                 raise DataError(
@@ -135,15 +167,16 @@ class Predictions:
                     "a new one in it."
                 )
         elif self.output.suffix and not self.scans.is_dir() and self.scans.suffix != ".json":
-            refuse_taken_masks(self.output, {})  # for its ending
+            format_for(self.output)  # it has another ending
         elif self.output.exists():
             raise DataError(f"{self.output}: is a file; expected a folder for the masks.")
 
     def _take(self, jobs: tuple[Job, ...]) -> None:
         """Settle which jobs are to do; remove what a killed process left of them."""
         options = {"separate": self.separate, "probabilities": self.probabilities}
-        replace = self.overwrite or self.resume
-        refuse_taken_jobs(jobs, self.runs.labels, **options, replace=replace)
+        replaced = self.overwrite or self.resume
+        codes = [self.source.codes]
+        refuse_taken_jobs(jobs, self.runs.labels, **options, replace=replaced, inputs=codes)
         to_do = [job for job in jobs if not job.problem]
         if self._lock is not None:
             names = [path.name for job in jobs for path in job.targets(self.runs.labels, **options)]

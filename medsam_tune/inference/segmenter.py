@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ from medsam_tune.inference.canvas import Found
 from medsam_tune.inference.embedded import EmbeddedVolume
 from medsam_tune.inference.ensembles import Ensemble
 from medsam_tune.inference.inferers import VolumeInferer
-from medsam_tune.inference.output import on_grid, write_masks
+from medsam_tune.inference.output import Source, check_output, on_grid, write_masks
 from medsam_tune.inference.probabilities import write_probabilities
 from medsam_tune.inference.scans import Affine, LoadPromptedScan, Scan
 from medsam_tune.inference.tuned_runs import TunedRuns
@@ -44,6 +45,7 @@ class Segmenter:
             by default what the model can do.
         reading: how a label map among the prompts is read, see `LoadPromptedScan`.
         aftercare: what is done to masks in the scan's grid; nothing by default.
+        source: what DICOM results say of the model: `tuned`, `run`, `algorithm` and `version`.
 
     Example:
         >>> segmenter = Segmenter.from_run("runs/liver")
@@ -61,6 +63,7 @@ class Segmenter:
         prompted: bool | None = None,
         reading: Mapping[str, Any] | None = None,
         aftercare: Aftercare | None = None,
+        source: Source | None = None,
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.to(self.device).eval()
@@ -69,6 +72,7 @@ class Segmenter:
         self.load = LoadPromptedScan(rules, labels, mending, needed, reading)
         self.inferer = inferer or VolumeInferer(labels, rules)
         self.aftercare = aftercare
+        self.source = source or Source()
 
     @classmethod
     def from_run(
@@ -90,8 +94,8 @@ class Segmenter:
             DataError: see `TunedRuns`.
         """
         runs = TunedRuns(run, unfinished, checkpoint)
-        options = {"mending": runs.mending, "prompted": runs.prompted} | options
-        return cls(runs.network(), runs.rules, runs.labels, **options)
+        known = {"mending": runs.mending, "prompted": runs.prompted, "source": runs.source}
+        return cls(runs.network(), runs.rules, runs.labels, **known | options)
 
     def segment(
         self, scan: Scan, prompts: PromptSource | None = None, affine: Affine | None = None
@@ -162,24 +166,55 @@ class Segmenter:
         affine: Affine | None = None,
         separate: bool = False,
         probabilities: bool = False,
+        series: str | None = None,
+        format: str | None = None,
+        codes: str | Path | None = None,
+        segmentation: str = Source.segmentation,
     ) -> list[Path]:
-        """Segment a scan and write the mask as NIfTI in the scan's own grid.
+        """Segment a scan and write the mask in the scan's own grid.
 
         Args:
             scan: see `segment`.
             prompts: see `segment`.
-            output: mask to write, .nii or .nii.gz.
+            output: mask to write: .nii, .nii.gz, .nrrd, .mha; or, of a DICOM series, .dcm.
             affine: see `segment`.
-            separate: write a mask for each label, which may overlap, see `mask_paths`.
+            separate: write a mask for each label, which may overlap, see `write_masks`.
             probabilities: write the probability of each label as well, see `probability_paths`.
+            series: SeriesInstanceUID (or its end) where a folder holds several.
+            format: name of the format, see `output.format_for`: "rtstruct" for .dcm, which is a SEG
+                otherwise.
+            codes: CSV of codes and colours of the labels in DICOM, see `formats.dicom.codes`.
+            segmentation: what a SEG holds: "binary", or "labelmap", which has the label ids.
 
         Returns:
             the files that were written.
+
+        Raises:
+            DataError: as in `segment`; before the model runs, a mask that cannot be written so.
+            ValueError: as in `segment`; settings that are unknown or contradict each other.
         """
-        item = self.load({"scan": scan, "affine": affine, "prompts": prompts})
+        source = replace(
+            self.source,
+            scan=scan if isinstance(scan, (str, Path)) else None,
+            series=series,
+            prompted=prompts is not None,
+            codes=codes,
+            segmentation=segmentation,
+        )
+        check_output(output, self.labels, separate, source, format)
+        item = self.load({"scan": scan, "affine": affine, "series": series, "prompts": prompts})
         volume = self._opened(item.image, item.prompts)
         found = self._answer(volume, item.prompts, separate, probabilities)
-        files = [*write_masks(found.labels, item.grid, output, self.labels, self.aftercare)]
+        written = write_masks(
+            found.labels,
+            item.grid,
+            output,
+            self.labels,
+            self.aftercare,
+            source=source,
+            format=format,
+        )
+        files = [*written]
         if found.logits is not None:
             files += write_probabilities(found.logits, item.grid, output, self.labels).values()
         return files

@@ -70,6 +70,8 @@ class ReadOrRefuse:
         item = {"scan": case.image, "series": case.series, "name": case.name}
         try:
             with about(f"case {case.id}"):
+                if self.predictions.goes_on:  # else it was checked before
+                    self.predictions.check(job)
                 hashes = job.scan_hash(), job.prompts_hash()
                 scan = self.read({**item, "prompts": job.prompts})
         except Exception as error:
@@ -171,7 +173,15 @@ class WritePrediction:
         assert item.scan is not None
         grid = item.scan.grid
         job.record.unlink(missing_ok=True)  # of masks that are replaced
-        masks = write_masks(found.labels, grid, job.mask, labels, self.aftercare)
+        masks = write_masks(
+            found.labels,
+            grid,
+            job.mask,
+            labels,
+            self.aftercare,
+            source=self.predictions.source_of(job),
+            format=self.predictions.format,
+        )
         maps = (
             {}
             if found.logits is None

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from medsam_tune.errors import DataError, listed
-from medsam_tune.files import file_hash
+from medsam_tune.files import file_hash, files_hash
 from medsam_tune.formats.mending import Mending
 from medsam_tune.inference.ensembles import Ensemble, differences
+from medsam_tune.inference.output import Source
 from medsam_tune.methods.header import TunedHeader
 from medsam_tune.methods.tuned import load_tuned, read_header
 from medsam_tune.runs import RunRecord, read_record, tuned_file
@@ -91,6 +92,21 @@ class TunedRuns:
         if len(networks) == 1:
             return networks[0]
         return Ensemble(networks, [run.rules for run in self._runs]).eval()
+
+    @property
+    def source(self) -> Source:
+        """What DICOM results say of the model."""
+        return Source(tuned=self.tuned_hash, run=self.name)
+
+    @property
+    def name(self) -> str:
+        """Names of the runs' folders."""
+        return listed(each["run"] for each in self.description)
+
+    @property
+    def tuned_hash(self) -> str:
+        """SHA-256 of the tuned file; of several, see `files.files_hash`."""
+        return files_hash(run.tuned for run in self._runs)
 
     @cached_property
     def description(self) -> list[dict[str, Any]]:

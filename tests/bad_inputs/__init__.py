@@ -19,6 +19,7 @@ from tests.bad_inputs import (
     places,
     prompt_files,
     prompts,
+    results,
     scans,
     values,
 )
@@ -28,7 +29,7 @@ __all__ = ["INPUTS", "BadInput", "Outcome", "run", "shortened"]
 
 _MODULES = (
     *(scans, data_sets, descriptions, dicom, dicom_files, dicom_places, prompts, prompt_files),
-    *(places, names, values, labels, model_files, many_scans),
+    *(places, names, values, labels, model_files, results, many_scans),
 )
 INPUTS: tuple[BadInput, ...] = tuple(
     sorted((bad for module in _MODULES for bad in module.INPUTS), key=lambda bad: bad.row)

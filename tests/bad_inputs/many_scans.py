@@ -89,7 +89,7 @@ def refused(
     ours: Callable[[Any], Any],
     message: str,
 ) -> BadInput:
-    return BadInput(111, name, what, make, ours, NO_COUNTERPART, message)
+    return BadInput(112, name, what, make, ours, NO_COUNTERPART, message)
 
 
 INPUTS: tuple[BadInput, ...] = (
@@ -143,7 +143,7 @@ INPUTS: tuple[BadInput, ...] = (
         r"second: cannot be averaged with .*first: plane is 'coronal' there, 'axial' here\. Give",
     ),
     BadInput(
-        111,
+        112,
         "odd-uid",
         "study whose SeriesInstanceUID is the patient's name",
         odd_uid,
@@ -153,7 +153,7 @@ INPUTS: tuple[BadInput, ...] = (
         check=has_no_name,
     ),
     BadInput(
-        111,
+        112,
         "damaged",
         "folder of scans with a damaged file of DICOM",
         damaged,
