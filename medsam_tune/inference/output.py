@@ -44,7 +44,7 @@ def write_masks(
         return {Path(path): write_mask(found, grid, path, aftercare)}
     paths = mask_paths(path, labels)
     counts = {k: write_mask(mask, grid, paths[k], aftercare) for k, mask in found.items()}
-    return {paths[k]: {k: sum(own.values())} for k, own in counts.items()}
+    return {paths[k]: {k: sum(own.values())} if own else {} for k, own in counts.items()}
 
 
 def mask_paths(path: str | Path, labels: Mapping[int, str]) -> dict[int, Path]:

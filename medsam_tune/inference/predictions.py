@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from medsam_tune.files import hold_folder, remove_leftovers
 from medsam_tune.inference.jobs import Job, is_done, jobs_for, refuse_taken_jobs
 from medsam_tune.inference.output import ending_of, refuse_taken_masks
 from medsam_tune.inference.tuned_runs import TunedRuns
+
+
+_FILE = re.compile(r"\.[A-Za-z]\w{1,4}")  # ending of a new name that is meant for a file
 
 
 class Predictions:
@@ -134,7 +138,7 @@ class Predictions:
                     f"{self.output}: is the folder of the scans; choose another for the masks, or "
                     "a new one in it."
                 )
-        elif self.output.suffix and not self.scans.is_dir() and self.scans.suffix != ".json":
+        elif _FILE.fullmatch(self.output.suffix):
             refuse_taken_masks(self.output, {})  # for its ending
         elif self.output.exists():
             raise DataError(f"{self.output}: is a file; expected a folder for the masks.")
