@@ -11,6 +11,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 
 from medsam_tune.cases.datalist import Case, Datalist, write_datalist
@@ -311,3 +312,33 @@ def test_several_runs_and_probabilities(tune: Tune, run: Path, tmp_path: Path) -
         assert found.get_data_dtype() == np.float32
         np.testing.assert_array_equal(inside, np.asarray(found.dataobj) > 0.5)
     assert all(record["volumes_ml"].values())
+
+
+def test_many_scans_as_dicom(tune: Tune, run: Path, tmp_path: Path) -> None:
+    """Each SEG refers to its own series; a NIfTI has none."""
+    place, out = tmp_path / "scans", tmp_path / "out"
+    write_nifti(place / "a.nii.gz", small_scan()[0])
+    for name in ("b", "c"):
+        write_series(place / name, modality="MR", uid=f"1.2.3.{ord(name)}")
+    words = ("predict", place, "--run", run, "--output", out)
+    code, _, err = tune(*words, "--format", "seg")
+    assert code == 3, err
+    assert "case a: " in err
+    assert "a.nii.gz: is not DICOM; a DICOM SEG refers to DICOM images" in err
+    for name in ("b", "c"):
+        seg = pydicom.dcmread(out / f"{name}.dcm")
+        (referenced,) = seg.ReferencedSeriesSequence
+        assert referenced.SeriesInstanceUID == f"1.2.3.{ord(name)}"
+        assert json.loads((out / f"{name}.prediction.json").read_text())["masks"] == [f"{name}.dcm"]
+    code, _, err = tune(*words, "--format", "seg", "--resume")
+    assert "2 masks (2 were there), 1 refused:" in err
+    table = tmp_path / "codes.csv"
+    table.write_text("label,name\nheart,Herz\n")
+    for more, message in (
+        (("--format", "seg", "--codes", table), "codes.csv, line 2: no label is 'heart'"),
+        (("--codes", table), "has no place for --codes"),
+        (("--format", "rtstruct", "--ending", ".nii"), "--format rtstruct writes .dcm"),
+        (("--format", "rtstruct", "--set", "segmentation=labelmap"), "segmentation is 'labelmap'"),
+    ):
+        code, _, err = tune(*words[:-1], tmp_path / "other", *more)
+        assert (code, message in err) == (1, True), err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from medsam_tune.files import hold_folder, remove_leftovers
 from medsam_tune.inference.jobs import Job, is_done, jobs_for, refuse_taken_jobs
 from medsam_tune.inference.output import FORMATS, Source, check_output, ending_of, format_for
 from medsam_tune.inference.tuned_runs import TunedRuns
+
+_FILE = re.compile(r"\.[A-Za-z]\w{1,4}")  # ending of a new name that is meant for a file
 
 
 class Predictions:
@@ -135,10 +138,13 @@ class Predictions:
 
     def _check_format(self, jobs: Sequence[Job]) -> None:
         """Refuse settings of the format; of one scan, whatever keeps it from being written so."""
-        if self.goes_on and self.ending == ".dcm":
-            self.source.described(self.runs.labels)
-        elif jobs:
-            self.check(jobs[0])
+        try:
+            for job in jobs[:1]:
+                self.check(job)
+        except DataError:
+            if not self.goes_on or self.ending != ".dcm":
+                raise
+            self.source.described(self.runs.labels)  # of all scans; the rest is of that scan
 
     def source_of(self, job: Job) -> Source:
         """What a DICOM result of a scan says of its origin."""
@@ -166,7 +172,7 @@ class Predictions:
                     f"{self.output}: is the folder of the scans; choose another for the masks, or "
                     "a new one in it."
                 )
-        elif self.output.suffix and not self.scans.is_dir() and self.scans.suffix != ".json":
+        elif _FILE.fullmatch(self.output.suffix):
             format_for(self.output)  # it has another ending
         elif self.output.exists():
             raise DataError(f"{self.output}: is a file; expected a folder for the masks.")
