@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from monai.inferers import Inferer
+from monai.utils import convert_to_dst_type, convert_to_tensor
 from torch import Tensor
 
 from medsam_tune.console import tracked
@@ -17,6 +18,7 @@ from medsam_tune.inference.propagation import Propagation, follow
 from medsam_tune.inference.requests import Request
 from medsam_tune.inference.spool import MEMORY, Spool
 from medsam_tune.prompts import SlicePrompts, ellipses_in_boxes
+from medsam_tune.slices.frames import slices_from_volume, volume_from_slices
 from medsam_tune.slices.rules import ScanRules
 
 Labels = Tensor | dict[int, Tensor]
@@ -156,6 +158,38 @@ class VolumeInferer(Inferer):
             embeddings = volume.embed(chunk)
             for one in requests:
                 one.answer(chunk, embeddings, self._prompts)
+
+
+class BatchInferer(Inferer):
+    """A `VolumeInferer` for MONAI's usual call: a batch of volumes in, a batch of label maps out.
+
+    Args:
+        inferer: inferer of the slices of one volume, without `separate`.
+        amp: compute in bfloat16 where the volumes are on a GPU, as `predict` does.
+    """
+
+    def __init__(self, inferer: VolumeInferer, amp: bool = True) -> None:
+        self.inferer = inferer
+        self.amp = amp
+
+    def __call__(self, inputs: Tensor, network: Any, *_: Any, **__: Any) -> Tensor:
+        """Segment the volumes of a batch, one after another.
+
+        Args:
+            inputs: (B, C, X, Y, Z) uint8, of `transforms.ScanRulesd`, on any device.
+            network: a `PromptableSam`.
+
+        Returns:
+            (B, 1, X, Y, Z) label ids, 0 = background, with the metadata of `inputs`.
+        """
+        found = []
+        amp = self.amp and inputs.device.type == "cuda"
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=amp):
+            for volume in convert_to_tensor(inputs, track_meta=False):
+                labels = self.inferer(slices_from_volume(volume), network)
+                found.append(volume_from_slices(cast(Tensor, labels)[:, None]))
+        made = torch.stack(found)
+        return cast(Tensor, convert_to_dst_type(made, inputs, dtype=made.dtype)[0])
 
 
 class EllipseInferer(Inferer):

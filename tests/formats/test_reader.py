@@ -7,6 +7,7 @@ import pytest
 from monai.transforms import LoadImage
 
 from medsam_tune.errors import DataError
+from medsam_tune.formats.mending import Mending
 from medsam_tune.formats.open import load_image
 from medsam_tune.formats.reader import SimpleITKReader
 from tests.dicom_series import COUNT, SIZE, stored, write_series
@@ -46,7 +47,7 @@ def test_the_reader_mends_where_asked(tmp_path):
         image.ImagePositionPatient = [0, 0, float(k + 0.4 * k * k)]
 
     folder = write_series(tmp_path / "s", uneven)
-    assert "resampled" in SimpleITKReader(resample_uneven=True).read(folder).notes[0]
+    assert "resampled" in SimpleITKReader(mending=Mending(resample_uneven=True)).read(folder).notes[0]
     with pytest.raises(DataError, match="expected even spacing"):
         SimpleITKReader().read(folder)
 
