@@ -155,7 +155,6 @@ def _inference(header: TunedHeader, record: RunRecord) -> dict[str, Any]:
                     "keys": "image",
                     "mending": "@mending",
                 },
-                {"_target_": "EnsureChannelFirstd", "keys": "image"},
                 {
                     "_target_": f"{room}.transforms.ScanRulesd",
                     "keys": "image",
