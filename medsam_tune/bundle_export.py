@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -283,9 +282,9 @@ def _readme(header: TunedHeader, record: RunRecord) -> str:
         [
             f"# {header.base.name} for {', '.join(header.labels.values())}",
             "",
-            "A scan in, a mask in the scan's own grid out, without prompts. Exported by medsam_tune",
-            f"{__version__}; the package must be installed where the bundle is used. Research only;",
-            "not a medical device.",
+            "A scan in, a mask in the scan's own grid out, without prompts. Exported by",
+            f"medsam_tune {__version__}; the package must be installed where the bundle is used.",
+            "Research only; not a medical device.",
             "",
             "| id in the mask | label |",
             "|---|---|",

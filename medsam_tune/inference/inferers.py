@@ -189,7 +189,7 @@ class BatchInferer(Inferer):
                 labels = self.inferer(slices_from_volume(volume), network)
                 found.append(volume_from_slices(cast(Tensor, labels)[:, None]))
         made = torch.stack(found)
-        return cast(Tensor, convert_to_dst_type(made, inputs, dtype=made.dtype)[0])
+        return convert_to_dst_type(made, inputs, dtype=made.dtype)[0]
 
 
 class EllipseInferer(Inferer):

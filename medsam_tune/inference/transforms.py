@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -110,8 +110,8 @@ class Aftercared(MapTransform):
         return found
 
 
-def _placed(image: Tensor, voxels: Tensor, affine: NDArray[np.float64]) -> MetaTensor:
+def _placed(image: MetaTensor, voxels: Tensor, affine: NDArray[np.float64]) -> MetaTensor:
     """Voxels (C, X, Y, Z) with an image's metadata and trace, at another place."""
-    made = with_meta_of(image, voxels)
+    made = cast(MetaTensor, with_meta_of(image, voxels))
     made.affine = torch.from_numpy(affine)
     return made

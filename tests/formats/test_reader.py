@@ -47,7 +47,9 @@ def test_the_reader_mends_where_asked(tmp_path):
         image.ImagePositionPatient = [0, 0, float(k + 0.4 * k * k)]
 
     folder = write_series(tmp_path / "s", uneven)
-    assert "resampled" in SimpleITKReader(mending=Mending(resample_uneven=True)).read(folder).notes[0]
+    assert (
+        "resampled" in SimpleITKReader(mending=Mending(resample_uneven=True)).read(folder).notes[0]
+    )
     with pytest.raises(DataError, match="expected even spacing"):
         SimpleITKReader().read(folder)
 
