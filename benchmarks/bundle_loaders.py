@@ -52,8 +52,8 @@ CLASSES = {
 }
 
 
-def label(bundle: Path, scans: list[Path], output: Path) -> None:
-    """Masks by MONAI Label; runs in its environment."""
+def label(bundle: Path, scans: list[Path], output: Path, maps: Path | None = None) -> None:
+    """Masks by MONAI Label, which takes no label maps; runs in its environment."""
     from monailabel.tasks.infer.bundle import BundleInferTask
 
     task = BundleInferTask(str(bundle), {})
@@ -63,7 +63,7 @@ def label(bundle: Path, scans: list[Path], output: Path) -> None:
         shutil.move(file, output / f"{stem(scan)}.nii.gz")
 
 
-def deploy(bundle: Path, scans: list[Path], output: Path) -> None:
+def deploy(bundle: Path, scans: list[Path], output: Path, maps: Path | None = None) -> None:
     """Masks by MONAI Deploy; runs in its environment.
 
     DICOM goes through its own operators. It has none for NIfTI that keeps the place of a scan.
@@ -86,14 +86,14 @@ def deploy(bundle: Path, scans: list[Path], output: Path) -> None:
             super().__init__(*args, **kwargs)
 
         def setup(self, spec):
-            spec.output("image")
+            spec.output("volume")
 
         def compute(self, op_input, op_output, context):
             file = nib.load(self.path)
             place = {name: file.affine for name in ("affine", "original_affine")}
             spacing = np.linalg.norm(file.affine[:3, :3], axis=0)
             known = {"spacing": spacing, "space": "RAS", "original_channel_dim": "no_channel"}
-            op_output.emit(Image(np.asarray(file.dataobj), place | known), "image")
+            op_output.emit(Image(np.asarray(file.dataobj), place | known), "volume")
 
     class Write(Operator):
         """The mask as NIfTI, where Deploy says that it is."""
@@ -119,12 +119,13 @@ def deploy(bundle: Path, scans: list[Path], output: Path) -> None:
             super().__init__(*args, **kwargs)
 
         def compose(self):
-            image = [IOMapping("image", Image, IOType.IN_MEMORY)]
+            names = ["image"] if maps is None else ["image", "prompts"]
+            inputs = [IOMapping(name, Image, IOType.IN_MEMORY) for name in names]
             mask = [IOMapping("pred", Image, IOType.IN_MEMORY)]
             infer = MonaiBundleInferenceOperator(
                 self,
                 app_context=AppContext({}),
-                input_mapping=image,
+                input_mapping=inputs,
                 output_mapping=mask,
                 bundle_path=bundle,
                 name="infer",
@@ -139,9 +140,13 @@ def deploy(bundle: Path, scans: list[Path], output: Path) -> None:
                 chosen = "study_selected_series_list"
                 self.add_flow(read, choose, lists)
                 self.add_flow(choose, volume, {(chosen, chosen)})
+                self.add_flow(volume, infer, {("image", "image")})
             else:
                 volume = Nifti(self, once, path=self.scan, name="volume")
-            self.add_flow(volume, infer, {("image", "image")})
+                self.add_flow(volume, infer, {("volume", "image")})
+            if maps is not None:
+                boxes = Nifti(self, once, path=maps / self.scan.name, name="maps")
+                self.add_flow(boxes, infer, {("volume", "prompts")})
             self.add_flow(infer, write, {("pred", "pred")})
 
     for scan in scans:
@@ -184,18 +189,16 @@ def alone() -> dict[str, str]:
     return os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(REPOSITORY)}
 
 
-def trained(work: Path) -> Path:
-    """A run on phantoms, made if absent."""
+def trained(work: Path, prompted: bool) -> Path:
+    """A run on phantoms, made if absent: by the labels alone, or by prompts alone."""
     from medsam_tune.demo import LEARNING_RATES, SETTINGS, prepare_demo
 
-    run = work / "run"
+    run = work / ("prompted_run" if prompted else "run")
     if not (run / "tuned.safetensors").exists():
-        datalist = prepare_demo(work)
-        chosen = SETTINGS | {"lr": LEARNING_RATES["full"]}
-        settings = [word for one in chosen.items() for word in ("--set", f"{one[0]}={one[1]}")]
-        tune(
-            "train", "full", "--datalist", datalist, "--output", run, "--image-size", 128, *settings
-        )
+        given = ["--datalist", prepare_demo(work), "--output", run, "--image-size", 128]
+        chosen = SETTINGS | {"lr": LEARNING_RATES["full"]} | ({"epochs": 1} if prompted else {})
+        words = [word for one in chosen.items() for word in ("--set", f"{one[0]}={one[1]}")]
+        tune("train", "full", *given, *words, *["--class-agnostic"] * prompted)
     return run
 
 
@@ -229,67 +232,93 @@ def compared(mask: Path, ours: Path) -> str:
     return "equal" if other == 0 else f"{other} voxels differ"
 
 
+def segmented(work: Path, run: Path, scans: list[Path], maps: Path | None = None) -> None:
+    """Masks of a run by `predict`, and of its bundle by each program, in folders of their names."""
+    for name in ("bundle", "ours", *CLASSES):
+        shutil.rmtree(work / name, ignore_errors=True)
+    for name in ("ours", *CLASSES):
+        (work / name).mkdir(parents=True)
+    tune("export", "--format", "bundle", "--run", run, "--output", work / "bundle")
+    for scan in scans:
+        prompts = [] if maps is None else ["--prompts", maps / scan.name]
+        mask = work / "ours" / f"{stem(scan)}.nii.gz"
+        tune("predict", scan, "--run", run, "--output", mask, *prompts)
+    for program in PACKAGES:
+        words = [environment(program, work.parent), __file__, work, "--inside", program]
+        words += [*scans] if maps is None else [*scans, "--maps", maps]
+        subprocess.run([*map(str, words)], check=False, env=alone())
+    shutil.copytree(work / "bundle", work / "moved")
+    words = ["--dataset_dir", scans[0].parent, "--output_dir", work / "monai"]
+    words += [] if maps is None else ["--prompts_dir", maps]
+    command = [sys.executable, "-m", "monai.bundle", "run"]
+    command += ["--config_file", "configs/inference.yaml", *map(str, words)]
+    subprocess.run(command, check=False, env=alone(), cwd=work / "moved")
+    shutil.rmtree(work / "moved")
+    for mask in (work / "monai").iterdir():
+        mask.rename(mask.with_name(mask.name.replace("_mask", "")))
+
+
+def table(work: Path, scans: list[Path]) -> list[str]:
+    """Lines of a table: what `predict` marks, and whether others mark the same."""
+    names = [f"{stem(scan)}.nii.gz" for scan in scans]
+    marked = [np.asarray(nib.load(work / "ours" / name).dataobj) for name in names]
+    counts = [f"{np.count_nonzero(one):,} of {one.size:,}" for one in marked]
+    labels = [", ".join(map(str, np.unique(one[one > 0]))) for one in marked]
+    lines = [
+        "| | " + " | ".join(stem(scan) for scan in scans) + " |",
+        "|---" * (1 + len(scans)) + "|",
+        f"| voxels in the mask of `predict` | {' | '.join(counts)} |",
+        f"| their labels | {' | '.join(labels)} |",
+    ]
+    for program, words in CLASSES.items():
+        found = [compared(work / program / name, work / "ours" / name) for name in names]
+        lines.append(f"| {words} | {' | '.join(found)} |")
+        print(lines[-1], file=sys.stderr)
+    return [*lines, ""]
+
+
 def main() -> None:
-    """Make what is missing, segment, compare, write the table."""
+    """Make what is missing, segment, compare, write the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("work", type=Path)
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--inside", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--maps", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     work = given.work.resolve()
     if given.inside:
         program, *scans = given.inside
         inside = {"label": label, "deploy": deploy}[program]
-        inside(work / "bundle", [Path(scan) for scan in scans], work / program)
+        inside(work / "bundle", [Path(scan) for scan in scans], work / program, given.maps)
         return
-    work.mkdir(parents=True, exist_ok=True)
-    run = trained(work)
-    for name in ("bundle", "scans", "ours", *CLASSES):
+    for name in ("scans", "phantom", "maps"):
         shutil.rmtree(work / name, ignore_errors=True)
-    for name in ("scans", "ours", *CLASSES):
-        (work / name).mkdir()
-    tune("export", "--format", "bundle", "--run", run, "--output", work / "bundle")
-    shutil.copy(sorted((work / "phantoms" / "imagesTr").iterdir())[-1], work / "scans")
+        (work / name).mkdir(parents=True)
+    runs = [trained(work, prompted) for prompted in (False, True)]
+    phantom = sorted((work / "phantoms" / "imagesTr").iterdir())[-1]
+    shutil.copy(phantom, work / "scans")
+    shutil.copy(phantom, work / "phantom")
+    shutil.copy(work / "phantoms" / "labelsTr" / phantom.name, work / "maps")
     real = given.data / "totalseg"
     if real.is_dir():
         shutil.copy(real / "example_ct_sm.nii.gz", work / "scans")
         decoded(real / "example_ct_dicom", work / "scans" / "example_ct_dicom")
     scans = sorted((work / "scans").iterdir())
-    for scan in scans:
-        tune("predict", scan, "--run", run, "--output", work / "ours" / f"{stem(scan)}.nii.gz")
-    for program in ("label", "deploy"):
-        python = environment(program, work)
-        words = [python, __file__, work, "--inside", program, *scans]
-        subprocess.run([*map(str, words)], check=False, env=alone())
-    shutil.copytree(work / "bundle", work / "moved")
-    words = ["--dataset_dir", work / "scans", "--output_dir", work / "monai"]
-    command = [sys.executable, "-m", "monai.bundle", "run"]
-    command += ["--config_file", "configs/inference.json", *map(str, words)]
-    subprocess.run(command, check=False, env=alone(), cwd=work / "moved")
-    shutil.rmtree(work / "moved")
-    for mask in (work / "monai").iterdir():
-        mask.rename(mask.with_name(mask.name.replace("_mask", "")))
+    segmented(work / "all", runs[0], scans)
+    segmented(work / "asked", runs[1], [work / "phantom" / phantom.name], work / "maps")
     lines = [
         "# Exported bundles in other programs\n",
-        "`python benchmarks/bundle_loaders.py WORK`: a run on phantoms (nano, 128 pixels, "
-        "label-aware), exported by `medsam-tune export --format bundle`, and the masks of "
-        f"`medsam-tune predict` beside those of others. CPU, monai {version('monai')}, torch "
-        f"{version('torch')}.\n",
-        "| | " + " | ".join(stem(scan) for scan in scans) + " |",
-        "|---" * (1 + len(scans)) + "|",
+        "`python benchmarks/bundle_loaders.py WORK`: bundles by `medsam-tune export --format "
+        "bundle`, and the masks of `medsam-tune predict` beside those of others. nano, 128 pixels, "
+        f"tuned on phantoms; CPU, monai {version('monai')}, torch {version('torch')}.\n",
+        "A model that finds its labels without prompts:\n",
+        *table(work / "all", scans),
+        "A model that segments what is prompted (`--class-agnostic`), by a label map as second "
+        "input. MONAI Label hands none to a bundle, so no mask is expected there:\n",
+        *table(work / "asked", [work / "phantom" / phantom.name]),
     ]
-    names = [f"{stem(scan)}.nii.gz" for scan in scans]
-    marked = [np.asarray(nib.load(work / "ours" / name).dataobj) for name in names]
-    counts = [f"{np.count_nonzero(one):,} of {one.size:,}" for one in marked]
-    labels = [", ".join(map(str, np.unique(one[one > 0]))) for one in marked]
-    lines += [f"| voxels in the mask of `predict` | {' | '.join(counts)} |"]
-    lines += [f"| their labels | {' | '.join(labels)} |"]
-    for program, words in CLASSES.items():
-        found = [compared(work / program / name, work / "ours" / name) for name in names]
-        lines.append(f"| {words} | {' | '.join(found)} |")
-        print(lines[-1], file=sys.stderr)
     with written_whole(OUTPUT) as beside:
-        beside.write_text("\n".join([*lines, ""]))
+        beside.write_text("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from medsam_tune.bundle import bundle_folder
 from medsam_tune.errors import DataError
 from medsam_tune.files import folder_written_whole, read_json, write_json
-from medsam_tune.inference.aftercare import Aftercare
 from medsam_tune.methods.header import TunedHeader, header_text, parse_header
 from medsam_tune.methods.tuned import refuse_not_finite
 from medsam_tune.runs import RunRecord
@@ -33,12 +33,13 @@ def export_bundle(
 ) -> Path:
     """Write a tuned model as a self-contained MONAI bundle, whole or not at all.
 
-    `configs/inference.json` has the keys that MONAI Label and MONAI Deploy read. The folder needs
-    nothing of the run or of this machine; where it is used, medsam_tune is installed. The masks
-    are those of `predict` without prompts.
+    `configs/inference.yaml` has the keys that MONAI Label and MONAI Deploy read. The folder needs
+    nothing of the run or of this machine; where it is used, medsam_tune is installed. Its masks are
+    those of `predict`: without prompts, or where the model needs prompts, by a label map for each
+    scan. MONAI Deploy takes that as a second input, `prompts`; MONAI Label has no way for it.
 
     Args:
-        model: tuned model that finds its labels without prompts; it is not changed.
+        model: tuned model; it is not changed.
         record: record of its training.
         labels: label id -> name.
         folder: folder to write.
@@ -47,37 +48,40 @@ def export_bundle(
         the folder.
 
     Raises:
-        ValueError: a model that needs prompts, which no program hands to a bundle.
         DataError: a label id or a name that a program could not carry, or a weight that is not
             finite.
         FileExistsError: the folder exists already.
     """
     folder = Path(folder)
-    if not model.classes or record.prompted:
-        raise ValueError(
-            "the model needs prompts, and MONAI Label and MONAI Deploy hand none to a bundle. "
-            "Export a run that was trained with labels (without --class-agnostic), or use "
-            "medsam_tune.Segmenter."
-        )
     _refuse_labels(labels)
     header = parse_header(header_text(model, labels), str(folder))
+    trained = {
+        "prompted": not model.classes or record.prompted is True,
+        "labels": sorted(labels),
+        "rules": record.rules,
+        "base": header.base.as_dict(),
+        "method": header.tuning.method,
+        "options": header.tuning.options,
+    }
+    _refuse_programs(trained | {"mending": record.mending, "names": labels})
+    mending = {"_target_": "medsam_tune.formats.mending.Mending", **record.mending}
+    data = yaml.safe_dump({"trained": trained | {"mending": mending}}, sort_keys=False)
     state = {key: value.cpu().contiguous() for key, value in model.state_dict().items()}
     refuse_not_finite(state, str(folder))
-    inference = _inference(header, record)
-    _refuse_programs({"rules": record.rules, "mending": record.mending, "labels": labels})
-    _refuse_programs({"options": header.tuning.options})
     shipped = bundle_folder("volume")
+    template = shipped.parent / "exported" / "configs" / "inference.yaml"
+    described = read_json(shipped / "configs" / "metadata.json")
+    metadata = described | _metadata(described, header, trained, folder.name)
     with folder_written_whole(folder) as beside:
         for name in ("configs", "models", "docs"):
             (beside / name).mkdir()
         torch.save(state, beside / "models" / "model.pt")
-        write_json(beside / "configs" / "inference.json", inference)
-        described = read_json(shipped / "configs" / "metadata.json")
-        metadata = described | _metadata(described, header, record, folder.name)
+        text = template.read_text("utf-8") + data
+        (beside / "configs" / "inference.yaml").write_text(text, "utf-8")
         write_json(beside / "configs" / "metadata.json", metadata)
         shutil.copy(shipped / "configs" / "logging.conf", beside / "configs")
         shutil.copy(shipped / "LICENSE", beside)
-        (beside / "docs" / "README.md").write_text(_readme(header, record), encoding="utf-8")
+        (beside / "docs" / "README.md").write_text(_readme(header, trained), encoding="utf-8")
     return folder
 
 
@@ -121,136 +125,38 @@ def _texts(content: Any, place: str = "") -> Iterator[tuple[str, str]]:
             yield from _texts(value, place)
 
 
-def _inference(header: TunedHeader, record: RunRecord) -> dict[str, Any]:
-    """`configs/inference.json`; MONAI Label and Deploy read no expression but `device`."""
-    room = "medsam_tune.inference"
-    aftercare = {name: value for name, value in vars(Aftercare()).items()}
-    return {
-        "imports": ["$import pathlib", "$import medsam_tune"],
-        "bundle_root": ".",
-        "dataset_dir": "$@bundle_root + '/scans'",
-        "output_dir": "$@bundle_root + '/masks'",
-        "scans": "$medsam_tune.formats.listing.entries_of(pathlib.Path(@dataset_dir))",
-        "slice_batch": 8,
-        "device": "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
-        "displayable_configs": aftercare,
-        "rules": {
-            "_target_": "medsam_tune.slices.rules.rules_from",
-            "description": record.rules,
-        },
-        "mending": {"_target_": "medsam_tune.formats.mending.Mending", **record.mending},
-        "network_def": {
-            "_target_": "medsam_tune.methods.tuned.tuned_structure",
-            "base": header.base.as_dict(),
-            "method": header.tuning.method,
-            "options": header.tuning.options,
-        },
-        "network": "$@network_def.to(@device)",
-        "preprocessing": {
-            "_target_": "Compose",
-            "transforms": [
-                {
-                    "_target_": "medsam_tune.formats.reader.scan_loader",
-                    "keys": "image",
-                    "mending": "@mending",
-                },
-                {
-                    "_target_": f"{room}.transforms.ScanRulesd",
-                    "keys": "image",
-                    "rules": "@rules",
-                    "mending": "@mending",
-                },
-            ],
-        },
-        "inferer": {
-            "_target_": f"{room}.inferers.BatchInferer",
-            "inferer": {
-                "_target_": f"{room}.inferers.VolumeInferer",
-                "labels": sorted(header.labels),
-                "rules": "@rules",
-                "slice_batch": "@slice_batch",
-            },
-        },
-        "postprocessing": {
-            "_target_": "Compose",
-            "transforms": [
-                {
-                    "_target_": "Invertd",
-                    "keys": "pred",
-                    "transform": "@preprocessing",
-                    "orig_keys": "image",
-                },
-                {
-                    "_target_": f"{room}.transforms.Aftercared",
-                    "keys": "pred",
-                    "rules": "@rules",
-                    "aftercare": {
-                        "_target_": f"{room}.aftercare.Aftercare",
-                        **{name: f"@displayable_configs::{name}" for name in aftercare},
-                    },
-                },
-                {
-                    "_target_": "SaveImaged",
-                    "keys": "pred",
-                    "output_dir": "@output_dir",
-                    "output_postfix": "mask",
-                    "output_dtype": "$np.uint8",
-                    "separate_folder": False,
-                    "resample": False,
-                },
-            ],
-        },
-        "dataset": {
-            "_target_": "Dataset",
-            "data": "$[{'image': str(scan)} for scan in @scans]",
-            "transform": "@preprocessing",
-        },
-        "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1},
-        "handlers": [
-            {
-                "_target_": "CheckpointLoader",
-                "load_path": "$@bundle_root + '/models/model.pt'",
-                "load_dict": {"model": "@network"},
-                "map_location": "@device",
-            }
-        ],
-        "evaluator": {
-            "_target_": "SupervisedEvaluator",
-            "device": "@device",
-            "val_data_loader": "@dataloader",
-            "network": "@network",
-            "inferer": "@inferer",
-            "postprocessing": "@postprocessing",
-            "val_handlers": "@handlers",
-        },
-        "initialize": ["$medsam_tune.bundle.start()"],
-        "run": ["$@evaluator.run()"],
-    }
-
-
 def _metadata(
-    shipped: Mapping[str, Any], header: TunedHeader, record: RunRecord, name: str
+    shipped: Mapping[str, Any], header: TunedHeader, trained: Mapping[str, Any], name: str
 ) -> dict[str, Any]:
     """What differs from the metadata of the bundle that comes with the package.
 
     The network takes slices, so the shapes are those of slices. `channel_def` of the output says
     what the ids of a mask mean: that is where MONAI Label takes its labels from.
     """
-    base, names = header.base, ", ".join(header.labels.values())
+    base, known = header.base, {str(k): v for k, v in header.labels.items()}
     form = shipped["network_data_format"]
-    modality = record.rules.get("modality") or "any"
-    channels = {str(k): "slice" for k in range(base.in_channels)}
-    image = form["inputs"]["image"] | {
-        "modality": modality,
-        "num_channels": base.in_channels,
-        "spatial_shape": [base.image_size] * 2,
-        "channel_def": channels,
+    inputs = {
+        "image": form["inputs"]["image"]
+        | {
+            "modality": trained["rules"].get("modality") or "any",
+            "num_channels": base.in_channels,
+            "spatial_shape": [base.image_size] * 2,
+            "channel_def": {str(k): "slice" for k in range(base.in_channels)},
+        }
     }
+    if trained["prompted"]:
+        inputs["prompts"] = inputs["image"] | {
+            "format": "labels",
+            "modality": "n/a",
+            "num_channels": 1,
+            "value_range": [0, HIGHEST_ID],
+            "channel_def": {"0": "label map: each label is an object to find"},
+        }
     pred = form["outputs"]["pred"] | {
-        "num_channels": len(header.labels),
-        "channel_def": {"0": "background", **{str(k): v for k, v in header.labels.items()}},
+        "num_channels": header.tuning.options.get("num_classes") or 1,
+        "channel_def": {"0": "background", **known},
     }
-    packages = ("medsam_tune", *(one for one in shipped["required_packages_version"]))
+    packages = shipped["required_packages_version"]
     return {
         "version": _FIRST,
         "changelog": {_FIRST: f"exported by medsam_tune {__version__}"},
@@ -259,7 +165,7 @@ def _metadata(
         "numpy_version": version("numpy"),
         "required_packages_version": {one: _version(one) for one in packages},
         "name": name,
-        "task": f"Segmentation of {names} without prompts",
+        "task": f"Segmentation of {', '.join(known.values())}, {_way(trained)}",
         "description": f"{base.name}, tuned by {header.tuning.method!r} with medsam_tune.",
         "authors": "not given",
         "copyright": "not given",
@@ -267,7 +173,7 @@ def _metadata(
         "data_type": "NIfTI, NRRD, MetaImage or DICOM",
         "label_classes": "label map, see channel_def of the output",
         "pred_classes": "label map, see channel_def of the output",
-        "network_data_format": {"inputs": {"image": image}, "outputs": {"pred": pred}},
+        "network_data_format": {"inputs": inputs, "outputs": {"pred": pred}},
     }
 
 
@@ -275,49 +181,60 @@ def _version(package: str) -> str:
     return __version__ if package == "medsam_tune" else version(package)
 
 
-def _readme(header: TunedHeader, record: RunRecord) -> str:
-    rows = [f"| {label} | {name} |" for label, name in header.labels.items()]
-    rules = record.rules
-    return "\n".join(
-        [
-            f"# {header.base.name} for {', '.join(header.labels.values())}",
-            "",
-            "A scan in, a mask in the scan's own grid out, without prompts. Exported by",
-            f"medsam_tune {__version__}; the package must be installed where the bundle is used.",
-            "Research only; not a medical device.",
-            "",
-            "| id in the mask | label |",
-            "|---|---|",
-            *rows,
-            "",
-            f"Scans: {rules.get('modality') or 'any modality'}, {rules.get('plane')} slices. CT is",
-            "in Hounsfield units.",
-            "",
-            "## By MONAI, in this folder",
-            "",
-            "```",
-            "python -m monai.bundle run --config_file configs/inference.json \\",
-            "    --dataset_dir SCANS --output_dir MASKS",
-            "```",
-            "",
-            "SCANS holds NIfTI, NRRD or MetaImage files, or a folder for each DICOM series.",
-            "`--displayable_configs::largest_component true` and its neighbours clean the masks.",
-            "",
-            "## MONAI Label",
-            "",
-            "Copy the folder to `model/` of the app `monaibundle` and start it with `--conf models",
-            "NAME --conf zoo_source ngc`: the name of the folder, taken from there.",
-            "",
-            "## MONAI Deploy",
-            "",
-            "Give the folder to `MonaiBundleInferenceOperator` as `bundle_path`, with the input",
-            "`image` from `DICOMSeriesToVolumeOperator` and the output `pred`.",
-            "",
-            "## Licence",
-            "",
-            "LICENSE is that of the configs. That of the weights depends on the base model and on",
-            "the scans; `authors`, `copyright` and `data_source` in `configs/metadata.json` are",
-            "yours to fill in.",
-            "",
-        ]
-    )
+def _way(trained: Mapping[str, Any]) -> str:
+    return "by a label map as prompts" if trained["prompted"] else "without prompts"
+
+
+def _readme(header: TunedHeader, trained: Mapping[str, Any]) -> str:
+    rules, rows = trained["rules"], [f"| {k} | {name} |" for k, name in header.labels.items()]
+    maps = " --prompts_dir MAPS" if trained["prompted"] else ""
+    return f"""\
+# {header.base.name} for {", ".join(header.labels.values())}
+
+A scan in, a mask in the scan's own grid out, {_way(trained)}. Exported by medsam_tune
+{__version__}; the package must be installed where the bundle is used. Research only; not a medical
+device.
+
+| id in the mask | label |
+|---|---|
+{chr(10).join(rows)}
+
+Scans: {rules.get("modality") or "any modality"}, {rules.get("plane")} slices. CT is in Hounsfield
+units.
+
+## By MONAI, in this folder
+
+```
+python -m monai.bundle run --config_file configs/inference.yaml \\
+    --dataset_dir SCANS{maps} --output_dir MASKS
+```
+
+SCANS holds NIfTI, NRRD or MetaImage files, or a folder for each DICOM series.
+`--displayable_configs::largest_component true` and its neighbours clean the masks.
+{_MAPS if trained["prompted"] else _LABEL}
+## MONAI Deploy
+
+Give the folder to `MonaiBundleInferenceOperator` as `bundle_path`, with the input `image` from
+`DICOMSeriesToVolumeOperator`{_SECOND if trained["prompted"] else ""} and the output `pred`.
+
+## Licence
+
+LICENSE is that of the configs. That of the weights depends on the base model and on the scans;
+`authors`, `copyright` and `data_source` in `configs/metadata.json` are yours to fill in.
+"""
+
+
+_MAPS = """\
+MAPS holds a label map for each scan, of the same name and on the same grid. Each label in it is an
+object to find: a box around it stands for it on every slice. MONAI Label hands no prompts to a
+bundle, so this one cannot be used there.
+"""
+_LABEL = """\
+
+## MONAI Label
+
+Copy the folder to `model/` of the app `monaibundle`, and start the server with `--conf models NAME
+--conf zoo_source local`, where NAME is the folder's name. The after-care stands in 3D Slicer's
+options.
+"""
+_SECOND = ", the input `prompts` (a label map, `Image` as well)"

@@ -31,6 +31,7 @@ from medsam_tune.sam.model import PromptableSam
 from medsam_tune.slices.intensity import Window
 from medsam_tune.slices.rules import ScanRules
 from tests.inference.made import SAGITTAL, scan
+from tests.scans import write_nifti
 
 LABELS = {1: "liver", 7: "Spleen"}
 RULES = ScanRules(Window(100, 200), "coronal", (4, 3, 5), neighbours=True, modality="CT")
@@ -82,7 +83,7 @@ def case(model: PromptableSam, tmp_path_factory: pytest.TempPathFactory) -> tupl
 def test_what_is_written(bundle: Path) -> None:
     assert {str(path.relative_to(bundle)) for path in bundle.rglob("*") if path.is_file()} == {
         *("LICENSE", "docs/README.md", "models/model.pt"),
-        *(f"configs/{name}" for name in ("inference.json", "metadata.json", "logging.conf")),
+        *(f"configs/{name}" for name in ("inference.yaml", "metadata.json", "logging.conf")),
     }
     texts = [p.read_text() for p in bundle.rglob("*") if p.is_file() and p.suffix != ".pt"]
     assert not [text for text in texts if "nowhere" in text or str(bundle) in text]
@@ -92,7 +93,7 @@ def test_what_is_written(bundle: Path) -> None:
 def test_monai_verifies_it(bundle: Path) -> None:
     metadata = bundle / "configs" / "metadata.json"
     verify_metadata(meta_file=str(metadata), filepath=str(SCHEMA))
-    config = str(bundle / "configs" / "inference.json")
+    config = str(bundle / "configs" / "inference.yaml")
     verify_net_in_out("network_def", str(metadata), config, device="cpu")
     content = json.loads(metadata.read_text())
     assert content["version"] in content["changelog"]
@@ -136,7 +137,7 @@ def parser(bundle: Path) -> ConfigParser:
     """The config as MONAI Deploy reads it; MONAI Label sets `bundle_root` besides."""
     found = ConfigParser()
     found.read_meta(json.loads((bundle / "configs" / "metadata.json").read_text()))
-    found.read_config(bundle / "configs" / "inference.json")
+    found.read_config(bundle / "configs" / "inference.yaml")
     found.parse()
     return found
 
@@ -215,14 +216,14 @@ def test_monai_runs_it_from_inside(
     path, wanted = case
     monkeypatch.chdir(bundle)
     folders = {"dataset_dir": str(path.parent), "output_dir": str(tmp_path)}
-    monai.bundle.run(config_file="configs/inference.json", device="cpu", **folders)
+    monai.bundle.run(config_file="configs/inference.yaml", device="cpu", **folders)
     written = nib.load(tmp_path / "scan_mask.nii.gz")
     np.testing.assert_array_equal(written.dataobj, wanted)
     np.testing.assert_allclose(written.affine, SAGITTAL)
     assert os.listdir(tmp_path) == ["scan_mask.nii.gz"]
-    config = json.loads((bundle / "configs" / "inference.json").read_text())
-    assert config["initialize"] == ["$medsam_tune.bundle.start()"]
-    words = ["run", "--config_file", str(bundle / "configs" / "inference.json"), "--dataset_dri"]
+    config = str(bundle / "configs" / "inference.yaml")
+    assert ConfigParser.load_config_file(config)["initialize"] == ["$medsam_tune.bundle.start()"]
+    words = ["run", "--config_file", config, "--dataset_dri"]
     with pytest.raises(ValueError, match=r"--dataset_dri is no .* did you mean: dataset_dir"):
         start([*words, "x"])
 
@@ -233,7 +234,7 @@ def test_monai_runs_it_from_inside(
         ({1: "liver", 256: "vein"}, r"label 256 \(vein\): expected ids up to 255"),
         ({1: "Liver", 2: "liver"}, r"label 2 \('liver'\) has the name of label 1 in lower case"),
         ({1: "liver", 2: "Background"}, "has the name of label 0 in lower case"),
-        ({1: "liver", 2: "$print(1)"}, r"labels::2 '\$print\(1\)' would be a program"),
+        ({1: "liver", 2: "$print(1)"}, r"names::2 '\$print\(1\)' would be a program"),
         ({1: "liver", 2: "a @::b"}, "would be a program, a reference or a key"),
     ],
 )
@@ -251,12 +252,67 @@ def test_settings_that_would_be_programs_are_refused(model: PromptableSam, tmp_p
         export_bundle(model, replace(RECORD, rules=strange), LABELS, tmp_path / "b")
 
 
-def test_models_that_need_prompts_are_refused(model: PromptableSam, tmp_path: Path) -> None:
-    plain = apply_method(build_sam("nano", image_size=64), "decoder")
-    prompted = replace(RECORD, mixture={"box": 1})
-    for one, record in ((plain, RECORD), (model, prompted)):
-        with pytest.raises(ValueError, match="the model needs prompts, and MONAI Label and"):
-            export_bundle(one, record, LABELS, tmp_path / "b")
+@pytest.fixture(scope="module")
+def prompted(tmp_path_factory: pytest.TempPathFactory) -> tuple[PromptableSam, Path]:
+    """A model without labels of its own, and its bundle."""
+    model = apply_method(build_sam("nano", image_size=64), "decoder").eval()
+    record = replace(RECORD, mixture={"box": 1})
+    return model, export_bundle(model, record, LABELS, tmp_path_factory.mktemp("p") / "any")
+
+
+def test_models_that_need_prompts_take_a_label_map(
+    prompted: tuple[PromptableSam, Path], case: tuple[Path, np.ndarray], tmp_path: Path
+) -> None:
+    """As MONAI Deploy reads it: tensors of other inputs are arguments of the inferer."""
+    model, folder = prompted
+    boxes = np.zeros((12, 6, 10), np.uint8)
+    boxes[2:9, 1:4, 2:7], boxes[9:12, 3:6, 4:9] = 7, 1
+    maps = write_nifti(tmp_path / "scan.nii.gz", boxes, SAGITTAL)
+    wanted = Segmenter(model, RULES, LABELS, "cpu").segment(case[0], maps)[0].numpy()
+    assert set(np.unique(wanted)) == {0, 1, 7}
+    metadata = folder / "configs" / "metadata.json"
+    verify_metadata(meta_file=str(metadata), filepath=str(SCHEMA))
+    config = parser(folder)
+    config.config["device"] = "cpu"
+    names = [*json.loads(metadata.read_text())["network_data_format"]["inputs"]]
+    assert names == ["image", "prompts"]
+    given = {}
+    for name, path in zip(names, (case[0], maps), strict=True):
+        file = nib.load(path)
+        meta = {"affine": file.affine, "original_affine": file.affine}
+        given[name] = MetaTensor.ensure_torch_and_prune_meta(np.asarray(file.dataobj), meta)
+    before = config.get_parsed_content("preprocessing").transforms
+    assert [type(step).__name__ for step in before[:2]] == ["LoadImaged", "LoadImaged"]
+    for step in before[2:]:
+        given = step(given)
+    inferer, network = config.get_parsed_content("inferer"), network_of(folder, config)
+    with torch.no_grad():
+        (pred,) = inferer(given["image"][None], network, prompts=given["prompts"][None])
+        with pytest.raises(DataError, match="the model segments what is prompted"):
+            inferer(given["image"][None], network)  # as MONAI Label calls it
+    steps = config.get_parsed_content("postprocessing").transforms
+    mask = steps[1](steps[0]({"pred": pred, **given}))["pred"]
+    np.testing.assert_array_equal(mask[0].numpy(), wanted)
+
+
+def test_monai_runs_it_with_a_folder_of_label_maps(
+    prompted: tuple[PromptableSam, Path],
+    case: tuple[Path, np.ndarray],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, folder = prompted
+    monkeypatch.chdir(folder)
+    boxes = np.zeros((12, 6, 10), np.uint8)
+    boxes[2:9, 1:4, 2:7] = 7
+    maps = write_nifti(tmp_path / "maps" / "scan.nii", boxes, SAGITTAL)
+    folders = {"dataset_dir": str(case[0].parent), "output_dir": str(tmp_path / "masks")}
+    folders |= {"prompts_dir": str(maps.parent)}
+    monai.bundle.run(config_file="configs/inference.yaml", device="cpu", **folders)
+    wanted = Segmenter(model, RULES, LABELS, "cpu").segment(case[0], maps)[0].numpy()
+    written = nib.load(tmp_path / "masks" / "scan_mask.nii.gz")
+    np.testing.assert_array_equal(written.dataobj, wanted)
+    assert "--prompts_dir MAPS" in (folder / "docs" / "README.md").read_text()
 
 
 def test_the_command(model: PromptableSam, tune: Any, tmp_path: Path) -> None:
@@ -268,7 +324,7 @@ def test_the_command(model: PromptableSam, tune: Any, tmp_path: Path) -> None:
     code, out, err = tune(*words)
     assert code == 0, err
     assert "b: a MONAI bundle of liver, Spleen" in out
-    assert "python -m monai.bundle run --config_file configs/inference.json" in err
+    assert "python -m monai.bundle run --config_file configs/inference.yaml" in err
     before = sorted((tmp_path / "b").rglob("*"))
     code, _, err = tune(*words)
     assert code == 1

@@ -14,6 +14,7 @@ from medsam_tune.console import tracked
 from medsam_tune.errors import DataError
 from medsam_tune.inference.canvas import Canvas
 from medsam_tune.inference.embedded import Batch, EmbeddedVolume, plane_for
+from medsam_tune.inference.prompt_files.label_maps import check_kind, prompts_of_labels
 from medsam_tune.inference.propagation import Propagation, follow
 from medsam_tune.inference.requests import Request
 from medsam_tune.inference.spool import MEMORY, Spool
@@ -165,31 +166,51 @@ class BatchInferer(Inferer):
 
     Args:
         inferer: inferer of the slices of one volume, without `separate`.
+        prompts_as: what label maps among the prompts stand for, see `read_prompts`.
         amp: compute in bfloat16 where the volumes are on a GPU, as `predict` does.
     """
 
-    def __init__(self, inferer: VolumeInferer, amp: bool = True) -> None:
+    def __init__(
+        self, inferer: VolumeInferer, prompts_as: str = "slices", amp: bool = True
+    ) -> None:
+        check_kind(prompts_as)
         self.inferer = inferer
+        self.prompts_as = prompts_as
         self.amp = amp
 
-    def __call__(self, inputs: Tensor, network: Any, *_: Any, **__: Any) -> Tensor:
+    def __call__(
+        self, inputs: Tensor, network: Any, prompts: Tensor | None = None, *_: Any, **__: Any
+    ) -> Tensor:
         """Segment the volumes of a batch, one after another.
 
         Args:
             inputs: (B, C, X, Y, Z) uint8, of `transforms.ScanRulesd`, on any device.
             network: a `PromptableSam`.
+            prompts: (B, 1, X, Y, Z) label ids, of `transforms.PromptMapd`; None for every label of
+                the network.
 
         Returns:
             (B, 1, X, Y, Z) label ids, 0 = background, with the metadata of `inputs`.
+
+        Raises:
+            DataError: as by `VolumeInferer`.
         """
         found = []
+        maps = [None] * len(inputs) if prompts is None else convert_to_tensor(prompts.cpu())
         amp = self.amp and inputs.device.type == "cuda"
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=amp):
-            for volume in convert_to_tensor(inputs, track_meta=False):
-                labels = self.inferer(slices_from_volume(volume), network)
+            for volume, one in zip(convert_to_tensor(inputs), maps, strict=True):
+                given = None if one is None else self._prompts(one)
+                labels = self.inferer(slices_from_volume(volume), network, given)
                 found.append(volume_from_slices(cast(Tensor, labels)[:, None]))
         made = torch.stack(found)
         return convert_to_dst_type(made, inputs, dtype=made.dtype)[0]
+
+    def _prompts(self, label: Tensor) -> SlicePrompts:
+        """Prompts of a label map (1, X, Y, Z)."""
+        truth = slices_from_volume(label)[:, 0]
+        ids = [int(one) for one in truth.unique() if one]
+        return prompts_of_labels(truth, dict.fromkeys(ids, ""), self.prompts_as)
 
 
 class EllipseInferer(Inferer):

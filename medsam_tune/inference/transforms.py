@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -17,6 +19,7 @@ from torch import Tensor
 from medsam_tune.formats.mending import Mending
 from medsam_tune.formats.volume import with_meta_of
 from medsam_tune.inference.aftercare import Aftercare
+from medsam_tune.inference.prompt_files.label_maps import label_on
 from medsam_tune.inference.scans import LoadPromptedScan
 from medsam_tune.slices.frames import slices_from_volume, volume_from_slices
 from medsam_tune.slices.rules import ScanRules
@@ -74,6 +77,48 @@ class ScanRulesd(MapTransform, InvertibleTransform):
             slices = slices_from_volume(convert_to_tensor(found[key], track_meta=False))
             arrays = [torch.from_numpy(grid.to_file(channel)) for channel in slices.unbind(1)]
             found[key] = _placed(found[key], torch.stack(arrays), grid.affine)
+        return found
+
+
+class PromptMapd(MapTransform):
+    """Label maps as prompts: on the slices of a scan, which a `ScanRulesd` after it cuts.
+
+    Args:
+        keys: label maps, MetaTensors (1, I, J, K) or (I, J, K) of any real type, on the scan's grid
+            in any orientation; they become (1, X, Y, Z) int32.
+        rules: rules from scans to slices.
+        labels: label ids that they may have.
+        image: key of the scan.
+        allow_missing_keys: skip keys that are absent.
+
+    Raises:
+        DataError: a label map on another grid, or with other values.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        rules: ScanRules,
+        labels: Iterable[int],
+        image: str = "image",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.rules = rules
+        self.labels = list(labels)
+        self.image = image
+
+    def __call__(self, data: Data) -> dict[Hashable, Any]:
+        """The dictionary with its label maps on slices."""
+        found = dict(data)
+        scan = found[self.image]
+        grid = self.rules.grid(scan.shape[-3:], np.asarray(scan.affine, dtype=np.float64))
+        grid = replace(grid, guess=scan.meta.get("guess", ""))
+        for key in self.key_iterator(found):
+            path = Path(found[key].meta.get("filename_or_obj", str(key)))
+            truth = label_on(found[key], grid, self.labels, path)
+            volume = volume_from_slices(truth[:, None])
+            found[key] = _placed(found[key], volume, grid.affine_of_slices)
         return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -18,13 +19,13 @@ from medsam_tune.formats.reader import scan_loader
 from medsam_tune.inference.aftercare import Aftercare
 from medsam_tune.inference.inferers import BatchInferer, VolumeInferer
 from medsam_tune.inference.output import on_grid
-from medsam_tune.inference.transforms import Aftercared, ScanRulesd
-from medsam_tune.slices.cut import cut, grid_of
+from medsam_tune.inference.transforms import Aftercared, PromptMapd, ScanRulesd
+from medsam_tune.slices.cut import cut, cut_label, grid_of
 from medsam_tune.slices.frames import volume_from_slices
 from medsam_tune.slices.intensity import Window
 from medsam_tune.slices.rules import ScanRules
 from tests.inference.made import RAS, SAGITTAL, Build, scan
-from tests.scans import small_scan
+from tests.scans import small_scan, write_nifti
 
 RULES = [
     pytest.param(ScanRules(Window(100, 200)), id="plain"),
@@ -133,3 +134,27 @@ def test_batches_are_segmented_volume_by_volume(tiny_sam: Build) -> None:
     assert (found.dtype, found.meta["a"]) == (torch.uint8, 1)
     assert set(found.unique().tolist()) > {0}
     assert tuple(found.shape) == (2, 1, 24, 20, 3)
+
+
+@pytest.mark.parametrize("rules", RULES)
+def test_label_maps_lie_on_the_slices_whatever_their_orientation(
+    tmp_path: Path, rules: ScanRules
+) -> None:
+    path = scan(tmp_path, SAGITTAL, (12, 6, 10))
+    ids = np.random.default_rng(1).integers(0, 3, (12, 6, 10)).astype(np.uint8)
+    turned = nib.as_closest_canonical(nib.Nifti1Image(ids, SAGITTAL))
+    nib.save(turned, tmp_path / "label.nii.gz")
+    steps = Compose([scan_loader(["image", "prompts"]), PromptMapd("prompts", rules, [1, 2])])
+    files = {"image": str(path), "prompts": str(tmp_path / "label.nii.gz")}
+    found = steps(files)["prompts"]
+    grid = grid_of(load_image(path), rules)
+    image = MetaTensor(torch.from_numpy(ids)[None], affine=torch.from_numpy(SAGITTAL))
+    wanted, _ = cut_label(image, grid)
+    assert torch.equal(found.as_tensor(), volume_from_slices(wanted[:, None]).int())
+    np.testing.assert_allclose(found.affine, grid.affine_of_slices)
+    load = scan_loader(["image", "prompts"])
+    with pytest.raises(DataError, match=r"values 2 \(.*label\.nii\.gz\); expected only 0, 1"):
+        PromptMapd("prompts", rules, [1])(load(files))
+    write_nifti(tmp_path / "label.nii.gz", ids, RAS)
+    with pytest.raises(DataError, match="differs from"):
+        PromptMapd("prompts", rules, [1, 2])(load(files))
