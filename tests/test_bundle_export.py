@@ -71,11 +71,19 @@ def bundle(model: PromptableSam, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return export_bundle(model, RECORD, LABELS, tmp_path_factory.mktemp("b") / "organs")
 
 
+def segmenter(model: PromptableSam) -> Segmenter:
+    """What `predict` does."""
+    return Segmenter(model, RULES, LABELS, "cpu", mending=Mending(**RECORD.mending))
+
+
 @pytest.fixture(scope="module")
 def case(model: PromptableSam, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
     """A scan, and the mask that `predict` writes of it."""
     path = scan(tmp_path_factory.mktemp("scans"), SAGITTAL, (12, 6, 10))
-    mask = Segmenter(model, RULES, LABELS, "cpu").segment(path)[0].numpy()
+    voxels = nib.load(path).get_fdata(dtype=np.float32)
+    voxels[3, 2, 4] = np.nan  # to be mended
+    write_nifti(path, voxels, SAGITTAL)
+    mask = segmenter(model).segment(path)[0].numpy()
     assert set(np.unique(mask)) == {0, *LABELS}
     return path, mask
 
@@ -268,7 +276,7 @@ def test_models_that_need_prompts_take_a_label_map(
     boxes = np.zeros((12, 6, 10), np.uint8)
     boxes[2:9, 1:4, 2:7], boxes[9:12, 3:6, 4:9] = 7, 1
     maps = write_nifti(tmp_path / "scan.nii.gz", boxes, SAGITTAL)
-    wanted = Segmenter(model, RULES, LABELS, "cpu").segment(case[0], maps)[0].numpy()
+    wanted = segmenter(model).segment(case[0], maps)[0].numpy()
     assert set(np.unique(wanted)) == {0, 1, 7}
     metadata = folder / "configs" / "metadata.json"
     verify_metadata(meta_file=str(metadata), filepath=str(SCHEMA))
@@ -309,7 +317,7 @@ def test_monai_runs_it_with_a_folder_of_label_maps(
     folders = {"dataset_dir": str(case[0].parent), "output_dir": str(tmp_path / "masks")}
     folders |= {"prompts_dir": str(maps.parent)}
     monai.bundle.run(config_file="configs/inference.yaml", device="cpu", **folders)
-    wanted = Segmenter(model, RULES, LABELS, "cpu").segment(case[0], maps)[0].numpy()
+    wanted = segmenter(model).segment(case[0], maps)[0].numpy()
     written = nib.load(tmp_path / "masks" / "scan_mask.nii.gz")
     np.testing.assert_array_equal(written.dataobj, wanted)
     assert "--prompts_dir MAPS" in (folder / "docs" / "README.md").read_text()
