@@ -131,6 +131,8 @@ def after_export(output: Path, format_: str, base: BaseModel) -> None:
             f"normalisation={base.normalisation!r})",
             "onnx": f"run {output / 'encoder.onnx'} and {output / 'decoder.onnx'} by onnxruntime; "
             f"{output / 'model.json'} describes them",
+            "bundle": f"in {output}: python -m monai.bundle run --config_file "
+            "configs/inference.yaml --dataset_dir SCANS --output_dir MASKS",
             "peft": f"in Python: medsam_tune.methods.peft_folder.load_peft({path}, base)",
         }[format_]
     )

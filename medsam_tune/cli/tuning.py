@@ -146,22 +146,23 @@ def export(
     run: Run,
     output: Annotated[
         Path,
-        typer.Option(help="For sam a file, .pth or .safetensors; for onnx and peft a new folder."),
+        typer.Option(help="For sam a file, .pth or .safetensors; else a new folder."),
     ],
     format_: Annotated[str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")] = "sam",
     checkpoint: CheckpointOfRun = None,
     overwrite: Overwrite = False,
     unfinished: Unfinished = False,
 ) -> None:
-    """Write a run as a plain SAM checkpoint, as ONNX, or as an adapter folder of peft."""
+    """Write a run as a plain SAM checkpoint, ONNX, an adapter folder of peft, or a MONAI bundle."""
+    from medsam_tune.bundle_export import export_bundle
     from medsam_tune.methods.export import export_onnx, export_sam, is_stock
     from medsam_tune.methods.peft_folder import save_peft
     from medsam_tune.methods.tuned import load_tuned, read_header
     from medsam_tune.runs import TUNED, read_record, tuned_file
 
     refuse_unknown("format", format_, FORMATS)
-    recorded = read_record(run).checkpoint
-    base = checkpoint or (None if recorded is None else Path(recorded))
+    record = read_record(run)
+    base = checkpoint or (None if record.checkpoint is None else Path(record.checkpoint))
     if format_ == "sam":
         refuse_taken(output, overwrite, [run / TUNED, base])
     tuned = tuned_file(run, unfinished)
@@ -172,6 +173,9 @@ def export(
     elif format_ == "peft":
         save_peft(model, output)
         typer.echo(f"{output}: adapter_config.json and adapter_model.safetensors")
+    elif format_ == "bundle":
+        export_bundle(model, record, read_header(tuned).labels, output)
+        typer.echo(f"{output}: a MONAI bundle of {', '.join(read_header(tuned).labels.values())}")
     else:
         export_sam(model, output)
         kind = model.base

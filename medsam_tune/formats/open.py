@@ -114,15 +114,24 @@ def _load(path: Path, mending: Mending, series_uid: str | None, ids: bool) -> Me
         volume = found.read(path, mending, ids)
     else:
         volume = read_series(choose_series(path, series_uid), mending.resample_uneven)
-    return _one_volume(image_from(volume), mending.volume_index, path)
+    return one_volume(image_from(volume), mending.volume_index, path)
 
 
 def _missing(path: Path) -> DataError:
     return DataError(f"no such file: {path}. Correct the path in the datalist.")
 
 
-def _one_volume(image: MetaTensor, index: int | None, path: Path) -> MetaTensor:
-    """The volume that is asked for; the metadata keeps how many there were."""
+def one_volume(image: MetaTensor, index: int | None, path: Path) -> MetaTensor:
+    """The volume that is asked for; the metadata keeps how many there were.
+
+    Args:
+        image: (C, I, J, K) of C volumes.
+        index: number of a volume, from 0; None for all.
+        path: file that it came from, for messages.
+
+    Raises:
+        DataError: no volume of that number.
+    """
     count = image.shape[0]
     image.meta["volumes"] = count
     if index is None or count == 1:

@@ -91,6 +91,7 @@ class Volume:
 
     def meta(self) -> dict[str, Any]:
         """MONAI's metadata: the affine in RAS+ millimetres, and what is known of the source."""
+        known = {} if self.codes is None else {"codes": self.codes}  # MONAI collates no None
         return {
             "affine": self.affine.copy(),
             "original_affine": self.affine.copy(),
@@ -103,7 +104,7 @@ class Volume:
             "modality": self.modality,
             "spacing_known": self.spacing_known,
             "guess": self.guess,
-            "codes": self.codes,
+            **known,
         }
 
 

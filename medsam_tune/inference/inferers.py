@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from monai.inferers import Inferer
+from monai.utils import convert_to_dst_type, convert_to_tensor
 from torch import Tensor
 
 from medsam_tune.console import tracked
 from medsam_tune.errors import DataError
 from medsam_tune.inference.canvas import Canvas, Found, Labels
 from medsam_tune.inference.embedded import Batch, EmbeddedVolume, plane_for
+from medsam_tune.inference.prompt_files.label_maps import check_kind, prompts_of_labels
 from medsam_tune.inference.propagation import Propagation, follow
 from medsam_tune.inference.requests import Request
 from medsam_tune.inference.spool import MEMORY, Spool
 from medsam_tune.prompts import SlicePrompts, ellipses_in_boxes
+from medsam_tune.slices.frames import slices_from_volume, volume_from_slices
 from medsam_tune.slices.rules import ScanRules
 
 
@@ -165,6 +168,58 @@ class VolumeInferer(Inferer):
             embeddings = volume.embed(chunk)
             for one in requests:
                 one.answer(chunk, embeddings, self._prompts)
+
+
+class BatchInferer(Inferer):
+    """A `VolumeInferer` for MONAI's usual call: a batch of volumes in, a batch of label maps out.
+
+    Args:
+        inferer: inferer of the slices of one volume, without `separate`.
+        prompts_as: what label maps among the prompts stand for, see `read_prompts`.
+        amp: compute in bfloat16 where the volumes are on a GPU, as `predict` does.
+    """
+
+    def __init__(
+        self, inferer: VolumeInferer, prompts_as: str = "slices", amp: bool = True
+    ) -> None:
+        check_kind(prompts_as)
+        self.inferer = inferer
+        self.prompts_as = prompts_as
+        self.amp = amp
+
+    def __call__(
+        self, inputs: Tensor, network: Any, prompts: Tensor | None = None, *_: Any, **__: Any
+    ) -> Tensor:
+        """Segment the volumes of a batch, one after another.
+
+        Args:
+            inputs: (B, C, X, Y, Z) uint8, of `transforms.ScanRulesd`, on any device.
+            network: a `PromptableSam`.
+            prompts: (B, 1, X, Y, Z) label ids, of `transforms.PromptMapd`; None for every label of
+                the network.
+
+        Returns:
+            (B, 1, X, Y, Z) label ids, 0 = background, with the metadata of `inputs`.
+
+        Raises:
+            DataError: as by `VolumeInferer`.
+        """
+        found = []
+        maps = [None] * len(inputs) if prompts is None else convert_to_tensor(prompts.cpu())
+        amp = self.amp and inputs.device.type == "cuda"
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=amp):
+            for volume, one in zip(convert_to_tensor(inputs), maps, strict=True):
+                given = None if one is None else self._prompts(one)
+                labels = self.inferer(slices_from_volume(volume), network, given)
+                found.append(volume_from_slices(cast(Tensor, labels)[:, None]))
+        made = torch.stack(found)
+        return convert_to_dst_type(made, inputs, dtype=made.dtype)[0]
+
+    def _prompts(self, label: Tensor) -> SlicePrompts:
+        """Prompts of a label map (1, X, Y, Z)."""
+        truth = slices_from_volume(label)[:, 0]
+        ids = [int(one) for one in truth.unique() if one]
+        return prompts_of_labels(truth, dict.fromkeys(ids, ""), self.prompts_as)
 
 
 class EllipseInferer(Inferer):

@@ -242,6 +242,5 @@ def on_grid(
     if array.dtype == bool:
         array = array.astype(np.uint8)
     if aftercare is not None:
-        voxel_ml = float(np.prod(grid.spacing)) / 1000
-        array = aftercare.labels(array, voxel_ml, grid.slice_axis)
+        array = aftercare.labels(array, grid.voxel_ml, grid.slice_axis)
     return array  # type: ignore[no-any-return]

@@ -19,6 +19,7 @@ from medsam_tune.cases.datalist import Case
 from medsam_tune.cases.load import check_scan, load_case
 from medsam_tune.errors import DataError, about, warn
 from medsam_tune.formats.mending import Mending
+from medsam_tune.formats.open import one_volume
 from medsam_tune.formats.volume import Volume, check_extent, image_from
 from medsam_tune.inference.prompt_files import read_prompts
 from medsam_tune.inference.requests import NEEDS_PROMPTS
@@ -125,6 +126,7 @@ class LoadPromptedScan:
                 image, _ = load_case(case, self.labels, self.mending, self.rules.expected)
             else:
                 image = _in_memory(scan, affine)
+                image = one_volume(image, self.mending.volume_index, _IN_MEMORY)
                 check_scan(image, _IN_MEMORY, self.mending, self.rules.expected)
             _warn_of_a_label_map(image)
             return case.id, *cut(image, self.rules)
