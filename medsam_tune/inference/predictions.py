@@ -19,7 +19,6 @@ from medsam_tune.inference.jobs import Job, is_done, jobs_for, refuse_taken_jobs
 from medsam_tune.inference.output import ending_of, refuse_taken_masks
 from medsam_tune.inference.tuned_runs import TunedRuns
 
-
 _FILE = re.compile(r"\.[A-Za-z]\w{1,4}")  # ending of a new name that is meant for a file
 
 
