@@ -93,7 +93,7 @@ def find_cases(
 
 def has_pairs(folder: Path) -> bool:
     """Whether a folder is laid out as pairs of images and labels, by dataset.json or by name."""
-    return (folder / "dataset.json").is_file() or _image_and_label_folders(folder) is not None
+    return (folder / "dataset.json").is_file() or image_and_label_folders(folder) is not None
 
 
 def paired_cases(folder: Path) -> tuple[tuple[Case, ...], dict[str, Any]]:
@@ -142,7 +142,8 @@ def _tree_of(folder: Path, secret: bytes | None) -> Tree:
         ) from error
 
 
-def _image_and_label_folders(folder: Path) -> tuple[Path, Path] | None:
+def image_and_label_folders(folder: Path) -> tuple[Path, Path] | None:
+    """The folders of images and of labels in a folder, if it has both."""
     for images, labels in _FOLDERS:
         if (folder / images).is_dir() and (folder / labels).is_dir():
             return folder / images, folder / labels
@@ -151,7 +152,7 @@ def _image_and_label_folders(folder: Path) -> tuple[Path, Path] | None:
 
 def _pair_folders(folder: Path) -> tuple[Case, ...]:
     """Images and labels of the same stem; nnU-Net's channel suffix goes if that finds a label."""
-    images, labels = _image_and_label_folders(folder) or (None, None)
+    images, labels = image_and_label_folders(folder) or (None, None)
     if images is None or labels is None:
         raise DataError(f"{folder}: no known layout; expected a dataset.json{_OR_PAIRS}.")
     by_stem = {stem_of(file): file for file in _scans(labels)}

@@ -40,8 +40,14 @@ class Format(Protocol):
     def read_grid(self, path: Path) -> Grid:
         """Size and place by the header; no voxel is read."""
 
-    def write(self, path: Path, array: NDArray[np.generic], affine: NDArray[np.float64]) -> None:
-        """Write label ids (I, J, K), whole or not at all; the affine is in RAS+ millimetres."""
+    def write(
+        self,
+        path: Path,
+        array: NDArray[np.generic],
+        affine: NDArray[np.float64],
+        codes: tuple[int, int] | None = None,
+    ) -> None:
+        """Write label ids or float (I, J, K), whole or not at all; affine in RAS+ millimetres."""
 
 
 FORMATS: tuple[Format, ...] = (nifti, itk)
@@ -100,7 +106,7 @@ def load_label(path: Path, mending: Mending | None = None) -> MetaTensor:
 def _load(path: Path, mending: Mending, series_uid: str | None, ids: bool) -> MetaTensor:
     path = scan_at(path)
     if not path.exists():
-        raise DataError(f"no such file: {path}. Correct the path in the datalist.")
+        raise _missing(path)
     if path.is_file() and path.stat().st_size == 0:
         raise DataError(f"the file has zero bytes ({path}). Copy it again.")
     found = format_of(path)
@@ -108,11 +114,24 @@ def _load(path: Path, mending: Mending, series_uid: str | None, ids: bool) -> Me
         volume = found.read(path, mending, ids)
     else:
         volume = read_series(choose_series(path, series_uid), mending.resample_uneven)
-    return _one_volume(image_from(volume), mending.volume_index, path)
+    return one_volume(image_from(volume), mending.volume_index, path)
 
 
-def _one_volume(image: MetaTensor, index: int | None, path: Path) -> MetaTensor:
-    """The volume that is asked for; the metadata keeps how many there were."""
+def _missing(path: Path) -> DataError:
+    return DataError(f"no such file: {path}. Correct the path in the datalist.")
+
+
+def one_volume(image: MetaTensor, index: int | None, path: Path) -> MetaTensor:
+    """The volume that is asked for; the metadata keeps how many there were.
+
+    Args:
+        image: (C, I, J, K) of C volumes.
+        index: number of a volume, from 0; None for all.
+        path: file that it came from, for messages.
+
+    Raises:
+        DataError: no volume of that number.
+    """
     count = image.shape[0]
     image.meta["volumes"] = count
     if index is None or count == 1:
@@ -158,13 +177,19 @@ def read_grid(path: Path, series_uid: str | None = None) -> Grid:
     return read_series_grid(choose_series(path, series_uid))
 
 
-def write_array(path: Path, array: NDArray[np.generic], affine: NDArray[np.float64]) -> None:
-    """Write a label map in the format that the file's ending says, whole or not at all.
+def write_array(
+    path: Path,
+    array: NDArray[np.generic],
+    affine: NDArray[np.float64],
+    codes: tuple[int, int] | None = None,
+) -> None:
+    """Write label ids or probabilities in the format of the ending, whole or not at all.
 
     Args:
         path: file of one of `WRITTEN`.
-        array: (I, J, K) label ids.
+        array: (I, J, K) label ids, or float.
         affine: (4, 4) from indices (i, j, k) to RAS+ millimetres.
+        codes: qform_code and sform_code of the scan, if it is NIfTI; other formats have none.
 
     Raises:
         DataError: another ending.
@@ -172,7 +197,7 @@ def write_array(path: Path, array: NDArray[np.generic], affine: NDArray[np.float
     found = format_of(path)
     if found is None or not path.name.lower().endswith(found.WRITTEN):
         raise DataError(f"{path}: expected a name that ends in {', '.join(WRITTEN)}.")
-    found.write(path, array, affine)
+    found.write(path, array, affine, codes)
 
 
 def stem_of(path: Path) -> str:
@@ -214,6 +239,24 @@ def dicom_modality(path: Path) -> str:
 def files_of(path: Path) -> Sequence[Path]:
     """The files that a scan is made of: itself, or all below a folder."""
     return files_below(path) if path.is_dir() else [path]
+
+
+def scan_files(path: Path, series_uid: str | None = None) -> Sequence[Path]:
+    """The files that `load_image` would read.
+
+    Args:
+        path: file or folder of the scan.
+        series_uid: SeriesInstanceUID (or its end) where a folder holds several.
+
+    Raises:
+        DataError: no such file, or no such series.
+    """
+    path = scan_at(path)
+    if not path.exists():
+        raise _missing(path)
+    if format_of(path) is not None:
+        return [path, *itk.data_files(path)]
+    return choose_series(path, series_uid).files
 
 
 def format_of(path: Path) -> Format | None:
