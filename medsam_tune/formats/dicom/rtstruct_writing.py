@@ -56,7 +56,12 @@ def write_structure_set(
     Raises:
         DataError: highdicom or pydicom cannot make one of these images.
     """
-    contours = {one.label: _contours(masks, one.label, sources) for one in structures}
+    labels = [one.label for one in structures]
+    if isinstance(masks, Mapping):
+        contours = {k: _contours(_slice_by_slice(masks[k]), sources) for k in labels}
+    else:
+        ids = _slice_by_slice(masks)
+        contours = {k: _contours(ids == k, sources) for k in labels}
     content = structure_set(path, contours, sources, structures, algorithm)
     with without_warnings(), written_whole(path) as beside:
         content.save_as(beside, enforce_file_format=True)
@@ -114,17 +119,19 @@ def structure_set(
         ) from error
 
 
-def _contours(
-    masks: Masks, label: int, sources: Sources
-) -> list[tuple[Frame, NDArray[np.float64]]]:
-    """Slice and (N, 3) LPS millimetres of each contour of a label."""
-    mask = masks[label] if isinstance(masks, Mapping) else masks == label
+def _contours(mask: NDArray[np.bool_], sources: Sources) -> list[tuple[Frame, NDArray[np.float64]]]:
+    """Slice and (N, 3) LPS millimetres of each contour of a mask (K, I, J)."""
     found = []
-    for k in np.flatnonzero(mask.any(axis=(0, 1))):
+    for k in np.flatnonzero(mask.any(axis=(1, 2))):
         frame = sources.frames[k]
         position, steps = plane_of(frame.instance)
-        found += [(frame, position + points @ steps) for points in outlines(mask[..., k])]
+        found += [(frame, position + points @ steps) for points in outlines(mask[k])]
     return found
+
+
+def _slice_by_slice(array: NDArray[Any]) -> NDArray[Any]:
+    """(I, J, K) -> (K, I, J), each slice in one piece of memory, which is ten times as fast."""
+    return np.ascontiguousarray(array.transpose(2, 0, 1))
 
 
 def _dataset(**tags: Any) -> Any:
@@ -172,15 +179,20 @@ def _roi(highdicom: Any, one: Structure, sources: Sources, algorithm: Algorithm)
 def _drawn(one: Structure, contours: Sequence[tuple[Frame, NDArray[np.float64]]]) -> Any:
     found = _dataset(ReferencedROINumber=one.label, ROIDisplayColor=[*one.colour])
     if contours:
-        found.ContourSequence = [
-            _dataset(
-                ContourImageSequence=[_image(frame)],
-                ContourGeometricType="CLOSED_PLANAR",
-                NumberOfContourPoints=len(points),
-                ContourData=[f"{mm:.10g}" for mm in points.ravel()],  # 16 letters at most
-            )
-            for frame, points in contours
-        ]
+        found.ContourSequence = [_contour(frame, points) for frame, points in contours]
+    return found
+
+
+def _contour(frame: Frame, points: NDArray[np.float64]) -> Any:
+    found = _dataset(
+        ContourImageSequence=[_image(frame)],
+        ContourGeometricType="CLOSED_PLANAR",
+        NumberOfContourPoints=len(points),
+    )
+    texts = [f"{mm:.10g}" for mm in points.ravel().tolist()]  # 16 letters at most
+    # As texts: pydicom's own numbers are one object each, and contours have millions.
+    element = import_pydicom().DataElement("ContourData", "DS", texts, already_converted=True)
+    found.add(element)
     return found
 
 
