@@ -212,3 +212,13 @@ def test_an_image_of_the_series_is_no_output(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"seg\.dcm: is there already"):
         refuse_taken_masks(place / "seg.dcm", LABELS, source=Source(place))
     assert file.read_bytes() == before
+
+
+def test_a_mask_of_another_scan_is_not_written(tmp_path: Path) -> None:
+    grid = grid_of(scan("oblique", tmp_path / "one"))
+    source = Source(scan("straight", tmp_path / "two"))
+    found = torch.zeros(grid.size[::-1], dtype=torch.uint8)
+    for format in ("seg", "rtstruct"):
+        with pytest.raises(DataError, match="a DICOM result lies on the images as they are"):
+            write_masks(found, grid, tmp_path / "a.dcm", LABELS, source=source, format=format)
+    assert not (tmp_path / "a.dcm").exists()
