@@ -124,13 +124,12 @@ def table(rows: dict[str, dict[str, dict[str, float]]]) -> str:
     for name in (*CLASSES, "mean"):
         lines = [[name, *TILES, "mean"], ["---"] * (len(TILES) + 2)]
         for way, by_tile in rows.items():
-            values = [
-                mean(list(by_tile[tile].values())) if name == "mean" else by_tile[tile][name]
-                for tile in TILES
-                if tile in by_tile
-            ]
-            shown = [f"{value:.3f}" for value in values] + ["-"] * (len(TILES) - len(values))
-            whole = f"{mean(values):.3f}" if len(values) == len(TILES) else "-"
+            values = {
+                tile: mean(list(found.values())) if name == "mean" else found[name]
+                for tile, found in by_tile.items()
+            }
+            shown = [f"{values[tile]:.3f}" if tile in values else "-" for tile in TILES]
+            whole = f"{mean([*values.values()]):.3f}" if len(values) == len(TILES) else "-"
             lines.append([way, *shown, whole])
         parts.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
     return "\n\n".join(parts)

@@ -137,7 +137,7 @@ def main() -> None:
     parameters = sum(p.numel() for p in network.parameters())
     content = {**summary, "minutes": arguments.minutes, "parameters": parameters}
     (folder / "summary.json").write_text(json.dumps(content, indent=2))
-    print(format_summary(summary))
+    print(format_summary({"none": summary}))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +20,9 @@ USER = 1
 """An error that the user can correct: a path, a setting, faulty data."""
 USAGE = 2
 """A command or an option that does not exist, or one that is missing."""
-# 3 and 4 are of `check`: scans are refused; a patient or scan is in two subsets.
+REFUSED = 3
+"""Some scans are refused, by `check` or `predict`; of the others there is a result."""
+# 4 is of `check`: a patient or scan is in two subsets.
 DISK = 5
 """The disk is full, the quota is used up, or a place cannot be read or written to."""
 MEMORY = 6
@@ -31,6 +34,7 @@ INTERRUPTED = 130
 PIPE = 141
 """Who reads the output, e.g. `head`, has read enough; it is no error, and quiet."""
 
+_PACKAGE = "medsam_tune/"
 _USER_ERRORS = (
     ValueError,
     FileNotFoundError,
@@ -84,6 +88,21 @@ def explain(error: BaseException) -> tuple[str, int]:
         if isinstance(context, OSError) and context.errno in _FULL and (found := _disk(context)):
             return found
     return "", FAULT
+
+
+def unexpected(error: BaseException) -> str:
+    """What happened and where, without the error's text, which may hold text of a header.
+
+    Args:
+        error: an error that a function of the package raised, or let through.
+    """
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if _PACKAGE in f.filename]
+    place = frames[-1]
+    where = f"{place.filename.rpartition(_PACKAGE)[2]}, line {place.lineno}"
+    return (
+        f"{type(error).__name__} at {where}, where the file was not expected to be like this. "
+        "Convert or export the scan again, or report this as a fault of medsam_tune."
+    )
 
 
 def report_in_one_line() -> None:

@@ -1,10 +1,12 @@
-"""JSON files, and files that are written whole or not at all."""
+"""JSON files, files that are written whole or not at all, and folders of one process."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,10 +14,15 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import BaseFileLock, FileLock, Timeout
+
 from medsam_tune.errors import DataError, listed
 
 JSON_LIMIT = 256 * 2**20
 """Bytes of the largest JSON file that is read; 100,000 cases take about 20 million."""
+
+LOCK = ".lock"
+"""Name of the file by which a process holds a folder."""
 
 
 @contextmanager
@@ -99,6 +106,60 @@ def folder_written_whole(folder: str | Path) -> Iterator[Path]:
 def _hidden(path: Path) -> str:
     """Start of a hidden name beside a path; a name may have 255 bytes, a letter four."""
     return f".{path.name[:40]}."
+
+
+def is_leftover(name: str, ours: Iterable[str]) -> bool:
+    """Whether a name is that of a temporary folder beside a file of one of our names."""
+    return name.startswith(tuple(_hidden(Path(each)) for each in ours))
+
+
+def remove_leftovers(folder: Path, ours: Iterable[str]) -> None:
+    """Delete unfinished files of killed processes, which this package alone names so.
+
+    Args:
+        folder: folder that no other process writes into.
+        ours: names of the files that are written.
+    """
+    names = [*ours]
+    for one in folder.iterdir():
+        if is_leftover(one.name, names) and one.is_dir() and not one.is_symlink():
+            shutil.rmtree(one, ignore_errors=True)
+
+
+def hold_folder(folder: Path, works: str) -> BaseFileLock:
+    """Hold a folder until the lock is released, or the process ends.
+
+    Args:
+        folder: folder that is there.
+        works: what a process that holds it does, such as "trains".
+
+    Raises:
+        DataError: another process holds it.
+    """
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise DataError(
+            f"{folder}: another process {works} into it; wait for it, or choose another output "
+            "folder."
+        ) from None
+    return lock
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's content, as `sha256sum` gives it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def files_hash(paths: Iterable[Path]) -> str:
+    """SHA-256 of the content of files, whatever their names and order.
+
+    Of one file, it is that of its content; of several, that of their hashes in ascending order.
+    """
+    hashes = sorted(map(file_hash, paths))
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -13,23 +13,30 @@ A killed process leaves its state as it was; the kernel frees its lock.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import BaseFileLock, FileLock, Timeout
+from filelock import BaseFileLock
 
 from medsam_tune.errors import DataError, listed
-from medsam_tune.files import flat, read_json, write_json
+from medsam_tune.files import (
+    LOCK,
+    flat,
+    hold_folder,
+    is_leftover,
+    read_json,
+    remove_leftovers,
+    write_json,
+)
 from medsam_tune.formats.mending import Mending
 from medsam_tune.sam.build import RANDOM
 from medsam_tune.slices.entries import MARKER
 from medsam_tune.version import __version__
 
 RECORD, STATE, SPLIT = "run.json", "state.json", "split.json"
-LAST, TUNED, LOCK = "last.pt", "tuned.safetensors", ".lock"
+LAST, TUNED = "last.pt", "tuned.safetensors"
 _OURS = {RECORD, STATE, SPLIT, LAST, TUNED, LOCK, "logs", "weights.safetensors"}
 _PLACES = ("datalist", "slices_dir", "checkpoint")
 _SHOWN = 8  # differences in a message
@@ -145,7 +152,7 @@ class RunFolder:
         """
         self._refuse_others()
         if (self.path / LOCK).exists():
-            self._locked().release()
+            hold_folder(self.path, "trains").release()
         self._refuse_or_compare()
 
     def open(self) -> None:
@@ -160,35 +167,24 @@ class RunFolder:
         """
         self._refuse_others()
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = self._locked()
+        lock = hold_folder(self.path, "trains")
         try:
             self._refuse_or_compare()
         except BaseException:
             lock.release()
             raise
         self._lock = lock  # until the process ends
-        self._remove_leftovers()
+        remove_leftovers(self.path, _OURS)
         if not self.last.exists():
             for name in (SPLIT, TUNED):  # of a training that never had a checkpoint
                 (self.path / name).unlink(missing_ok=True)
             write_record(self.path, self.record)
             write_state(self.path, "started")
 
-    def _locked(self) -> BaseFileLock:
-        lock = FileLock(self.path / LOCK)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise DataError(
-                f"{self.path}: another process trains into it; wait for it, or choose another "
-                "output folder."
-            ) from None
-        return lock
-
     def _refuse_others(self) -> None:
         if self.path.is_dir():
             others = [one.name for one in self.path.iterdir() if one.name not in _OURS]
-            others = [name for name in others if not _is_leftover(name)]
+            others = [name for name in others if not is_leftover(name, _OURS)]
             if others and not (self.path / RECORD).is_file():
                 raise DataError(
                     f"{self.path}: holds other files ({listed(sorted(others), 3)}); expected a new "
@@ -215,12 +211,6 @@ class RunFolder:
                 "another output folder; epochs, lr, workers and device may change."
             )
 
-    def _remove_leftovers(self) -> None:
-        """Delete unfinished files of killed processes, which this package alone names so."""
-        for one in self.path.iterdir():
-            if _is_leftover(one.name) and one.is_dir() and not one.is_symlink():
-                shutil.rmtree(one, ignore_errors=True)
-
     def set_state(self, state: str, epoch: int, epochs: int) -> None:
         """Write how far the training is.
 
@@ -230,11 +220,6 @@ class RunFolder:
             epochs: epochs that are wanted.
         """
         write_state(self.path, state, epoch, epochs)
-
-
-def _is_leftover(name: str) -> bool:
-    """Whether a name is that of a temporary folder of `files.written_whole`."""
-    return any(name.startswith(f".{ours}.") for ours in _OURS)
 
 
 def write_record(run: str | Path, record: RunRecord) -> None:

@@ -274,6 +274,7 @@ _EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "unfinished": _SWITCH,
     "overwrite": _SWITCH,
     "separate": _SWITCH,
+    "probabilities": _SWITCH,
     "drop_absent": _SWITCH,
     "largest_component": _SWITCH,
     "fill_holes": _SWITCH,

@@ -7,10 +7,13 @@ draws prompts of several kinds;
 `KeepObjectsd` keeps an augmentation from losing them. `IgnoredPixelsd` finds what nobody annotated.
 `RandWindowd` cuts windows from large slices. `ModelFramed` brings slices, masks, boxes and points
 into the model's square input, and back.
-`LoadSliced` and `ShrinkLongestd` are for slices of a store.
+`LoadSliced` and `ShrinkLongestd` are for slices of a store. `ScanRulesd` makes of a scan what a
+model saw in training, and leads masks back; `PromptMapd` brings label maps along, `Aftercared`
+cleans masks.
 """
 
-from medsam_tune.formats.reader import SimpleITKReader
+from medsam_tune.formats.reader import SimpleITKReader, scan_loader
+from medsam_tune.inference.transforms import Aftercared, PromptMapd, ScanRulesd
 from medsam_tune.slices.intensity import Percentiles, Window, Windows, ZScore
 from medsam_tune.slices.transforms import (
     Intensityd,
@@ -32,6 +35,7 @@ from medsam_tune.training.prompting import (
 from medsam_tune.training.windows import RandWindowd
 
 __all__ = [
+    "Aftercared",
     "BoxPromptsd",
     "IgnoredPixelsd",
     "Intensityd",
@@ -42,7 +46,9 @@ __all__ = [
     "Percentiles",
     "Percentilesd",
     "PointPromptsd",
+    "PromptMapd",
     "RandWindowd",
+    "ScanRulesd",
     "ShrinkLongestd",
     "SimpleITKReader",
     "Window",
@@ -51,4 +57,5 @@ __all__ = [
     "Windowsd",
     "ZScore",
     "ZScored",
+    "scan_loader",
 ]

@@ -58,14 +58,26 @@ CHANGED: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "configs/zero_shot.yaml": (("components: null", "components: 64"),),
     "configs/inference.yaml": (
-        ("Segment a scan from", "Segment an image from"),
-        ("the mask is in the scan's own grid:", "the mask has the image's own size:"),
+        ("Segment a scan, or many, from", "Segment an image, or many, from"),
+        ("masks are in the scans' own grids:", "masks have the images' own size:"),
         (
-            "--scan scan.nii.gz --prompts boxes.json --output mask.nii.gz",
-            "--scan image.png --prompts boxes.json --output mask.png",
+            "--scans scan.nii.gz --prompts boxes.json --output mask.nii.gz",
+            "--scans image.png --prompts boxes.json --output mask.png",
         ),
-        ("\nscan: scan.nii.gz\n", "\nscan: image.png\n"),
-        ("\noutput: mask.nii.gz\n", "\noutput: mask.png\n"),
+        (
+            "\nscans: scan.nii.gz  # a scan, a folder of scans,",
+            "\nscans: image.png  # an image, a folder,",
+        ),
+        (
+            "\noutput: mask.nii.gz  # or .nii, .nrrd, .mha; of a DICOM series .dcm too; or a "
+            "folder, where masks are named after the scans",
+            "\noutput: mask.png  # or .nii.gz, .nrrd, .mha; of a radiograph in DICOM .dcm too; or "
+            "a folder, where masks are named after the images",
+        ),
+        (
+            "ending: null  # of masks in a folder; null: .nii.gz,",
+            "ending: null  # of masks in a folder; null: .png,",
+        ),
         ("mask_1_liver.nii.gz", "mask_1_road.png"),
     ),
     "configs/few_shot.yaml": (("copies of the scans,", "copies of the images,"),),

@@ -28,6 +28,8 @@ FILE = "Roe_Mary"  # in names of files and folders
 _HEADERS = re.compile(rb"doe\W?jane|jane\W?doe|mrn\W?123456|1970\W?01\W?01", re.IGNORECASE)
 _FILES = re.compile(rb"roe\W?_?mary", re.IGNORECASE)
 _TEXT = f"{NAME} {NUMBER} {BORN}"
+# The datalist, its key, and the record of a scan whose path was typed.
+_NAMING = ("d.json", "d.key.csv", "mask.prediction.json")
 
 
 @dataclass
@@ -179,6 +181,9 @@ def try_all(kind: str, folder: Path, server: Server | None = None) -> Swept:
     command("evaluate", "--run", run)
     scan = _a_scan(listed)
     command("predict", scan, "--run", run, "--output", out / "mask.nii.gz")
+    command("predict", listed, "--run", run, "--output", out / "masks")
+    if not anonymous:
+        command("predict", data, "--run", run, "--output", out / "all", "--probabilities")
     command("export", "--run", run, "--format", "onnx", "--output", out / "onnx")
     if own:
         server.close()
@@ -196,7 +201,7 @@ def sweep(folder: Path, printed: dict[str, str], anonymous: bool = False) -> Swe
     Args:
         folder: folder of what commands wrote.
         printed: what -> text.
-        anonymous: search for names of files too, but in the datalist and its key.
+        anonymous: search for names of files too, but in files that shall name them.
     """
     swept = Swept()
     for path in sorted(folder.rglob("*")):
@@ -207,7 +212,7 @@ def sweep(folder: Path, printed: dict[str, str], anonymous: bool = False) -> Swe
             pieces += unpacked(path.read_bytes())
         elif (path / "zarr.json").is_file():
             pieces += _arrays(path)
-        _note(swept, name, pieces, anonymous and name not in ("d.json", "d.key.csv"))
+        _note(swept, name, pieces, anonymous and name not in _NAMING)
     for what, text in printed.items():
         _note(swept, what, [text.encode()], anonymous)
     return swept

@@ -188,9 +188,9 @@ def test_arguments_of_a_file_are_checked_too(config: Path) -> None:
 def test_a_path_is_never_a_program(tmp_path: Path, text: str) -> None:
     """For those who run the bundle themselves; the message has the spelling that is data."""
     config = tmp_path / "a.yaml"
-    config.write_text("scan: scan.nii.gz\noutput: mask.nii.gz\n")
-    run = ["run", "--config_file", str(config), "--output", "$None", "--scan"]
-    with pytest.raises(ValueError, match="--scan is") as refused:
+    config.write_text("scans: scan.nii.gz\noutput: mask.nii.gz\n")
+    run = ["run", "--config_file", str(config), "--output", "$None", "--scans"]
+    with pytest.raises(ValueError, match="--scans is") as refused:
         start([*run, text])
     assert repr(word(text)) in str(refused.value)
     start([*run, word(text)])

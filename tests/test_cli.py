@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +25,7 @@ from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.splits import split_cases
 from medsam_tune.cli import options, tuning
 from medsam_tune.demo import LEARNING_RATES
+from medsam_tune.inference.output import FORMATS as MASK_FORMATS
 from medsam_tune.inference.simulated import KINDS
 from medsam_tune.methods import METHODS, apply_method
 from medsam_tune.methods.tuned import save_tuned
@@ -179,6 +181,7 @@ def test_help_names_what_there_is() -> None:
     assert options.METHODS == tuple(METHODS) == tuple(LEARNING_RATES)
     assert options.MODELS == tuple(ARCHITECTURES)
     assert options.MODALITIES == MODALITIES
+    assert options.MASK_FORMATS == tuple(MASK_FORMATS)
     assert options.KINDS == KINDS
 
 
@@ -335,7 +338,8 @@ def test_overlays_of_the_bundle_and_of_the_user(tune: Tune, phantoms: Path, tmp_
 
 def test_no_prompt_is_an_overlay(tune: Tune, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[list[str], dict[str, object]]] = []
-    monkeypatch.setattr(tuning, "run_bundle", lambda _, *rest: seen.append(rest))
+    for command in (tuning, import_module("medsam_tune.cli.predict")):
+        monkeypatch.setattr(command, "run_bundle", lambda _, *rest: seen.append(rest))
     tune("train", "lora", "--no-prompt", "--datalist", "d.json", "--output", "o")
     tune("predict", "scan.nii.gz", "--run", "o", "--output", "mask.nii.gz")
     assert seen[0][0] == ["train.yaml", "method_lora.yaml", "no_prompt.yaml"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from medsam_tune.cli.drawn import drawn_prompts, refuse_volume
+from medsam_tune.cli.drawn import drawn_prompts, write_drawn
 from medsam_tune.formats.image import affine_of
 from medsam_tune.inference.prompt_files import read_prompts
 from medsam_tune.slices.frames import ScanGrid
@@ -51,6 +51,7 @@ def test_what_is_no_prompt(boxes, points, text):
 
 
 def test_two_numbers_are_no_place_in_a_volume():
-    refuse_volume(Path("a.PNG"))
     with pytest.raises(ValueError, match=r"--box and --point are of 2-D images, \.png.*a\.nii\.gz"):
-        refuse_volume(Path("a.nii.gz"))
+        write_drawn(Path("a.nii.gz"), Path("run"), Path("m.png"), ["1,2,3,4"], [])
+    with pytest.raises(ValueError, match="are of one image, and --output masks is a folder"):
+        write_drawn(Path("a.PNG"), Path("run"), Path("masks"), ["1,2,3,4"], [])

@@ -6,9 +6,12 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pydicom
 import pytest
 import torch
 
+from medsam_tune.formats.dicom.seg import segment_names
+from medsam_tune.formats.open import dicom_modality
 from medsam_tune.methods import apply_method
 from medsam_tune.methods.tuned import save_tuned
 from medsam_tune.runs import RunRecord, write_record, write_state
@@ -16,6 +19,7 @@ from medsam_tune.sam.build import build_sam
 from medsam_tune.sam.encoder import fuse_qkv
 from medsam_tune.slices.intensity import Percentiles
 from medsam_tune.slices.rules import ScanRules
+from tests.dicom_series import write_series
 from tests.scans import small_scan, write_nifti
 
 Tune = Callable[..., tuple[int, str, str]]
@@ -85,3 +89,35 @@ def test_options_of_the_untuned_model_are_not_passed_over(tune: Tune, run: Path)
     for words in (("--output", "x"), ("--model", "vit_b"), ("--image-size", 64)):
         code, _, err = tune("evaluate", "--run", run, *words)
         assert (code, "are for --zero-shot; a run has its own" in err) == (1, True), err
+
+
+def test_predict_writes_dicom(tune: Tune, run: Path) -> None:
+    series = write_series(run.parent / "ct", modality="MR")
+    boxes = run.parent / "boxes.json"
+    boxes.write_text(json.dumps({"objects": [{"label": 1, "box3d": [1, 1, 1, 9, 9, 6]}]}))
+    table = run.parent / "codes $1.csv"
+    table.write_text("label,name\nliver,Leber\n")
+    flags = ("--run", run, "--prompts", boxes, "--output")
+    seg, rt = run.parent / "seg.dcm", run.parent / "rt.dcm"
+    code, _, err = tune("predict", series, *flags, seg, "--codes", table)
+    assert code == 0, err
+    assert segment_names(seg) == {1: "Leber"}
+    code, _, err = tune("predict", series, *flags, rt, "--format", "rtstruct")
+    assert code == 0, err
+    assert dicom_modality(rt) == "RTSTRUCT"
+    labelmap = ("--overwrite", "--set", "segmentation=labelmap")
+    code, _, err = tune("predict", series, *flags, seg, *labelmap)
+    assert code == 0, err
+    assert pydicom.dcmread(seg).SegmentationType == "LABELMAP"
+    mask, scan = run.parent / "m.nii.gz", write_nifti(run.parent / "s.nii.gz", small_scan()[0])
+    for words, message in (
+        ((series, *flags, mask, "--format", "rtstruct"), "m.nii.gz: --format rtstruct writes .dcm"),
+        ((series, *flags, mask, "--format", "rt"), "format is 'rt'; expected one of nii, nii.gz,"),
+        ((series, *flags, mask, "--codes", table), "m.nii.gz: has no place for --codes"),
+        ((series, *flags, run.parent / "m.mhd"), "m.mhd: expected a name that ends in .nii"),
+        ((scan, *flags, run.parent / "m.dcm"), "s.nii.gz: is not DICOM; a DICOM SEG refers to"),
+        ((series, *flags, mask, *labelmap), "segmentation is 'labelmap', which is for a DICOM SEG"),
+    ):
+        code, _, err = tune("predict", *words)
+        assert (code, message in err.splitlines()[-1]) == (1, True), err
+        assert not list(run.parent.glob("m.*"))

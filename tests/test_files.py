@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
 
 from medsam_tune.errors import DataError
-from medsam_tune.files import all_written_whole, folder_written_whole, read_json, written_whole
+from medsam_tune.files import (
+    all_written_whole,
+    file_hash,
+    files_hash,
+    folder_written_whole,
+    hold_folder,
+    is_leftover,
+    read_json,
+    remove_leftovers,
+    written_whole,
+)
 
 
 def fail(path: Path) -> None:
@@ -100,3 +111,36 @@ def test_several_files_are_written_or_none(tmp_path: Path) -> None:
     write("one", "two")
     assert [path.read_text() for path in paths] == ["one", "two"]
     assert sorted((tmp_path / "x").iterdir()) == paths
+
+
+def test_hashes_of_files_are_of_their_content(tmp_path: Path) -> None:
+    first, second = tmp_path / "a", tmp_path / "b"
+    first.write_bytes(b"x")
+    second.write_bytes(b"y")
+    assert file_hash(first) == files_hash([first]) == hashlib.sha256(b"x").hexdigest()
+    both = files_hash([first, second])
+    assert both == files_hash([second, first.rename(tmp_path / "c")])
+    second.write_bytes(b"z")
+    assert both != files_hash([tmp_path / "c", second])
+
+
+def test_a_folder_is_held_by_one(tmp_path: Path) -> None:
+    lock = hold_folder(tmp_path, "writes")
+    with pytest.raises(DataError, match="another process writes into it; wait for it, or choose"):
+        hold_folder(tmp_path, "writes")
+    lock.release()
+    hold_folder(tmp_path, "writes").release()
+
+
+def test_only_our_own_leftovers_are_removed(tmp_path: Path) -> None:
+    name = "n" * 60
+    killed = pytest.raises(KeyboardInterrupt)
+    with killed, written_whole(tmp_path / name) as beside:
+        kept = beside.parent.rename(tmp_path / f"{beside.parent.name}_")  # as after a kill
+        raise KeyboardInterrupt
+    for other in (f".{name}", ".other.x"):
+        (tmp_path / other).mkdir()
+    (tmp_path / ".link").symlink_to(tmp_path)
+    assert is_leftover(kept.name, ["a", name])
+    remove_leftovers(tmp_path, ["a", name, "link"])
+    assert {path.name for path in tmp_path.iterdir()} == {f".{name}", ".other.x", ".link"}

@@ -138,7 +138,7 @@ def test_no_prompt_from_training_to_a_mask(datalist: Path, tmp_path: Path) -> No
     assert (run / "evaluation" / "metrics.csv").is_file()
     scan = read_datalist(datalist).test[0].image
     mask = tmp_path / "mask.nii.gz"
-    done = bundle_run(["inference.yaml"], "--run_dir", run, "--scan", scan, "--output", mask)
+    done = bundle_run(["inference.yaml"], "--run_dir", run, "--scans", scan, "--output", mask)
     assert done.returncode == 0, done.stderr
     assert nib.load(mask).shape == nib.load(scan).shape
 
@@ -162,7 +162,7 @@ def test_images_from_few_cases_to_a_mask(images: Path, tmp_path: Path) -> None:
     assert list(summary["by_prompts"]) == ["slices", "none"]
     case = read_datalist(images).test[0]
     for name, prompts in (("a.png", case.label), ("b.png", None)):
-        options = ("--run_dir", run, "--scan", case.image, "--output", tmp_path / name)
+        options = ("--run_dir", run, "--scans", case.image, "--output", tmp_path / name)
         more = () if prompts is None else ("--prompts", prompts)
         done = bundle_run(["inference.yaml"], *options, *more, bundle=IMAGES)
         assert done.returncode == 0, done.stderr
@@ -262,7 +262,7 @@ def test_reading_and_frame_are_the_same_at_prediction(datalist: Path, tmp_path: 
     where = np.argwhere(truth == 1)
     box = [*where.min(0).tolist(), *(where.max(0) + 1).tolist()]
     (tmp_path / "boxes.json").write_text(json.dumps({"objects": [{"label": 1, "box3d": box}]}))
-    options = ("--run_dir", "run", "--scan", case.image, "--output", "mask.nii.gz")
+    options = ("--run_dir", "run", "--scans", case.image, "--output", "mask.nii.gz")
     done = bundle_run(["inference.yaml"], *options, "--prompts", "boxes.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     mask = np.asarray(nib.load(tmp_path / "mask.nii.gz").dataobj)
@@ -288,7 +288,7 @@ def test_inference_writes_the_scans_own_grid(
     case = read_datalist(datalist).test[0]
     box = {"label": 1, "box3d": [10, 10, 2, 30, 30, 6]}
     (tmp_path / "boxes.json").write_text(json.dumps({"space": "voxel", "objects": [box]}))
-    options = ("--run_dir", lora_run, "--scan", case.image, "--output", "mask.nii.gz")
+    options = ("--run_dir", lora_run, "--scans", case.image, "--output", "mask.nii.gz")
     done = bundle_run(["inference.yaml"], *options, "--prompts", "boxes.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     mask, scan = nib.load(tmp_path / "mask.nii.gz"), nib.load(case.image)

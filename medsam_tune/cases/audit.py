@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,19 +29,19 @@ from medsam_tune.cases.labels.names import labels_of
 from medsam_tune.cases.load import load_case, voxel_hash
 from medsam_tune.console import tracked
 from medsam_tune.errors import DataError, about
-from medsam_tune.files import written_whole
-from medsam_tune.formats import image
+from medsam_tune.failures import REFUSED, unexpected
+from medsam_tune.files import file_hash, written_whole
 from medsam_tune.formats.dicom.series import Series
 from medsam_tune.formats.dicom.stack import read_series
 from medsam_tune.formats.dicom.studies import read_tree
 from medsam_tune.formats.listing import files_below
 from medsam_tune.formats.mending import Mending
-from medsam_tune.formats.open import ENDINGS, format_of, scans_among
+from medsam_tune.formats.open import ENDINGS, is_flat, scans_among
 from medsam_tune.formats.volume import image_from
 
-SOUND, REFUSED, LEAKING = 0, 3, 4
-"""What `medsam-tune check` exits with; 1 is an error of the call itself, 2 of its options. Where
-scans are refused and others leak, it is `LEAKING`."""
+SOUND, LEAKING = 0, 4
+"""What `medsam-tune check` exits with, beside `REFUSED`; 1 is an error of the call itself, 2 of its
+options. Where scans are refused and others leak, it is `LEAKING`."""
 
 
 @dataclass
@@ -74,8 +72,6 @@ class Finding:
     notes: tuple[str, ...] = ()
     voxels: str = ""
 
-
-_PACKAGE = "medsam_tune/"
 
 _Task = Callable[[], Finding]
 
@@ -193,7 +189,7 @@ def _tasks(place: Path, mending: Mending, any_unit: bool) -> list[_Task]:
         return [_scan_task(place, mending)]
     files = files_below(place) if place.is_dir() else [place]
     scans = scans_among(files)
-    flat = bool(scans) and format_of(scans[0]) is image
+    flat = bool(scans) and is_flat(scans[0])
     tasks = [] if flat else [_scan_task(path, mending) for path in scans]
     if not tasks or len(scans) < len(files):
         tasks += _tree_tasks(place, bool(scans), mending)
@@ -225,21 +221,10 @@ def _task(finding: Finding, read: Callable[[], tuple[MetaTensor, MetaTensor | No
         except DataError as error:
             finding.problem = str(error)
         except Exception as error:  # of one scan of thousands; the others' findings are kept
-            finding.problem = f"{finding.case}: {_unexpected(error)}"
+            finding.problem = f"{finding.case}: {unexpected(error)}"
         return finding
 
     return run
-
-
-def _unexpected(error: Exception) -> str:
-    """What happened and where, without the error's text, which may hold text of a header."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if _PACKAGE in f.filename]
-    place = frames[-1]
-    where = f"{place.filename.rpartition(_PACKAGE)[2]}, line {place.lineno}"
-    return (
-        f"{type(error).__name__} at {where}, where the file was not expected to be like this. "
-        "Convert or export the scan again, or report this as a fault of medsam_tune."
-    )
 
 
 def _case_task(
@@ -323,8 +308,7 @@ def _same_bytes(data: Datalist, leaks: list[str], twice: list[str]) -> set[tuple
     for members in by_size.values():
         first: dict[str, tuple[str, Case]] = {}
         for subset, case in members if len(members) > 1 else ():
-            with case.image.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
+            content = file_hash(case.image)
             other_subset, other = first.setdefault(content, (subset, case))
             if other is case:
                 continue

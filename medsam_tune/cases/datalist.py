@@ -168,12 +168,13 @@ def as_json(datalist: Datalist, folder: Path) -> str:
     return text
 
 
-def read_datalist(path: Path, *, with_leaks: bool = False) -> Datalist:
+def read_datalist(path: Path, *, with_leaks: bool = False, with_missing: bool = False) -> Datalist:
     """Read and check what `write_datalist` writes.
 
     Args:
         path: .json file.
         with_leaks: accept a patient or a file in two subsets, for a report of them.
+        with_missing: accept scans and labels that are not there.
 
     Raises:
         DataError: no such file, not JSON, missing keys, values of another type, no case, missing
@@ -199,7 +200,8 @@ def read_datalist(path: Path, *, with_leaks: bool = False) -> Datalist:
     cases = [case for members in subsets.values() for case in members]
     if not cases:
         raise DataError(f"{path}: no case in it; expected entries in training, validation or test.")
-    refuse_missing(cases, path)
+    if not with_missing:
+        refuse_missing(cases, path)
     places = real_paths(cases)
     leaks = [] if with_leaks else _leaks(subsets, places)
     if leaks:

@@ -140,14 +140,15 @@ def safe_name(text: str) -> str:
 
 def _places(folder: Path) -> dict[str, tuple[Path, Path]]:
     """Name of a folder of the data set, or "" of itself -> its folders of images and of labels."""
-    if own := _pair(folder):
+    if own := image_and_label_folders(folder):
         return {"": own}
     inside = [one for one in entries_of(folder) if one.is_dir()] if folder.is_dir() else []
-    pairs = {one.name: _pair(one) for one in inside}
+    pairs = {one.name: image_and_label_folders(one) for one in inside}
     return {name: pair for name, pair in pairs.items() if pair is not None}
 
 
-def _pair(folder: Path) -> tuple[Path, Path] | None:
+def image_and_label_folders(folder: Path) -> tuple[Path, Path] | None:
+    """The folders of images and of labels in a folder, if it has both."""
     for image_name, label_name in _FOLDERS:
         if (folder / image_name).is_dir() and (folder / label_name).is_dir():
             return folder / image_name, folder / label_name

@@ -1,8 +1,8 @@
 """The command `medsam-tune`: its commands in order, and one line for what goes wrong.
 
-Exit codes: 0 done; 1 an error that the user can correct; 2 a mistyped command or option; 3 and 4 of
-`check` (scans refused, leaks); 5 the disk; 6 memory; 70 a fault of the package; 130 and 143 stopped
-by Ctrl-C and SIGTERM. `failures` tells them apart.
+Exit codes: 0 done; 1 an error that the user can correct; 2 a mistyped command or option; 3 some
+scans are refused (`check`, `predict`); 4 leaks (`check`); 5 the disk; 6 memory; 70 a fault of the
+package; 130 and 143 stopped by Ctrl-C and SIGTERM. `failures` tells them apart.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import typer
 import medsam_tune
 from medsam_tune.cli.data import check, prepare, split
 from medsam_tune.cli.models import demo, download, info
+from medsam_tune.cli.predict import predict
 from medsam_tune.cli.prompts import prompts
-from medsam_tune.cli.tuning import evaluate, export, predict, train
+from medsam_tune.cli.tuning import evaluate, export, train
 from medsam_tune.console import calm, close_bars, debugging
 from medsam_tune.failures import PIPE, explain, is_closed_pipe
 from medsam_tune.version import __version__

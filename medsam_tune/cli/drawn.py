@@ -50,23 +50,54 @@ def drawn_prompts(
     return {"objects": [*objects, *alone.values()]}
 
 
-def refuse_volume(scan: Path) -> None:
-    """Refuse a scan that is no 2-D image, in which two numbers are no place."""
-    from medsam_tune.formats import image
+def write_drawn(
+    scan: Path,
+    run: Path,
+    output: Path,
+    boxes: Sequence[str],
+    points: Sequence[str],
+    *,
+    unfinished: bool = False,
+    overwrite: bool = False,
+) -> Path:
+    """Write what was typed as a prompt file beside the mask, `mask.prompts.json`.
 
-    if not scan.name.lower().endswith(image.ENDINGS):
+    Args:
+        scan: image to segment.
+        run: training run, whose labels are meant.
+        output: mask to write.
+        boxes: see `drawn_prompts`.
+        points: see `drawn_prompts`.
+        unfinished: take the best weights so far of a training that is not finished.
+        overwrite: replace a prompt file that is there.
+
+    Raises:
+        ValueError: a scan that is no 2-D image, in which two numbers are no place; a refusal of
+            `drawn_prompts`.
+        DataError: the file is there already.
+    """
+    from medsam_tune.files import refuse_taken, write_json
+    from medsam_tune.formats import image
+    from medsam_tune.formats.open import is_flat
+    from medsam_tune.methods.tuned import read_header
+    from medsam_tune.runs import tuned_file
+
+    if not is_flat(scan):
         raise ValueError(
             f"--box and --point are of 2-D images, {', '.join(image.ENDINGS)}; {scan} is none. "
             "Give a prompt file: medsam-tune prompts."
         )
-
-
-def labels_of_run(run: Path, unfinished: bool) -> dict[int, str]:
-    """Label id -> name of a training run's model."""
-    from medsam_tune.methods.tuned import read_header
-    from medsam_tune.runs import tuned_file
-
-    return dict(read_header(tuned_file(run, unfinished)).labels)
+    if output.is_dir() or not output.suffix:
+        raise ValueError(
+            f"--box and --point are of one image, and --output {output} is a folder; expected a "
+            "name such as mask.png."
+        )
+    labels = read_header(tuned_file(run, unfinished)).labels
+    content = drawn_prompts(boxes, points, labels)
+    path = output.with_name(f"{output.name.split('.')[0]}.prompts.json")
+    refuse_taken(path, overwrite, [scan])
+    write_json(path, content)
+    return path
 
 
 def _read(

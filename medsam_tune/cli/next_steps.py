@@ -43,8 +43,9 @@ def after_split(datalists: Sequence[Path], modality: str) -> None:
 
 def after_check(place: Path, report: Report) -> None:
     """Train on a sound datalist, split a sound folder, or mend what was refused."""
-    from medsam_tune.cases.audit import LEAKING, REFUSED
+    from medsam_tune.cases.audit import LEAKING
     from medsam_tune.cases.folders import has_pairs
+    from medsam_tune.failures import REFUSED
 
     again = medsam_tune("check", place)
     if report.outcome == LEAKING:
@@ -112,12 +113,19 @@ def after_prompts(
     _say(medsam_tune("predict", scan, *chosen, *words, *mask))
 
 
-def after_predict(scan: Path, mask: Path) -> None:
-    """Look at the mask."""
-    if mask.suffix.lower() == ".png":
-        _say(f"open {mask} beside {scan}; its values are the ids of the labels, so it looks dark")
+def after_predict(scans: Path, masks: Path) -> None:
+    """Look at the mask, or at those of a folder."""
+    if masks.suffix.lower() == ".png":
+        _say(f"open {masks} beside {scans}; its values are the ids of the labels, so it looks dark")
         return
-    _say(f"open {mask} over {scan} in a viewer, e.g. 3D Slicer or ITK-SNAP")
+    which = "a mask of " if masks.is_dir() else ""
+    over = "its scan" if masks.is_dir() else scans
+    _say(f"open {which}{masks} over {over} in a viewer, e.g. 3D Slicer or ITK-SNAP")
+
+
+def after_refusals() -> None:
+    """Mend what was refused, then do what is missing."""
+    _say("mend the refused scans as they say, or take them out, then the same with --resume")
 
 
 def after_export(output: Path, format_: str, base: BaseModel) -> None:
@@ -130,6 +138,8 @@ def after_export(output: Path, format_: str, base: BaseModel) -> None:
             f"normalisation={base.normalisation!r})",
             "onnx": f"run {output / 'encoder.onnx'} and {output / 'decoder.onnx'} by onnxruntime; "
             f"{output / 'model.json'} describes them",
+            "bundle": f"in {output}: python -m monai.bundle run --config_file "
+            "configs/inference.yaml --dataset_dir SCANS --output_dir MASKS",
             "peft": f"in Python: medsam_tune.methods.peft_folder.load_peft({path}, base)",
         }[format_]
     )

@@ -1,4 +1,4 @@
-"""Commands on a training run: train, evaluate, predict, export."""
+"""Commands on a training run: train, evaluate, export."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from medsam_tune.bundle import run_bundle, training_configs
-from medsam_tune.cli.drawn import drawn_prompts, labels_of_run, refuse_volume
 from medsam_tune.cli.next_steps import (
     after_evaluate,
     after_export,
-    after_predict,
     after_train,
     after_zero_shot,
 )
@@ -144,94 +142,27 @@ def evaluate(
         after_evaluate(run, bundle, unfinished)
 
 
-def predict(
-    scan: Annotated[
-        Path,
-        typer.Argument(help="A NIfTI, NRRD or MetaImage file, a DICOM folder, or a 2-D image."),
-    ],
-    run: Run,
-    output: Annotated[
-        Path,
-        typer.Option(
-            help="Mask to write, .nii.gz in the scan's own grid, or .png in the image's own size."
-        ),
-    ],
-    prompts: Annotated[
-        Path | None,
-        typer.Option(
-            help="Prompt file, markups of 3D Slicer (.mrk.json), or a label map. None: every label "
-            "is found where the model says that it is."
-        ),
-    ] = None,
-    prompts_as: Annotated[
-        str | None,
-        typer.Option(
-            help=f"What a label map stands for: {', '.join(KINDS[:-1])}, or scribbles. "
-            "Default: slices."
-        ),
-    ] = None,
-    box: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Of a 2-D image, a box around an object: x0,y0,x1,y1 in pixels, and its label. "
-            "May be repeated."
-        ),
-    ] = None,
-    point: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Of a 2-D image, a point: x,y,1 inside or x,y,0 outside of the object, and its "
-            "label. May be repeated."
-        ),
-    ] = None,
-    separate: Annotated[
-        bool, typer.Option(help="Write a mask for each label, which may overlap.")
-    ] = False,
-    series: Annotated[
-        str | None,
-        typer.Option(help="SeriesInstanceUID, or its end, if a DICOM folder holds several."),
-    ] = None,
-    checkpoint: CheckpointOfRun = None,
-    overwrite: Overwrite = False,
-    unfinished: Unfinished = False,
-    bundle: Bundle = "volume",
-    set_: Set = None,
-) -> None:
-    """Segment a scan or an image by prompts of any kind, or every label without prompts."""
-    overrides: dict[str, Any] = {"run_dir": run, "scan": scan, "output": output}
-    if box or point:
-        if prompts is not None:
-            raise ValueError("give --prompts, or --box and --point, not both.")
-        refuse_volume(scan)
-        labels = labels_of_run(run, unfinished)
-        overrides["prompts"] = drawn_prompts(box or [], point or [], labels)
-    overrides |= given(prompts=prompts, series=series, checkpoint=checkpoint)
-    overrides |= given(overwrite=overwrite or None, unfinished=unfinished or None)
-    overrides |= given(prompts_as=prompts_as, separate=separate or None)
-    run_bundle(bundle, ["inference.yaml"], overrides | read_settings(set_, overrides))
-    after_predict(scan, output)
-
-
 def export(
     run: Run,
     output: Annotated[
         Path,
-        typer.Option(help="For sam a file, .pth or .safetensors; for onnx and peft a new folder."),
+        typer.Option(help="For sam a file, .pth or .safetensors; else a new folder."),
     ],
     format_: Annotated[str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")] = "sam",
     checkpoint: CheckpointOfRun = None,
     overwrite: Overwrite = False,
     unfinished: Unfinished = False,
 ) -> None:
-    """Write a run as a plain SAM checkpoint, as ONNX, or as an adapter folder of peft."""
+    """Write a run as a plain SAM checkpoint, ONNX, an adapter folder of peft, or a MONAI bundle."""
+    from medsam_tune.bundle_export import export_bundle
     from medsam_tune.methods.export import export_onnx, export_sam, is_stock
     from medsam_tune.methods.peft_folder import save_peft
     from medsam_tune.methods.tuned import load_tuned, read_header
     from medsam_tune.runs import TUNED, read_record, tuned_file
 
     refuse_unknown("format", format_, FORMATS)
-    recorded = read_record(run).checkpoint
-    base = checkpoint or (None if recorded is None else Path(recorded))
+    record = read_record(run)
+    base = checkpoint or (None if record.checkpoint is None else Path(record.checkpoint))
     if format_ == "sam":
         refuse_taken(output, overwrite, [run / TUNED, base])
     tuned = tuned_file(run, unfinished)
@@ -242,6 +173,9 @@ def export(
     elif format_ == "peft":
         save_peft(model, output)
         typer.echo(f"{output}: adapter_config.json and adapter_model.safetensors")
+    elif format_ == "bundle":
+        export_bundle(model, record, read_header(tuned).labels, output)
+        typer.echo(f"{output}: a MONAI bundle of {', '.join(read_header(tuned).labels.values())}")
     else:
         export_sam(model, output)
         kind = model.base

@@ -133,17 +133,25 @@ def read_grid(path: Path) -> Grid:
     return Grid((width, height, 1), affine_of())
 
 
-def write(path: Path, array: NDArray[np.generic], affine: NDArray[np.float64]) -> None:
+def write(
+    path: Path,
+    array: NDArray[np.generic],
+    affine: NDArray[np.float64],
+    codes: tuple[int, int] | None = None,
+) -> None:
     """Write a label map of one slice as grey PNG of 8 or 16 bits, whole or not at all.
 
     Args:
         path: .png file.
         array: (W, H, 1) label ids.
         affine: not kept, as a PNG has no place in the world.
+        codes: those of NIfTI, not kept either.
 
     Raises:
-        DataError: several slices; ids below 0 or above `HIGHEST_ID`.
+        DataError: several slices, fractions, or ids below 0 or above `HIGHEST_ID`.
     """
+    if array.dtype.kind == "f":
+        raise DataError(f"{path}: a PNG holds label ids, no fractions. Write them as .nii.gz.")
     label_dtype(array)
     if array.ndim != 3 or array.shape[2] != 1:
         raise DataError(

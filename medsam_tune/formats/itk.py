@@ -19,11 +19,11 @@ from medsam_tune.formats.volume import (
     LPS_TO_RAS,
     Grid,
     Volume,
+    as_stored,
     check_extent,
     check_guess,
     check_memory,
     exact,
-    label_dtype,
 )
 
 ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
@@ -85,20 +85,35 @@ def read_grid(path: Path) -> Grid:
     return Grid((*size, 1) if len(size) == 2 else tuple(size), affine)
 
 
-def write(path: Path, array: NDArray[np.generic], affine: NDArray[np.float64]) -> None:
-    """Write a label map, whole or not at all.
+def data_files(path: Path) -> list[Path]:
+    """The file beside a header (.nhdr, .mhd) that holds its voxels, where the header names one."""
+    if not path.name.lower().endswith((".nhdr", ".mhd")):
+        return []
+    fields = _fields(path)
+    named = path.parent / (fields.get("elementdatafile") or fields.get("data file") or "")
+    return [named] if named.is_file() else []
+
+
+def write(
+    path: Path,
+    array: NDArray[np.generic],
+    affine: NDArray[np.float64],
+    codes: tuple[int, int] | None = None,
+) -> None:
+    """Write label ids or probabilities, whole or not at all.
 
     Args:
         path: .nrrd or .mha file.
-        array: (I, J, K) label ids.
+        array: (I, J, K) label ids, or float.
         affine: (4, 4) from indices (i, j, k) to RAS+ millimetres.
+        codes: of NIfTI; these formats have no place for them.
 
     Raises:
         DataError: ids below 0 or above `volume.HIGHEST_ID`.
         OSError: the file cannot be written whole, as on a full disk.
     """
-    ids = array.astype(label_dtype(array))
-    image = sitk.GetImageFromArray(np.ascontiguousarray(ids.transpose(2, 1, 0)))
+    stored = as_stored(array)
+    image = sitk.GetImageFromArray(np.ascontiguousarray(stored.transpose(2, 1, 0)))
     to_lps = LPS_TO_RAS @ affine
     spacing = np.linalg.norm(to_lps[:3, :3], axis=0)
     image.SetSpacing(spacing.tolist())
@@ -111,7 +126,7 @@ def write(path: Path, array: NDArray[np.generic], affine: NDArray[np.float64]) -
             written = sitk.GetArrayFromImage(sitk.ReadImage(str(beside)))
         except RuntimeError as error:
             raise OSError(f"{path}: cannot be written: {reason_of(error)}.") from error
-        if not np.array_equal(written, ids.transpose(2, 1, 0)):
+        if not np.array_equal(written, stored.transpose(2, 1, 0)):
             raise OSError(f"{path}: cannot be written whole; the disk may be full.")
 
 

@@ -24,12 +24,12 @@ from medsam_tune.formats.volume import (
     POSITION_TOLERANCE,
     Grid,
     Volume,
+    as_stored,
     check_extent,
     check_guess,
     check_memory,
     check_not_empty,
     exact,
-    label_dtype,
     same_affine,
     show_affine,
 )
@@ -98,11 +98,11 @@ def write(
     affine: NDArray[np.float64],
     codes: tuple[int, int] | None = None,
 ) -> None:
-    """Write a label map in millimetres, whole or not at all.
+    """Write label ids or probabilities in millimetres, whole or not at all.
 
     Args:
         path: .nii or .nii.gz file.
-        array: (I, J, K) label ids.
+        array: (I, J, K) label ids, or float.
         affine: (4, 4) from indices (i, j, k) to RAS+ millimetres.
         codes: qform_code and sform_code of the scan, if it is NIfTI. Where both are 0, viewers
             guess one place for scan and mask; the affine then gives the spacing only.
@@ -110,15 +110,15 @@ def write(
     Raises:
         DataError: ids below 0 or above `volume.HIGHEST_ID`.
     """
-    ids = array.astype(label_dtype(array))
+    stored = as_stored(array)
     if codes is None:
-        image = nib.Nifti1Image(ids, affine)
+        image = nib.Nifti1Image(stored, affine)
     elif any(codes):
-        image = nib.Nifti1Image(ids, affine)
+        image = nib.Nifti1Image(stored, affine)
         image.set_qform(affine if codes[0] else None, codes[0])
         image.set_sform(affine if codes[1] else None, codes[1])
     else:
-        image = nib.Nifti1Image(ids, None)
+        image = nib.Nifti1Image(stored, None)
         image.header.set_zooms(np.linalg.norm(affine[:3, :3], axis=0))
     image.header.set_xyzt_units("mm")
     with written_whole(path) as beside:

@@ -40,8 +40,14 @@ class Format(Protocol):
     def read_grid(self, path: Path) -> Grid:
         """Size and place by the header; no voxel is read."""
 
-    def write(self, path: Path, array: NDArray[np.generic], affine: NDArray[np.float64]) -> None:
-        """Write label ids (I, J, K), whole or not at all; the affine is in RAS+ millimetres."""
+    def write(
+        self,
+        path: Path,
+        array: NDArray[np.generic],
+        affine: NDArray[np.float64],
+        codes: tuple[int, int] | None = None,
+    ) -> None:
+        """Write label ids or float (I, J, K), whole or not at all; affine in RAS+ millimetres."""
 
 
 FORMATS: tuple[Format, ...] = (nifti, itk, image)
@@ -102,7 +108,7 @@ def load_label(path: Path, mending: Mending | None = None) -> MetaTensor:
 def _load(path: Path, mending: Mending, series_uid: str | None, ids: bool) -> MetaTensor:
     path = scan_at(path)
     if not path.exists():
-        raise DataError(f"no such file: {path}. Correct the path in the datalist.")
+        raise _missing(path)
     if path.is_file() and path.stat().st_size == 0:
         raise DataError(f"the file has zero bytes ({path}). Copy it again.")
     found = format_of(path)
@@ -110,12 +116,25 @@ def _load(path: Path, mending: Mending, series_uid: str | None, ids: bool) -> Me
         volume = found.read(path, mending, ids)
     else:
         volume = read_series(choose_series(path, series_uid), mending.resample_uneven)
-    return _one_volume(image_from(volume), mending.volume_index, path)
+    return one_volume(image_from(volume), mending.volume_index, path)
 
 
-def _one_volume(image: MetaTensor, index: int | None, path: Path) -> MetaTensor:
-    """The volume that is asked for; the metadata keeps how many there were."""
-    channels = int(image.meta["channels"])
+def _missing(path: Path) -> DataError:
+    return DataError(f"no such file: {path}. Correct the path in the datalist.")
+
+
+def one_volume(image: MetaTensor, index: int | None, path: Path) -> MetaTensor:
+    """The volume that is asked for; the metadata keeps how many there were.
+
+    Args:
+        image: (C, I, J, K) of C volumes.
+        index: number of a volume, from 0; None for all.
+        path: file that it came from, for messages.
+
+    Raises:
+        DataError: no volume of that number.
+    """
+    channels = int(image.meta.get("channels", 1))
     count = image.shape[0] // channels
     image.meta["volumes"] = count
     if index is None or count == 1:
@@ -161,13 +180,19 @@ def read_grid(path: Path, series_uid: str | None = None) -> Grid:
     return read_series_grid(choose_series(path, series_uid))
 
 
-def write_array(path: Path, array: NDArray[np.generic], affine: NDArray[np.float64]) -> None:
-    """Write a label map in the format that the file's ending says, whole or not at all.
+def write_array(
+    path: Path,
+    array: NDArray[np.generic],
+    affine: NDArray[np.float64],
+    codes: tuple[int, int] | None = None,
+) -> None:
+    """Write label ids or probabilities in the format of the ending, whole or not at all.
 
     Args:
         path: file of one of `WRITTEN`.
-        array: (I, J, K) label ids.
+        array: (I, J, K) label ids, or float.
         affine: (4, 4) from indices (i, j, k) to RAS+ millimetres.
+        codes: qform_code and sform_code of the scan, if it is NIfTI; other formats have none.
 
     Raises:
         DataError: another ending.
@@ -175,7 +200,7 @@ def write_array(path: Path, array: NDArray[np.generic], affine: NDArray[np.float
     found = format_of(path)
     if found is None or not path.name.lower().endswith(found.WRITTEN):
         raise DataError(f"{path}: expected a name that ends in {', '.join(WRITTEN)}.")
-    found.write(path, array, affine)
+    found.write(path, array, affine, codes)
 
 
 def stem_of(path: Path) -> str:
@@ -225,8 +250,30 @@ def scans_among(paths: Iterable[Path]) -> list[Path]:
     2-D images beside other scans are previews, as TotalSegmentator writes them, and left out.
     """
     named = [path for path in paths if format_of(path) is not None]
-    volumes = [path for path in named if format_of(path) is not image]
-    return volumes or named
+    return [path for path in named if not is_flat(path)] or named
+
+
+def is_flat(path: Path) -> bool:
+    """Whether a path is named like a 2-D image."""
+    return format_of(path) is image
+
+
+def scan_files(path: Path, series_uid: str | None = None) -> Sequence[Path]:
+    """The files that `load_image` would read.
+
+    Args:
+        path: file or folder of the scan.
+        series_uid: SeriesInstanceUID (or its end) where a folder holds several.
+
+    Raises:
+        DataError: no such file, or no such series.
+    """
+    path = scan_at(path)
+    if not path.exists():
+        raise _missing(path)
+    if format_of(path) is not None:
+        return [path, *itk.data_files(path)]
+    return choose_series(path, series_uid).files
 
 
 def format_of(path: Path) -> Format | None:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from monai.config import KeysCollection
 from monai.data.image_reader import ImageReader
+from monai.transforms import LoadImaged
 from numpy.typing import NDArray
 
 from medsam_tune.errors import DataError
@@ -25,18 +27,20 @@ class SimpleITKReader(ImageReader):
 
     It reads as `load_image` does: coordinates become millimetres, whatever unit the file has.
 
-    Register it: `LoadImaged(keys).register(SimpleITKReader())`. Do not pass it as `reader=`: when
-    such a reader refuses a file, MONAI tries the next one, which may accept it.
+    Register it: `LoadImaged(keys).register(SimpleITKReader())`, or take `scan_loader`. Do not pass
+    it as `reader=`: when such a reader refuses a file, MONAI tries the next one, which may accept
+    it.
 
     Args:
         series_uid: SeriesInstanceUID (or its end) where a folder holds several series.
-        resample_uneven: interpolate uneven or tilted DICOM series instead of refusing them.
+        mending: choice of faults to mend; by default all are refused. All volumes of a 4-D file
+            are read, whatever `volume_index` says.
     """
 
-    def __init__(self, series_uid: str | None = None, resample_uneven: bool = False) -> None:
+    def __init__(self, series_uid: str | None = None, mending: Mending | None = None) -> None:
         super().__init__()
         self.series_uid = series_uid
-        self.resample_uneven = resample_uneven
+        self.mending = mending or Mending()
 
     def verify_suffix(self, filename: Any) -> bool:
         """Whether all names are folders, DICOM, or of one of the other formats."""
@@ -55,14 +59,29 @@ class SimpleITKReader(ImageReader):
         paths = [scan_at(path) for path in paths]
         formats = [one for one in map(format_of, paths) if one is not None]
         if len(formats) == len(paths):
-            read = [one.read(path, Mending()) for one, path in zip(formats, paths, strict=True)]
+            read = [one.read(path, self.mending) for one, path in zip(formats, paths, strict=True)]
             return read[0] if len(read) == 1 else _stacked(read, paths)
         series = choose_series(paths[0] if len(paths) == 1 else paths, self.series_uid)
-        return read_series(series, self.resample_uneven)
+        return read_series(series, self.mending.resample_uneven)
 
     def get_data(self, img: Volume) -> tuple[NDArray[np.float32], dict[str, Any]]:
         """(I, J, K) or (C, I, J, K) float32, and MONAI's metadata with the affine in RAS+."""
         return img.array, img.meta()
+
+
+def scan_loader(
+    keys: KeysCollection, mending: Mending | None = None, series_uid: str | None = None
+) -> LoadImaged:
+    """MONAI's `LoadImaged` with a `SimpleITKReader`, for configs.
+
+    Args:
+        keys: keys of the files or DICOM folders in a dictionary.
+        mending: see `SimpleITKReader`.
+        series_uid: see `SimpleITKReader`.
+    """
+    load = LoadImaged(keys)
+    load.register(SimpleITKReader(series_uid, mending))
+    return load
 
 
 def _is_known(path: Path) -> bool:

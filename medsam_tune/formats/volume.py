@@ -96,6 +96,7 @@ class Volume:
 
     def meta(self) -> dict[str, Any]:
         """MONAI's metadata: the affine in RAS+ millimetres, and what is known of the source."""
+        known = {} if self.codes is None else {"codes": self.codes}  # MONAI collates no None
         return {
             "affine": self.affine.copy(),
             "original_affine": self.affine.copy(),
@@ -108,9 +109,9 @@ class Volume:
             "modality": self.modality,
             "spacing_known": self.spacing_known,
             "guess": self.guess,
-            "codes": self.codes,
             "channels": self.channels,
             "stored": self.stored,
+            **known,
         }
 
 
@@ -171,6 +172,15 @@ def label_dtype(array: NDArray[np.generic]) -> np.dtype[np.integer]:
             f"label ids from {lowest} to {highest}; expected 0 to {HIGHEST_ID}. Renumber them."
         )
     return np.dtype(next(t for t in (np.uint8, np.int16, np.int32) if highest <= np.iinfo(t).max))
+
+
+def as_stored(array: NDArray[np.generic]) -> NDArray[np.generic]:
+    """An array in the type in which files hold it: label ids in `label_dtype`, others as float32.
+
+    Raises:
+        DataError: ids below 0 or above `HIGHEST_ID`.
+    """
+    return array.astype(np.float32 if array.dtype.kind == "f" else label_dtype(array))
 
 
 def check_guess(path: Path, guess: str, strict: bool) -> None:

@@ -1,14 +1,19 @@
-"""Masks on slices become a label map, or a mask for each label."""
+"""Masks on slices become a label map, or a mask or probabilities for each label."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from medsam_tune.inference.planes import FAR_OUTSIDE
 from medsam_tune.inference.spool import Spool
+
+Labels = Tensor | dict[int, Tensor]
+"""Label map (Z, H, W), or label id -> mask (Z, H, W) bool."""
 
 
 class Canvas:
@@ -97,6 +102,69 @@ class SeparateCanvas:
 
     def finish(self) -> None:
         """Do nothing; no logits are kept."""
+
+
+class LogitCanvas:
+    """The highest logit of each label in each pixel; -16 where the label was not asked for.
+
+    Logits are kept as float16 by label and slice.
+
+    Args:
+        shape: (Z, H, W) of the volume.
+        labels: label ids that may come.
+        spool: place for the logits.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], labels: Iterable[int], spool: Spool) -> None:
+        self.shape = shape
+        self.labels = sorted(labels)
+        self._spool = spool
+
+    def paint(self, slices: Tensor, labels: Tensor, logits: Tensor) -> None:
+        """Add masks; see `Canvas`. Logits may be anything."""
+        for z, label, mask in zip(slices.tolist(), labels.tolist(), logits, strict=True):
+            key, own = (self, label, z), mask.half()
+            if key in self._spool:
+                own = torch.maximum(own, self._spool[key].to(own.device))
+            self._spool[key] = own
+
+    def probabilities(self, label: int) -> Tensor:
+        """(Z, H, W) float32 in [0, 1] of one label, on the CPU."""
+        found = torch.full(self.shape, torch.tensor(-FAR_OUTSIDE).sigmoid().item())
+        for z, plane in enumerate(found):
+            if (self, label, z) in self._spool:
+                plane.copy_(self._spool[self, label, z].float().sigmoid())
+        return found
+
+
+@dataclass(frozen=True)
+class FoundObject:
+    """An object that was asked for.
+
+    Attributes:
+        label: its label id.
+        slices: number of slices with a mask of it.
+        quality: mean over these of the network's estimate of the mask's IoU; 0 where there is none.
+    """
+
+    label: int
+    slices: int
+    quality: float
+
+
+@dataclass(frozen=True)
+class Found:
+    """The answer to one set of prompts.
+
+    Attributes:
+        labels: see `Labels`.
+        objects: the objects that were prompted, in their order; without prompts, each label is one.
+        logits: logits of each label, if they were asked for.
+    """
+
+    labels: Labels
+    objects: tuple[FoundObject, ...]
+    logits: LogitCanvas | None = None
 
 
 def smallest_type(labels: Iterable[int]) -> torch.dtype:

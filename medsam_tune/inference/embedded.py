@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from medsam_tune.errors import warn
+from medsam_tune.inference.ensembles import Ensemble, EnsemblePlane
 from medsam_tune.inference.planes import Plane, WholePlane
 from medsam_tune.inference.spool import Spool
 from medsam_tune.inference.windows import WindowedPlane
@@ -142,10 +143,14 @@ def plane_for(network: Any, size: tuple[int, int], rules: ScanRules | None = Non
     """The way in which a network sees slices; the one place that chooses it.
 
     Args:
-        network: a `PromptableSam`.
+        network: a `PromptableSam`, or an `Ensemble`.
         size: (H, W) of the slices, pixels.
-        rules: rules of training; by default slices are padded to the network's input.
+        rules: rules of training; by default slices are padded to the network's input. An ensemble
+            has those of each network.
     """
+    if isinstance(network, Ensemble):
+        members = zip(network.networks, network.rules, strict=True)
+        return EnsemblePlane([plane_for(one, size, own) for one, own in members])
     if rules and rules.window and max(size) > rules.window:
         return WindowedPlane(network, size, rules)
     frame = (rules.frame if rules else ModelFrame)(size, network.image_size)

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from monai.inferers import Inferer
+from monai.utils import convert_to_dst_type, convert_to_tensor
 from torch import Tensor
 
 from medsam_tune.console import tracked
 from medsam_tune.errors import DataError
-from medsam_tune.inference.canvas import Canvas
+from medsam_tune.inference.canvas import Canvas, Found, Labels
 from medsam_tune.inference.embedded import Batch, EmbeddedVolume, plane_for
+from medsam_tune.inference.prompt_files.label_maps import check_kind, prompts_of_labels
 from medsam_tune.inference.propagation import Propagation, follow
 from medsam_tune.inference.requests import Request
 from medsam_tune.inference.spool import MEMORY, Spool
 from medsam_tune.prompts import SlicePrompts, ellipses_in_boxes
+from medsam_tune.slices.frames import slices_from_volume, volume_from_slices
 from medsam_tune.slices.rules import ScanRules
-
-Labels = Tensor | dict[int, Tensor]
-"""Label map (Z, H, W), or label id -> mask (Z, H, W) bool."""
 
 
 class VolumeInferer(Inferer):
@@ -44,6 +44,8 @@ class VolumeInferer(Inferer):
         embedding_budget: bytes of embeddings and logits in memory; beyond it they are in a
             temporary file.
         progress: show it on standard error.
+        probabilities: keep the logits of each label, see `Found`.
+        detailed: give a `Found` instead of its labels alone.
     """
 
     def __init__(
@@ -57,6 +59,8 @@ class VolumeInferer(Inferer):
         separate: bool = False,
         embedding_budget: int = MEMORY,
         progress: bool = False,
+        probabilities: bool = False,
+        detailed: bool = False,
     ) -> None:
         self.labels = sorted(labels)
         self.rules = rules
@@ -65,6 +69,8 @@ class VolumeInferer(Inferer):
         self.separate = separate
         self.embedding_budget = embedding_budget
         self.progress = progress
+        self.probabilities = probabilities
+        self.detailed = detailed
         self._slices = None if slice_batch is None else Batch(slice_batch, "slice")
         self._prompts = Batch(prompt_batch, "prompt")
 
@@ -75,7 +81,7 @@ class VolumeInferer(Inferer):
         prompts: SlicePrompts | Mapping[str, SlicePrompts | None] | None = None,
         *_: Any,
         **__: Any,
-    ) -> Labels | dict[str, Labels]:
+    ) -> Labels | Found | dict[str, Labels] | dict[str, Found]:
         """Segment a volume.
 
         Args:
@@ -88,7 +94,8 @@ class VolumeInferer(Inferer):
         Returns:
             (Z, H, W) label slices in the smallest type that holds the ids, 0 = background, on the
             device of `inputs`. With `separate`, label id -> (Z, H, W) bool of the labels that were
-            asked for. Of several prompts, their name -> such a result.
+            asked for. With `detailed`, a `Found` of either. Of several prompts, their name -> such
+            a result.
 
         Raises:
             DataError: a network without classes gets no prompts; one with classes gets prompts for
@@ -97,8 +104,11 @@ class VolumeInferer(Inferer):
         several = prompts if isinstance(prompts, Mapping) else {"": prompts}
         followed = any(one is not None and one.spread for one in several.values())
         volume = self.open(inputs, network, keep=followed)
-        found = self.segment(volume, network, several, self.separate)
-        return found if isinstance(prompts, Mapping) else found[""]
+        found = self.segment(volume, network, several, self.separate, self.probabilities)
+        if self.detailed:
+            return found if isinstance(prompts, Mapping) else found[""]
+        labels = {name: one.labels for name, one in found.items()}
+        return labels if isinstance(prompts, Mapping) else labels[""]
 
     def open(self, inputs: Tensor, network: Any, keep: bool = True) -> EmbeddedVolume:
         """A volume to be segmented, by one set of prompts after another.
@@ -119,7 +129,8 @@ class VolumeInferer(Inferer):
         network: Any,
         prompts: Mapping[str, SlicePrompts | None],
         separate: bool = False,
-    ) -> dict[str, Labels]:
+        probabilities: bool = False,
+    ) -> dict[str, Found]:
         """Answer several prompts; several threads may do so. See `__call__`.
 
         Args:
@@ -127,6 +138,7 @@ class VolumeInferer(Inferer):
             network: a `PromptableSam`.
             prompts: name -> prompts, or None.
             separate: give a mask for each label.
+            probabilities: keep the logits of each label.
         """
         classes = self.labels if network.classes else []
         if len(classes) != network.classes:
@@ -136,7 +148,7 @@ class VolumeInferer(Inferer):
             )
         margin = self.propagation.margin
         requests = {
-            name: Request(volume, one, classes, separate, self.drop_absent, margin)
+            name: Request(volume, one, classes, separate, self.drop_absent, margin, probabilities)
             for name, one in prompts.items()
         }
         try:
@@ -146,7 +158,7 @@ class VolumeInferer(Inferer):
         finally:
             for one in requests.values():
                 one.finish()
-        return {name: one.canvas.result for name, one in requests.items()}
+        return {name: one.found for name, one in requests.items()}
 
     def _draw(self, volume: EmbeddedVolume, requests: Sequence[Request]) -> None:
         """Answer all rows on their own slices."""
@@ -156,6 +168,58 @@ class VolumeInferer(Inferer):
             embeddings = volume.embed(chunk)
             for one in requests:
                 one.answer(chunk, embeddings, self._prompts)
+
+
+class BatchInferer(Inferer):
+    """A `VolumeInferer` for MONAI's usual call: a batch of volumes in, a batch of label maps out.
+
+    Args:
+        inferer: inferer of the slices of one volume, without `separate`.
+        prompts_as: what label maps among the prompts stand for, see `read_prompts`.
+        amp: compute in bfloat16 where the volumes are on a GPU, as `predict` does.
+    """
+
+    def __init__(
+        self, inferer: VolumeInferer, prompts_as: str = "slices", amp: bool = True
+    ) -> None:
+        check_kind(prompts_as)
+        self.inferer = inferer
+        self.prompts_as = prompts_as
+        self.amp = amp
+
+    def __call__(
+        self, inputs: Tensor, network: Any, prompts: Tensor | None = None, *_: Any, **__: Any
+    ) -> Tensor:
+        """Segment the volumes of a batch, one after another.
+
+        Args:
+            inputs: (B, C, X, Y, Z) uint8, of `transforms.ScanRulesd`, on any device.
+            network: a `PromptableSam`.
+            prompts: (B, 1, X, Y, Z) label ids, of `transforms.PromptMapd`; None for every label of
+                the network.
+
+        Returns:
+            (B, 1, X, Y, Z) label ids, 0 = background, with the metadata of `inputs`.
+
+        Raises:
+            DataError: as by `VolumeInferer`.
+        """
+        found = []
+        maps = [None] * len(inputs) if prompts is None else convert_to_tensor(prompts.cpu())
+        amp = self.amp and inputs.device.type == "cuda"
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=amp):
+            for volume, one in zip(convert_to_tensor(inputs), maps, strict=True):
+                given = None if one is None else self._prompts(one)
+                labels = self.inferer(slices_from_volume(volume), network, given)
+                found.append(volume_from_slices(cast(Tensor, labels)[:, None]))
+        made = torch.stack(found)
+        return convert_to_dst_type(made, inputs, dtype=made.dtype)[0]
+
+    def _prompts(self, label: Tensor) -> SlicePrompts:
+        """Prompts of a label map (1, X, Y, Z)."""
+        truth = slices_from_volume(label)[:, 0]
+        ids = [int(one) for one in truth.unique() if one]
+        return prompts_of_labels(truth, dict.fromkeys(ids, ""), self.prompts_as)
 
 
 class EllipseInferer(Inferer):

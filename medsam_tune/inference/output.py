@@ -1,57 +1,55 @@
-"""Masks as files in the scan's own grid."""
+"""Masks as files in the scan's own grid, in the format that a file's ending says."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ignite.engine import Engine, Events
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medsam_tune.errors import DataError
+from medsam_tune.errors import DataError, nearest
 from medsam_tune.files import refuse_taken
-from medsam_tune.formats import image, nifti
-from medsam_tune.formats.open import write_array
+from medsam_tune.formats import image
+from medsam_tune.formats.open import WRITTEN, is_flat, write_array
+from medsam_tune.inference import dicom_output as dicom
 from medsam_tune.inference.aftercare import Aftercare
+from medsam_tune.inference.dicom_output import Source as Source
 from medsam_tune.slices.frames import ScanGrid
 
-_ENDINGS = (*nifti.WRITTEN, *image.WRITTEN)
+FORMATS = {ending.removeprefix("."): ending for ending in WRITTEN} | dict.fromkeys(
+    dicom.KINDS, ".dcm"
+)
+"""Name of a format -> ending of its files; of several with one ending, the first is its default."""
+
 _ODD = re.compile(r"[^\w.+-]+")
 
 
-class WriteMask:
-    """Handler of an evaluator over `PromptedScan`s: writes the masks in the scan's own grid.
+def format_for(path: str | Path, format: str | None = None) -> str:
+    """The format of a mask, a key of `FORMATS`, by what is asked for and by its file's ending.
 
-    Args:
-        path: mask to write, .nii or .nii.gz, or .png of a 2-D image; of masks that may overlap, the
-            files are named after it and their labels, see `mask_paths`.
-        labels: label id -> name.
-        aftercare: what is done to the masks; nothing by default.
+    Raises:
+        DataError: an ending of no format, or of another than is asked for.
+        ValueError: no such format.
     """
-
-    def __init__(
-        self, path: str | Path, labels: Mapping[int, str], aftercare: Aftercare | None = None
-    ) -> None:
-        self.path = path
-        self.labels = labels
-        self.aftercare = aftercare
-
-    def attach(self, engine: Engine) -> None:
-        """Attach to an engine; MONAI calls it."""
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
-
-    def __call__(self, engine: Engine) -> None:
-        """Write the mask after each scan."""
-        state: Any = engine.state
-        found = state.output["pred"]
-        for path, voxels in write_masks(
-            found, state.batch.grid, self.path, self.labels, self.aftercare
-        ).items():
-            engine.logger.info(f"{path}: {voxels} voxels of the scan are in the mask")
+    if format is not None and format not in FORMATS:
+        raise ValueError(
+            f"format is {format!r}; expected one of {', '.join(FORMATS)}.{nearest(format, FORMATS)}"
+        )
+    name = Path(path).name.lower()
+    fitting = [key for key, ending in FORMATS.items() if name.endswith(ending)]
+    if not fitting:
+        *others, last = dict.fromkeys(FORMATS.values())
+        raise DataError(f"{path}: expected a name that ends in {', '.join(others)} or {last}.")
+    if format is not None and format not in fitting:
+        raise DataError(
+            f"{path}: --format {format} writes {FORMATS[format]}, and the name ends otherwise; "
+            "correct one of them."
+        )
+    return format or fitting[0]
 
 
 def write_masks(
@@ -60,8 +58,14 @@ def write_masks(
     path: str | Path,
     labels: Mapping[int, str],
     aftercare: Aftercare | None = None,
-) -> dict[Path, int]:
-    """Write a label map, or a mask for each label; see `write_mask`.
+    *,
+    source: Source | None = None,
+    format: str | None = None,
+) -> dict[Path, dict[int, int]]:
+    """Write a label map, or a mask for each label, in the scan's own grid, whole or not at all.
+
+    Masks by label are a file each, see `mask_paths`; in DICOM they are one file, whose segments or
+    ROIs may overlap.
 
     Args:
         found: (Z, H, W) integer label slices, or label id -> (Z, H, W) bool.
@@ -69,14 +73,47 @@ def write_masks(
         path: file to write; of masks by label, see `mask_paths`.
         labels: label id -> name.
         aftercare: what is done to the masks; nothing by default.
+        source: what a DICOM result says of its origin.
+        format: name of the format, see `format_for`; by default that of the ending.
 
     Returns:
-        file -> number of its voxels that are not 0.
+        file -> label id -> number of its voxels in the scan's own grid, of each that has one.
+
+    Raises:
+        DataError: another ending, ids that are none, or a refusal of `check_output`.
     """
+    chosen = format_for(path, format)
+    if chosen in dicom.KINDS:
+        origin = source or Source()
+        counts = _write_dicom(found, grid, Path(path), labels, aftercare, origin, chosen)
+        return {Path(path): counts}
     if isinstance(found, Tensor):
         return {Path(path): write_mask(found, grid, path, aftercare)}
     paths = mask_paths(path, labels)
-    return {paths[k]: write_mask(mask, grid, paths[k], aftercare) for k, mask in found.items()}
+    written = {}
+    for label, mask in found.items():
+        count = sum(write_mask(mask, grid, paths[label], aftercare).values())
+        written[paths[label]] = {label: count} if count else {}
+    return written
+
+
+def _write_dicom(
+    found: Tensor | Mapping[int, Tensor],
+    grid: ScanGrid,
+    path: Path,
+    labels: Mapping[int, str],
+    aftercare: Aftercare | None,
+    source: Source,
+    kind: str,
+) -> dict[int, int]:
+    """Write masks as DICOM; label id -> number of voxels."""
+    if isinstance(found, Tensor):
+        array = on_grid(found, grid, aftercare)
+        dicom.write(path, array, grid.affine, labels, source, kind)
+        return _counts(array)
+    masks = {k: on_grid(mask, grid, aftercare) > 0 for k, mask in sorted(found.items())}
+    dicom.write(path, masks, grid.affine, {k: labels[k] for k in masks}, source, kind)
+    return {k: n for k, mask in masks.items() if (n := int(mask.sum()))}
 
 
 def mask_paths(path: str | Path, labels: Mapping[int, str]) -> dict[int, Path]:
@@ -85,7 +122,7 @@ def mask_paths(path: str | Path, labels: Mapping[int, str]) -> dict[int, Path]:
     Signs of a name that files should not have become "_".
     """
     path = Path(path)
-    ending = next((end for end in _ENDINGS if path.name.endswith(end)), "")
+    ending = ending_of(path)
     stem = path.name.removesuffix(ending)
     return {
         label: path.with_name(f"{stem}_{label}_{_ODD.sub('_', name)[:64]}{ending}")
@@ -93,37 +130,89 @@ def mask_paths(path: str | Path, labels: Mapping[int, str]) -> dict[int, Path]:
     }
 
 
+def masks_at(path: str | Path, labels: Mapping[int, str], separate: bool) -> list[Path]:
+    """Files that a mask may be written to: itself, or one for each label; in DICOM always one."""
+    several = separate and ending_of(path).lower() not in {FORMATS[kind] for kind in dicom.KINDS}
+    return [*mask_paths(path, labels).values()] if several else [Path(path)]
+
+
+def ending_of(path: str | Path) -> str:
+    """The ending of a mask's name as it is written, such as ".nii.gz"; empty for other names."""
+    name = Path(path).name
+    known = (ending for ending in FORMATS.values() if name.lower().endswith(ending))
+    return name[len(name) - len(next(known, "")) :]
+
+
 def refuse_taken_masks(
     path: str | Path,
     labels: Mapping[int, str],
     separate: bool = False,
     overwrite: bool = False,
-    scan: str | Path | None = None,
-    prompts: object = None,
+    inputs: Iterable[str | Path | None] = (),
+    *,
+    source: Source | None = None,
+    format: str | None = None,
 ) -> None:
-    """Refuse masks that are there already, another ending, and an input as output.
+    """Refuse masks that are there already or that cannot be written, and an input as output.
 
     Args:
         path: mask to write.
         labels: label id -> name.
-        separate: one file for each label is written instead.
+        separate: one file for each label is written instead; in DICOM it is one file all the same.
         overwrite: replace files that are there.
-        scan: scan that is read.
-        prompts: prompt file that is read, or its content, or None.
+        inputs: files that are read.
+        source: what a DICOM result says of its origin.
+        format: name of the format, see `format_for`; by default that of the ending.
 
     Raises:
-        DataError: see above.
+        DataError: see above; as in `check_output`.
     """
-    flat = str(scan).lower().endswith(image.ENDINGS)
-    _refuse_ending(path, _ENDINGS if flat else nifti.WRITTEN)
-    given = [scan, prompts if isinstance(prompts, (str, Path)) else None]
-    for each in mask_paths(path, labels).values() if separate else [path]:
+    format_for(path, format)
+    given = [*inputs]
+    for each in masks_at(path, labels, separate):
         refuse_taken(each, overwrite, given)
+    check_output(path, labels, separate, source, format)
+
+
+def check_output(
+    path: str | Path,
+    labels: Mapping[int, str],
+    separate: bool = False,
+    source: Source | None = None,
+    format: str | None = None,
+) -> None:
+    """Refuse what cannot be written, before a model runs.
+
+    Args:
+        path: mask to write.
+        labels: label id -> name.
+        separate: masks of labels may overlap.
+        source: what a DICOM result says of its origin.
+        format: name of the format, see `format_for`.
+
+    Raises:
+        DataError: another ending; a refusal of `dicom_output.check`.
+        ValueError: settings that contradict each other.
+    """
+    chosen, origin = format_for(path, format), source or Source()
+    if FORMATS[chosen] in image.WRITTEN and not (origin.scan is None or is_flat(Path(origin.scan))):
+        raise DataError(
+            f"{path}: a PNG holds one slice, and {origin.scan} is no 2-D image. Write the mask as "
+            ".nii.gz."
+        )
+    if chosen in dicom.KINDS:
+        dicom.check(Path(path), labels, origin, chosen, separate)
+    elif origin.codes is not None:
+        raise DataError(f"{path}: has no place for --codes; leave it out, or write a .dcm.")
+    elif origin.segmentation != Source.segmentation:
+        raise ValueError(
+            f"segmentation is {origin.segmentation!r}, which is for a DICOM SEG; leave it out."
+        )
 
 
 def write_mask(
     labels: Tensor, grid: ScanGrid, path: str | Path, aftercare: Aftercare | None = None
-) -> int:
+) -> dict[int, int]:
     """Write label slices in the scan's own grid, whole or not at all.
 
     A NIfTI mask has the qform_code and sform_code of a NIfTI scan, and lies in millimetres.
@@ -131,28 +220,24 @@ def write_mask(
     Args:
         labels: (Z, H, W) integer label slices, or bool.
         grid: grid of the scan.
-        path: file to write, .nii or .nii.gz, or .png of a 2-D image.
+        path: file to write, of one of `formats.open.WRITTEN`.
         aftercare: what is done to the masks; nothing by default.
 
     Returns:
-        Number of voxels that are not 0, in the scan's own grid.
+        label id -> number of its voxels in the scan's own grid, of each that has one.
 
     Raises:
-        DataError: another ending, or ids that the format does not hold.
+        DataError: another ending, or ids that are none, see `write_array`.
     """
-    path = Path(path)
-    _refuse_ending(path, _ENDINGS)
     array = on_grid(labels, grid, aftercare)
-    if path.name.endswith(nifti.WRITTEN):
-        nifti.write(path, array, grid.affine, grid.codes)
-    else:
-        write_array(path, array, grid.affine)
-    return int(np.count_nonzero(array))
+    write_array(Path(path), array, grid.affine, grid.codes)
+    return _counts(array)
 
 
-def _refuse_ending(path: str | Path, endings: Sequence[str]) -> None:
-    if not str(path).endswith(tuple(endings)):
-        raise DataError(f"{path}: expected a name that ends in {' or '.join(endings)}.")
+def _counts(array: NDArray[np.integer]) -> dict[int, int]:
+    """Label id -> number of its voxels, of each that has one."""
+    ids, counts = np.unique(array[array > 0], return_counts=True)
+    return dict(zip(ids.tolist(), counts.tolist(), strict=True))
 
 
 def on_grid(
@@ -163,6 +248,5 @@ def on_grid(
     if array.dtype == bool:
         array = array.astype(np.uint8)
     if aftercare is not None:
-        voxel_ml = float(np.prod(grid.spacing)) / 1000
-        array = aftercare.labels(array, voxel_ml, grid.slice_axis)
+        array = aftercare.labels(array, grid.voxel_ml, grid.slice_axis)
     return array  # type: ignore[no-any-return]

@@ -6,13 +6,13 @@ import math
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from medsam_tune.console import tracked
-from medsam_tune.inference.canvas import Canvas, SeparateCanvas
 from medsam_tune.inference.embedded import Batch, EmbeddedVolume
 from medsam_tune.inference.planes import Answers, Asked
 from medsam_tune.prompts import boxes_from_masks
@@ -64,6 +64,13 @@ class Propagation:
                 raise ValueError(f"propagation::{one.name} is {value!r}; expected {expected}.")
 
 
+class Paintable(Protocol):
+    """What masks are laid on, see `canvas.Canvas`."""
+
+    def paint(self, slices: Tensor, labels: Tensor, logits: Tensor) -> None:
+        """Lay masks over those so far."""
+
+
 @dataclass
 class Walk:
     """An object on its way from a prompted slice, in one direction.
@@ -81,12 +88,13 @@ class Walk:
         area: pixels of the prompted slice's mask.
         quality: quality of that mask.
         start: key of its logits in the volume's spool.
+        qualities: list that gets the quality of each mask with a pixel.
         logits: (H, W) float32 of the last mask with a pixel; None before the first.
     """
 
     label: int
     kind: int | None
-    canvas: Canvas | SeparateCanvas
+    canvas: Paintable
     at: int
     step: int
     left: int
@@ -96,6 +104,7 @@ class Walk:
     area: int
     quality: float
     start: Hashable
+    qualities: list[float]
     logits: Tensor | None = None
 
 
@@ -207,13 +216,15 @@ def _judged(z: int, walks: Sequence[Walk], answers: Answers, rules: Propagation)
     ends = _ends(walks, masks, areas, answers, rules)
     corners = around(masks, rules.margin)
     going: dict[int, list[int]] = defaultdict(list)  # canvas -> rows
-    for row, (walk, area) in enumerate(zip(walks, areas.tolist(), strict=True)):
+    found = zip(walks, areas.tolist(), answers.quality.tolist(), strict=True)
+    for row, (walk, area, quality) in enumerate(found):
         if not walk.known and ends[row]:
             continue
         going[id(walk.canvas)].append(row)
         if area:
             walk.points, walk.point_labels = corners[row], CORNERS
             walk.logits = answers.logits[row].clone()
+            walk.qualities.append(quality)
         yield walk
     for rows in going.values():
         labels = torch.tensor([walks[row].label for row in rows])

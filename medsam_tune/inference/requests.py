@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from medsam_tune.errors import DataError, listed
-from medsam_tune.inference.canvas import Canvas, SeparateCanvas
+from medsam_tune.inference.canvas import (
+    Canvas,
+    Found,
+    FoundObject,
+    LogitCanvas,
+    SeparateCanvas,
+)
 from medsam_tune.inference.embedded import Batch, EmbeddedVolume
-from medsam_tune.inference.planes import Answers, Asked
+from medsam_tune.inference.planes import FAR_OUTSIDE, Answers, Asked
 from medsam_tune.inference.propagation import CORNERS, Walk, around, ways
+from medsam_tune.inference.spool import Spool
 from medsam_tune.prompts import SlicePrompts
 
 NEEDS_PROMPTS = (
@@ -32,11 +40,13 @@ class Request:
         drop_absent: leave masks out where the prompt was not drawn on that slice and the network
             says that its class is not there; always done without prompts.
         margin: margin of boxes, see `Propagation`.
+        probabilities: keep the logits of each label as well.
 
     Attributes:
         rows: the prompts on slices with content.
         asked: the same as questions.
         canvas: place for the masks.
+        logits: place for the logits, if they are kept.
 
     Raises:
         DataError: nothing to segment by, or a label that the network does not know.
@@ -50,6 +60,7 @@ class Request:
         separate: bool,
         drop_absent: bool,
         margin: float,
+        probabilities: bool = False,
     ) -> None:
         self._volume = volume
         self._drops = drop_absent or prompts is None
@@ -57,6 +68,9 @@ class Request:
         self._started: dict[int, tuple[int, float, Tensor]] = {}  # row -> area, quality, box
         prompts = _every_class(len(volume), classes) if prompts is None else prompts
         labels = sorted(set(prompts.labels.tolist()))
+        objects = zip(prompts.objects.tolist(), prompts.labels.tolist(), strict=True)
+        self._labels = dict(sorted(objects))  # of the objects
+        self._qualities: dict[int, list[float]] = defaultdict(list)  # of the objects' masks
         content = {z: volume.has_content(z) for z in prompts.slices.unique().tolist()}
         self.rows = prompts.rows(
             torch.tensor([content[z] for z in prompts.slices.tolist()], dtype=torch.bool)
@@ -67,6 +81,9 @@ class Request:
             SeparateCanvas(volume.shape, labels, device)
             if separate
             else Canvas(volume.shape, labels, volume.spool, device)
+        )
+        self.logits = (  # they outlive the volume
+            LogitCanvas(volume.shape, labels, Spool(volume.spool.memory)) if probabilities else None
         )
 
     def answer(self, chunk: Tensor, embeddings: Tensor, batch: Batch) -> None:
@@ -91,11 +108,19 @@ class Request:
         logits = answers.logits
         if self._drops and answers.presence is not None:
             absent = (answers.presence <= 0) & ~self.rows.drawn[rows].to(logits.device)
-            logits = logits.masked_fill(absent[:, None, None], -1.0)
+            logits = logits.masked_fill(absent[:, None, None], -FAR_OUTSIDE)
         some = logits.flatten(1).amax(1) > 0
-        painted = rows[some.cpu()]
-        self.canvas.paint(self.rows.slices[painted], self.rows.labels[painted], logits[some])
         objects = self.rows.objects[rows].tolist()
+        for one, there, quality in zip(
+            objects, some.tolist(), answers.quality.tolist(), strict=True
+        ):
+            if there:
+                self._qualities[one].append(quality)
+        if self.logits is None:
+            painted, kept = rows[some.cpu()], logits[some]
+        else:
+            painted, kept = rows, logits
+        self.paint(self.rows.slices[painted], self.rows.labels[painted], kept)
         followed = [index for index, one in enumerate(objects) if one in self.rows.spread]
         masks = logits[followed] > 0
         areas = masks.flatten(1).sum(1).tolist()
@@ -105,6 +130,12 @@ class Request:
             row = int(rows[index])
             self._started[row] = start[0], start[1], start[2]
             self._volume.spool[(self, row)] = logits[index]
+
+    def paint(self, slices: Tensor, labels: Tensor, logits: Tensor) -> None:
+        """Lay masks over those so far, see `Canvas`, and keep the logits if they are wanted."""
+        self.canvas.paint(slices, labels, logits)
+        if self.logits is not None:
+            self.logits.paint(slices, labels, logits)
 
     def walks(self) -> Iterator[Walk]:
         """The ways of the objects that are followed, after all rows were taken."""
@@ -118,7 +149,7 @@ class Request:
                 yield Walk(
                     label=int(self.rows.labels[row]),
                     kind=None if self.asked.classes is None else int(self.asked.classes[row]),
-                    canvas=self.canvas,
+                    canvas=self,
                     at=slices[index],
                     step=step,
                     left=left,
@@ -128,10 +159,21 @@ class Request:
                     area=area,
                     quality=quality,
                     start=(self, row),
+                    qualities=self._qualities[number],
                 )
 
+    @property
+    def found(self) -> Found:
+        """The answer, after all masks."""
+        objects = []
+        for number, label in self._labels.items():
+            qualities = self._qualities[number]
+            mean = sum(qualities) / max(1, len(qualities))
+            objects.append(FoundObject(label, len(qualities), mean))
+        return Found(self.canvas.result, tuple(objects), self.logits)
+
     def finish(self) -> None:
-        """Forget all logits."""
+        """Forget all logits but those that are wanted."""
         self.canvas.finish()
         for row in self._started:
             self._volume.spool.discard((self, row))

@@ -19,6 +19,7 @@ from medsam_tune.cases.datalist import Case
 from medsam_tune.cases.load import check_scan, load_case
 from medsam_tune.errors import DataError, about, warn
 from medsam_tune.formats.mending import Mending
+from medsam_tune.formats.open import one_volume
 from medsam_tune.formats.volume import Volume, check_extent, image_from
 from medsam_tune.inference.prompt_files import read_prompts
 from medsam_tune.inference.requests import NEEDS_PROMPTS
@@ -85,7 +86,8 @@ class LoadPromptedScan:
 
         Args:
             item: `scan`, see `Scan`; `affine`, see `opened`; `series`, the SeriesInstanceUID (or
-                its end) if a folder holds several; `prompts`, a file, its content, or None.
+                its end) if a folder holds several; `name`, the case's, if it has another one than
+                its file; `prompts`, a file, its content, or None.
 
         Raises:
             DataError: an unusable scan or unusable prompts; before the scan is read, prompts that
@@ -93,11 +95,17 @@ class LoadPromptedScan:
             ValueError: an array without an affine.
         """
         self.refuse(item["prompts"])
-        case, slices, grid = self.opened(item["scan"], item.get("affine"), item.get("series"))
+        case, slices, grid = self.opened(
+            item["scan"], item.get("affine"), item.get("series"), item.get("name")
+        )
         return PromptedScan(case, slices, self.prompts(item["prompts"], grid), grid)
 
     def opened(
-        self, scan: Scan, affine: Affine | None = None, series: str | None = None
+        self,
+        scan: Scan,
+        affine: Affine | None = None,
+        series: str | None = None,
+        name: str | None = None,
     ) -> tuple[str, Tensor, ScanGrid]:
         """The slices of a scan.
 
@@ -106,17 +114,19 @@ class LoadPromptedScan:
                 scanner's unit (CT: Hounsfield units). It is checked as a file is.
             affine: affine of an array, as in NIfTI; a MetaTensor has its own.
             series: SeriesInstanceUID (or its end) where a folder holds several.
+            name: name of the case; by default that of its file.
 
         Returns:
             id of the scan, slices (Z, C, H, W) uint8, and the grid that leads back.
         """
         path = Path(scan) if isinstance(scan, (str, Path)) else _IN_MEMORY
-        case = Case(path, None, "", series)
+        case = Case(path, None, "", series, name)
         with about(f"case {case.id}"):
             if isinstance(scan, (str, Path)):
                 image, _ = load_case(case, self.labels, self.mending, self.rules.expected)
             else:
                 image = _in_memory(scan, affine)
+                image = one_volume(image, self.mending.volume_index, _IN_MEMORY)
                 check_scan(image, _IN_MEMORY, self.mending, self.rules.expected)
             if self.rules.modality != "RGB":  # a page of black and white is no label map
                 _warn_of_a_label_map(image)

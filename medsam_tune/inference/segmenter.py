@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,16 +14,18 @@ from torch import Tensor
 from medsam_tune.formats.mending import Mending
 from medsam_tune.formats.volume import Volume, image_from
 from medsam_tune.inference.aftercare import Aftercare
+from medsam_tune.inference.canvas import Found
 from medsam_tune.inference.embedded import EmbeddedVolume
-from medsam_tune.inference.inferers import Labels, VolumeInferer
-from medsam_tune.inference.output import on_grid, write_masks
+from medsam_tune.inference.ensembles import Ensemble
+from medsam_tune.inference.inferers import VolumeInferer
+from medsam_tune.inference.output import Source, check_output, on_grid, write_masks
+from medsam_tune.inference.probabilities import write_probabilities
 from medsam_tune.inference.scans import Affine, LoadPromptedScan, Scan
-from medsam_tune.methods.tuned import load_tuned, read_header
+from medsam_tune.inference.tuned_runs import TunedRuns
 from medsam_tune.prompts import SlicePrompts
-from medsam_tune.runs import read_record, tuned_file
 from medsam_tune.sam.model import PromptableSam
 from medsam_tune.slices.frames import ScanGrid
-from medsam_tune.slices.rules import ScanRules, rules_from
+from medsam_tune.slices.rules import ScanRules
 
 PromptSource = str | Path | Mapping[str, Any]
 """A prompt file, or its content; see `inference.prompt_files.read_prompts`."""
@@ -32,7 +35,7 @@ class Segmenter:
     """A tuned model with all it needs to segment a scan: the Python side of `predict`.
 
     Args:
-        model: tuned `PromptableSam`.
+        model: tuned `PromptableSam`, or an `Ensemble` of several.
         rules: rules from scans to slices, as in training.
         labels: label id -> name.
         device: device to run on; by default a GPU if there is one, in bfloat16 as `predict`.
@@ -42,6 +45,7 @@ class Segmenter:
             by default what the model can do.
         reading: how a label map among the prompts is read, see `LoadPromptedScan`.
         aftercare: what is done to masks in the scan's grid; nothing by default.
+        source: what DICOM results say of the model: `tuned`, `run`, `algorithm` and `version`.
 
     Example:
         >>> segmenter = Segmenter.from_run("runs/liver")
@@ -50,7 +54,7 @@ class Segmenter:
 
     def __init__(
         self,
-        model: PromptableSam,
+        model: PromptableSam | Ensemble,
         rules: ScanRules,
         labels: Mapping[int, str],
         device: str | torch.device | None = None,
@@ -59,6 +63,7 @@ class Segmenter:
         prompted: bool | None = None,
         reading: Mapping[str, Any] | None = None,
         aftercare: Aftercare | None = None,
+        source: Source | None = None,
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.to(self.device).eval()
@@ -67,30 +72,31 @@ class Segmenter:
         self.load = LoadPromptedScan(rules, labels, mending, needed, reading)
         self.inferer = inferer or VolumeInferer(labels, rules)
         self.aftercare = aftercare
+        self.source = source or Source()
 
     @classmethod
     def from_run(
         cls,
-        run: str | Path,
+        run: str | Path | Sequence[str | Path],
         checkpoint: str | Path | None = None,
         unfinished: bool = False,
         **options: Any,
     ) -> Segmenter:
-        """The model of a training run's output folder.
+        """The model of a training run's output folder, or of several that answer together.
 
         Args:
-            run: folder written by `medsam-tune train`.
+            run: folder written by `medsam-tune train`; or several, see `Ensemble`.
             checkpoint: checkpoint of the base, if it moved after training.
             unfinished: take the best weights so far of a training that is not finished.
             options: other arguments of the constructor.
+
+        Raises:
+            DataError: see `TunedRuns`.
         """
-        record = read_record(run)
-        tuned = tuned_file(run, unfinished)
-        model = load_tuned(tuned, checkpoint=checkpoint or record.checkpoint)
-        labels = read_header(tuned).labels
-        usual = {"mending": Mending(**record.mending), "prompted": record.prompted}
-        options = {**usual, "reading": {"coding": record.coding}} | options
-        return cls(model, rules_from(record.rules), labels, **options)
+        runs = TunedRuns(run, unfinished, checkpoint)
+        known: dict[str, Any] = {"mending": runs.mending, "prompted": runs.prompted}
+        known |= {"source": runs.source, "reading": {"coding": runs.coding}}
+        return cls(runs.network(), runs.rules, runs.labels, **known | options)
 
     def segment(
         self, scan: Scan, prompts: PromptSource | None = None, affine: Affine | None = None
@@ -117,6 +123,37 @@ class Segmenter:
         found = self._answer(self._opened(item.image, item.prompts), item.prompts)
         return self._on_grid(found, item.grid)
 
+    def probabilities(
+        self, scan: Scan, prompts: PromptSource | None = None, affine: Affine | None = None
+    ) -> dict[int, MetaTensor]:
+        """The probability of each label that is asked for; of an ensemble, of the mean logit.
+
+        Args:
+            scan: see `segment`.
+            prompts: see `segment`.
+            affine: see `segment`.
+
+        Returns:
+            label id -> (1, I, J, K) float32 in [0, 1] on the scan's own grid; 0 (1e-7) on slices
+            where the label was not asked for, or is said to be absent. Labels may overlap.
+        """
+        item = self.load({"scan": scan, "affine": affine, "prompts": prompts})
+        volume = self._opened(item.image, item.prompts)
+        logits = self._answer(volume, item.prompts, probabilities=True).logits
+        assert logits is not None
+        grid = item.grid
+        return {
+            label: image_from(
+                Volume(
+                    grid.to_file(logits.probabilities(label)).copy(),
+                    grid.affine,
+                    guess=grid.guess,
+                    codes=grid.codes,
+                )
+            )
+            for label in logits.labels
+        }
+
     def open(self, scan: Scan, affine: Affine | None = None) -> Session:
         """A scan, opened for prompt after prompt; see `segment`."""
         _, slices, grid = self.load.opened(scan, affine)
@@ -129,22 +166,59 @@ class Segmenter:
         output: str | Path,
         affine: Affine | None = None,
         separate: bool = False,
+        probabilities: bool = False,
+        series: str | None = None,
+        format: str | None = None,
+        codes: str | Path | None = None,
+        segmentation: str = Source.segmentation,
     ) -> list[Path]:
-        """Segment a scan and write the mask as NIfTI in the scan's own grid.
+        """Segment a scan and write the mask in the scan's own grid.
 
         Args:
             scan: see `segment`.
             prompts: see `segment`.
-            output: mask to write, .nii or .nii.gz.
+            output: mask to write: .nii, .nii.gz, .nrrd, .mha; or, of a DICOM series, .dcm.
             affine: see `segment`.
-            separate: write a mask for each label, which may overlap, see `mask_paths`.
+            separate: write a mask for each label, which may overlap, see `write_masks`.
+            probabilities: write the probability of each label as well, see `probability_paths`.
+            series: SeriesInstanceUID (or its end) where a folder holds several.
+            format: name of the format, see `output.format_for`: "rtstruct" for .dcm, which is a SEG
+                otherwise.
+            codes: CSV of codes and colours of the labels in DICOM, see `formats.dicom.codes`.
+            segmentation: what a SEG holds: "binary", or "labelmap", which has the label ids.
 
         Returns:
             the files that were written.
+
+        Raises:
+            DataError: as in `segment`; before the model runs, a mask that cannot be written so.
+            ValueError: as in `segment`; settings that are unknown or contradict each other.
         """
-        item = self.load({"scan": scan, "affine": affine, "prompts": prompts})
-        found = self._answer(self._opened(item.image, item.prompts), item.prompts, separate)
-        return [*write_masks(found, item.grid, output, self.labels, self.aftercare)]
+        source = replace(
+            self.source,
+            scan=scan if isinstance(scan, (str, Path)) else None,
+            series=series,
+            prompted=prompts is not None,
+            codes=codes,
+            segmentation=segmentation,
+        )
+        check_output(output, self.labels, separate, source, format)
+        item = self.load({"scan": scan, "affine": affine, "series": series, "prompts": prompts})
+        volume = self._opened(item.image, item.prompts)
+        found = self._answer(volume, item.prompts, separate, probabilities)
+        written = write_masks(
+            found.labels,
+            item.grid,
+            output,
+            self.labels,
+            self.aftercare,
+            source=source,
+            format=format,
+        )
+        files = [*written]
+        if found.logits is not None:
+            files += write_probabilities(found.logits, item.grid, output, self.labels).values()
+        return files
 
     def _opened(self, slices: Tensor, prompts: SlicePrompts | None) -> EmbeddedVolume:
         """A volume for one set of prompts."""
@@ -153,14 +227,21 @@ class Segmenter:
 
     @torch.inference_mode()
     def _answer(
-        self, volume: EmbeddedVolume, prompts: SlicePrompts | None, separate: bool = False
-    ) -> Labels:
+        self,
+        volume: EmbeddedVolume,
+        prompts: SlicePrompts | None,
+        separate: bool = False,
+        probabilities: bool = False,
+    ) -> Found:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            return self.inferer.segment(volume, self.model, {"": prompts}, separate)[""]
+            asked = {"": prompts}
+            return self.inferer.segment(volume, self.model, asked, separate, probabilities)[""]
 
-    def _on_grid(self, labels: Labels, grid: ScanGrid) -> MetaTensor:
+    def _on_grid(self, found: Found, grid: ScanGrid) -> MetaTensor:
         """(Z, H, W) label slices -> (1, I, J, K) on the scan's own grid."""
-        array = on_grid(cast(Tensor, labels), grid, self.aftercare).copy()  # without odd strides
+        array = on_grid(
+            cast(Tensor, found.labels), grid, self.aftercare
+        ).copy()  # without odd strides
         return image_from(Volume(array, grid.affine, guess=grid.guess, codes=grid.codes))
 
 

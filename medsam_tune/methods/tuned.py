@@ -17,7 +17,7 @@ from medsam_tune.errors import DataError
 from medsam_tune.files import written_whole
 from medsam_tune.methods import apply_method
 from medsam_tune.methods.header import MAX_HEADER, TunedHeader, header_text, parse_header
-from medsam_tune.sam.build import ARCHITECTURES, build_sam
+from medsam_tune.sam.build import ARCHITECTURES, RANDOM, build_sam
 from medsam_tune.sam.model import BaseModel, PromptableSam
 
 _KEY = "medsam_tune"
@@ -150,6 +150,37 @@ def load_tuned(
             model = apply(header.tuning.method, header.tuning.options)
     tensors = _opened(path, lambda file: {key: file.get_tensor(key) for key in file.keys()})
     load_tuned_tensors(model, tensors, str(path))
+    return model.eval()
+
+
+def tuned_structure(
+    base: Mapping[str, Any], method: str, options: Mapping[str, Any]
+) -> PromptableSam:
+    """A tuned model whose weights are still to be loaded: `network_def` of an exported bundle.
+
+    Args:
+        base: description of the base, from `BaseModel.as_dict`.
+        method: key of `METHODS`.
+        options: options of the method.
+
+    Returns:
+        the model in evaluation mode, with random weights.
+    """
+    described = BaseModel(**base)
+    with warnings.catch_warnings():  # random weights leave masks empty
+        warnings.filterwarnings("ignore", message=".* has random weights and ")
+        model = apply_method(
+            build_sam(
+                described.name,
+                RANDOM,
+                described.image_size,
+                described.in_channels,
+                described.normalisation,
+            ),
+            method,
+            **options,
+        )
+    model.base, model.random_weights = described, False
     return model.eval()
 
 

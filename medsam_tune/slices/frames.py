@@ -126,6 +126,11 @@ class ScanGrid:
         x, y, z = (float(spacing[axis]) for axis in self._order)
         return x, y, z
 
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of a voxel of the file, millilitres."""
+        return float(np.prod(self.spacing)) / 1000
+
     def to_file(self, labels: Tensor) -> NDArray[np.generic]:
         """Label slices (Z, H, W) -> the file's own array (I, J, K), by the nearest voxel."""
         volume = resized(volume_from_slices(labels[:, None]), self._whole, nearest=True)
@@ -188,6 +193,14 @@ class ScanGrid:
         """
         ends = [[3 * a, 1 + 3 * b, 2 + 3 * c] for a, b, c in np.ndindex(2, 2, 2)]
         return _around(self.points_from_world(box[..., ends]))  # of (..., 8, 3) corners
+
+    @property
+    def affine_of_slices(self) -> NDArray[np.float64]:
+        """(4, 4) from indices (x, y, z) of the slices' volume (X, Y, Z) to RAS+ millimetres."""
+        ends = self.points_from_slices(np.vstack([np.zeros(3), np.eye(3)]) + 0.5) - 0.5
+        to_file = np.eye(4)
+        to_file[:3] = np.column_stack([(ends[1:] - ends[0]).T, ends[0]])
+        return self.affine @ to_file
 
     @property
     def slice_axis(self) -> int:

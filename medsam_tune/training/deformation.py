@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,8 +39,7 @@ class Deformation:
         draw = np.random.default_rng(seed)
         sigma, magnitude = draw.uniform(*self.sigma), draw.uniform(*self.magnitude)
         angle = draw.uniform(-self.rotation, self.rotation)
-        made = AffineGrid(rotate_params=(0.0, 0.0, angle))(spatial_size=image.shape[1:])
-        grid = torch.as_tensor(made[0])
+        grid: Any = AffineGrid(rotate_params=(0.0, 0.0, angle))(spatial_size=image.shape[1:])[0]
         for axis, size in zip(grid[:3], image.shape[1:], strict=True):
             if size == 1:  # a 2-D image, which would move out of its only slice
                 continue

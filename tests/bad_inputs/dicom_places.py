@@ -10,9 +10,10 @@ import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 
-from medsam_tune.cases.audit import REFUSED, Report, check_place
+from medsam_tune.cases.audit import Report, check_place
 from medsam_tune.cases.datalist import Case, Datalist
 from medsam_tune.cases.folders import find_cases
+from medsam_tune.failures import REFUSED
 from tests.bad_inputs.calls import Pair, load, monai, same_in_world
 from tests.bad_inputs.dicom import SERIES_AFFINE, series, without
 from tests.bad_inputs.table import NO_COUNTERPART, BadInput

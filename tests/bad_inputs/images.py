@@ -134,7 +134,7 @@ def one_road(found: Pair) -> None:
 
 
 def bad(name: str, what: str, make: Callable, **fields: Any) -> BadInput:
-    fields = {"row": 112, "ours": load, "plain": pillow, **fields}
+    fields = {"row": 115, "ours": load, "plain": pillow, **fields}
     return BadInput(name=name, what=what, make=make, **fields)
 
 

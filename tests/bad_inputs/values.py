@@ -11,8 +11,9 @@ import numpy as np
 from monai.transforms import ScaleIntensityRangePercentiles
 from pydicom.dataset import Dataset
 
-from medsam_tune.cases.audit import REFUSED, check_place
+from medsam_tune.cases.audit import check_place
 from medsam_tune.cases.datalist import Case
+from medsam_tune.failures import REFUSED
 from medsam_tune.inference.scans import LoadPromptedScan
 from medsam_tune.slices.cut import cut
 from medsam_tune.slices.intensity import WINDOWS, Intensity, Percentiles, ZScore, for_modality

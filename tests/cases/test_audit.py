@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from medsam_tune.cases import audit
-from medsam_tune.cases.audit import LEAKING, REFUSED, SOUND, check_place
+from medsam_tune.cases.audit import LEAKING, SOUND, check_place
 from medsam_tune.cases.datalist import Datalist, read_datalist, write_datalist
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.load import load_case
 from medsam_tune.cases.splits import split_cases
 from medsam_tune.errors import DataError
+from medsam_tune.failures import REFUSED
 from medsam_tune.formats.mending import Mending
 from tests.conftest import REAL_DATA
 from tests.dicom_series import write_series

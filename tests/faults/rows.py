@@ -182,6 +182,15 @@ _NAMED: dict[int, tuple[str, tuple[str, ...]]] = {
         "labels that reach out of the image",
         ("tests/cases/labels/test_grid.py::test_row_110_a_label_that_reaches_out_of_the_image",),
     ),
+    111: ("results that cannot be written as DICOM", ()),
+    112: (
+        "a bad scan among many",
+        (
+            "tests/test_cli_predict.py::test_bad_scans_are_refused_alone",
+            "tests/test_cli_predict.py::test_memory_refuses_one_scan_and_a_full_disk_stops_all",
+            f"{_FAULTS}::test_two_predictions_into_one_folder",
+        ),
+    ),
 }
 
 ROWS: dict[int, tuple[str, tuple[str, ...]]] = {

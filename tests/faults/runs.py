@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import torch
 import zarr
@@ -81,6 +82,21 @@ class Yard:
         there = (self.folder / run / "run.json").is_file()
         return self.server.one(*self.train(method, run, resume=there, **settings))
 
+    def predict(self, out: str, resume: bool = False) -> list[str]:
+        """Words of a prediction of all phantoms into a folder."""
+        run = self.whole("decoder").name
+        words = ["predict", "data/imagesTr", "--run", run, "--output", out]
+        return [*words, *(["--resume"] if resume else [])]
+
+    def predicted(self) -> Path:
+        """The masks that nothing disturbed; made at the first call."""
+        out = self.folder / "predicted"
+        if not (self.folder / "predicted_events").exists():
+            result = self.folder / "predicted_events"
+            options = {"folder": str(out), "result": str(result)}
+            self.done(self.server.one(*self.predict(out.name), mishap="counted", options=options))
+        return out
+
     def wrong(self, method: str, run: str) -> str:
         """What differs between a run and the undisturbed one; empty if nothing does."""
         whole, other = self.whole(method), self.folder / run
@@ -118,6 +134,29 @@ def leftovers(folder: Path) -> str:
     making = folder / ".making"
     names += [path.name for path in making.glob("*") if path.is_dir()] if making.is_dir() else []
     return f"left: {', '.join(names)}" if names else ""
+
+
+def masks_differ(expected: Path, found: Path) -> str:
+    """What differs between two folders of masks of the same scans; empty if nothing does."""
+    names, others = (sorted(path.name for path in each.glob("*.*")) for each in (expected, found))
+    if names != others:
+        return f"files {others}"
+    return damaged_mask(found, expected) or leftovers(found)
+
+
+def damaged_mask(folder: Path, expected: Path) -> str:
+    """A mask or record that is half written, or another than it should be; empty if none is."""
+    for path in folder.glob("[!.]*"):
+        try:
+            if path.suffix == ".json":
+                json.loads(path.read_text())
+                continue
+            array = np.asarray(nib.load(path).dataobj)
+        except Exception as error:
+            return f"{path.name}: {error}"
+        if not np.array_equal(array, np.asarray(nib.load(expected / path.name).dataobj)):
+            return f"{path.name} is another mask"
+    return ""
 
 
 def store_differs(expected: Path, found: Path) -> str:

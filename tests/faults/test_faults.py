@@ -12,7 +12,7 @@ from tests.faults.runs import Yard, leftovers
 
 pytestmark = pytest.mark.faults
 
-KILLS = [(place, number) for number in range(7) for place in trials.PLACES][:20]
+KILLS = [(place, number) for number in range(7) for place in trials.PLACES]
 
 
 @pytest.mark.parametrize(("place", "number"), KILLS, ids=lambda each: str(each).split(",")[0])
@@ -44,7 +44,9 @@ def test_a_signal_stops_and_says_how_to_go_on(
 
 
 @pytest.mark.skipif(not may_mount(), reason="no file system may be mounted here")
-@pytest.mark.parametrize(("command", "share"), [("prepare", 0.65), ("train", 0.2), ("train", 0.65)])
+@pytest.mark.parametrize(
+    ("command", "share"), [("prepare", 0.65), ("train", 0.2), ("train", 0.65), ("predict", 0.6)]
+)
 def test_a_full_disk(yard: Yard, command: str, share: float) -> None:
     assert not trials.full_disk(yard, command, share)
 
@@ -65,6 +67,10 @@ def test_a_loss_that_is_no_number(yard: Yard) -> None:
 
 def test_two_trainings_in_one_folder(yard: Yard) -> None:
     assert not trials.two_trainings(yard, 1.0)
+
+
+def test_two_predictions_into_one_folder(yard: Yard) -> None:
+    assert not trials.two_predictions(yard)
 
 
 def test_a_preparation_and_a_training_in_one_store(yard: Yard) -> None:

@@ -7,7 +7,14 @@ import shutil
 import signal
 from pathlib import Path
 
-from tests.faults.runs import Yard, checkpoint, leftovers, store_differs
+from tests.faults.runs import (
+    Yard,
+    checkpoint,
+    damaged_mask,
+    leftovers,
+    masks_differ,
+    store_differs,
+)
 from tests.faults.server import Command, Outcome
 
 DISK, MEMORY = 5, 6
@@ -15,7 +22,8 @@ DISK, MEMORY = 5, 6
 STORE = "writing the slice store"
 TRAINING = "training, from its first moment"
 SAVING = "saving into the run folder"
-PLACES = (STORE, TRAINING, SAVING)
+PREDICTING = "predicting many scans"
+PLACES = (STORE, TRAINING, SAVING, PREDICTING)
 _METHODS = (
     "decoder",
     "lora",
@@ -35,8 +43,9 @@ def killed(yard: Yard, place: str, number: int) -> str:
     """Kill a command at a moment that the number draws, go on, and compare with no kill."""
     for attempt in range(5):  # a machine that is less busy than before ends sooner
         drawn = _draw(place, number + 1000 * attempt)
-        trial = {STORE: _killed_store, TRAINING: _killed_training, SAVING: _killed_saving}[place]
-        wrong = trial(yard, drawn, number, 0.9 * 0.6**attempt)
+        trials = {STORE: _killed_store, TRAINING: _killed_training}
+        trials |= {SAVING: _killed_saving, PREDICTING: _killed_predicting}
+        wrong = trials[place](yard, drawn, number, 0.9 * 0.6**attempt)
         if wrong != _UNFAIR:
             break
     return wrong
@@ -75,6 +84,22 @@ def _killed_saving(yard: Yard, drawn: random.Random, number: int, _: float) -> s
     if first.code == 0:
         return _UNFAIR
     return _cleared(_ended(yard.finish(method, run.name)) or yard.wrong(method, run.name), run)
+
+
+def _killed_predicting(yard: Yard, drawn: random.Random, number: int, _: float) -> str:
+    whole, out = yard.predicted(), _fresh(yard, f"predicting_{number}")
+    events = int((yard.folder / "predicted_events").read_text())
+    options = {"folder": str(out), "count": drawn.randint(1, events), "delay": _delay(drawn)}
+    first = yard.server.one(*yard.predict(out.name), mishap="killed_at_file", options=options)
+    if first.code == 0:
+        return _UNFAIR
+    half = damaged_mask(out, whole) if out.is_dir() else ""
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*.json")}
+    second = yard.server.one(*yard.predict(out.name, resume=True))
+    again = [path.name for path, then in before.items() if path.stat().st_mtime_ns != then]
+    if again:
+        return f"done again: {again}"
+    return _cleared(half or _ended(second) or masks_differ(whole, out), out)
 
 
 def _delay(drawn: random.Random) -> float:
@@ -143,7 +168,9 @@ def full_disk(yard: Yard, command: str, share: float) -> str:
     """Give a command a disk of a share of what it needs; make room, go on, and compare."""
     place = _fresh(yard, f"disk_{command}_{share}")
     keep = _fresh(yard, f"{place.name}_kept")
-    if command == "prepare":
+    if command == "predict":
+        needed, words = _size(yard.predicted()), yard.predict(place.name)
+    elif command == "prepare":
         needed, words = _size(yard.folder / "d.slices"), ["prepare", "d.json", "--slices-dir"]
         words.append(place.name)
     else:
@@ -162,6 +189,9 @@ def full_disk(yard: Yard, command: str, share: float) -> str:
     if command == "prepare":
         second = yard.server.one(*words)
         return _cleared(_ended(second) or store_differs(yard.folder / "d.slices", place), place)
+    if command == "predict":
+        second = yard.server.one(*yard.predict(place.name, resume=True))
+        return _cleared(_ended(second) or masks_differ(yard.predicted(), place), place)
     wrong = _ended(yard.finish("decoder", place.name)) or yard.wrong("decoder", place.name)
     return _cleared(wrong, place)
 
@@ -227,6 +257,19 @@ def two_trainings(yard: Yard, apart: float) -> str:
     if not wrong and "another process trains into it" not in _last(outcomes[1]):
         wrong = _last(outcomes[1])
     return _cleared(wrong or yard.wrong("decoder", run.name), run)
+
+
+def two_predictions(yard: Yard) -> str:
+    """Predict into one folder twice at the same time."""
+    whole, out = yard.predicted(), _fresh(yard, "two_predictions")
+    words = tuple(yard.predict(out.name))
+    outcomes = sorted(yard.server.run(Command(words), Command(words)), key=lambda each: each.code)
+    if [each.code for each in outcomes] != [0, 1]:
+        return f"exit codes {[each.code for each in outcomes]}: {_last(outcomes[1])}"
+    wrong = _one_line(outcomes[1], 1)
+    if not wrong and "another process predicts into it" not in _last(outcomes[1]):
+        wrong = _last(outcomes[1])
+    return _cleared(wrong or masks_differ(whole, out), out)
 
 
 def two_in_a_store(yard: Yard, training: bool) -> str:

@@ -26,6 +26,7 @@ from medsam_tune.formats.open import (
     name_from,
     read_grid,
     scan_at,
+    scan_files,
     write_array,
 )
 from tests.dicom_series import COUNT, write_series
@@ -249,3 +250,20 @@ def test_one_volume_of_image_and_label(tmp_path):
         assert load(tmp_path / "a.nii").shape[0] == 3
         with pytest.raises(DataError, match=r"^no volume 3 \(.*a\.nii\); it has 3, counted from 0"):
             load(tmp_path / "a.nii", Mending(volume_index=3))
+
+
+def test_the_files_of_a_scan(tmp_path):
+    write_array(tmp_path / "a.nii", labels(), np.eye(4))
+    assert list(scan_files(tmp_path / "a.nii")) == [tmp_path / "a.nii"]
+    for header, line in (("b.mhd", "ElementDataFile = b.raw"), ("c.nhdr", "data file: b.raw")):
+        (tmp_path / header).write_text(f"NDims = 3\n{line}\n")
+        assert list(scan_files(tmp_path / header)) == [tmp_path / header]
+    (tmp_path / "b.raw").touch()
+    for header in ("b.mhd", "c.nhdr"):
+        assert list(scan_files(tmp_path / header)) == [tmp_path / header, tmp_path / "b.raw"]
+    write_series(tmp_path / "d" / "1", uid="1.2.3")
+    write_series(tmp_path / "d" / "2", uid="1.2.4", count=3)
+    assert len(scan_files(tmp_path / "d", "2.3")) == COUNT
+    assert {path.parent.name for path in scan_files(tmp_path / "d", "2.4")} == {"2"}
+    with pytest.raises(DataError, match="no such file"):
+        scan_files(tmp_path / "gone.nii")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import nibabel as nib
 import numpy as np
 import pytest
 from monai.transforms import LoadImage
 
 from medsam_tune.errors import DataError
+from medsam_tune.formats.mending import Mending
 from medsam_tune.formats.open import load_image
-from medsam_tune.formats.reader import SimpleITKReader
+from medsam_tune.formats.reader import SimpleITKReader, scan_loader
 from tests.dicom_series import COUNT, SIZE, stored, write_series
 from tests.scans import write_nifti
 
@@ -46,9 +48,15 @@ def test_the_reader_mends_where_asked(tmp_path):
         image.ImagePositionPatient = [0, 0, float(k + 0.4 * k * k)]
 
     folder = write_series(tmp_path / "s", uneven)
-    assert "resampled" in SimpleITKReader(resample_uneven=True).read(folder).notes[0]
+    assert (
+        "resampled" in SimpleITKReader(mending=Mending(resample_uneven=True)).read(folder).notes[0]
+    )
     with pytest.raises(DataError, match="expected even spacing"):
         SimpleITKReader().read(folder)
+    nib.save(nib.Nifti1Image(stored(), None), tmp_path / "nowhere.nii")
+    assert SimpleITKReader().read(tmp_path / "nowhere.nii").guess
+    with pytest.raises(DataError, match="the orientation is a guess"):
+        scan_loader("image", Mending(strict=True))({"image": str(tmp_path / "nowhere.nii")})
 
 
 def test_files_of_one_grid_are_channels(tmp_path):

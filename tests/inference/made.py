@@ -11,9 +11,15 @@ import numpy as np
 import pytest
 import torch
 
+from medsam_tune.formats.mending import Mending
+from medsam_tune.methods import apply_method
+from medsam_tune.methods.tuned import save_tuned
 from medsam_tune.prompts import Prompts, SlicePrompts
+from medsam_tune.runs import RunRecord, write_record, write_state
+from medsam_tune.sam.build import build_sam
 from medsam_tune.sam.model import Masks, PromptableSam
 from medsam_tune.slices.frames import ScanGrid
+from medsam_tune.slices.rules import ScanRules
 from tests.scans import write_nifti
 
 Build = Callable[..., PromptableSam]
@@ -113,3 +119,30 @@ GOOD = [1, 2, 3, 5, 8, 5]
 def scan(folder: Path, affine: np.ndarray, shape: tuple[int, ...]) -> Path:
     array = np.random.default_rng(0).uniform(0, 200, shape).astype(np.float32)
     return write_nifti(folder / "scan.nii.gz", array, affine)
+
+
+def write_run(
+    folder: Path,
+    rules: ScanRules,
+    mending: Mending | None = None,
+    classes: int | None = None,
+    mixture: dict[str, int] | None = None,
+    seed: int = 0,
+    labels: dict[int, str] = LABELS,
+) -> PromptableSam:
+    """A run folder as training leaves it, and its model."""
+    torch.manual_seed(seed)
+    sam = apply_method(build_sam("nano", image_size=64), "decoder", num_classes=classes)
+    if sam.learned is not None:
+        sam.learned.present.data[:, -1] = 1.0
+    with torch.no_grad():  # another seed is another run
+        next(p for p in sam.parameters() if p.requires_grad).add_(0.01 * seed)
+    save_tuned(sam, folder / "tuned.safetensors", labels)
+    mended = (mending or Mending()).describe()
+    mixture = mixture or ({"box": 1, "none": 1} if classes else {"box": 1})
+    record = RunRecord(
+        "d.json", "d.slices", None, rules.describe(), mended, 0.0, 0, mixture=mixture
+    )
+    write_record(folder, record)
+    write_state(folder, "finished")
+    return sam

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from medsam_tune.errors import DataError
+from medsam_tune.inference.canvas import Found
 from medsam_tune.inference.inferers import EllipseInferer, VolumeInferer
 from medsam_tune.prompts import Prompts, SlicePrompts, ellipses_in_boxes
 from medsam_tune.sam.model import Masks, PromptableSam
@@ -171,6 +172,19 @@ def test_a_prompt_that_nobody_drew_gives_way_to_the_models_word() -> None:
     assert slices(drawn=False, drop_absent=False) == [0, 1, 2, 3, 4, 5]
     alone = VolumeInferer([2, 5, 7], drop_absent=False)(image, Bars())  # the label is all it has
     assert torch.equal(alone, VolumeInferer([2, 5, 7])(image, Bars()))
+
+
+def test_probabilities_are_near_0_where_a_label_is_absent() -> None:
+    inferer = VolumeInferer([2, 5, 7], detailed=True, probabilities=True)
+    found = inferer(bars_image(), Bars())
+    assert isinstance(found, Found)
+    assert found.logits is not None
+    for label in (2, 5, 7):
+        probability = found.logits.probabilities(label)
+        there = (found.labels == label).flatten(1).any(1)  # type: ignore[attr-defined]
+        assert torch.equal((probability > 0.5).flatten(1).any(1), there)
+        assert not (probability[~there] > 1e-6).any()
+    assert [(one.label, one.slices) for one in found.objects] == [(2, 4), (5, 4), (7, 6)]
 
 
 def test_several_kinds_of_prompts_share_the_embeddings() -> None:

@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import nibabel as nib
+import nrrd
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
-from ignite.engine import Engine
 from PIL import Image
 
 from medsam_tune.errors import DataError
 from medsam_tune.formats.image import affine_of
 from medsam_tune.formats.open import load_image
 from medsam_tune.inference.aftercare import Aftercare
-from medsam_tune.inference.output import WriteMask, mask_paths, refuse_taken_masks, write_mask
+from medsam_tune.inference.output import (
+    Source,
+    ending_of,
+    format_for,
+    mask_paths,
+    refuse_taken_masks,
+    write_mask,
+    write_masks,
+)
 from medsam_tune.slices.cut import grid_of
 from medsam_tune.slices.frames import ScanGrid
 from medsam_tune.slices.intensity import Window
 from medsam_tune.slices.rules import ScanRules
+from tests.formats.test_open import OBLIQUE
 from tests.inference.made import GRIDS, LPS_GRID
+
+ODD_GRID = pytest.param(OBLIQUE, (12, 10, 14), id="oblique")
 
 
 @pytest.mark.parametrize(("affine", "shape"), GRIDS)
@@ -33,7 +44,7 @@ def test_mask_has_the_scans_grid(
     labels[3, 2:8, 5:9] = label
     grid = ScanGrid(affine, shape)  # type: ignore[arg-type]
     path = tmp_path / "new" / "mask.nii.gz"
-    assert write_mask(labels, grid, path) == 24
+    assert write_mask(labels, grid, path) == {label: 24}
     found = nib.load(path)
     assert found.shape == shape
     assert found.get_data_dtype() == dtype
@@ -42,10 +53,109 @@ def test_mask_has_the_scans_grid(
     assert np.asarray(found.dataobj).sum() == 24 * label
 
 
-def test_mask_of_another_kind_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"mask\.mha: expected a name that ends in \.nii or"):
-        write_mask(torch.zeros(6, 12, 10), LPS_GRID, tmp_path / "mask.mha")
+def nibabels(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Ids (I, J, K) and affine in RAS+ millimetres, not by our own readers."""
+    found = nib.load(path)
+    return np.asarray(found.dataobj), found.affine
+
+
+def pynrrds(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    array, header = nrrd.read(str(path))
+    assert header["space"] == "left-posterior-superior"
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = header["space directions"].T, header["space origin"]
+    return array, np.diag([-1.0, -1, 1, 1]) @ affine
+
+
+def simpleitks(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    image = sitk.ReadImage(path)
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
+    array = sitk.GetArrayFromImage(image).transpose(2, 1, 0)
+    return array, np.diag([-1.0, -1, 1, 1]) @ affine
+
+
+READERS = {
+    "a.nii": nibabels,
+    "a.nii.gz": nibabels,
+    "a.NII.GZ": nibabels,
+    "a.nrrd": pynrrds,
+    "b.nrrd": simpleitks,
+    "a.mha": simpleitks,
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize(("affine", "shape"), [*GRIDS, ODD_GRID])
+def test_masks_of_all_formats_have_the_scans_grid(
+    tmp_path: Path, affine: np.ndarray, shape: tuple[int, ...], name: str
+) -> None:
+    """By the readers of others, to 1e-6."""
+    grid = ScanGrid(affine, shape)  # type: ignore[arg-type]
+    labels = torch.zeros(grid.size[::-1], dtype=torch.int16)
+    labels[3, 2:8, 5:9], labels[0, 0, 0] = 300, 7
+    (path,) = write_masks(labels, grid, tmp_path / name, {7: "a", 300: "b"})
+    array, found = READERS[name](path)
+    np.testing.assert_array_equal(array, grid.to_file(labels))
+    np.testing.assert_allclose(found, affine, rtol=1e-6, atol=1e-6)
+    assert array.dtype == np.int16
+
+
+@pytest.mark.parametrize("name", ["mask.mhd", "mask.nhdr", "mask.jpg", "mask"])
+def test_mask_of_another_kind_is_refused(tmp_path: Path, name: str) -> None:
+    text = (
+        rf"{name}: expected a name that ends in \.nii, \.nii\.gz, \.nrrd, \.mha, \.png or \.dcm\.$"
+    )
+    for refused in (
+        lambda: write_masks(torch.zeros(6, 12, 10), LPS_GRID, tmp_path / name, {1: "liver"}),
+        lambda: refuse_taken_masks(tmp_path / name, {1: "liver"}),
+    ):
+        with pytest.raises(DataError, match=text):
+            refused()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "format", "expected"),
+    [
+        ("mask.nii.gz", None, "nii.gz"),
+        ("mask.nii", None, "nii"),
+        ("MASK.NRRD", None, "nrrd"),
+        ("mask.dcm", None, "seg"),
+        ("mask.DCM", "rtstruct", "rtstruct"),
+        ("mask.mha", "mha", "mha"),
+    ],
+)
+def test_the_ending_says_the_format(name: str, format: str | None, expected: str) -> None:
+    assert format_for(name, format) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "format", "message"),
+    [
+        (
+            "m.nii.gz",
+            "rtstruct",
+            r"m\.nii\.gz: --format rtstruct writes \.dcm, and the name ends oth",
+        ),
+        ("m.nii.gz", "nii", r"--format nii writes \.nii, and"),
+        ("m.dcm", "nrrd", r"--format nrrd writes \.nrrd, and"),
+        ("m.dcm", "rtstrct", r"^format is 'rtstrct'; expected one of nii, .*'rtstruct'\?$"),
+    ],
+)
+def test_formats_that_contradict_the_name(name: str, format: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        format_for(name, format)
+
+
+def test_settings_of_dicom_for_other_formats(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"m\.nii: has no place for --codes; leave it out"):
+        refuse_taken_masks(tmp_path / "m.nii", {1: "a"}, source=Source(codes="codes.csv"))
+    with pytest.raises(ValueError, match=r"^segmentation is 'labelmap', which is for a DICOM SEG"):
+        refuse_taken_masks(tmp_path / "m.nii", {1: "a"}, source=Source(segmentation="labelmap"))
+    with pytest.raises(ValueError, match=r"^segmentation is 'bits'; expected binary or labelmap"):
+        Source(segmentation="bits")
 
 
 def test_failing_write_leaves_the_old_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +178,7 @@ def test_voxels_are_counted_in_the_scans_own_grid(tmp_path: Path) -> None:
     grid = ScanGrid(LPS_GRID.affine, LPS_GRID.shape, size=(20, 24, 6))  # twice as fine in the plane
     labels = torch.zeros(6, 24, 20, dtype=torch.int16)
     labels[2, 4:12, 6:18] = 1
-    assert write_mask(labels, grid, tmp_path / "mask.nii") == 4 * 6
+    assert write_mask(labels, grid, tmp_path / "mask.nii") == {1: 4 * 6}
 
 
 def test_row_78_codes_go_from_the_scan_to_its_mask(tmp_path: Path) -> None:
@@ -103,9 +213,8 @@ def test_masks_of_labels_have_files_of_their_own(tmp_path: Path) -> None:
     ]
     assert {path.parent for path in paths.values()} == {tmp_path}
     masks = {1: torch.zeros(6, 12, 10, dtype=torch.bool), 2: torch.ones(6, 12, 10) > 0}
-    engine = Engine(lambda *_: {"pred": masks})
-    WriteMask(tmp_path / "a.b.nii.gz", labels).attach(engine)
-    engine.run([SimpleNamespace(grid=LPS_GRID)])
+    counts = write_masks(masks, LPS_GRID, tmp_path / "a.b.nii.gz", labels)
+    assert counts == {paths[1]: {}, paths[2]: {2: 720}}
     assert {path.name for path in tmp_path.iterdir()} == {paths[1].name, paths[2].name}
     assert np.asarray(nib.load(paths[2]).dataobj).sum() == 720
     assert nib.load(paths[2]).get_data_dtype() == np.uint8
@@ -121,9 +230,14 @@ def test_what_is_there_is_refused_before_the_work(tmp_path: Path) -> None:
         refuse_taken_masks(path, labels, separate=True)
     refuse_taken_masks(path, labels, separate=True, overwrite=True)
     with pytest.raises(DataError, match="is an input"):
-        refuse_taken_masks(path, labels, True, True, tmp_path / "mask_2_spleen.nii.gz")
-    with pytest.raises(DataError, match=r"mask\.mha: expected a name that ends in"):
-        refuse_taken_masks(tmp_path / "mask.mha", labels)
+        refuse_taken_masks(path, labels, True, True, [tmp_path / "mask_2_spleen.nii.gz"])
+
+
+@pytest.mark.parametrize(
+    ("name", "ending"), [("a.nii.gz", ".nii.gz"), ("a.b.nii", ".nii"), ("a.png", ".png"), ("a", "")]
+)
+def test_the_ending_of_a_mask(name: str, ending: str) -> None:
+    assert ending_of(Path("x.nii") / name) == ending
 
 
 def test_the_mask_is_cleaned_in_the_scans_own_grid(tmp_path: Path) -> None:
@@ -132,19 +246,23 @@ def test_the_mask_is_cleaned_in_the_scans_own_grid(tmp_path: Path) -> None:
     labels[5, 11, 0] = 1
     path = tmp_path / "mask.nii.gz"
     spacing = float(np.prod(LPS_GRID.spacing))  # mm3 of a voxel
-    assert write_mask(labels, LPS_GRID, path, Aftercare(min_volume_ml=2 * spacing / 1000)) == 48
-    assert write_mask(labels, LPS_GRID, path, Aftercare(min_volume_ml=spacing / 1000)) == 49
+    assert write_mask(labels, LPS_GRID, path, Aftercare(min_volume_ml=2 * spacing / 1000)) == {
+        1: 48
+    }
+    assert write_mask(labels, LPS_GRID, path, Aftercare(min_volume_ml=spacing / 1000)) == {1: 49}
 
 
 def test_a_mask_of_an_image_is_a_png_of_its_size(tmp_path: Path) -> None:
     grid = ScanGrid(affine_of(), (7, 5, 1))
     labels = torch.zeros(1, 5, 7, dtype=torch.int16)
     labels[0, 1, 2:6] = 300
-    assert write_mask(labels, grid, tmp_path / "mask.png") == 4
+    assert write_mask(labels, grid, tmp_path / "mask.png") == {300: 4}
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "mask.png")), labels[0])
-    refuse_taken_masks(tmp_path / "new.png", {1: "road"}, scan=tmp_path / "a.JPG")
-    with pytest.raises(
-        DataError, match=r"new\.png: expected a name that ends in \.nii or \.nii\.g"
-    ):
-        refuse_taken_masks(tmp_path / "new.png", {1: "road"}, scan=tmp_path / "a.nii.gz")
     assert mask_paths("a/mask.png", {1: "road"}) == {1: Path("a/mask_1_road.png")}
+    refuse_taken_masks(tmp_path / "b.png", {1: "road"}, source=Source(scan=tmp_path / "a.JPG"))
+    with pytest.raises(
+        DataError, match=r"b\.png: a PNG holds one slice, and .*a\.nii\.gz is no 2-D"
+    ):
+        refuse_taken_masks(
+            tmp_path / "b.png", {1: "road"}, source=Source(scan=tmp_path / "a.nii.gz")
+        )

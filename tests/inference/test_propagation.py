@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from medsam_tune.inference.canvas import Found
 from medsam_tune.inference.inferers import VolumeInferer
 from medsam_tune.inference.propagation import Propagation, around, ways
 from medsam_tune.prompts import Prompts, SlicePrompts, boxes_from_masks
@@ -116,6 +117,21 @@ def test_an_object_is_followed_both_ways_to_its_ends(start: int, use_mask: bool)
     found = follow(shown(BALL), on(BALL, [start]), network, use_mask=use_mask, margin=0.5)
     assert torch.equal(found == 1, BALL)
     assert sorted(network.encoded) == list(range(2, 11))  # one beyond each end
+
+
+def test_the_quality_of_an_object_is_the_mean_over_its_slices() -> None:
+    network = Finder()
+    network.quality = {n: 1 - n / 100 for n in range(12)} | {2: 9.0, 10: 9.0}  # beyond its ends
+    asked = joined(on(BALL, [5]), replace(on(BALL, [4], label=2, number=7), spread={}))
+    inferer = VolumeInferer([1, 2], detailed=True, probabilities=True)
+    found = inferer(shown(BALL), network, asked)
+    assert isinstance(found, Found)
+    assert [(one.label, one.slices) for one in found.objects] == [(1, 7), (2, 1)]
+    assert [one.quality for one in found.objects] == pytest.approx([0.94, 0.95])
+    assert found.logits is not None
+    assert torch.equal(found.logits.probabilities(1) > 0.5, BALL)
+    both = inferer(shown(BALL), network, {"a": asked, "b": on(BALL, [5])})
+    assert both["a"].objects == found.objects  # type: ignore[index,union-attr]
 
 
 def test_an_object_of_one_point_is_followed() -> None:

@@ -19,17 +19,22 @@ from medsam_tune.errors import DataError
 from medsam_tune.formats.mending import Mending
 from medsam_tune.inference.aftercare import Aftercare
 from medsam_tune.inference.inferers import VolumeInferer
-from medsam_tune.inference.output import WriteMask
 from medsam_tune.inference.scans import LoadPromptedScan, prepare_scan
 from medsam_tune.inference.segmenter import Segmenter
 from medsam_tune.methods import apply_method
-from medsam_tune.methods.tuned import save_tuned
-from medsam_tune.runs import RunRecord, write_record, write_state
-from medsam_tune.sam.build import build_sam
 from medsam_tune.sam.model import PromptableSam
 from medsam_tune.slices.intensity import Window
 from medsam_tune.slices.rules import ScanRules
-from tests.inference.made import GOOD, LABELS, SCANS, BoxFiller, Build, objects, scan
+from tests.inference.made import (
+    GOOD,
+    LABELS,
+    SCANS,
+    BoxFiller,
+    Build,
+    objects,
+    scan,
+    write_run,
+)
 from tests.scans import write_nifti
 
 
@@ -92,51 +97,27 @@ def test_missing_scan_is_named(tiny_sam: Build, tmp_path: Path) -> None:
         segmenter.segment(tmp_path / "gone.nii", objects({"label": 1, "box3d": GOOD}))
 
 
-def test_evaluator_writes_the_same_mask(tiny_sam: Build, tmp_path: Path) -> None:
+def test_an_evaluator_finds_the_same_mask(tiny_sam: Build, tmp_path: Path) -> None:
     affine, shape, box, _ = SCANS[0].values
     path, content = scan(tmp_path, affine, shape), objects({"label": 1, "box3d": box})
     sam, window = tiny_sam(), Window(100, 200)
+    item = LoadPromptedScan(ScanRules(window), LABELS)({"scan": path, "prompts": content})
     evaluator = SupervisedEvaluator(
         device=torch.device("cpu"),
-        val_data_loader=[
-            LoadPromptedScan(ScanRules(window), LABELS)({"scan": path, "prompts": content})
-        ],
+        val_data_loader=[item],
         network=sam,
         inferer=VolumeInferer(),
         prepare_batch=prepare_scan,
-        val_handlers=[WriteMask(tmp_path / "mask.nii", LABELS)],
         decollate=False,
     )
     evaluator.run()
     expected = mask_of(Segmenter(sam, ScanRules(window), LABELS, device="cpu"), path, content)
-    np.testing.assert_array_equal(np.asarray(nib.load(tmp_path / "mask.nii").dataobj), expected)
+    np.testing.assert_array_equal(item.grid.to_file(evaluator.state.output["pred"]), expected)
     assert expected.any()
 
 
 def mask_of(segmenter: Segmenter, path: Path, content: dict[str, Any] | None) -> np.ndarray:
     return segmenter.segment(path, content)[0].numpy()  # type: ignore[no-any-return]
-
-
-def write_run(
-    folder: Path,
-    rules: ScanRules,
-    mending: Mending | None = None,
-    classes: int | None = None,
-    mixture: dict[str, int] | None = None,
-) -> PromptableSam:
-    """A run folder as training leaves it, and its model."""
-    sam = apply_method(build_sam("nano", image_size=64), "decoder", num_classes=classes)
-    if sam.learned is not None:
-        sam.learned.present.data[:, -1] = 1.0
-    save_tuned(sam, folder / "tuned.safetensors", LABELS)
-    mended = (mending or Mending()).describe()
-    mixture = mixture or ({"box": 1, "none": 1} if classes else {"box": 1})
-    record = RunRecord(
-        "d.json", "d.slices", None, rules.describe(), mended, 0.0, 0, mixture=mixture
-    )
-    write_record(folder, record)
-    write_state(folder, "finished")
-    return sam
 
 
 def wide_scan(folder: Path) -> tuple[Path, dict[str, Any]]:

@@ -18,7 +18,7 @@ from medsam_tune.cases.labels.grid import placed
 from medsam_tune.errors import DataError, listed
 from medsam_tune.formats import image as images
 from medsam_tune.formats.mending import Mending
-from medsam_tune.formats.open import load_label
+from medsam_tune.formats.open import is_flat, load_label
 
 _Ids = NDArray[np.int64]
 _FULL = (2**8 - 1, 2**16 - 1)  # white of 8 and 16 bits
@@ -47,7 +47,7 @@ class Mask:
     @classmethod
     def recognises(cls, path: Path) -> bool:
         """Whether it is named like an image."""
-        return path.name.lower().endswith(images.ENDINGS)
+        return is_flat(path)
 
     def names(self) -> dict[int, str]:
         """Every id above 0, named "label 1", "label 2", ...

@@ -1,7 +1,7 @@
 """DICOM SEG: label ids on planes, each where its frames lie, by highdicom.
 
 The planes' places are ImagePositionPatient alone: frames without a segment are left out of most
-files, and SliceThickness is no spacing.
+files, and SliceThickness is no spacing. `seg_writing` writes such files.
 """
 
 from __future__ import annotations

@@ -72,6 +72,11 @@ class Series:
         return f"{number}{self.modality or '?'}, {columns} x {rows}, {frames} {what}, {uid}"
 
 
+def is_uid(text: str) -> bool:
+    """Whether a text is made of the signs of a UID; a header may hold any text in its place."""
+    return re.fullmatch(r"[0-9][0-9.]{0,63}", text) is not None
+
+
 @dataclass(frozen=True)
 class Found:
     """DICOM objects of a place.

@@ -79,6 +79,20 @@ def read_series(series: Series, resample_uneven: bool = False) -> Volume:
     )
 
 
+def frames_as_they_are(series: Series) -> list[Instance]:
+    """The images of a series, or the frames of its one file, in the order of the volume's slices.
+
+    Raises:
+        DataError: as in `read_series`, which resamples nothing; no pixel is read.
+    """
+    instances = _instances(series)
+    positions = _positions(instances)
+    if positions is not None:
+        nothing = np.empty((1, 1, len(instances)), np.float32)
+        _even(nothing, instances, positions, False, [])
+    return instances
+
+
 def read_series_grid(series: Series) -> Grid:
     """Size and place of a series by its headers; gaps and tilt are not looked for.
 

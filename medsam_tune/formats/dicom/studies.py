@@ -96,7 +96,7 @@ def read_tree(folder: Path, secret: bytes | None = None) -> Tree:
             problems[path] = str(error)
     labelled: list[Labelled] = []
     faulty: set[str] = set()
-    below = _series_below(series)
+    below = series_below(series)
     for one in sorted(series, key=lambda one: (one.study, one.uid)):
         paths = by_series.get(one.uid, ())
         if len(paths) > 1:
@@ -108,7 +108,7 @@ def read_tree(folder: Path, secret: bytes | None = None) -> Tree:
             problems[paths[0]] = one.fault
             faulty.add(one.uid)
         elif paths:
-            at = _folder_of(one)
+            at = folder_of(one)
             alone = len(below[at]) == 1
             number = len(labelled) + 1
             labelled.append(Labelled(one, paths[0], at, alone, number, present[paths[0]]))
@@ -195,12 +195,13 @@ def _meant(said: References, series: Sequence[Series]) -> list[Series]:
     return [one for one in series if said.frame and one.frame == said.frame]
 
 
-def _folder_of(series: Series) -> Path:
+def folder_of(series: Series) -> Path:
+    """The smallest folder that holds all files of a series."""
     return Path(os.path.commonpath([path.parent for path in series.files]))
 
 
-def _series_below(series: Iterable[Series]) -> dict[Path, set[str]]:
-    """UIDs of the series that have a file in a folder or below it."""
+def series_below(series: Iterable[Series]) -> dict[Path, set[str]]:
+    """Folder -> UIDs of the series that have a file in it or below it."""
     below: dict[Path, set[str]] = defaultdict(set)
     for one in series:
         for parent in {path.parent for path in one.files}:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -12,10 +12,13 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
+from medsam_tune.cases.checks import check_pair
 from medsam_tune.cases.classes import coding_said
+from medsam_tune.cases.labels.grid import placed
 from medsam_tune.cases.labels.open import open_label
 from medsam_tune.errors import DataError, listed
 from medsam_tune.formats.mending import Mending
+from medsam_tune.formats.volume import with_meta_of
 from medsam_tune.inference.simulated import parse_kind, simulated_prompts
 from medsam_tune.prompts import SlicePrompts
 from medsam_tune.slices.cut import cut_label
@@ -87,6 +90,30 @@ def read_label_map(
             f"{path}: no label has a voxel; expected one of: {listed(labels.values())}."
         )
     return prompts
+
+
+def label_on(label: MetaTensor, grid: ScanGrid, labels: Iterable[int], path: Path) -> Tensor:
+    """A label map in memory on a scan's slices.
+
+    Args:
+        label: (1, I, J, K) or (I, J, K) ids of any real type.
+        grid: grid of the scan, on which the label lies.
+        labels: label ids that it may have.
+        path: its file, for messages.
+
+    Returns:
+        (Z, H, W) int32 label slices.
+
+    Raises:
+        DataError: it does not lie on the scan's grid, or has other values.
+    """
+    image = _image_on(grid)
+    if label.ndim == 3:
+        label = cast(MetaTensor, with_meta_of(label, label.as_tensor()[None]))
+    label = placed(label, path, image, resample=False)
+    check_pair(image, label, labels, Path("the scan"), path)
+    truth, _ = cut_label(cast(MetaTensor, label.to(torch.int32)), grid)
+    return truth
 
 
 def prompts_of_labels(

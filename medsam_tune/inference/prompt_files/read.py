@@ -109,6 +109,17 @@ def read_prompts(
     return read_label_map(path, grid, labels, prompts_as, jitter, seed, components, coding)
 
 
+def kind_of_prompts(path: Path) -> str:
+    """What a file of prompts is: "prompt file", "markups" or "label map".
+
+    Raises:
+        DataError: JSON that cannot be read.
+    """
+    if path.is_file() and (path.suffix.lower() == ".json" or _holds_json(path)):
+        return "markups" if is_markups(read_json(path)) else "prompt file"
+    return "label map"
+
+
 def _of_json(
     content: Mapping[str, Any], grid: ScanGrid, labels: Mapping[int, str], name: str, stem: str
 ) -> SlicePrompts:

@@ -11,11 +11,12 @@ import numpy as np
 import pydicom
 import pytest
 
-from medsam_tune.cases.audit import REFUSED, SOUND, check_place
+from medsam_tune.cases.audit import SOUND, check_place
 from medsam_tune.cases.datalist import Case, read_datalist, write_datalist
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.splits import labels_of_patients, split_cases
 from medsam_tune.errors import DataError
+from medsam_tune.failures import REFUSED
 from tests.conftest import REAL_DATA
 from tests.dicom_series import write_series
 from tests.scans import load_turned

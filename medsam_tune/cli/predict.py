@@ -1,0 +1,148 @@
+"""The command that segments scans."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from medsam_tune.bundle import run_bundle
+from medsam_tune.cli.drawn import write_drawn
+from medsam_tune.cli.next_steps import after_predict, after_refusals
+from medsam_tune.cli.options import (
+    KINDS,
+    MASK_FORMATS,
+    Bundle,
+    CheckpointOfRun,
+    Overwrite,
+    Series,
+    Set,
+    Unfinished,
+    given,
+)
+from medsam_tune.failures import REFUSED
+from medsam_tune.settings import read_settings
+
+
+def predict(
+    scans: Annotated[
+        Path,
+        typer.Argument(
+            help="A NIfTI, NRRD or MetaImage file, a DICOM folder, or a 2-D image; a folder of "
+            "such scans; DICOM studies; or a datalist."
+        ),
+    ],
+    run: Annotated[
+        list[Path],
+        typer.Option(
+            help="Folder of a training run. Repeated: the mean of the runs' logits, as of the "
+            "folds of a cross-validation."
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            help="Mask to write, in the scan's own grid: .nii.gz, .nii, .nrrd, .mha; or .dcm, of a "
+            "DICOM series; or .png, of a 2-D image. Or a folder, where masks are named after the "
+            "scans."
+        ),
+    ],
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="Prompt file, markups of 3D Slicer (.mrk.json), or a label map; of many scans a "
+            "folder with a file for each, named after it. None: every label is found where the "
+            "model says that it is."
+        ),
+    ] = None,
+    prompts_as: Annotated[
+        str | None,
+        typer.Option(
+            help=f"What a label map stands for: {', '.join(KINDS[:-1])}, or scribbles. "
+            "Default: slices."
+        ),
+    ] = None,
+    box: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of a 2-D image, a box around an object: x0,y0,x1,y1 in pixels, and its label. "
+            "May be repeated."
+        ),
+    ] = None,
+    point: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of a 2-D image, a point: x,y,1 inside or x,y,0 outside of the object, and its "
+            "label. May be repeated."
+        ),
+    ] = None,
+    format_: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help=f"One of {', '.join(MASK_FORMATS)}. Default: as --output ends; seg for .dcm.",
+        ),
+    ] = None,
+    codes: Annotated[
+        Path | None,
+        typer.Option(
+            help="For .dcm: table of what the labels are, CSV with the columns label, name, "
+            "category, type, laterality, colour, region. Default: by the labels' names."
+        ),
+    ] = None,
+    separate: Annotated[
+        bool,
+        typer.Option(
+            help="Write a mask for each label, which may overlap; in a .dcm they are segments of "
+            "one file."
+        ),
+    ] = False,
+    probabilities: Annotated[
+        bool, typer.Option(help="Write the probability of each label as well, float32.")
+    ] = False,
+    subset: Annotated[
+        str | None,
+        typer.Option(help="Subset of a datalist: training, validation or test. Default: all."),
+    ] = None,
+    series: Series = None,
+    ending: Annotated[
+        str | None,
+        typer.Option(help="Ending of the masks in a folder. Default: .nii.gz, or by --format."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on: leave out scans whose masks are there.")
+    ] = False,
+    checkpoint: CheckpointOfRun = None,
+    overwrite: Overwrite = False,
+    unfinished: Unfinished = False,
+    bundle: Bundle = "volume",
+    set_: Set = None,
+) -> None:
+    """Segment a scan, or many, by prompts of any kind, or every label without prompts.
+
+    Beside each mask, a file .prediction.json says how it was made. Of many scans, one that cannot
+    be done is said, and the others go on. Exit codes: 0, all are done; 3, some are refused; 1, none
+    is done, or the call itself is refused.
+    """
+    if box or point:
+        if prompts is not None:
+            raise ValueError("give --prompts, or --box and --point, not both.")
+        options = {"unfinished": unfinished, "overwrite": overwrite}
+        prompts = write_drawn(scans, run[0], output, box or [], point or [], **options)
+    folders = [str(folder) for folder in run]
+    overrides: dict[str, Any] = {"run_dir": folders[0] if len(folders) == 1 else folders}
+    overrides |= {"scans": scans, "output": output}
+    overrides |= given(prompts=prompts, series=series, subset=subset, ending=ending)
+    overrides |= given(checkpoint=checkpoint, prompts_as=prompts_as)
+    overrides |= given(format=format_, codes=codes)
+    switches = {"separate": separate, "probabilities": probabilities, "resume": resume}
+    switches |= {"overwrite": overwrite, "unfinished": unfinished}
+    overrides |= {name: True for name, on in switches.items() if on}
+    try:
+        run_bundle(bundle, ["inference.yaml"], overrides | read_settings(set_, overrides))
+    except SystemExit as error:
+        if error.code == REFUSED:
+            after_refusals()
+        raise
+    after_predict(scans, output)

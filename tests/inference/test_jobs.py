@@ -1,0 +1,115 @@
+"""Which scan gets which prompts and which files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from medsam_tune.cases.datalist import Case
+from medsam_tune.cases.places import Scans
+from medsam_tune.errors import DataError
+from medsam_tune.files import write_json
+from medsam_tune.inference.jobs import Job, is_done, jobs_for, refuse_taken_jobs
+from tests.inference.made import LABELS
+from tests.scans import small_scan, write_nifti
+
+ABOUT = {"runs": [{"run": "a"}], "labels": {"1": "liver"}, "settings": {"seed": 0}}
+
+
+def scans_of(folder: Path, *names: str) -> Scans:
+    cases = [Case(write_nifti(folder / f"{n}.nii.gz", small_scan()[0]), None, "") for n in names]
+    return Scans(tuple(cases), folder)
+
+
+def test_masks_are_named_after_the_cases(tmp_path: Path) -> None:
+    case = Case(tmp_path / "in" / "Doe.nii", None, "", name="case_1")
+    scans = Scans((Case(tmp_path / "in" / "a.b.nrrd", None, ""), case), tmp_path)
+    first, second = jobs_for(scans, tmp_path / "out", ".nii", None)
+    assert (first.mask, first.path) == (tmp_path / "out" / "a.b.nii", "in/a.b.nrrd")
+    assert first.record == tmp_path / "out" / "a.b.prediction.json"
+    assert (second.mask.name, second.path) == ("case_1.nii", None)
+    (only,) = jobs_for(Scans((case,), tmp_path), tmp_path / "m.nii.gz", ".nii", None)
+    assert (only.mask.name, only.record.name) == ("m.nii.gz", "m.prediction.json")
+    assert [path.name for path in only.targets({1: "liver"}, True, True)] == [
+        "m_1_liver.nii.gz",
+        "m_probability_1_liver.nii.gz",
+        "m.prediction.json",
+    ]
+    with pytest.raises(
+        DataError, match=r"m\.nii: is one mask, and there are 2 scans: a\.b, case_1;"
+    ):
+        jobs_for(scans, tmp_path / "m.nii", ".nii", None)
+
+
+def test_prompts_are_found_by_name(tmp_path: Path) -> None:
+    folder = tmp_path / "p"
+    scans = scans_of(folder, "a", "b", "c", "d", "e")  # prompts may lie beside the scans
+    for name in (
+        "a.json",
+        "b.mrk.json",
+        "c.nrrd",
+        "d.json",
+        "d.nii",
+        "a.prediction.json",
+        "x.json",
+    ):
+        (folder / name).touch()
+    jobs = jobs_for(scans, tmp_path / "out", ".nii.gz", folder)
+    found = [job.prompts and job.prompts.name for job in jobs]
+    assert found == ["a.json", "b.mrk.json", "c.nrrd", None, None]
+    assert (
+        "p has 2 files of prompts for it: d.json, d.nii; expected one: d.json," in jobs[3].problem
+    )
+    assert jobs[4].problem.startswith(f"case e: {folder} has 0 files of prompts for it: none;")
+
+
+def test_prompts_of_one_scan(tmp_path: Path) -> None:
+    scans, folder = scans_of(tmp_path, "a"), tmp_path / "organs"
+    write_nifti(folder / "liver.nii.gz", small_scan()[1])
+    for prompts in (folder, tmp_path / "boxes.json"):
+        (job,) = jobs_for(scans, tmp_path / "out", ".nii.gz", prompts)
+        assert (job.prompts, job.problem) == (prompts, "")
+    (folder / "a.json").touch()
+    (job,) = jobs_for(scans, tmp_path / "out", ".nii.gz", folder)
+    assert job.prompts == folder / "a.json"
+
+
+def test_inputs_are_never_outputs(tmp_path: Path) -> None:
+    jobs = jobs_for(scans_of(tmp_path, "a", "b"), tmp_path / "out", ".nii.gz", None)
+    (tmp_path / "out").symlink_to(tmp_path)
+    with pytest.raises(DataError, match=r"a\.nii\.gz: is an input; choose another"):
+        refuse_taken_jobs(jobs, LABELS, replace=True)
+    swapped = [Job(jobs[0].case, "", jobs[1].mask), Job(jobs[1].case, "", jobs[0].mask)]
+    with pytest.raises(DataError, match=r"b\.nii\.gz: is an input; choose another folder"):
+        refuse_taken_jobs(swapped, LABELS, replace=True)
+
+
+def test_what_is_done(tmp_path: Path) -> None:
+    (job,) = jobs_for(scans_of(tmp_path, "a"), tmp_path / "out", ".nii", None)
+    record = {**ABOUT, "masks": ["a.nii"], "probabilities": []}
+    record |= {"scan": {"sha256": job.scan_hash()}, "prompts": None}
+
+    def done(probabilities: bool = False, replace: bool = False, **changed: object) -> bool:
+        write_json(job.record, {**record, **changed})
+        return is_done(job, ABOUT, [job.mask], probabilities, replace)
+
+    assert not is_done(job, ABOUT, [job.mask], False, False)
+    assert not done()
+    job.mask.touch()
+    assert done()
+    assert not done(probabilities=True)
+    assert not done(masks=["a.nii", "b.nii"])
+    (tmp_path / "out" / "a.nrrd").touch()
+    assert not done(masks=["a.nrrd"])  # another ending was wanted
+    assert not done(scan={"sha256": "0"})
+    assert not done(scan=None)
+    assert not done(prompts={"sha256": "0"})
+    with pytest.raises(DataError, match=r"made otherwise: settings::seed was 1, now 0\. Choose"):
+        done(settings={"seed": 1})
+    assert not done(replace=True, settings={"seed": 1})
+    job.case.image.unlink()
+    assert not done()
+    job.record.write_text("{")
+    with pytest.raises(DataError, match="is not JSON"):
+        is_done(job, ABOUT, [job.mask], False, False)
