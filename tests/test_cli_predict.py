@@ -220,7 +220,7 @@ def test_outputs_are_not_written_over(tune: Tune, run: Path, tmp_path: Path) -> 
         (tmp_path / "scans", (), "is the folder of the scans; choose another for the masks"),
         (scans[0], (), "is one mask, and there are 3 scans"),
         (out, ("--resume", "--set", "fill_holes=true"), "fill_holes was False, now True. Choose"),
-        (out, ("--ending", ".png"), "ending is '.png'; expected one of a mask"),
+        (out, ("--ending", ".jpg"), "ending is '.jpg'; expected one of a mask"),
         (out, ("--subset", "test"), "is no datalist, so it has no subset 'test'"),
         (
             out,
