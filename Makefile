@@ -22,7 +22,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 PYTEST = OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) $(PY) -m pytest -n $(JOBS) $(TESTS)
 
-.PHONY: help env demo test test-faults test-all mutation lint format types audit bench docs build clean
+.PHONY: help env demo test test-faults test-all mutation lint format types audit bench docs bundles build clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -77,6 +77,9 @@ bench: env ## timings beside stock segment-anything: attention, and one training
 
 docs: env ## API pages from the docstrings, into build/docs
 	$(PY) -m pdoc --docformat google --output-directory build/docs medsam_tune
+
+bundles: env ## write the configs that bundles/sam_image shares with bundles/sam_volume
+	$(PY) -m tests.bundle_copies
 
 build: env ## wheel, into dist
 	$(PY) -m pip wheel --no-deps --wheel-dir dist .

@@ -39,6 +39,8 @@ def size_of(result: Any) -> str:
     """What a call gave, in a few words."""
     if isinstance(result, np.ndarray):
         return f"a mask of {int(result.sum())} of {result.size} pixels"
+    if isinstance(result, str):
+        return result
     if isinstance(result, list):
         return f"{len(result)} cases"
     image = result[0]
@@ -110,7 +112,8 @@ def page() -> str:
 
 Made by `python benchmarks/bad_inputs.py`; every row is also a test (`tests/test_bad_inputs.py`).
 The plain stack is MONAI {version("monai")} (`LoadImaged` and `EnsureChannelFirstd` with their
-default readers), and for prompts segment-anything's `SamPredictor` with a tiny random model.
+default readers), for prompts segment-anything's `SamPredictor` with a tiny random model, and for
+2-D images Pillow with numpy.
 **No word**: the input is taken without an error and without a warning, and what comes of it is not
 checked, or wrong. Numbers repeat where several inputs belong to one fault. Paths are shortened to
 the files' names.

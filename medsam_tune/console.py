@@ -159,7 +159,8 @@ class EngineProgress:
     def _open(self, engine: Any) -> None:
         state = engine.state
         what = self.what.format(epoch=state.epoch, epochs=state.max_epochs)
-        done = state.iteration - (state.epoch - 1) * state.epoch_length  # of a resumed epoch
+        # Of a resumed epoch. A validation has the epoch of its training, and begins at 0.
+        done = max(0, state.iteration - (state.epoch - 1) * state.epoch_length)
         self._progress = Progress(what, state.epoch_length, self.unit, done=done)
 
     def _step(self, engine: Any) -> None:

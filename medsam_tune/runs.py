@@ -58,6 +58,7 @@ class RunRecord:
         base: description of the base model with the hash of its weights.
         mixture: weights of the kinds of prompts that it was trained with, see `training.mixture`;
             empty where there were none.
+        coding: how masks say their labels, see `cases.classes.Coding`; empty where values are ids.
         recipe: what the configs and the command line said, see `bundle.recipe`.
         version: version of the package.
         places: the paths above, relative to the run folder, for folders that moved together.
@@ -73,6 +74,7 @@ class RunRecord:
     labels: dict[str, str] = field(default_factory=dict)
     base: dict[str, Any] = field(default_factory=dict)
     mixture: dict[str, Any] = field(default_factory=dict)
+    coding: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
     version: str = __version__
     places: dict[str, str] = field(default_factory=dict)
@@ -96,6 +98,7 @@ class RunRecord:
                     "seed": record.seed,
                     "labels": {str(key): name for key, name in record.labels.items()},
                     "base": record.base,
+                    "coding": record.coding,
                     "version": record.version,
                     **(record.recipe if self.recipe and other.recipe else {}),
                 }

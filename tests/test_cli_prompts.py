@@ -171,7 +171,7 @@ def test_each_command_says_the_next(
     label = tmp_path / "label.nii.gz"
     data = Datalist("x", "CT", LABELS, (Case(scan, label, "a"),), test=(Case(scan, label, "b"),))
     write_datalist(data, datalist := tmp_path / "my list.json")
-    next_steps.after_split([Path("-a b.json")])
+    next_steps.after_split([Path("-a b.json")], "CT")
     train = "medsam-tune train lora --datalist './-a b.json' --output runs/lora"
     assert said() == [f"next: medsam-tune check './-a b.json' && {train}"]
     (tmp_path / "runs" / "lora").mkdir(parents=True)

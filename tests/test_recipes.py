@@ -16,16 +16,21 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import verify_metadata, verify_net_in_out
+from PIL import Image
 from safetensors.torch import load_file
 
+from medsam_tune.bundle import start
 from medsam_tune.cases.datalist import read_datalist, write_datalist
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.splits import split_cases
 from medsam_tune.methods import METHODS
 from medsam_tune.sam.build import build_sam
 from medsam_tune.synthetic.phantom import write_phantoms
+from tests.images import image_folder
 
-BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "sam_volume"
+BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
+BUNDLE, IMAGES = BUNDLES / "sam_volume", BUNDLES / "sam_image"
+BOTH = pytest.mark.parametrize("bundle", [BUNDLE, IMAGES], ids=["volume", "image"])
 RUN_FILES = {
     "run.json",
     "state.json",
@@ -35,14 +40,17 @@ RUN_FILES = {
     "logs",
     ".lock",
 }
+FEW = ("--epoch_slices", "4", "--rules::components", "4")  # of images
 SMALL = ("--image_size", "64", "--epochs", "1", "--num_workers", "0", "--warmup_steps", "2")
 
 
-def bundle_command(configs: list[str], *options: object, cwd: Path | None = None) -> list[str]:
-    folder = Path("configs") if cwd is None else BUNDLE / "configs"
+def bundle_command(
+    configs: list[str], *options: object, cwd: Path | None = None, bundle: Path = BUNDLE
+) -> list[str]:
+    folder = Path("configs") if cwd is None else bundle / "configs"
     files = [str(folder / name) for name in configs]
     argv = ["--config_file", files[0] if len(files) == 1 else str(files).replace(" ", "")]
-    argv += [] if cwd is None else ["--bundle_root", str(BUNDLE)]
+    argv += [] if cwd is None else ["--bundle_root", str(bundle)]
     return [sys.executable, "-m", "monai.bundle", "run", *argv, *map(str, options)]
 
 
@@ -61,12 +69,12 @@ def stopped(command: list[str], after: str, by: int = signal.SIGTERM) -> tuple[i
 
 
 def bundle_run(
-    configs: list[str], *options: object, cwd: Path | None = None
+    configs: list[str], *options: object, cwd: Path | None = None, bundle: Path = BUNDLE
 ) -> subprocess.CompletedProcess[str]:
     """`python -m monai.bundle run`: in the bundle's folder, or from `cwd` with --bundle_root."""
     return subprocess.run(
-        bundle_command(configs, *options, cwd=cwd),
-        cwd=cwd or BUNDLE,
+        bundle_command(configs, *options, cwd=cwd, bundle=bundle),
+        cwd=cwd or bundle,
         capture_output=True,
         text=True,
         check=False,
@@ -84,6 +92,15 @@ def datalist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four images for training, one for validation, one for the test, each a group."""
+    folder = image_folder(tmp_path_factory.mktemp("images"), groups=6)
+    split = split_cases(find_cases(folder), (4 / 6, 1 / 6, 1 / 6))
+    write_datalist(split, folder / "datalist.json")
+    return folder / "datalist.json"
+
+
+@pytest.fixture(scope="module")
 def lora_run(datalist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished training run, made from elsewhere with --bundle_root."""
     folder = tmp_path_factory.mktemp("lora")
@@ -93,10 +110,15 @@ def lora_run(datalist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m != "lora"])
-def test_train_in_the_bundles_folder(datalist: Path, tmp_path: Path, method: str) -> None:
+@BOTH
+@pytest.mark.parametrize("method", METHODS)
+def test_train_in_the_bundles_folder(
+    datalist: Path, images: Path, tmp_path: Path, method: str, bundle: Path
+) -> None:
     configs = ["train.yaml"] if method == "decoder" else ["train.yaml", f"method_{method}.yaml"]
-    done = bundle_run(configs, "--datalist", datalist, "--output_dir", tmp_path / "run", *SMALL)
+    data, more = (datalist, ()) if bundle == BUNDLE else (images, FEW)
+    options = ("--datalist", data, "--output_dir", tmp_path / "run", *SMALL, *more)
+    done = bundle_run(configs, *options, bundle=bundle)
     assert done.returncode == 0, done.stderr
     written = {path.name for path in (tmp_path / "run").iterdir()}
     assert written == RUN_FILES
@@ -119,6 +141,37 @@ def test_no_prompt_from_training_to_a_mask(datalist: Path, tmp_path: Path) -> No
     done = bundle_run(["inference.yaml"], "--run_dir", run, "--scans", scan, "--output", mask)
     assert done.returncode == 0, done.stderr
     assert nib.load(mask).shape == nib.load(scan).shape
+
+
+def test_images_from_few_cases_to_a_mask(images: Path, tmp_path: Path) -> None:
+    """Without prompts, few cases and a domain's overlay at once; then scores, and a PNG."""
+    configs = ["train.yaml", "method_lora.yaml", "microscopy.yaml", "few_shot.yaml"]
+    run, options = tmp_path / "run", ("--mixture", "{'box': 1, 'none': 1}")
+    options = (*options, "--datalist", images, "--output_dir", run, *SMALL, *FEW)
+    done = bundle_run(configs, *options, bundle=IMAGES)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((run / "run.json").read_text())
+    assert record["coding"]["colours"]["#6EC1E4"] == 1
+    assert record["rules"]["components"] == 4
+    done = bundle_run(["evaluate.yaml"], "--run_dir", run, bundle=IMAGES)
+    assert done.returncode == 0, done.stderr
+    with (run / "evaluation" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["name"], row["objects"]) for row in rows] == [("road", "1"), ("house", "3")]
+    summary = json.loads((run / "evaluation" / "summary.json").read_text())
+    assert list(summary["by_prompts"]) == ["slices", "none"]
+    case = read_datalist(images).test[0]
+    for name, prompts in (("a.png", case.label), ("b.png", None)):
+        options = ("--run_dir", run, "--scans", case.image, "--output", tmp_path / name)
+        more = () if prompts is None else ("--prompts", prompts)
+        done = bundle_run(["inference.yaml"], *options, *more, bundle=IMAGES)
+        assert done.returncode == 0, done.stderr
+        mask = np.asarray(Image.open(tmp_path / name))
+        assert mask.shape == Image.open(case.image).size[::-1]
+        assert set(np.unique(mask)) <= {0, 1, 2}
+    options = ("--datalist", images, "--run_dir", tmp_path / "zero", "--image_size", 64)
+    done = bundle_run(["evaluate.yaml", "zero_shot.yaml"], *options, bundle=IMAGES)
+    assert done.returncode == 0, done.stderr
 
 
 def test_pretraining_in_pieces(tmp_path: Path) -> None:
@@ -286,38 +339,49 @@ def test_a_run_is_not_written_over(lora_run: Path, datalist: Path) -> None:
     assert (lora_run / "tuned.safetensors").read_bytes() == before
 
 
-def test_monai_verifies_metadata() -> None:
+@BOTH
+def test_monai_verifies_metadata(bundle: Path) -> None:
     verify_metadata(
-        meta_file=str(BUNDLE / "configs" / "metadata.json"),
+        meta_file=str(bundle / "configs" / "metadata.json"),
         filepath=str(Path(__file__).parent / "meta_schema.json"),
     )
 
 
+@BOTH
 @pytest.mark.parametrize("method", METHODS)
-def test_monai_verifies_network(method: str) -> None:
-    overlay = [] if method == "decoder" else [str(BUNDLE / "configs" / f"method_{method}.yaml")]
+def test_monai_verifies_network(method: str, bundle: Path) -> None:
+    overlay = [] if method == "decoder" else [str(bundle / "configs" / f"method_{method}.yaml")]
     verify_net_in_out(
         net_id="network_def",
-        meta_file=str(BUNDLE / "configs" / "metadata.json"),
-        config_file=[str(BUNDLE / "configs" / "train.yaml"), *overlay],
+        meta_file=str(bundle / "configs" / "metadata.json"),
+        config_file=[str(bundle / "configs" / "train.yaml"), *overlay],
         device="cpu",
         num_classes=1,  # else that of the datalist
     )
 
 
 @pytest.mark.parametrize(
-    "config", sorted((BUNDLE / "configs").glob("*.yaml")), ids=lambda p: p.name
+    "config",
+    sorted(BUNDLES.glob("*/configs/*.yaml")),
+    ids=lambda p: f"{p.parts[-3]}-{p.name}",
 )
 def test_the_package_has_what_a_config_names(config: Path) -> None:
     names = set(re.findall(r"medsam_tune(?:\.\w+)+", config.read_text()))
     assert not [name for name in names if locate(name) is None]
 
 
-def test_bundle_has_what_the_specification_requires() -> None:
+@pytest.mark.parametrize("config", ["satellite", "documents", "xray", "microscopy"])
+def test_a_domain_is_an_overlay_of_known_settings(config: str) -> None:
+    path = IMAGES / "configs"
+    start(["run", "--config_file", f"['{path / 'train.yaml'}','{path / config}.yaml']"])
+
+
+@BOTH
+def test_bundle_has_what_the_specification_requires(bundle: Path) -> None:
     for name in ("LICENSE", "configs/metadata.json", "docs/README.md", "models"):
-        assert (BUNDLE / name).exists()
-    for config in (BUNDLE / "configs").glob("*.yaml"):
+        assert (bundle / name).exists()
+    for config in (bundle / "configs").glob("*.yaml"):
         first = config.read_text().splitlines()[0]
         assert first.startswith("# "), f"{config.name} does not say what it is for"
-    metadata = json.loads((BUNDLE / "configs" / "metadata.json").read_text())
+    metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
     assert metadata["version"] in metadata["changelog"]

@@ -36,7 +36,7 @@ from medsam_tune.formats.dicom.stack import read_series
 from medsam_tune.formats.dicom.studies import read_tree
 from medsam_tune.formats.listing import files_below
 from medsam_tune.formats.mending import Mending
-from medsam_tune.formats.open import ENDINGS
+from medsam_tune.formats.open import ENDINGS, is_flat, scans_among
 from medsam_tune.formats.volume import image_from
 
 SOUND, LEAKING = 0, 4
@@ -53,7 +53,7 @@ class Finding:
         subset: subset of the datalist; empty without one.
         problem: reason of the refusal; empty for a sound scan.
         shape: (I, J, K) number of voxels of the file's array.
-        spacing: millimetres along those axes.
+        spacing: millimetres along those axes; empty where nothing says them.
         orientation: nibabel's axis codes, e.g. "RAS".
         range: lowest and highest value.
         labels: label id -> number of voxels.
@@ -85,12 +85,14 @@ class Report:
         findings: one for each scan.
         leaks: the same patient, file or voxels in two subsets; one sentence each.
         twice: the same file or voxels twice in one subset; one sentence each.
+        modality: modality of the datalist; empty where there is none.
     """
 
     source: str
     findings: tuple[Finding, ...]
     leaks: tuple[str, ...]
     twice: tuple[str, ...]
+    modality: str = ""
 
     @property
     def outcome(self) -> int:
@@ -122,8 +124,9 @@ class Report:
 def _line(one: Finding) -> str:
     size = " x ".join(map(str, one.shape))
     spacing = " x ".join(f"{mm:.4g}" for mm in one.spacing)
+    spacing = f"{spacing} mm" if spacing else "of no known spacing"
     low, high = one.range
-    parts = [f"{one.case}: {size}, {spacing} mm, {one.orientation}, {low:g} to {high:g}"]
+    parts = [f"{one.case}: {size}, {spacing}, {one.orientation}, {low:g} to {high:g}"]
     if one.labels:
         parts.append("labels " + ", ".join(f"{k} ({n})" for k, n in one.labels.items()))
     return "; ".join([*parts, *one.notes])
@@ -139,8 +142,8 @@ def check_place(
     """Read every scan of a place.
 
     Args:
-        place: a datalist (.json), a folder that `find_cases` knows, any other folder, whose DICOM
-            series and scans are read one by one, or one file.
+        place: a datalist (.json), a folder or table that `find_cases` knows, any other folder,
+            whose DICOM series and scans are read one by one, or one file.
         jobs: number of scans read at once.
         progress: show it on standard error.
         mending: choice of faults to mend; by default all are refused.
@@ -155,11 +158,13 @@ def check_place(
     leaks: list[str] = []
     twice: list[str] = []
     known: set[tuple[str, str]] = set()
+    modality = ""
     if place.suffix == ".json":
         data = read_datalist(place, with_leaks=True)
         leaks += leaks_of(data)
         known = _same_bytes(data, leaks, twice)
-        expected = _expected(data.modality, any_unit)
+        modality = data.modality
+        expected = _expected(modality, any_unit)
         tasks = [
             _case_task(case, subset, data.labels_in_files, mending, expected)
             for subset in SUBSETS
@@ -171,11 +176,11 @@ def check_place(
         done = pool.map(lambda task: task(), tasks)
         findings = tuple(tracked(done, "check", len(tasks), "scan", show=progress))
     _same_voxels(findings, known, leaks, twice)
-    return Report(str(place), findings, tuple(leaks), tuple(twice))
+    return Report(str(place), findings, tuple(leaks), tuple(twice), modality)
 
 
 def _tasks(place: Path, mending: Mending, any_unit: bool) -> list[_Task]:
-    if place.is_dir() and has_pairs(place):
+    if has_pairs(place):
         cases, content = paired_cases(place)
         labels = labels_of(place, cases, content)[0].in_files
         expected = _expected(_modality_said(content, place), any_unit)
@@ -183,11 +188,13 @@ def _tasks(place: Path, mending: Mending, any_unit: bool) -> list[_Task]:
     if place.name.lower().endswith(ENDINGS):
         return [_scan_task(place, mending)]
     files = files_below(place) if place.is_dir() else [place]
-    scans = [path for path in files if path.name.lower().endswith(ENDINGS)]
-    tasks = [_scan_task(path, mending) for path in scans]
+    scans = scans_among(files)
+    flat = bool(scans) and is_flat(scans[0])
+    tasks = [] if flat else [_scan_task(path, mending) for path in scans]
     if not tasks or len(scans) < len(files):
-        tasks += _tree_tasks(place, bool(tasks), mending)
-    return tasks
+        tasks += _tree_tasks(place, bool(scans), mending)
+    # Images beside DICOM are previews.
+    return tasks or [_scan_task(path, mending) for path in scans]
 
 
 def _modality_said(content: Mapping[str, Any], place: Path) -> str:
@@ -266,7 +273,8 @@ def _describe(finding: Finding, image: MetaTensor) -> None:
     values = image.as_tensor()
     shape = image.meta.get("spatial_shape")
     finding.shape = tuple(int(n) for n in (values.shape[1:] if shape is None else shape))
-    finding.spacing = tuple(np.linalg.norm(affine[:3, :3], axis=0).round(4).tolist())
+    if image.meta.get("spacing_known", True):
+        finding.spacing = tuple(np.linalg.norm(affine[:3, :3], axis=0).round(4).tolist())
     finding.orientation = "".join(nib.orientations.aff2axcodes(affine))
     finding.range = (float(values.min()), float(values.max()))
     finding.notes = tuple(image.meta.get("notes", ()))
@@ -274,10 +282,12 @@ def _describe(finding: Finding, image: MetaTensor) -> None:
 
 
 def _describe_label(finding: Finding, label: MetaTensor) -> None:
-    """Fill in the notes and the voxels of each id of a label map (1, X, Y, Z)."""
+    """Fill in the notes and the voxels of each id of a label map, the first channel."""
     finding.notes = tuple(dict.fromkeys([*finding.notes, *label.meta.get("notes", ())]))
     counts: Counter[int] = Counter()
-    for part in label.as_tensor().split(1, dim=-1):  # of all at once, an int64 copy would be made
+    for part in label.as_tensor()[:1].split(
+        1, dim=-1
+    ):  # of all at once, an int64 copy would be made
         ids, numbers = np.unique(part.numpy(), return_counts=True)
         counts.update(dict(zip(ids.tolist(), numbers.tolist(), strict=True)))
     finding.labels = {k: counts[k] for k in sorted(counts) if k}

@@ -36,6 +36,7 @@ DICOM_KINDS: Mapping[str, frozenset[str]] = {
     "MR": frozenset({"MR"}),
     "XR": frozenset({"CR", "DX", "DR", "MG", "RF", "RG", "XA", "IO", "PX"}),
     "US": frozenset({"US", "IVUS", "BDUS"}),
+    "RGB": frozenset(),
 }
 """Modality of a datalist, one of `datalist.MODALITIES` -> DICOM's Modality of its series."""
 
@@ -74,7 +75,7 @@ def check_image(image: MetaTensor, path: Path) -> None:
     """Refuse an image that is not one finite 3-D volume with a place in the world.
 
     Args:
-        image: (C, X, Y, Z), any dtype, as loaded, before orientation.
+        image: (C, X, Y, Z), any dtype, as loaded, before orientation; `meta["channels"]` is C.
         path: file that it came from.
 
     Raises:
@@ -125,6 +126,11 @@ def label_values(label: Tensor) -> list[int]:
     return sorted(found)
 
 
+def _channels(image: Tensor) -> int:
+    """Channels of a volume: 3 of a colour image, 1 of all else."""
+    return int(image.meta.get("channels", 1)) if isinstance(image, MetaTensor) else 1
+
+
 def _check_dimensions(image: Tensor, path: Path) -> None:
     if image.ndim != 4:
         raise DataError(
@@ -132,7 +138,7 @@ def _check_dimensions(image: Tensor, path: Path) -> None:
             f" ({path}); expected a 3-D volume."
         )
     check_not_empty(path, image.shape[1:])
-    if image.shape[0] != 1:
+    if image.shape[0] != _channels(image):
         raise DataError(
             f"image is 4-D, {image.shape[0]} volumes of {tuple(image.shape[1:])} "
             f"({path}); expected one 3-D volume. Choose it: mending::volume_index=0."
@@ -217,9 +223,9 @@ def _check_values(label: Tensor, labels: Iterable[int], path: Path) -> None:
 
 
 def _shape(image: Tensor) -> tuple[int, ...]:
-    """(1, X, Y, Z) -> (X, Y, Z); several volumes keep their count at the end, as in the file."""
+    """(C, X, Y, Z) -> (X, Y, Z); several volumes keep their count at the end, as in the file."""
     volumes, *shape = image.shape
-    return tuple(shape) if volumes == 1 else (*shape, volumes)
+    return tuple(shape) if volumes == _channels(image) else (*shape, volumes)
 
 
 def _some(values: Iterable[float] | Tensor) -> str:

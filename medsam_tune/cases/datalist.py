@@ -12,6 +12,7 @@ from pathlib import Path
 from reprlib import repr as shown
 from typing import Any
 
+from medsam_tune.cases.classes import PLAIN, Coding, coding_said
 from medsam_tune.cases.description import IGNORE, Labels, known_modality, labels_said
 from medsam_tune.cases.guesses import guessed_patient
 from medsam_tune.errors import DataError, listed
@@ -32,14 +33,16 @@ class Case:
     """One scan.
 
     Attributes:
-        image: NIfTI, NRRD or MetaImage file, or a folder of DICOM.
-        label: label map on the image's grid, a DICOM SEG or RTSTRUCT, a folder with a file for
-            each organ, or None.
-        patient: id of the patient; all scans of one patient stay in one subset.
+        image: NIfTI, NRRD or MetaImage file, a folder of DICOM, or a 2-D image.
+        label: label map on the image's grid, a DICOM SEG or RTSTRUCT, the mask of an image, a
+            folder with a file for each organ, or None.
+        patient: id of the patient; all scans of one patient stay in one subset. Of images, it is
+            what they have in common: a scene, a tile, a document.
         series: SeriesInstanceUID (or its end) where the folder holds several.
         name: name of the case, where the image's own is not unique or identifies the patient.
         copy: 0 for the scan itself, otherwise the number of a deformed copy of it.
         guessed: True if nothing says the patient, and it is guessed from the scan's name.
+        coding: how the mask of an image says its labels.
 
     Raises:
         DataError: a name that is not safe as a file's.
@@ -52,6 +55,7 @@ class Case:
     name: str | None = None
     copy: int = 0
     guessed: bool = field(default=False, compare=False, repr=False)
+    coding: Coding = field(default=PLAIN, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.name is not None and not _SAFE_NAME.fullmatch(self.name):
@@ -82,6 +86,7 @@ class Datalist:
         test: held-out cases, which only the evaluation reads.
         present: case id -> ids of the labels that it has, for label maps that had to be read to
             find the labels; not written to the file.
+        coding: how masks of images say their labels; the cases have it as well.
     """
 
     name: str
@@ -92,6 +97,7 @@ class Datalist:
     test: tuple[Case, ...] = ()
     ignore: int | None = None
     present: Mapping[str, frozenset[int]] = field(default_factory=dict, compare=False, repr=False)
+    coding: Coding = PLAIN
 
     @property
     def labels_in_files(self) -> dict[int, str]:
@@ -150,6 +156,7 @@ def as_json(datalist: Datalist, folder: Path) -> str:
         "modality": {"0": datalist.modality},
         "labels": {"0": "background", **{str(k): v for k, v in sorted(datalist.labels.items())}},
         **({} if datalist.ignore is None else {IGNORE: datalist.ignore}),
+        **datalist.coding.describe(),
         **{
             subset: [_entry(case, folder) for case in getattr(datalist, subset)]
             for subset in SUBSETS
@@ -209,14 +216,17 @@ def read_datalist(path: Path, *, with_leaks: bool = False, with_missing: bool = 
     labels = labels_said(content, path)
     if not labels.names:
         raise DataError(f"{path}: labels names none but the background; expected at least one.")
+    coding = coding_said(content, labels.in_files, path)
+    coded = {k: tuple(replace(c, coding=coding) for c in each) for k, each in subsets.items()}
     return Datalist(
         name=name,
         modality=known_modality(None, content, path),
         labels=labels.names,
-        training=subsets["training"],
-        validation=subsets["validation"],
-        test=subsets["test"],
+        training=coded["training"],
+        validation=coded["validation"],
+        test=coded["test"],
         ignore=labels.ignore,
+        coding=coding,
     )
 
 

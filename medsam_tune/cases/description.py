@@ -12,8 +12,9 @@ from typing import Any
 from medsam_tune.errors import DataError, listed, warn
 from medsam_tune.formats.volume import HIGHEST_ID
 
-MODALITIES = ("CT", "MR", "XR", "US")
-"""Known modalities: XR are radiographs in any depth, US ultrasound in 8 bits."""
+MODALITIES = ("CT", "MR", "XR", "US", "RGB")
+"""Known modalities: XR are radiographs in any depth, US ultrasound in 8 bits, RGB 2-D images in
+colours or grey: aerial, documents, microscopy, photographs."""
 
 IGNORE = "ignore"
 """Name of nnU-Net's label for voxels that nobody annotated; no organ."""
@@ -24,6 +25,7 @@ _WORDS = {
     r"magnetic resonance",
     "XR": r"xr|x-?rays?|dx|cr|radiographs?",
     "US": r"us|ultrasound",
+    "RGB": r"rgb|r|g|b|red|green|blue|colou?rs?|aerial|satellite|photos?|photographs?",
 }
 """Modality -> words in dataset.json that are certain to mean it, in any case."""
 
@@ -169,14 +171,15 @@ def labels_from(ids: Iterable[tuple[int, str]], source: Path | str) -> Labels:
                 "expected one id for each name. Rename one, or give both one id in the label maps."
             )
     background = names.pop(0, "background")
-    if background.strip().casefold() not in _BACKGROUND:
+    if background.strip().casefold() not in BACKGROUND:
         warn(f"{source}: label 0 is named {shown(background)}; 0 is the background, and no label.")
     ignore = numbers.get(IGNORE)
     names.pop(-1 if ignore is None else ignore, None)
     return Labels(dict(sorted(names.items())), ignore)
 
 
-_BACKGROUND = {"background", "bg", "backgound", "back", "none", "unlabelled", "unlabeled", "clear"}
+BACKGROUND = {"background", "bg", "backgound", "back", "none", "unlabelled", "unlabeled", "clear"}
+"""Names, in lower case, of what is no label."""
 
 
 def _id_and_name(key: str, value: Any, source: Path) -> tuple[int, str]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from medsam_tune.cases.classes import FILE, PLAIN, read_classes
 from medsam_tune.cases.datalist import (
     Case,
     Datalist,
@@ -17,18 +17,21 @@ from medsam_tune.cases.datalist import (
     refuse_same_names,
 )
 from medsam_tune.cases.description import Labels, known_modality, of_dicom
-from medsam_tune.cases.guesses import guessed_patient
+from medsam_tune.cases.labels.masks import Mask
 from medsam_tune.cases.labels.names import labels_of
-from medsam_tune.errors import DataError, listed, warn
+from medsam_tune.cases.pairs import (
+    OR_PAIRS,
+    TABLE,
+    folder_pairs,
+    has_folders,
+    several_channels,
+    table_pairs,
+)
+from medsam_tune.errors import DataError, warn
 from medsam_tune.files import read_json
 from medsam_tune.formats.dicom.series import choose_series
 from medsam_tune.formats.dicom.studies import Labelled, Tree, choose_labelled, read_tree
-from medsam_tune.formats.listing import entries_of
-from medsam_tune.formats.open import ENDINGS, name_from, stem_of
-
-_FOLDERS = (("imagesTr", "labelsTr"), ("images", "labels"))
-_OR_PAIRS = "".join(f", or {images}/ and {labels}/" for images, labels in _FOLDERS)
-_CHANNEL = "_0000"  # of nnU-Net's images
+from medsam_tune.formats.open import ENDINGS, stem_of
 
 
 def find_cases(
@@ -37,20 +40,24 @@ def find_cases(
     modality: str | None = None,
     labels: Labels | None = None,
     secret: Callable[[], bytes] | None = None,
+    classes: Path | None = None,
 ) -> Datalist:
     """All labelled cases of a folder, in `training`.
 
     Args:
         folder: Medical Segmentation Decathlon or nnU-Net raw layout (`dataset.json`); or
-            `images/` and `labels/` with files of the same names; or DICOM studies in any layout,
-            where each SEG or RTSTRUCT is paired with the series that it refers to. A `labels.json`
-            such as `{"1": "spleen"}` names the labels; without it they are read for their values.
-        modality: one of `description.MODALITIES`; by default what dataset.json or the series say.
-            Of DICOM studies, only series of this modality are taken.
+            `images/` and `labels/` (or `masks/`) with files of the same names, see
+            `pairs.folder_pairs`; or a table of pairs, see `pairs.table_pairs`; or DICOM studies in
+            any layout, where each SEG or RTSTRUCT is paired with the series that it refers to. A
+            `labels.json` such as `{"1": "spleen"}` names the labels, or `classes.json` those of
+            masks and their colours; without them labels are read for their values.
+        modality: one of `description.MODALITIES`; by default what dataset.json or the series say,
+            and RGB of 2-D images. Of DICOM studies, only series of this modality are taken.
         labels: labels by name, instead of what the folder says; every label is read for them.
         secret: gives the key of the hashes that stand for DICOM patients, such as
             `patients.secret_beside`; called only if there is DICOM. None takes a key of this
             process, so that a later call gives other hashes.
+        classes: class map instead of the folder's `classes.json`, see `cases.classes`.
 
     Raises:
         DataError: no such folder, another layout, files that are missing or have no partner, a
@@ -61,15 +68,23 @@ def find_cases(
         Antonelli et al., "The Medical Segmentation Decathlon", Nature Communications 2022.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not folder.is_dir() and folder.suffix.lower() != TABLE:
         raise DataError(f"{folder}: no such folder; expected one with dataset.json or images/.")
     if modality is not None:
         known_modality(modality, {}, folder)
     labelled: tuple[Labelled, ...] = ()
+    coding = PLAIN
     if has_pairs(folder):
-        cases, content = paired_cases(folder)
+        cases, content = paired_cases(folder, classes)
+        coding = cases[0].coding
         cases, kinds = _by_headers(cases, secret)
-        modality = _modality_of(modality, content, kinds, folder)
+        flat = all(Mask.recognises(case.image) for case in cases)
+        modality = _modality_of(modality, content, kinds, folder, flat)
+    elif classes is not None:
+        raise DataError(
+            f"{classes}: class maps are of masks of images, and {folder} holds none. Leave "
+            "--classes out."
+        )
     else:
         tree = _tree_of(folder, secret and secret())
         labelled, modality = choose_labelled(tree, folder, modality)
@@ -82,26 +97,56 @@ def find_cases(
     present |= {one.name: one.present & held for one in labelled if one.present is not None}
     name = content.get("name")
     return Datalist(
-        name=name if isinstance(name, str) else folder.resolve().name,
+        name=name if isinstance(name, str) else stem_of(folder),
         modality=modality,
         labels=meant.names,
         training=cases,
         ignore=meant.ignore,
         present=present,
+        coding=coding,
     )
 
 
 def has_pairs(folder: Path) -> bool:
-    """Whether a folder is laid out as pairs of images and labels, by dataset.json or by name."""
-    return (folder / "dataset.json").is_file() or image_and_label_folders(folder) is not None
+    """Whether it is a table of pairs, or a folder of them, by dataset.json or by name."""
+    if folder.suffix.lower() == TABLE:
+        return folder.is_file()
+    return (folder / "dataset.json").is_file() or has_folders(folder)
 
 
-def paired_cases(folder: Path) -> tuple[tuple[Case, ...], dict[str, Any]]:
-    """The cases of a folder of pairs, and what its dataset.json says, if there is one.
+def paired_cases(
+    folder: Path, classes: Path | None = None
+) -> tuple[tuple[Case, ...], dict[str, Any]]:
+    """The cases of a folder or table of pairs, and what its dataset.json and class map say.
+
+    Args:
+        folder: folder, or table.
+        classes: class map; by default `classes.json` of the folder, if there is one.
 
     Raises:
         DataError: as in `find_cases`.
     """
+    content: dict[str, Any] = {}
+    if folder.suffix.lower() == TABLE:
+        cases, description = table_pairs(folder), folder
+        refuse_missing(cases, folder)
+    else:
+        cases, content, description = _folder_cases(folder)
+    if not cases:
+        raise DataError(
+            f"{folder}: no case in it; expected scans as {', '.join(ENDINGS)}, or folders of DICOM."
+        )
+    refuse_same_names(cases, folder)
+    own = description.parent / FILE
+    if classes is not None or (own.is_file() and "labels" not in content):
+        found = read_classes(own if classes is None else classes)
+        content = {**content, **found.content()}
+        cases = tuple(replace(case, coding=found.coding) for case in cases)
+    return cases, content
+
+
+def _folder_cases(folder: Path) -> tuple[tuple[Case, ...], dict[str, Any], Path]:
+    """The cases of a folder of pairs, and what its dataset.json says, and its path."""
     description = folder / "dataset.json"
     content = read_json(description) if description.is_file() else {}
     entries = content.get("training")
@@ -109,13 +154,8 @@ def paired_cases(folder: Path) -> tuple[tuple[Case, ...], dict[str, Any]]:
         cases = tuple(map(_as_it_lies, cases_from(entries, folder, description)))
         refuse_missing(cases, description)
     else:
-        cases = _pair_folders(folder)
-    if not cases:
-        raise DataError(
-            f"{folder}: no case in it; expected scans as {', '.join(ENDINGS)}, or folders of DICOM."
-        )
-    refuse_same_names(cases, folder)
-    return cases, content
+        cases = folder_pairs(folder)
+    return cases, content, description
 
 
 def studies_cases(labelled: Iterable[Labelled]) -> tuple[Case, ...]:
@@ -137,45 +177,9 @@ def _tree_of(folder: Path, secret: bytes | None) -> Tree:
         return read_tree(folder, secret)
     except DataError as error:
         raise DataError(
-            f"{folder}: no known layout; expected a dataset.json{_OR_PAIRS}, or DICOM studies "
+            f"{folder}: no known layout; expected a dataset.json{OR_PAIRS}, or DICOM studies "
             f"with SEG or RTSTRUCT ({error})"
         ) from error
-
-
-def image_and_label_folders(folder: Path) -> tuple[Path, Path] | None:
-    """The folders of images and of labels in a folder, if it has both."""
-    for images, labels in _FOLDERS:
-        if (folder / images).is_dir() and (folder / labels).is_dir():
-            return folder / images, folder / labels
-    return None
-
-
-def _pair_folders(folder: Path) -> tuple[Case, ...]:
-    """Images and labels of the same stem; nnU-Net's channel suffix goes if that finds a label."""
-    images, labels = image_and_label_folders(folder) or (None, None)
-    if images is None or labels is None:
-        raise DataError(f"{folder}: no known layout; expected a dataset.json{_OR_PAIRS}.")
-    by_stem = {stem_of(file): file for file in _scans(labels)}
-    named = set(by_stem)
-    cases, alone = [], []
-    for image in _scans(images):
-        stem = stem_of(image)
-        if stem not in named and (found := re.fullmatch(r"(.*)_000[1-9]", stem)):
-            if found[1] in named:
-                raise _several_channels(image.with_name(found[1]))
-        stem = stem if stem in by_stem else stem.removesuffix(_CHANNEL)
-        label = by_stem.pop(stem, None)
-        if label is None:
-            alone.append(image.name)
-        else:
-            cases.append(Case(image, label, guessed_patient(name_from(stem)), guessed=True))
-    if alone or by_stem:
-        raise DataError(
-            f"{folder}: images without a label: {listed(alone) or 'none'}; labels without an "
-            f"image: {listed(file.name for file in by_stem.values()) or 'none'}; expected one "
-            "label of the same name for each image. Add or remove files."
-        )
-    return tuple(cases)
 
 
 def _as_it_lies(case: Case) -> Case:
@@ -188,15 +192,8 @@ def _as_it_lies(case: Case) -> Case:
     if not os.path.exists(channel):
         return case
     if os.path.exists(other):
-        raise _several_channels(case.image)
+        raise several_channels(case.image)
     return replace(case, image=channel)
-
-
-def _several_channels(image: Path) -> DataError:
-    return DataError(
-        f"{image}: has several channels, a file for each ({_CHANNEL}, _0001, ...); expected one "
-        "image for each label. Copy the channel to train on, with its labels, into a folder."
-    )
 
 
 def _by_headers(
@@ -219,11 +216,17 @@ def _by_headers(
 
 
 def _modality_of(
-    given: str | None, content: Mapping[str, Any], kinds: Mapping[str, str], folder: Path
+    given: str | None,
+    content: Mapping[str, Any],
+    kinds: Mapping[str, str],
+    folder: Path,
+    flat: bool,
 ) -> str:
-    """The modality that is given, that dataset.json says, or that all DICOM headers say."""
+    """The modality that is given, that dataset.json or all DICOM headers say, or RGB of images."""
     headers = {of_dicom(kind) for kind in kinds.values()}
     says = "modality" in content or "channel_names" in content
+    if given is None and not says and flat:
+        return "RGB"
     if given is None and not says and len(headers) == 1 and (one := headers.pop()) is not None:
         return one
     modality = known_modality(given, content, folder)
@@ -235,10 +238,3 @@ def _modality_of(
                 "case out."
             )
     return modality
-
-
-def _scans(folder: Path) -> Iterator[Path]:
-    """Files of known endings, and folders: of a DICOM series, or of a file for each organ."""
-    for path in entries_of(folder):
-        if path.is_dir() or path.name.lower().endswith((*ENDINGS, ".dcm")):
-            yield path

@@ -33,8 +33,9 @@ def load_case(
         expected: modality and unit that the scan must have; by default any.
 
     Returns:
-        Image (1, X, Y, Z) float32 in the scanner's unit, and label (1, X, Y, Z) int32 or None, both
-        on the grid of the image's file; affines in nibabel's RAS+ millimetres.
+        Image (1, X, Y, Z) float32 in the scanner's unit (3 channels of a colour image), and label
+        (1, X, Y, Z) int32 or None, both on the grid of the image's file; affines in nibabel's RAS+
+        millimetres. A label has a second channel where it tells objects apart: their numbers.
         `meta["original_affine"]` and `meta["spatial_shape"]` are the file's own; `meta["notes"]`
         says what was changed.
 
@@ -47,7 +48,8 @@ def load_case(
         check_scan(image, case.image, mending, expected)
         if case.label is None:
             return image, None
-        return image, open_label(case.label).onto(image, case.image, labels, mending)
+        label = open_label(case.label, case.coding)
+        return image, label.onto(image, case.image, labels, mending)
 
 
 def check_scan(
@@ -73,7 +75,7 @@ def voxel_hash(image: MetaTensor) -> str:
     """Hash of a scan's voxels in LPS order: the same for the scan under another name.
 
     Args:
-        image: (1, X, Y, Z), image or label as `load_case` returns it.
+        image: (C, X, Y, Z), image or label as `load_case` returns it.
     """
     same = cast(MetaTensor, Orientation(axcodes="LPS", labels=None)(image)).as_tensor()
     plain = same.contiguous() + 0  # -0.0 is 0.0

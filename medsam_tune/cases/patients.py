@@ -123,12 +123,15 @@ def with_cases(datalist: Datalist, change: Callable[[Case], Case]) -> Datalist:
     return replace(datalist, training=training, validation=validation, test=test)
 
 
-def patients_line(datalist: Datalist, told: str = "DICOM headers or dataset.json") -> str:
+def patients_line(datalist: Datalist, told: str | None = None) -> str:
     """One line: how many patients there are, how they were found, and an example.
+
+    Of 2-D images, patients are called groups.
 
     Args:
         datalist: all cases.
-        told: what said the patients that are not guessed.
+        told: what said the patients that are not guessed; by default DICOM headers or dataset.json,
+            of images their folders or the table.
 
     Raises:
         DataError: all scans seem to be of one patient, by their names alone.
@@ -137,7 +140,10 @@ def patients_line(datalist: Datalist, told: str = "DICOM headers or dataset.json
     members: dict[str, list[str]] = {}
     for case in cases:
         members.setdefault(case.patient, []).append(case.id)
-    counts = f"{len(members)} for {len(cases)} scans"
+    flat = datalist.modality == "RGB"
+    patients, scans = ("groups", "images") if flat else ("patients", "scans")
+    told = told or ("folders or a table" if flat else "DICOM headers or dataset.json")
+    counts = f"{len(members)} for {len(cases)} {scans}"
     guessed = [case for case in cases if case.guessed]
     several = next(
         (c.patient for c in guessed if len(members[c.patient]) > 1),
@@ -145,20 +151,20 @@ def patients_line(datalist: Datalist, told: str = "DICOM headers or dataset.json
     )
     example = f"; e.g. {listed(members[several], 2)} are {several}" if several is not None else ""
     if not guessed:
-        return f"patients: {counts}, by {told}{example}."
+        return f"{patients}: {counts}, by {told}{example}."
     say = "--patient-regex or --patients FILE.csv"
     if len(members) == 1 and len(cases) > 1:
         raise DataError(
             f"{datalist.name}: by their names ({listed((c.id for c in cases), 3)}), all "
-            f"{len(cases)} scans are of one patient, {cases[0].patient}; expected several. Say "
-            f"which patient each scan is of: {say}."
+            f"{len(cases)} {scans} are of one {patients[:-1]}, {cases[0].patient}; expected "
+            f"several. Say which {patients[:-1]} each is of: {say}."
         )
     how = "guessed from the names"
     if len(guessed) < len(cases):
-        how = f"of {len(guessed)} scans {how}"
+        how = f"of {len(guessed)} {scans} {how}"
     if several is None:
-        example = "; each scan is taken as another patient"
-    return f"patients: {counts}, {how}{example}. If that is wrong: {say}."
+        example = f"; each {scans[:-1]} is taken as another {patients[:-1]}"
+    return f"{patients}: {counts}, {how}{example}. If that is wrong: {say}."
 
 
 def numbered(datalist: Datalist, seed: int) -> tuple[Callable[[Datalist], Datalist], str]:

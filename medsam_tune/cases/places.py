@@ -11,12 +11,12 @@ from pathlib import Path
 
 from medsam_tune.cases.datalist import Case, read_datalist, refuse_same_names
 from medsam_tune.cases.description import of_dicom
-from medsam_tune.cases.folders import image_and_label_folders
+from medsam_tune.cases.pairs import image_and_label_folders
 from medsam_tune.errors import DataError, warn
 from medsam_tune.formats.dicom.series import Series, find_objects, is_uid
 from medsam_tune.formats.dicom.studies import folder_of, series_below
 from medsam_tune.formats.listing import files_below
-from medsam_tune.formats.open import ENDINGS
+from medsam_tune.formats.open import ENDINGS, is_flat, scans_among
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,8 @@ def _of_folder(place: Path, modality: str, leave_out: Iterable[Path]) -> Scans:
         if path.name != "DICOMDIR"
         and not any(Path(os.path.realpath(path)).is_relative_to(folder) for folder in left)
     ]
-    cases = [Case(path, None, "") for path in files if path.name.lower().endswith(ENDINGS)]
+    scans = scans_among(files)
+    cases = [Case(path, None, "") for path in scans]
     others = [path for path in files if not path.name.lower().endswith(ENDINGS)]
     try:
         objects = find_objects(others) if others else None
@@ -101,6 +102,8 @@ def _of_folder(place: Path, modality: str, leave_out: Iterable[Path]) -> Scans:
         objects = None
     if objects is None:
         return Scans(tuple(cases), place)
+    if scans and is_flat(scans[0]):  # images beside DICOM are previews
+        cases = []
     cases += _of_series(objects.series, place, modality)
     return Scans(tuple(cases), place, objects.problems)
 

@@ -123,7 +123,11 @@ def labels_of_patients(datalist: Datalist, jobs: int = 2) -> dict[str, set[int]]
         if case.id in datalist.present:
             return datalist.present[case.id]
         with about(f"case {case.id}"):
-            return open_label(case.label).present(datalist.labels) if case.label else set()
+            return (
+                open_label(case.label, case.coding).present(datalist.labels)
+                if case.label
+                else set()
+            )
 
     present: dict[str, set[int]] = {case.patient: set() for case in cases}
     with ThreadPoolExecutor(jobs) as pool:

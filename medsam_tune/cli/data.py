@@ -22,7 +22,7 @@ def split(
         Path,
         typer.Argument(
             help="A task of the Medical Segmentation Decathlon, a folder with images/ and "
-            "labels/, or DICOM studies with SEG or RTSTRUCT."
+            "labels/ (or masks/), a CSV of image and label, or DICOM studies with SEG or RTSTRUCT."
         ),
     ],
     out: Annotated[Path, typer.Option(help="The datalist to write.")] = Path("datalist.json"),
@@ -60,6 +60,13 @@ def split(
     labels: Annotated[
         str | None,
         typer.Option(help="Names of the labels, e.g. 1=liver,2=spleen. Reads every label map."),
+    ] = None,
+    classes: Annotated[
+        Path | None,
+        typer.Option(
+            help="Class map of masks in colours, JSON: id, name and color of each class. Default: "
+            "classes.json in the folder."
+        ),
     ] = None,
     anonymous: Annotated[
         bool,
@@ -100,7 +107,8 @@ def split(
         if os.path.lexists(name):
             raise DataError(f"{name}: is there already; delete it or choose another --out.")
     typed = None if labels is None else labels_typed(labels)
-    found = find_cases(folder, modality=modality, labels=typed, secret=partial(secret_beside, out))
+    secret = partial(secret_beside, out)
+    found = find_cases(folder, modality=modality, labels=typed, secret=secret, classes=classes)
     if patient_regex is not None:
         found = patients_by_regex(found, patient_regex)
         whose = patients_line(found, f"--patient-regex {patient_regex!r}")
@@ -127,7 +135,7 @@ def split(
     if key is not None:
         typer.echo(f"{key}: which number is which scan and patient; keep it to yourself")
     if lists[0].training and lists[0].validation:
-        after_split(names)
+        after_split(names, lists[0].modality)
 
 
 def check(

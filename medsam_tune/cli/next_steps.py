@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 SHIPPED = "volume"
 """The bundle that commands take by themselves."""
 
+IMAGES = "image"
+"""The bundle of 2-D images."""
+
 
 def medsam_tune(*words: object, bundle: str = SHIPPED) -> str:
     """A command line for a shell.
@@ -32,10 +35,10 @@ def medsam_tune(*words: object, bundle: str = SHIPPED) -> str:
     return shlex.join(["medsam-tune", *plain, *named])
 
 
-def after_split(datalists: Sequence[Path]) -> None:
+def after_split(datalists: Sequence[Path], modality: str) -> None:
     """Check, then train, on the first datalist."""
     first = datalists[0]
-    _say(f"{medsam_tune('check', first)} && {_train('--datalist', first)}")
+    _say(f"{medsam_tune('check', first)} && {_train_on(first, modality)}")
 
 
 def after_check(place: Path, report: Report) -> None:
@@ -50,7 +53,7 @@ def after_check(place: Path, report: Report) -> None:
     elif report.outcome == REFUSED:
         _say(f"mend the refused scans as they say, or take them out, then {again}")
     elif place.suffix == ".json":
-        _say(_train("--datalist", place))
+        _say(_train_on(place, report.modality))
     elif place.is_dir() and has_pairs(place):
         _say(medsam_tune("split", place, "--out", _free(Path("datalist.json"))))
 
@@ -79,12 +82,13 @@ def after_evaluate(run: Path, bundle: str, unfinished: bool = False) -> None:
     """Predict a held-out scan by the run."""
     _results(run)
     scan, series = _held_out(run)
+    ending = ".png" if bundle == IMAGES else ".nii.gz"
     chosen = ("--series", series) if series else ()
     if _prompted(run):
         boxes = _free(Path("boxes.json"))
         _say(medsam_tune("prompts", scan, *chosen, "--run", run, "--output", boxes))
     else:
-        mask = ("--output", _free(Path("mask.nii.gz")), *["--unfinished"] * unfinished)
+        mask = ("--output", _free(Path(f"mask{ending}")), *["--unfinished"] * unfinished)
         _say(medsam_tune("predict", scan, *chosen, "--run", run, *mask, bundle=bundle))
 
 
@@ -111,6 +115,9 @@ def after_prompts(
 
 def after_predict(scans: Path, masks: Path) -> None:
     """Look at the mask, or at those of a folder."""
+    if masks.suffix.lower() == ".png":
+        _say(f"open {masks} beside {scans}; its values are the ids of the labels, so it looks dark")
+        return
     which = "a mask of " if masks.is_dir() else ""
     over = "its scan" if masks.is_dir() else scans
     _say(f"open {which}{masks} over {over} in a viewer, e.g. 3D Slicer or ITK-SNAP")
@@ -154,6 +161,10 @@ def _results(run: Path) -> None:
         f"{folder / 'overlays'}",
         err=True,
     )
+
+
+def _train_on(datalist: Path, modality: str) -> str:
+    return _train("--datalist", datalist, bundle=IMAGES if modality == "RGB" else SHIPPED)
 
 
 def _train(*words: object, bundle: str = SHIPPED) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from medsam_tune.bundle import run_bundle
+from medsam_tune.cli.drawn import write_drawn
 from medsam_tune.cli.next_steps import after_predict, after_refusals
 from medsam_tune.cli.options import (
     KINDS,
@@ -28,8 +29,8 @@ def predict(
     scans: Annotated[
         Path,
         typer.Argument(
-            help="A NIfTI, NRRD or MetaImage file, or a DICOM folder; a folder of such scans; "
-            "DICOM studies; or a datalist."
+            help="A NIfTI, NRRD or MetaImage file, a DICOM folder, or a 2-D image; a folder of "
+            "such scans; DICOM studies; or a datalist."
         ),
     ],
     run: Annotated[
@@ -43,7 +44,8 @@ def predict(
         Path,
         typer.Option(
             help="Mask to write, in the scan's own grid: .nii.gz, .nii, .nrrd, .mha; or .dcm, of a "
-            "DICOM series. Or a folder, where masks are named after the scans."
+            "DICOM series; or .png, of a 2-D image. Or a folder, where masks are named after the "
+            "scans."
         ),
     ],
     prompts: Annotated[
@@ -59,6 +61,20 @@ def predict(
         typer.Option(
             help=f"What a label map stands for: {', '.join(KINDS[:-1])}, or scribbles. "
             "Default: slices."
+        ),
+    ] = None,
+    box: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of a 2-D image, a box around an object: x0,y0,x1,y1 in pixels, and its label. "
+            "May be repeated."
+        ),
+    ] = None,
+    point: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of a 2-D image, a point: x,y,1 inside or x,y,0 outside of the object, and its "
+            "label. May be repeated."
         ),
     ] = None,
     format_: Annotated[
@@ -109,6 +125,11 @@ def predict(
     be done is said, and the others go on. Exit codes: 0, all are done; 3, some are refused; 1, none
     is done, or the call itself is refused.
     """
+    if box or point:
+        if prompts is not None:
+            raise ValueError("give --prompts, or --box and --point, not both.")
+        options = {"unfinished": unfinished, "overwrite": overwrite}
+        prompts = write_drawn(scans, run[0], output, box or [], point or [], **options)
     folders = [str(folder) for folder in run]
     overrides: dict[str, Any] = {"run_dir": folders[0] if len(folders) == 1 else folders}
     overrides |= {"scans": scans, "output": output}

@@ -142,7 +142,9 @@ def _of_labels(
     grid = _grid(image.shape[1:], image.meta["original_affine"], rules)
     grid = replace(grid, size=(0, 0, 0))  # the file's own slices, which a person sees
     assert label is not None
-    objects = objects_of(prompts_of_labels(cut_label(label, grid)[0], labels, kind), grid, named)
+    pieces = None if rules is None else rules.components
+    prompts = prompts_of_labels(cut_label(label, grid)[0], labels, kind, components=pieces)
+    objects = objects_of(prompts, grid, named)
     if not objects:
         known = listed(labels.values())
         raise DataError(f"{label_path}: no label has a voxel; expected one of: {known}.")

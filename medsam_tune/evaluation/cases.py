@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -77,8 +78,12 @@ class CaseDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         case = self.cases[index]
         label = torch.from_numpy(case.label().astype(np.int64))
+        numbers = case.objects()
+        objects = None if numbers is None else torch.from_numpy(numbers)
         prompts = {
-            kind: simulated_prompts(label, self.labels, kind, self.jitter, self.seed, case.id)
+            kind: simulated_prompts(
+                label, self.labels, kind, self.jitter, self.seed, case.id, objects
+            )
             for kind in self.kinds
         }
         return {
@@ -237,9 +242,11 @@ class CaseScores:
         own = (truth.shape[0], truth.shape[1], truth.shape[2])
         maps = [resized(one[None].to(truth.device), own, nearest=True)[0] for one in maps]
         truth, prediction, *ellipse = annotated(truth, *maps, truth=truth, ignore=self.ignore)
-        return score_case(
-            batch["case"], kind, prediction, truth, ellipse[0] if ellipse else None, self.labels
-        )
+        given: SlicePrompts | None = batch["prompts"][kind]
+        asked = {*zip(given.labels.tolist(), given.objects.tolist(), strict=True)} if given else ()
+        objects = Counter(label for label, _ in asked)
+        only = ellipse[0] if ellipse else None
+        return score_case(batch["case"], kind, prediction, truth, only, self.labels, objects)
 
     def _finish(self, engine: Engine) -> None:
         summary = summarise_kinds(self.scores)

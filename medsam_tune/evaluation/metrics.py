@@ -30,6 +30,7 @@ class Score:
         predicted_voxels: |P|, number of voxels of the prediction.
         ellipse_dice: Dice of the ellipses inscribed in the same boxes; None also where there is no
             box on every slice.
+        objects: number of objects that were prompted for; 0 without prompts.
     """
 
     case: str
@@ -41,6 +42,7 @@ class Score:
     truth_voxels: int
     predicted_voxels: int
     ellipse_dice: float | None
+    objects: int = 0
 
 
 def overlap(prediction: Tensor, truth: Tensor) -> tuple[float | None, float | None]:
@@ -75,6 +77,7 @@ def score_case(
     truth: Tensor,
     ellipse: Tensor | None,
     labels: Mapping[int, str],
+    objects: Mapping[int, int] | None = None,
 ) -> list[Score]:
     """One `Score` per label.
 
@@ -86,6 +89,7 @@ def score_case(
         ellipse: (Z, H, W) integer label slices of `EllipseInferer` from the same boxes; None for
             prompts without a box on every slice.
         labels: label id -> name.
+        objects: label id -> number of its objects that were prompted for; none by default.
     """
     scores = []
     for label, name in labels.items():
@@ -102,6 +106,7 @@ def score_case(
                 truth_voxels=int(true.sum()),
                 predicted_voxels=int(predicted.sum()),
                 ellipse_dice=None if ellipse is None else overlap(ellipse == label, true)[0],
+                objects=(objects or {}).get(label, 0),
             )
         )
     return scores

@@ -48,7 +48,7 @@ def draw_overlays(
     truth = next(iter(columns.values()))
     picked = _slices_worth_showing(truth, rows)
     height, width = image.shape[-2:]
-    unit = 2.6
+    unit = 2.6 if len(image) > 1 else 5.0  # inches of a column; a 2-D image has one row
     seen = [k for k in labels if any((maps[picked] == k).any() for maps in columns.values())]
     legend = 0.1 + 0.2 * -(-len(seen) // _LEGEND_COLUMNS)  # inches
     figure = Figure(
@@ -71,7 +71,7 @@ def draw_overlays(
                 dice = None if maps is truth else _mean_dice(maps, truth, labels)
                 score = "" if dice is None else f"\nDice {dice:.2f}"
                 axis.set_title(f"{_plain(title)}{score}", fontsize=9)
-            if column == 0:
+            if column == 0 and len(image) > 1:
                 axis.set_ylabel(f"slice {z}", fontsize=8)
     handles = [Line2D([], [], color=colours[k], label=_plain(labels[k])) for k in seen]
     if handles:

@@ -72,8 +72,8 @@ def summarise(scores: Sequence[Score]) -> dict[str, Any]:
     Returns:
         `mean_dice`, `mean_iou`, `mean_ellipse_dice`: means over labels of the means over cases;
         `labels`: id -> `name`, `dice`, `dice_interval` (95 %, or None), `dice_interval_note`
-        ("too few", "few" or ""), `iou`, `ellipse_dice`, `cases` (number counted) and `excluded`
-        (number with both empty).
+        ("too few", "few" or ""), `iou`, `ellipse_dice`, `cases` (number counted), `excluded`
+        (number with both empty) and `objects` (number prompted for in all cases).
     """
     per_label: dict[str, dict[str, Any]] = {}
     for label in sorted({s.label for s in scores}):
@@ -88,6 +88,7 @@ def summarise(scores: Sequence[Score]) -> dict[str, Any]:
             "ellipse_dice": _mean([s.ellipse_dice for s in rows]),
             "cases": len(dice),
             "excluded": len(rows) - len(dice),
+            "objects": sum(s.objects for s in rows),
         }
     means = {
         f"mean_{key}": _mean([entry[key] for entry in per_label.values()])
@@ -121,13 +122,14 @@ def format_summary(by_prompts: Mapping[str, Mapping[str, Any]]) -> str:
     lines = []
     for kind, summary in by_prompts.items():
         lines.append(f"prompts: {kind} ({parse_kind(kind).words})")
-        lines.append(f"{'label':<20} {'cases':>5}  {'Dice (95 % interval)':<25} {'ellipse':>7}")
+        head = f"{'label':<20} {'cases':>5} {'objects':>7}  {'Dice (95 % interval)':<25}"
+        lines.append(f"{head} {'IoU':>5} {'ellipse':>7}")
         for entry in summary["labels"].values():
             dice = mean_text(entry["dice"], entry["dice_interval"], entry["cases"])
-            ellipse = _number(entry["ellipse_dice"])
-            lines.append(f"{entry['name']:<20} {entry['cases']:>5}  {dice:<25} {ellipse:>7}")
-        mean, ellipse = _number(summary["mean_dice"]), _number(summary["mean_ellipse_dice"])
-        lines.append(f"{'mean':<20} {'':>5}  {mean:<25} {ellipse:>7}")
+            counts = f"{entry['cases']:>5} {entry['objects']:>7}"
+            lines.append(f"{entry['name']:<20} {counts}  {dice:<25} {_others(entry)}")
+        means = {key: summary[f"mean_{key}"] for key in ("dice", "iou", "ellipse_dice")}
+        lines.append(f"{'mean':<20} {'':>13}  {_number(means['dice']):<25} {_others(means)}")
     entries = [entry for each in by_prompts.values() for entry in each["labels"].values()]
     if any(entry["dice_interval_note"] for entry in entries):
         lines.append(FOOTNOTE)
@@ -137,6 +139,11 @@ def format_summary(by_prompts: Mapping[str, Mapping[str, Any]]) -> str:
 def _mean(values: Iterable[float | None]) -> float | None:
     counted = [value for value in values if value is not None]
     return float(np.mean(counted)) if counted else None
+
+
+def _others(entry: Mapping[str, Any]) -> str:
+    """IoU, and Dice of the ellipses."""
+    return f"{_number(entry['iou']):>5} {_number(entry['ellipse_dice']):>7}"
 
 
 def _number(value: float | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, cast
@@ -14,7 +14,7 @@ from monai.data import MetaTensor
 from numpy.typing import NDArray
 
 from medsam_tune.errors import DataError, listed
-from medsam_tune.formats import itk, nifti
+from medsam_tune.formats import image, itk, nifti
 from medsam_tune.formats.dicom import headers
 from medsam_tune.formats.dicom.series import choose_series
 from medsam_tune.formats.dicom.stack import read_series, read_series_grid
@@ -50,7 +50,7 @@ class Format(Protocol):
         """Write label ids or float (I, J, K), whole or not at all; affine in RAS+ millimetres."""
 
 
-FORMATS: tuple[Format, ...] = (nifti, itk)
+FORMATS: tuple[Format, ...] = (nifti, itk, image)
 """All formats except DICOM, which has no fixed ending: every other file is read as DICOM."""
 
 ENDINGS = tuple(ending for one in FORMATS for ending in one.ENDINGS)
@@ -75,7 +75,9 @@ def load_image(
 
     Returns:
         (C, I, J, K) float32 in the file's own axis order (DICOM: columns, rows, slices), affine in
-        nibabel's RAS+ millimetres; `meta["notes"]` says what was changed on the way, and for DICOM
+        nibabel's RAS+ millimetres; a 2-D image is one slice, K = 1, and C = 3 where it has colours.
+        `meta["notes"]` says what was changed on the way, `meta["channels"]` the channels of each
+        volume, `meta["stored"]` the type of an image's own numbers; and for DICOM
         `meta["series_uid"]` and `meta["frame_uid"]` which series and frame of reference it is,
         `meta["modality"]` its Modality, and `meta["spacing_known"]` whether it has millimetres.
 
@@ -132,14 +134,15 @@ def one_volume(image: MetaTensor, index: int | None, path: Path) -> MetaTensor:
     Raises:
         DataError: no volume of that number.
     """
-    count = image.shape[0]
+    channels = int(image.meta.get("channels", 1))
+    count = image.shape[0] // channels
     image.meta["volumes"] = count
     if index is None or count == 1:
         return image
     if not 0 <= index < count:
         raise DataError(f"no volume {index} ({path}); it has {count}, counted from 0.")
     image.meta["notes"] = [*image.meta["notes"], f"volume {index} of {count}"]
-    return cast(MetaTensor, image[index : index + 1])
+    return cast(MetaTensor, image[index * channels : (index + 1) * channels])
 
 
 def scan_at(path: Path) -> Path:
@@ -150,7 +153,7 @@ def scan_at(path: Path) -> Path:
     """
     if format_of(path) is None or not path.is_dir():
         return path
-    inside = [one for one in entries_of(path) if format_of(one) is not None and one.is_file()]
+    inside = scans_among(one for one in entries_of(path) if one.is_file())
     if len(inside) != 1:
         names = listed(one.name for one in inside) or "none"
         raise DataError(
@@ -239,6 +242,20 @@ def dicom_modality(path: Path) -> str:
 def files_of(path: Path) -> Sequence[Path]:
     """The files that a scan is made of: itself, or all below a folder."""
     return files_below(path) if path.is_dir() else [path]
+
+
+def scans_among(paths: Iterable[Path]) -> list[Path]:
+    """The paths that are named like a file of a known format.
+
+    2-D images beside other scans are previews, as TotalSegmentator writes them, and left out.
+    """
+    named = [path for path in paths if format_of(path) is not None]
+    return [path for path in named if not is_flat(path)] or named
+
+
+def is_flat(path: Path) -> bool:
+    """Whether a path is named like a 2-D image."""
+    return format_of(path) is image
 
 
 def scan_files(path: Path, series_uid: str | None = None) -> Sequence[Path]:

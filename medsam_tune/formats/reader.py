@@ -23,7 +23,7 @@ from medsam_tune.formats.volume import Volume, same_affine
 
 
 class SimpleITKReader(ImageReader):
-    """Image reader of MONAI for DICOM, NIfTI, NRRD and MetaImage.
+    """Image reader of MONAI for DICOM, NIfTI, NRRD, MetaImage and 2-D images.
 
     It reads as `load_image` does: coordinates become millimetres, whatever unit the file has.
 
@@ -43,7 +43,7 @@ class SimpleITKReader(ImageReader):
         self.mending = mending or Mending()
 
     def verify_suffix(self, filename: Any) -> bool:
-        """Whether all names are folders, DICOM, NIfTI, NRRD or MetaImage."""
+        """Whether all names are folders, DICOM, or of one of the other formats."""
         names = [filename] if isinstance(filename, (str, Path)) else filename
         return all(_is_known(Path(name)) for name in names)
 

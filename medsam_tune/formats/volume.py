@@ -77,6 +77,9 @@ class Volume:
             affine then has 1 mm for it.
         guess: what the header lacks, where the affine is a guess; empty where the file says it.
         codes: qform_code and sform_code of NIfTI; None of other formats.
+        channels: channels of each volume in the array: 3 of a colour image, 1 of all else.
+        stored: numpy's name of the type of the file's own numbers, such as "uint8"; empty where
+            unknown.
     """
 
     array: NDArray[Any]
@@ -88,6 +91,8 @@ class Volume:
     spacing_known: bool = True
     guess: str = ""
     codes: tuple[int, int] | None = None
+    channels: int = 1
+    stored: str = ""
 
     def meta(self) -> dict[str, Any]:
         """MONAI's metadata: the affine in RAS+ millimetres, and what is known of the source."""
@@ -104,6 +109,8 @@ class Volume:
             "modality": self.modality,
             "spacing_known": self.spacing_known,
             "guess": self.guess,
+            "channels": self.channels,
+            "stored": self.stored,
             **known,
         }
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from medsam_tune.errors import DataError, nearest
 from medsam_tune.files import refuse_taken
-from medsam_tune.formats.open import WRITTEN, write_array
+from medsam_tune.formats import image
+from medsam_tune.formats.open import WRITTEN, is_flat, write_array
 from medsam_tune.inference import dicom_output as dicom
 from medsam_tune.inference.aftercare import Aftercare
 from medsam_tune.inference.dicom_output import Source as Source
@@ -194,6 +195,11 @@ def check_output(
         ValueError: settings that contradict each other.
     """
     chosen, origin = format_for(path, format), source or Source()
+    if FORMATS[chosen] in image.WRITTEN and not (origin.scan is None or is_flat(Path(origin.scan))):
+        raise DataError(
+            f"{path}: a PNG holds one slice, and {origin.scan} is no 2-D image. Write the mask as "
+            ".nii.gz."
+        )
     if chosen in dicom.KINDS:
         dicom.check(Path(path), labels, origin, chosen, separate)
     elif origin.codes is not None:

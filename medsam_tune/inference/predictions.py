@@ -36,7 +36,8 @@ class Predictions:
         prompts: see `jobs.jobs_for`.
         subset: subset of a datalist.
         series: SeriesInstanceUID, or its end, of one scan of DICOM.
-        ending: ending of masks in a folder; by default that of the format, or .nii.gz.
+        ending: ending of masks in a folder; by default that of the format, or .nii.gz, of images
+            .png.
         format: name of the masks' format, see `output.format_for`.
         source: what DICOM results say of the model.
         separate: masks by label are written.
@@ -77,7 +78,8 @@ class Predictions:
         self.prompts = prompts
         self.subset = subset
         self.series = series
-        self.ending = ending or FORMATS.get(format or "", ".nii.gz")
+        usual = ".png" if runs.rules.modality == "RGB" else ".nii.gz"
+        self.ending = ending or FORMATS.get(format or "", usual)
         self.format = format
         self.source = source or Source()
         self.separate = separate

@@ -63,8 +63,8 @@ class LoadPromptedScan:
         labels: label id -> name; prompts may use these.
         mending: choice of faults to mend, as in training; by default all are refused.
         prompted: True if the model needs prompts, False if it takes none, None if either may come.
-        reading: how a label map among the prompts is read: `prompts_as`, `jitter` and `seed` of
-            `read_prompts`.
+        reading: how a label map among the prompts is read: `prompts_as`, `jitter`, `seed` and
+            `coding` of `read_prompts`.
     """
 
     def __init__(
@@ -128,7 +128,8 @@ class LoadPromptedScan:
                 image = _in_memory(scan, affine)
                 image = one_volume(image, self.mending.volume_index, _IN_MEMORY)
                 check_scan(image, _IN_MEMORY, self.mending, self.rules.expected)
-            _warn_of_a_label_map(image)
+            if self.rules.modality != "RGB":  # a page of black and white is no label map
+                _warn_of_a_label_map(image)
             return case.id, *cut(image, self.rules)
 
     def refuse(self, prompts: object) -> None:
@@ -151,7 +152,8 @@ class LoadPromptedScan:
         """Prompts on the slices of a grid, see `read_prompts`; None stays None."""
         if source is None:
             return None
-        return read_prompts(source, grid, self.labels, **self.reading)
+        components = self.rules.components
+        return read_prompts(source, grid, self.labels, components=components, **self.reading)
 
 
 def _in_memory(image: Tensor | NDArray[Any], affine: Affine | None) -> MetaTensor:

@@ -94,7 +94,8 @@ class Segmenter:
             DataError: see `TunedRuns`.
         """
         runs = TunedRuns(run, unfinished, checkpoint)
-        known = {"mending": runs.mending, "prompted": runs.prompted, "source": runs.source}
+        known: dict[str, Any] = {"mending": runs.mending, "prompted": runs.prompted}
+        known |= {"source": runs.source, "reading": {"coding": runs.coding}}
         return cls(runs.network(), runs.rules, runs.labels, **known | options)
 
     def segment(

@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from scipy.ndimage import distance_transform_edt
+from scipy.ndimage import distance_transform_edt, find_objects
 from torch import Tensor
 
 from medsam_tune.errors import nearest
 from medsam_tune.prompts import SlicePrompts, boxes_from_masks, jitter_boxes
+from medsam_tune.slices.objects import owners
 
 KINDS = ("slices", "box3d", "interpolated:N", "middle", "middle-range", "points", "none")
 """Kinds of prompts, see `simulated_prompts`; N is a number of boxes."""
@@ -114,11 +115,12 @@ def simulated_prompts(
     jitter: float = 0.0,
     seed: int = 0,
     case: str = "",
+    objects: Tensor | None = None,
 ) -> SlicePrompts | None:
     """Prompts that a user who sees the truth would give.
 
     A label is one object, also where it lies in several separate pieces: its boxes go around all of
-    them. The kinds are
+    them. With `objects`, each object of a label has its own prompts. The kinds are
 
         slices          a box on every slice with the label
         box3d           one box around all voxels; its rectangle lies on each slice of the box
@@ -142,6 +144,7 @@ def simulated_prompts(
             box has six. A point moves by that share of the label's box, to a pixel of the label.
         seed: seed of the jitter, together with `case`.
         case: id of the case.
+        objects: (Z, H, W) numbers of objects, see `slices.objects.numbered`; 0 gets no prompt.
 
     Returns:
         prompts in the slice frame, by slice and then by label, without any row if no label is
@@ -153,7 +156,18 @@ def simulated_prompts(
     wanted = parse_kind(kind)
     if wanted.name == "none":
         return None
-    tight = _tight(truth, labels)
+    if objects is None:
+        return _of_objects(truth, _tight(truth, labels), wanted, jitter, seed, case)
+    owner = torch.from_numpy(owners(objects.numpy().astype(np.int32), truth.numpy()))
+    tight = _tight_of_objects(objects, torch.isin(owner, torch.tensor([*labels])))
+    found = _of_objects(objects, tight, wanted, jitter, seed, case)
+    return replace(found, labels=owner[found.objects])
+
+
+def _of_objects(
+    truth: Tensor, tight: SlicePrompts, wanted: Kind, jitter: float, seed: int, case: str
+) -> SlicePrompts:
+    """Prompts of each number of a map (Z, H, W), from its tight boxes; see `simulated_prompts`."""
     if not len(tight):
         return tight
     generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{case}".encode()))
@@ -197,6 +211,18 @@ def _tight(truth: Tensor, labels: Iterable[int]) -> SlicePrompts:
         if len(there):
             parts.append(_of_label(there, boxes_from_masks(mask[there]), label))
     return _joined(parts)
+
+
+def _tight_of_objects(objects: Tensor, wanted: Tensor) -> SlicePrompts:
+    """A tight box for each slice and object of (Z, H, W); `wanted` (N + 1,) bool says of which."""
+    rows = []
+    for z, plane in enumerate(objects.numpy()):
+        for number, place in enumerate(find_objects(plane.astype(np.int32)), start=1):
+            if place is not None and wanted[number]:
+                y, x = place
+                rows.append((z, number, x.start, y.start, x.stop, y.stop))
+    found = torch.tensor(rows, dtype=torch.int64).reshape(-1, 6)
+    return SlicePrompts.of_boxes(found[:, 0], found[:, 2:].float(), found[:, 1])
 
 
 def _of_label(
@@ -302,13 +328,16 @@ def _points(
     shifts = torch.randn(len(middle), 2, generator=generator) * jitter
     shifts *= middle.boxes[:, 2:] - middle.boxes[:, :2]
     points = []
-    for z, label, shift in zip(middle.slices, middle.labels, shifts, strict=True):
-        mask = truth[z] == label
+    rows = zip(middle.slices, middle.labels, middle.boxes.tolist(), shifts, strict=True)
+    for z, label, box, shift in rows:
+        x0, y0, x1, y1 = (int(side) for side in box)
+        mask = truth[z, y0:y1, x0:x1] == label
         depth = distance_transform_edt(np.pad(mask.numpy(), 1))[1:-1, 1:-1]
         deepest = np.argwhere(depth == depth.max())[0][::-1]  # XY
         inside = mask.nonzero().flip(1).float()  # (R, 2) XY
         aim = torch.from_numpy(deepest.copy()).float() + shift
-        points.append(inside[(inside - aim).square().sum(1).argmin()] + 0.5)
+        point = inside[(inside - aim).square().sum(1).argmin()]
+        points.append(point + torch.tensor([x0, y0]) + 0.5)
     return replace(
         middle,
         boxes=torch.full_like(middle.boxes, torch.nan),

@@ -53,6 +53,7 @@ class TunedRuns:
         labels: label id -> name.
         rules: rules from scans to slices.
         mending: choice of faults to mend.
+        coding: how masks say their labels, see `RunRecord`.
         prompted: whether the model needs prompts (True), takes none (False), or either (None).
 
     Raises:
@@ -74,6 +75,7 @@ class TunedRuns:
         self.labels: Mapping[int, str] = first.header.labels
         self.rules = first.rules
         self.mending = first.mending
+        self.coding = first.record.coding
         needs = {run.prompted for run in self._runs}
         if needs >= {True, False}:
             odd = next(run for run in self._runs if run.prompted is False)

@@ -1,4 +1,4 @@
-"""Background of a scan, and warnings where a rule of intensity loses a scan's contrast."""
+"""Grey levels: background of a scan, values to bytes, and warnings of lost contrast."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from monai.utils import convert_to_tensor
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medsam_tune.errors import warn
+from medsam_tune.errors import DataError, warn
+from medsam_tune.formats.volume import with_meta_of
 
 BACKGROUND_SHARE = 0.25
 """Smallest share of a scan's outermost voxels that hold exactly the value of its background."""
@@ -55,6 +56,33 @@ def background_of(image: Tensor) -> float | None:
         if usual < highest:
             return usual
     return 0.0 if lowest >= 0 else None
+
+
+def check_percentiles(lower: float, upper: float) -> None:
+    """Refuse percentiles out of order or outside 0..100."""
+    if not 0 <= lower < upper <= 100:
+        raise DataError(f"percentiles are {lower} and {upper}; expected 0 <= lower < upper <= 100")
+
+
+def to_bytes(image: Tensor, low: float, high: float) -> Tensor:
+    """Values from `low` to `high` become 0..255, others are clipped; all 0 where there is no range.
+
+    Args:
+        image: any shape, float.
+        low: value that becomes 0.
+        high: value that becomes 255.
+
+    Returns:
+        uint8 of the same shape.
+    """
+    values = plain(image)
+    if high <= low:
+        found = torch.zeros_like(values, dtype=torch.uint8)
+    else:
+        # One copy of the scan, then in place: a whole-body CT is half a gigabyte as float32.
+        scaled = values.clamp(low, high).sub_(low).mul_(255 / (high - low)).round_()
+        found = scaled.to(torch.uint8)
+    return with_meta_of(image, found)
 
 
 def _outermost(values: Tensor) -> NDArray[np.floating]:

@@ -9,8 +9,11 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Orientation
+from monai.utils import convert_to_tensor
 from torch import Tensor
 
+from medsam_tune.errors import DataError
+from medsam_tune.formats.volume import with_meta_of
 from medsam_tune.slices.frames import (
     ScanGrid,
     resized,
@@ -24,15 +27,26 @@ def cut(image: MetaTensor, rules: ScanRules) -> tuple[Tensor, ScanGrid]:
     """Cut a scan into the slices that the model sees.
 
     Args:
-        image: (1, X, Y, Z) float32 in the scanner's unit, in any orientation, from `load_case`.
+        image: (1, X, Y, Z) float32 in the scanner's unit, or the channels of a colour image, in any
+            orientation, from `load_case`.
         rules: plane, spacing, intensity and neighbours.
 
     Returns:
         (Z, C, H, W) uint8 slices, and the grid that leads back to the scan.
+
+    Raises:
+        DataError: the rule of intensity takes another number of channels.
     """
     grid = grid_of(image, rules)
-    volume = turned(image, grid).as_tensor()
-    slices = slices_from_volume(rules.intensity(resized(volume, grid.size)))
+    volume = turned(image, grid)
+    seen = rules.intensity(with_meta_of(volume, resized(volume.as_tensor(), grid.size)))
+    if seen.shape[0] != rules.intensity.channels:
+        raise DataError(
+            f"an image of {image.shape[0]} channels; the rule of intensity takes one. Colours are "
+            "of the modality RGB: medsam-tune split --modality RGB. To take the grey values, save "
+            "it as grey."
+        )
+    slices = slices_from_volume(convert_to_tensor(seen, track_meta=False))
     return (with_neighbours(slices) if rules.neighbours else slices), grid
 
 
@@ -40,7 +54,7 @@ def cut_label(label: MetaTensor, grid: ScanGrid) -> tuple[Tensor, Tensor | None]
     """Cut a label map into slices that lie on those of its image.
 
     Args:
-        label: (1, X, Y, Z) integer, on the image's grid.
+        label: (C, X, Y, Z) integer, on the image's grid; its first channel is cut.
         grid: grid from `cut`.
 
     Returns:

@@ -27,7 +27,7 @@ from zarr.storage import LocalStore, StorePath
 from medsam_tune.errors import DataError
 from medsam_tune.files import flush, read_json
 
-FORMAT = 6
+FORMAT = 7
 """Version of the entries; raise it when their content changes."""
 
 MARKER = "slice_store.txt"
@@ -46,7 +46,9 @@ _TYPES = {  # of the arrays, and their number of axes
     "image": (("uint8",), 4),
     "label": (("uint8", "uint16", "uint32"), 3),
     "truth": (("uint8", "uint16", "uint32"), 3),
+    "objects": (("uint32",), 3),
 }
+_ON_SLICES = ("label", "objects")
 _FILES = "files.json"  # size, modification time in ns and (of JSON) CRC-32 of an entry's files
 _MAKING = ".making"  # folder of locks and unfinished entries
 _UNFINISHED = re.compile(r".+-[0-9a-f]{12}\.[^.]{8}")
@@ -178,12 +180,13 @@ def read_entry(entry: Path, case: str) -> dict[str, Any]:
     if (group.get("zarr_format"), group.get("node_type")) != (3, "group"):
         raise ValueError("the entry is no group of zarr 3")
     attributes = _attributes(group["attributes"], case)
-    names = ["image", *(name for name in ("label", "truth") if attributes[f"has_{name}"])]
+    optional = ("label", "truth", "objects")
+    names = ["image", *(name for name in optional if attributes[f"has_{name}"])]
     shapes = {name: read_metadata(entry, name)["shape"] for name in names}
     depth, *side = attributes["shape"]
     if [shapes["image"][0], *shapes["image"][2:]] != [depth, *side]:
         raise ValueError("the slices have another shape than the entry says")
-    if shapes.get("label", [depth, *side]) != [depth, *side]:
+    if any(shapes.get(name, [depth, *side]) != [depth, *side] for name in _ON_SLICES):
         raise ValueError("the label has another shape than the slices")
     _check_files(entry, names)
     return attributes
@@ -289,7 +292,7 @@ def _attributes(found: object, case: str) -> dict[str, Any]:
         or not _ascend(constant, start=0, below=shape[0])
     ):
         raise ValueError("the entry lists labels or slices that it cannot have")
-    if not all(isinstance(found[key], bool) for key in ("has_label", "has_truth")):
+    if not all(isinstance(found[key], bool) for key in ("has_label", "has_truth", "has_objects")):
         raise ValueError("the entry does not say whether it has a label")
     return found
 

@@ -1,8 +1,8 @@
 """Rules from scanner values to the 8 bits of SAM's input, one for each modality.
 
-A rule is a MONAI transform (1, ...) float -> (C, ...) uint8. Its `describe()` goes into cache keys
-and run records; `intensity_from` makes the same rule from it. A rule that leaves next to nothing of
-a scan's contrast warns.
+A rule is a MONAI transform (1, ...) float -> (C, ...) uint8; that of images takes colours too. Its
+`describe()` goes into cache keys and run records; `intensity_from` makes the same rule from it. A
+rule that leaves next to nothing of a scan's contrast warns.
 
 The rules for MR measure a scan without its background (`background_of`).
 """
@@ -19,10 +19,12 @@ from monai.transforms import Transform
 from torch import Tensor
 
 from medsam_tune.errors import DataError
-from medsam_tune.formats.volume import with_meta_of
+from medsam_tune.slices.colours import Colours
 from medsam_tune.slices.contrast import (
     background_of,
+    check_percentiles,
     plain,
+    to_bytes,
     warn_if_flat,
     warn_of_few_levels,
 )
@@ -40,7 +42,10 @@ class Intensity(Protocol):
         """True if the rule is one for Hounsfield units: scans in another unit are refused."""
 
     def __call__(self, image: Tensor) -> Tensor:
-        """(1, X, Y, Z) float in the scanner's unit -> (C, X, Y, Z) uint8; C > 1 in `Windows`."""
+        """(1, X, Y, Z) float in the scanner's unit -> (C, X, Y, Z) uint8.
+
+        C is above 1 of `Windows`, and of `Colours`, which take several channels as well.
+        """
 
     def describe(self) -> dict[str, object]:
         """The rule as JSON: `name` and its parameters."""
@@ -91,7 +96,7 @@ class Window(Transform):
 
     def bytes_of(self, image: Tensor) -> Tensor:
         """(C, X, Y, Z) float HU -> uint8 of the same shape, without a warning."""
-        return _to_bytes(image, self.low, self.high)
+        return to_bytes(image, self.low, self.high)
 
     def describe(self) -> dict[str, object]:
         """`{"name": "window", "center": HU, "width": HU, "hounsfield": bool}`."""
@@ -170,10 +175,10 @@ class ZScore(Transform):
         """(C, X, Y, Z) float -> uint8 of the same shape; the background becomes 0."""
         background, inside = _measured(image)
         if inside.numel() < 2:
-            return _to_bytes(image, 0, 0)
+            return to_bytes(image, 0, 0)
         mean, reach = float(inside.mean()), self.deviations * float(inside.std())
         warn_if_flat(inside, mean - reach, mean + reach)
-        return _without(background, image, _to_bytes(image, mean - reach, mean + reach))
+        return _without(background, image, to_bytes(image, mean - reach, mean + reach))
 
     def describe(self) -> dict[str, object]:
         """`{"name": "z_score", "deviations": number}`."""
@@ -205,20 +210,17 @@ class Percentiles(Transform):
     hounsfield: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.lower < self.upper <= 100:
-            raise DataError(
-                f"percentiles are {self.lower} and {self.upper}; expected 0 <= lower < upper <= 100"
-            )
+        check_percentiles(self.lower, self.upper)
 
     def __call__(self, image: Tensor) -> Tensor:
         """(C, X, Y, Z) float -> uint8 of the same shape; all zeros for a constant image."""
         background, inside = _measured(image)
         if inside.numel() == 0:
-            return _to_bytes(image, 0, 0)
+            return to_bytes(image, 0, 0)
         # torch.quantile stops at 16 million values
         low, high = map(float, np.percentile(inside.cpu().numpy(), [self.lower, self.upper]))
         warn_if_flat(inside, low, high)
-        return _without(background, image, _to_bytes(image, low, high))
+        return _without(background, image, to_bytes(image, low, high))
 
     def describe(self) -> dict[str, object]:
         """`{"name": "percentiles", "lower": percent, "upper": percent}`."""
@@ -265,12 +267,14 @@ _KINDS: Mapping[str, Callable[..., Intensity]] = {
     "windows": Windows,
     "percentiles": Percentiles,
     "z_score": ZScore,
+    "colours": Colours,
 }
 USUAL: Mapping[str, Callable[[], Intensity]] = {
     "CT": lambda: WINDOWS["abdomen"],
     "MR": Percentiles,
     "XR": Percentiles,
     "US": lambda: Window(127.5, 255),
+    "RGB": Colours,
 }
 """Modality, one of `description.MODALITIES` -> its usual rule."""
 
@@ -279,7 +283,8 @@ def for_modality(modality: str) -> Intensity:
     """The usual rule of a modality.
 
     Args:
-        modality: "CT" (abdomen window), "MR" or "XR" (percentiles), "US" (8 bits, unchanged).
+        modality: "CT" (abdomen window), "MR" or "XR" (percentiles), "US" (8 bits, unchanged),
+            "RGB" (`Colours`).
 
     Raises:
         DataError: another modality.
@@ -320,14 +325,3 @@ def _measured(image: Tensor) -> tuple[float | None, Tensor]:
 def _without(background: float | None, image: Tensor, found: Tensor) -> Tensor:
     """Bytes of an image with its background at 0."""
     return found if background is None else found * (plain(image) != background)
-
-
-def _to_bytes(image: Tensor, low: float, high: float) -> Tensor:
-    values = plain(image)
-    if high <= low:
-        found = torch.zeros_like(values, dtype=torch.uint8)
-    else:
-        # One copy of the scan, then in place: a whole-body CT is half a gigabyte as float32.
-        scaled = values.clamp(low, high).sub_(low).mul_(255 / (high - low)).round_()
-        found = scaled.to(torch.uint8)
-    return with_meta_of(image, found)

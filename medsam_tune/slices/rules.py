@@ -38,12 +38,16 @@ class ScanRules:
         squash: scale both sides of a slice to the model's input instead of padding the shorter one.
         modality: one of `datalist.MODALITIES`; DICOM series of another are refused. Empty accepts
             any.
+        components: pixels of the smallest piece of a label that is an object of its own, with its
+            own box in training, evaluation and where prompts are taken from a label map; pieces are
+            connected components, or the objects that a mask tells apart. None: a label is one
+            object, in however many pieces. For 2-D images.
         window: side in pixels of the windows that larger slices are cut into, after resampling;
             None takes slices whole. Training sees random windows, prediction overlapping ones.
 
     Raises:
-        DataError: an unknown plane or modality, a spacing that is not three numbers, or a window
-            that is not a whole number of pixels, 32 or more.
+        DataError: an unknown plane or modality, a spacing that is not three numbers, components
+            that are no number of pixels, or a window that is none of 32 or more.
     """
 
     intensity: Intensity
@@ -53,6 +57,7 @@ class ScanRules:
     squash: bool = False
     modality: str = ""
     window: int | None = None
+    components: int | None = None
 
     def __post_init__(self) -> None:
         if self.plane not in (*PLANES, "finest"):
@@ -75,6 +80,13 @@ class ScanRules:
                 f"window is {self.window!r}; expected null for whole slices, or the side of a "
                 f"window, a whole number of pixels, {_SMALLEST_WINDOW} or more."
             )
+        if self.components is not None and (
+            type(self.components) is not int or self.components < 1
+        ):
+            raise DataError(
+                f"components is {self.components!r}; expected null for one object of each label, "
+                "or the pixels of the smallest piece that is an object, 1 or more."
+            )
 
     def describe(self) -> dict[str, Any]:
         """Return the rules as JSON for `rules_from`."""
@@ -86,6 +98,7 @@ class ScanRules:
             "squash": self.squash,
             "modality": self.modality,
             "window": self.window,
+            "components": self.components,
         }
 
     @property
@@ -117,7 +130,7 @@ class ScanRules:
     @property
     def stored(self) -> ScanRules:
         """The rules without those that apply after slices are read from a store."""
-        return replace(self, neighbours=False, squash=False, window=None)
+        return replace(self, neighbours=False, squash=False, window=None, components=None)
 
     def grid(self, shape: Sequence[int], affine: NDArray[np.float64]) -> ScanGrid:
         """The grid of a scan and of its slices.

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medsam_tune.cases.checks import label_values
+from medsam_tune.cases.classes import PLAIN
 from medsam_tune.cases.datalist import Case
 from medsam_tune.cases.load import load_case, voxel_hash
 from medsam_tune.console import tracked
@@ -51,6 +52,7 @@ from medsam_tune.slices.entries import (
     write_array,
 )
 from medsam_tune.slices.frames import with_neighbours
+from medsam_tune.slices.objects import numbered
 from medsam_tune.slices.rules import ScanRules
 
 
@@ -66,6 +68,8 @@ class PreparedCase:
             ascending id, without 0.
         has_label: True if there is a label map.
         has_truth: True if slices are resampled and a label map in the scan's own grid is kept.
+        has_objects: True if the label tells objects of a label apart.
+        components: pixels of the smallest object, see `ScanRules`; None: a label is one object.
         neighbours: True if the channels are the slice before, the slice and the slice after.
         constant: indices of slices without content: one value in all pixels.
         content: hash of the scan's voxels, and of its label's after a colon; see
@@ -78,6 +82,8 @@ class PreparedCase:
     boxes: list[dict[int, tuple[int, int, int, int]]]
     has_label: bool
     has_truth: bool
+    has_objects: bool
+    components: int | None
     neighbours: bool
     constant: frozenset[int]
     content: str
@@ -127,6 +133,20 @@ class PreparedCase:
     def truth(self) -> NDArray[np.unsignedinteger]:
         """The label map in the scan's own grid, to compare a prediction with."""
         return self._read("truth", slice(None)) if self.has_truth else self.label()
+
+    def objects_slice(self, k: int) -> NDArray[np.int32] | None:
+        """Numbers of the objects of slice k, (H, W); None: a label is one object."""
+        return self._objects(k)
+
+    def objects(self) -> NDArray[np.int32] | None:
+        """Numbers of the objects of all slices, (Z, H, W), see `numbered`; None as above."""
+        return self._objects(slice(None))
+
+    def _objects(self, where: int | slice) -> NDArray[np.int32] | None:
+        if self.components is None:
+            return None
+        given = self._read("objects", where) if self.has_objects else None
+        return numbered(self._read("label", where), self.components, given)
 
     def _read(self, name: str, where: int | slice) -> NDArray[Any]:
         with about(f"case {self.id}"):
@@ -273,6 +293,8 @@ class SliceStore:
             ],
             has_label=attributes["has_label"],
             has_truth=attributes["has_truth"],
+            has_objects=attributes["has_objects"],
+            components=self.rules.components,
             neighbours=self.rules.neighbours,
             constant=frozenset(attributes["constant"]),
             content=attributes["content"],
@@ -294,6 +316,8 @@ class SliceStore:
         made_from += [self.mending.describe(), case.series]
         if case.copy and self.deformation is not None:
             made_from += [case.copy, self.deformation.describe()]
+        if case.coding != PLAIN:
+            made_from.append(case.coding.describe())
         for file in (case.image, case.label):
             if file is None:
                 continue
@@ -319,6 +343,9 @@ class SliceStore:
             write_array(group, "label", stored.numpy().astype(self.label_dtype))
             if own is not None:
                 write_array(group, "truth", own.numpy().astype(self.label_dtype))
+            if label.shape[0] > 1:
+                objects, _ = cut_label(cast(MetaTensor, label[1:]), grid)
+                write_array(group, "objects", objects.numpy().astype(np.uint32))
             boxes = [_boxes(ids) for ids in stored]
         attributes: dict[str, Any] = {
             "case": case.id,
@@ -328,6 +355,7 @@ class SliceStore:
             "constant": np.flatnonzero(np.ptp(slices.numpy(), axis=(2, 3)).max(1) == 0).tolist(),
             "has_label": label is not None,
             "has_truth": "truth" in group,
+            "has_objects": "objects" in group,
             "format": FORMAT,
             "rules": self.rules.stored.describe(),
             "mending": self.mending.describe(),

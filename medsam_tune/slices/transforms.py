@@ -12,6 +12,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor, get_track_meta
 from monai.transforms import InvertibleTransform, MapTransform, Randomizable, Transform
 from monai.utils import convert_to_tensor, ensure_tuple_rep
+from numpy.typing import NDArray
 from torch import Tensor
 
 from medsam_tune.formats.volume import with_meta_of
@@ -122,6 +123,8 @@ class LoadSliced(Randomizable, Transform):
     """A slice from the store: `{"case": PreparedCase, "slice": k}` -> image, label, case id, k.
 
     The image is (C, H, W) float32 in [0, 1], the label (1, H, W) float32, both in the slice frame.
+    Where the pieces of a label are objects of their own (`ScanRules.components`), the label is (2,
+    H, W): ids, and numbers of objects.
     `before` is the label of the slice before or after, at random, from which an object would be
     followed to this one; `extents` says how much larger other boxes of a user are than the tight
     one: the rectangle of the object's 3-D box, and a box between those of two other slices, at
@@ -140,11 +143,11 @@ class LoadSliced(Randomizable, Transform):
         beside = k + self._side
         if not 0 <= beside < case.shape[0]:
             beside = k - self._side
-        label = _label(case, k)
+        label, objects = _label(case, k), case.objects_slice(k)
         there = 0 <= beside < case.shape[0]
         return {
             "image": torch.from_numpy(case.image_slice(k)).float() / 255,
-            "label": label,
+            "label": label if objects is None else torch.cat([label, _as_label(objects)]),
             "before": _label(case, beside) if there else torch.zeros_like(label),
             "extents": self._extents(case, k),
             "case": case.id,
@@ -171,7 +174,11 @@ class LoadSliced(Randomizable, Transform):
 
 def _label(case: PreparedCase, k: int) -> Tensor:
     """(1, H, W) float32, as MONAI's transforms make of label maps anyway."""
-    return torch.from_numpy(case.label_slice(k).astype(np.float32))[None]
+    return _as_label(case.label_slice(k))
+
+
+def _as_label(ids: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(ids.astype(np.float32))[None]
 
 
 class ShrinkLongestd(MapTransform):

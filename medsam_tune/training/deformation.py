@@ -40,7 +40,9 @@ class Deformation:
         sigma, magnitude = draw.uniform(*self.sigma), draw.uniform(*self.magnitude)
         angle = draw.uniform(-self.rotation, self.rotation)
         grid: Any = AffineGrid(rotate_params=(0.0, 0.0, angle))(spatial_size=image.shape[1:])[0]
-        for axis in grid[:3]:
+        for axis, size in zip(grid[:3], image.shape[1:], strict=True):
+            if size == 1:  # a 2-D image, which would move out of its only slice
+                continue
             noise = draw.uniform(-1, 1, axis.shape).astype(np.float32)
             smooth = gaussian_filter(noise, sigma, mode="constant", truncate=3, output=noise)
             axis += torch.from_numpy(magnitude * smooth)

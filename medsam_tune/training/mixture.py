@@ -12,7 +12,7 @@ from torch import Tensor
 
 from medsam_tune.prompts import boxes_from_masks, jitter_boxes, points_in_masks
 from medsam_tune.sam.prompting import BOTTOM_RIGHT, INSIDE, OUTSIDE, PADDING, TOP_LEFT
-from medsam_tune.training.prompting import around, label_map, one_key, sorted_ids
+from medsam_tune.training.prompting import around, label_map, object_map, one_key, sorted_ids
 
 Data = Mapping[Hashable, Any]
 KINDS = ("box", "loose", "rectangle", "interpolated", "followed", "points", "none")
@@ -36,6 +36,9 @@ class MixedPromptsd(RandomizableTransform, MapTransform):
     - `points`: one to three points inside, none to three outside.
     - `none`: the label alone; it may be absent from the slice.
 
+    Where the label map has a second channel, the numbers of objects, a prompt is for one object of
+    its label, drawn by the square root of its area; but for the kind `none`, which is the label.
+
     Adds `masks` (P, H, W) bool, empty where the label is absent; `labels` (P,) int64; `points` (P,
     8, 2) float32 XY in pixels of the label map; `point_labels` (P, 8) int64 (2 and 3 are a box's
     corners, 1 inside, 0 outside, -1 padding); `earlier` (P, H, W) bool, the mask of the slice
@@ -43,7 +46,7 @@ class MixedPromptsd(RandomizableTransform, MapTransform):
     place of the label among `labels`.
 
     Args:
-        keys: label map (1, H, W).
+        keys: label map (1, H, W), or (2, H, W) with numbers of objects.
         labels: K label ids.
         count: P.
         jitter: standard deviation of each box side's shift as a share of the box's side.
@@ -91,14 +94,16 @@ class MixedPromptsd(RandomizableTransform, MapTransform):
         """The dictionary with prompts; those without `classes` need a label on the slice."""
         self.randomize()
         generator = torch.Generator().manual_seed(self._seed)
-        label = self._slice(data, self.key)
+        label, objects = self._slice(data, self.key), object_map(data[self.key])
         before = torch.zeros_like(label)
         if self.before in data:
             before = self._slice(data, self.before)
         there = [i for i in self.labels if bool((label == i).any())]
         earlier = [i for i in self.labels if bool((before == i).any())]
         rows = [
-            self._draw(label, before, there, earlier, data.get(self.extents, {}), generator)
+            self._draw(
+                (label, objects), before, there, earlier, data.get(self.extents, {}), generator
+            )
             for _ in range(self.count if there or self.classes else 0)
         ]
         names = ("masks", "points", "point_labels", "earlier", "has_earlier", "labels")
@@ -118,17 +123,20 @@ class MixedPromptsd(RandomizableTransform, MapTransform):
 
     def _draw(
         self,
-        label: Tensor,
+        label_and_objects: tuple[Tensor, Tensor | None],
         before: Tensor,
         there: list[int],
         earlier: list[int],
         extents: Mapping[str, Mapping[int, Tensor]],
         generator: torch.Generator,
     ) -> tuple[Tensor, ...]:
+        label, objects = label_and_objects
         kind = self._kind(there, earlier, generator)
         among = {"none": self.labels, "followed": earlier}.get(kind, there)
         chosen = among[int(torch.randint(len(among), (1,), generator=generator))]
         mask = label == chosen
+        if objects is not None and kind not in ("none", "followed"):
+            mask = _one_of(mask, objects, generator)
         size = (int(label.shape[0]), int(label.shape[1]))
         points = torch.zeros(2 + 2 * _POINTS, 2)
         kinds = torch.full((2 + 2 * _POINTS,), PADDING)
@@ -159,6 +167,16 @@ class MixedPromptsd(RandomizableTransform, MapTransform):
             return "box" if there else "none"
         pick = torch.multinomial(torch.tensor(weights), 1, generator=generator)
         return list(self.weights)[int(pick)]
+
+
+def _one_of(mask: Tensor, objects: Tensor, generator: torch.Generator) -> Tensor:
+    """The mask of one object of a label, or of the label where no object is large enough."""
+    areas = objects[mask].bincount()
+    areas[:1] = 0
+    if not areas.any():
+        return mask
+    pick = torch.multinomial(areas.double().sqrt(), 1, generator=generator)
+    return mask & (objects == pick)
 
 
 def checked_mixture(mixture: Mapping[str, float], classes: bool) -> dict[str, float]:

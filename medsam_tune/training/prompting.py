@@ -312,7 +312,8 @@ def label_map(label: Any, key: Hashable, labels: Iterable[int] | None) -> Tensor
     """(1, H, W) or (1, H, W, D) int32 of a label map of any type.
 
     Args:
-        label: the label map; ids above 2**24 are rounded if it is float32.
+        label: the label map; ids above 2**24 are rounded if it is float32. A second channel, of
+            numbers of objects, is left out; see `object_map`.
         key: its key, for messages.
         labels: known ids; those that were rounded become themselves again.
 
@@ -320,6 +321,7 @@ def label_map(label: Any, key: Hashable, labels: Iterable[int] | None) -> Tensor
         ValueError: another shape, or values that are not whole numbers.
     """
     values: Tensor = convert_to_tensor(label, track_meta=False)
+    values = values[:1] if values.ndim == 3 and values.shape[0] == 2 else values
     if values.ndim not in (3, 4) or values.shape[0] != 1:
         raise ValueError(
             f"{key!r} has shape {tuple(values.shape)}; expected a label map of one channel, "
@@ -336,6 +338,12 @@ def label_map(label: Any, key: Hashable, labels: Iterable[int] | None) -> Tensor
     for i, value in rounded.items():
         ids[ids == value] = i
     return ids.to(torch.int32)
+
+
+def object_map(label: Any) -> Tensor | None:
+    """(H, W) int64 numbers of objects, the second channel of a label map; None without one."""
+    values: Tensor = convert_to_tensor(label, track_meta=False)
+    return values[1].round().long() if values.ndim == 3 and values.shape[0] == 2 else None
 
 
 def _masks(data: Data) -> Tensor:

@@ -12,6 +12,7 @@ from tests.bad_inputs import (
     dicom,
     dicom_files,
     dicom_places,
+    images,
     labels,
     many_scans,
     model_files,
@@ -29,7 +30,7 @@ __all__ = ["INPUTS", "BadInput", "Outcome", "run", "shortened"]
 
 _MODULES = (
     *(scans, data_sets, descriptions, dicom, dicom_files, dicom_places, prompts, prompt_files),
-    *(places, names, values, labels, model_files, results, many_scans),
+    *(places, names, values, labels, model_files, results, many_scans, images),
 )
 INPUTS: tuple[BadInput, ...] = tuple(
     sorted((bad for module in _MODULES for bad in module.INPUTS), key=lambda bad: bad.row)

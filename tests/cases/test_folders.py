@@ -136,7 +136,7 @@ def test_empty_folders(tmp_path):
 def test_modality_must_be_said(tmp_path):
     plain_folder(tmp_path, ["a"])
     with pytest.raises(
-        DataError, match=r"nothing says which of CT, MR, XR, US\. Say it: e\.g\. --modality CT"
+        DataError, match=r"nothing says which of CT, MR, XR, US, RGB\. Say it: e\.g\. --modality CT"
     ):
         find_cases(tmp_path)
     with pytest.raises(DataError, match="modality is 'PET'; expected one of CT, MR"):

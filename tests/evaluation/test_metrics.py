@@ -7,7 +7,7 @@ import torch
 
 from medsam_tune.evaluation.metrics import Score, annotated, overlap, score_case
 
-COLUMNS = "case,prompts,label,name,dice,iou,truth_voxels,predicted_voxels,ellipse_dice"
+COLUMNS = "case,prompts,label,name,dice,iou,truth_voxels,predicted_voxels,ellipse_dice,objects"
 
 
 def mask(*ones: int) -> torch.Tensor:

@@ -47,9 +47,9 @@ def test_mean_of_labels_of_means_of_cases() -> None:
     assert liver["dice"] == pytest.approx(0.7)
     assert (other["dice"], other["iou"], other["cases"], other["excluded"]) == (None, None, 0, 1)
     lines = format_summary({"slices": summary}).splitlines()[1:]
-    assert lines[1].split() == ["liver", "2", "0.700", "(too", "few)", "0.500"]
-    assert lines[3].split() == ["other", "0", "-", "-"]
-    assert lines[4].split() == ["mean", "0.450", "0.300"]
+    assert lines[1].split() == ["liver", "2", "0", "0.700", "(too", "few)", "0.548", "0.500"]
+    assert lines[3].split() == ["other", "0", "0", "-", "-", "-"]
+    assert lines[4].split() == ["mean", "0.450", "0.329", "0.300"]
     assert lines[5] == FOOTNOTE
 
 
@@ -63,7 +63,7 @@ def test_a_mean_over_nothing_is_empty() -> None:
         summary = summarise(scores)
         assert summary["mean_dice"] is summary["mean_iou"] is summary["mean_ellipse_dice"] is None
         lines = format_summary({"slices": summary}).splitlines()
-        assert lines[2 + len(scores)].split() == ["mean", "-", "-"]
+        assert lines[2 + len(scores)].split() == ["mean", "-", "-", "-"]
     # predicted where no annotator drew anything, so no box and no ellipse either
     summary = summarise([score("a", 1, 0.0, None), score("a", 2, 0.6, 0.4)])
     assert summary["mean_dice"] == pytest.approx(0.3)
@@ -115,8 +115,8 @@ def test_row_101_every_table_names_its_prompts() -> None:
         "prompts: interpolated:5 (boxes on 5 slices)",
         "prompts: none (no prompt)",
     ]
-    assert lines[6].split() == ["liver", "2", "0.400", "(too", "few)", "0.500"]
-    assert lines[10].split() == ["liver", "1", "0.400", "(too", "few)", "-"]
+    assert lines[6].split() == ["liver", "2", "0", "0.400", "(too", "few)", "0.255", "0.500"]
+    assert lines[10].split() == ["liver", "1", "0", "0.400", "(too", "few)", "0.250", "-"]
     assert lines[12:] == [FOOTNOTE]
     nothing = summarise_kinds({})
     assert (nothing["prompts"], nothing["mean_dice"], nothing["by_prompts"]) == (None, None, {})

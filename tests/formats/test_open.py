@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from medsam_tune.errors import DataError
+from medsam_tune.formats import image
 from medsam_tune.formats.mending import Mending
 from medsam_tune.formats.open import (
     ENDINGS,
@@ -43,16 +44,26 @@ def labels(highest: int = 2) -> np.ndarray:
     return found
 
 
+FLAT = tuple(ending for ending in WRITTEN if ending in image.ENDINGS)  # of 2-D images
+
+
+def held(ending: str, array: np.ndarray) -> np.ndarray:
+    """What a format holds of a label map: one slice of a 2-D image."""
+    return array.max(-1, keepdims=True) if ending in FLAT else array
+
+
 @pytest.mark.parametrize("ending", WRITTEN)
 @pytest.mark.parametrize("affine", [np.diag([2.0, 3, 4, 1]), OBLIQUE], ids=["straight", "oblique"])
 def test_what_is_written_is_read_again(tmp_path, ending, affine):
     path = tmp_path / "new" / f"case_017{ending}"
-    write_array(path, labels(), affine)
+    array = held(ending, labels())
+    write_array(path, array, affine)
+    affine = image.affine_of() if ending in FLAT else affine
     found = load_image(path)
-    np.testing.assert_array_equal(found[0].numpy(), labels())
+    np.testing.assert_array_equal(found[0].numpy(), array)
     np.testing.assert_allclose(found.affine, affine, atol=1e-5)
     grid = read_grid(path)
-    assert grid.shape == labels().shape
+    assert grid.shape == array.shape
     np.testing.assert_allclose(grid.affine, affine, atol=1e-5)
     assert case_id(path) == "case_017"
     assert [file.name for file in path.parent.iterdir()] == [path.name]
@@ -62,25 +73,25 @@ def test_what_is_written_is_read_again(tmp_path, ending, affine):
 @pytest.mark.parametrize("highest", [255, 256, 32767, 32768])
 def test_ids_of_any_size_are_written(tmp_path, ending, highest):
     path = tmp_path / f"a{ending}"
-    write_array(path, labels(highest), np.eye(4))
+    write_array(path, held(ending, labels(highest)), np.eye(4))
     assert load_image(path).max() == highest
 
 
 @pytest.mark.parametrize("ending", WRITTEN)
 def test_a_failed_write_leaves_the_old_file(tmp_path, ending, monkeypatch):
     path = tmp_path / f"a{ending}"
-    write_array(path, labels(), np.eye(4))
+    write_array(path, held(ending, labels()), np.eye(4))
     before = path.read_bytes()
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        write_array(path, labels(7), np.eye(4))
+        write_array(path, held(ending, labels(7)), np.eye(4))
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("name", ["mask.mhd", "mask.nhdr", "mask.dcm", "mask"])
 def test_what_is_not_written(tmp_path, name):
-    text = rf"{name}: expected a name that ends in \.nii, \.nii\.gz, \.nrrd, \.mha\.$"
+    text = rf"{name}: expected a name that ends in \.nii, \.nii\.gz, \.nrrd, \.mha, \.png\.$"
     with pytest.raises(DataError, match=text):
         write_array(tmp_path / name, labels(), np.eye(4))
 
@@ -120,8 +131,8 @@ def test_mending_reaches_the_series(tmp_path):
     folder = write_series(tmp_path / "s", uneven)
     with pytest.raises(DataError, match="expected even spacing"):
         load_image(folder)
-    image = load_image(folder, Mending(resample_uneven=True))
-    assert image.meta["notes"] == ["uneven slices resampled to 1.40 mm"]
+    found = load_image(folder, Mending(resample_uneven=True))
+    assert found.meta["notes"] == ["uneven slices resampled to 1.40 mm"]
 
 
 def test_modality_of_dicom_only(tmp_path):
@@ -194,10 +205,11 @@ def test_a_folder_named_like_a_file(tmp_path, ending):
 def test_labels_keep_their_ids(tmp_path, ending):
     """float32 does not hold them."""
     path = tmp_path / f"a{ending}"
-    write_array(path, labels(2**31 - 1), np.eye(4))
+    highest = image.HIGHEST_ID if ending in FLAT else 2**31 - 1
+    write_array(path, held(ending, labels(highest)), np.eye(4))
     found = load_label(path)
     assert not found.is_floating_point()
-    assert found.max() == 2**31 - 1
+    assert found.max() == highest
 
 
 @pytest.mark.parametrize("ending", WRITTEN)
@@ -214,9 +226,9 @@ def test_what_is_no_id_is_not_written(tmp_path, ending, low, high):
 def test_a_full_disk_leaves_the_old_file(tmp_path, ending):
     """ITK says nothing of an NRRD that the disk has no room for."""
     path = tmp_path / f"a{ending}"
-    write_array(path, labels(), np.eye(4))
+    write_array(path, held(ending, labels()), np.eye(4))
     before = path.read_bytes()
-    noise = np.random.default_rng(0).integers(0, 200, (30, 30, 30))
+    noise = np.random.default_rng(0).integers(0, 200, (100, 100, 1))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
     try:

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from PIL import Image
 
 from medsam_tune.errors import DataError
+from medsam_tune.formats.image import affine_of
 from medsam_tune.formats.open import load_image
 from medsam_tune.inference.aftercare import Aftercare
 from medsam_tune.inference.output import (
@@ -100,9 +102,11 @@ def test_masks_of_all_formats_have_the_scans_grid(
     assert array.dtype == np.int16
 
 
-@pytest.mark.parametrize("name", ["mask.mhd", "mask.nhdr", "mask.png", "mask"])
+@pytest.mark.parametrize("name", ["mask.mhd", "mask.nhdr", "mask.jpg", "mask"])
 def test_mask_of_another_kind_is_refused(tmp_path: Path, name: str) -> None:
-    text = rf"{name}: expected a name that ends in \.nii, \.nii\.gz, \.nrrd, \.mha or \.dcm\.$"
+    text = (
+        rf"{name}: expected a name that ends in \.nii, \.nii\.gz, \.nrrd, \.mha, \.png or \.dcm\.$"
+    )
     for refused in (
         lambda: write_masks(torch.zeros(6, 12, 10), LPS_GRID, tmp_path / name, {1: "liver"}),
         lambda: refuse_taken_masks(tmp_path / name, {1: "liver"}),
@@ -230,7 +234,7 @@ def test_what_is_there_is_refused_before_the_work(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "ending"), [("a.nii.gz", ".nii.gz"), ("a.b.nii", ".nii"), ("a.png", ""), ("a", "")]
+    ("name", "ending"), [("a.nii.gz", ".nii.gz"), ("a.b.nii", ".nii"), ("a.png", ".png"), ("a", "")]
 )
 def test_the_ending_of_a_mask(name: str, ending: str) -> None:
     assert ending_of(Path("x.nii") / name) == ending
@@ -246,3 +250,19 @@ def test_the_mask_is_cleaned_in_the_scans_own_grid(tmp_path: Path) -> None:
         1: 48
     }
     assert write_mask(labels, LPS_GRID, path, Aftercare(min_volume_ml=spacing / 1000)) == {1: 49}
+
+
+def test_a_mask_of_an_image_is_a_png_of_its_size(tmp_path: Path) -> None:
+    grid = ScanGrid(affine_of(), (7, 5, 1))
+    labels = torch.zeros(1, 5, 7, dtype=torch.int16)
+    labels[0, 1, 2:6] = 300
+    assert write_mask(labels, grid, tmp_path / "mask.png") == {300: 4}
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "mask.png")), labels[0])
+    assert mask_paths("a/mask.png", {1: "road"}) == {1: Path("a/mask_1_road.png")}
+    refuse_taken_masks(tmp_path / "b.png", {1: "road"}, source=Source(scan=tmp_path / "a.JPG"))
+    with pytest.raises(
+        DataError, match=r"b\.png: a PNG holds one slice, and .*a\.nii\.gz is no 2-D"
+    ):
+        refuse_taken_masks(
+            tmp_path / "b.png", {1: "road"}, source=Source(scan=tmp_path / "a.nii.gz")
+        )

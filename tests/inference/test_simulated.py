@@ -7,6 +7,7 @@ import torch
 
 from medsam_tune.inference.simulated import Kind, interpolated, parse_kind, simulated_prompts
 from medsam_tune.prompts import SlicePrompts
+from medsam_tune.slices.objects import numbered
 
 EVERY = ("slices", "box3d", "interpolated:3", "middle", "middle-range", "points")
 
@@ -221,3 +222,42 @@ def test_kinds_are_read_and_written() -> None:
 def test_other_kinds_are_refused(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_kind(text)
+
+
+PIECES = torch.zeros(1, 20, 30, dtype=torch.int64)
+PIECES[0, 2:6, 3:8], PIECES[0, 10:19, 4:9], PIECES[0, 4:12, 20:28], PIECES[0, 0, 0] = 1, 1, 2, 2
+
+
+def test_each_piece_has_its_own_box() -> None:
+    """Boxes of one label are several objects; too small pieces have none."""
+    objects = torch.from_numpy(numbered(PIECES.numpy(), 4))
+    for kind in ("slices", "box3d", "interpolated:5", "middle", "middle-range"):
+        found = simulated_prompts(PIECES, [1, 2], kind, objects=objects)
+        assert found is not None
+        assert found.labels.tolist() == [1, 1, 2]
+        assert found.objects.tolist() == [1, 2, 3]
+        assert found.boxes.tolist() == [[3, 2, 8, 6], [4, 10, 9, 19], [20, 4, 28, 12]]
+        assert set(found.spread) == ({1, 2, 3} if kind.startswith("middle") else set())
+    assert simulated_prompts(PIECES, [1], "none", objects=objects) is None
+
+
+def test_a_point_lies_deep_in_each_piece() -> None:
+    objects = torch.from_numpy(numbered(PIECES.numpy(), 4))
+    found = simulated_prompts(PIECES, [1], "points", objects=objects)
+    assert found is not None
+    assert found.labels.tolist() == [1, 1]
+    assert found.points[:, 0].floor().tolist() == [[4, 3], [6, 12]]
+
+
+def test_pieces_have_jitter_of_their_own() -> None:
+    objects = torch.from_numpy(numbered(PIECES.numpy(), 4))
+    one, two = (
+        simulated_prompts(PIECES, [1, 2], "slices", 0.1, seed, "a", objects) for seed in (0, 1)
+    )
+    assert one is not None
+    assert two is not None
+    assert not torch.equal(one.boxes, two.boxes)
+    assert len(one) == 3
+    nothing = simulated_prompts(PIECES, [3], "slices", objects=objects)
+    assert nothing is not None
+    assert len(nothing) == 0

@@ -89,6 +89,7 @@ def test_rules_by_default() -> None:
         "squash": False,
         "modality": "",
         "window": None,
+        "components": None,
     }
 
 

@@ -196,3 +196,37 @@ def test_ids_that_float32_rounds() -> None:
     found = MixedPromptsd("label", ids, 20, mixture={"box": 1})({"label": label})
     assert set(found["labels"].tolist()) == set(ids)
     assert set(found["classes"].tolist()) == {0, 1}
+
+
+def pieces() -> torch.Tensor:
+    """(2, H, W): label 1 in a large and a small piece, label 2 without a numbered object."""
+    label = torch.zeros(2, 30, 40)
+    label[0, 2:22, 2:22], label[1, 2:22, 2:22] = 1, 1
+    label[0, 5:8, 30:33], label[1, 5:8, 30:33] = 1, 2
+    label[0, 25:28, 25:28] = 2
+    return label
+
+
+def test_a_prompt_is_for_one_piece() -> None:
+    """Larger ones come more often; a label whose pieces are too small is one object."""
+    transform = MixedPromptsd("label", [1, 2], 400, 0.0, {"box": 1, "points": 1})
+    transform.set_random_state(0)
+    found = transform({"label": pieces()})
+    counts = {}
+    for label, mask in zip(found["labels"].tolist(), found["masks"], strict=True):
+        counts[label, int(mask.sum())] = counts.get((label, int(mask.sum())), 0) + 1
+    assert set(counts) == {(1, 400), (1, 9), (2, 9)}
+    assert counts[1, 400] / counts[1, 9] == pytest.approx(400**0.5 / 9**0.5, rel=0.4)
+    for k in range(400):
+        where = found["masks"][k].nonzero().flip(1).float()
+        own = found["point_labels"][k]
+        corners, inside = found["points"][k][own >= 2], found["points"][k][own == 1]
+        if len(corners):
+            assert corners.tolist() == [where.amin(0).tolist(), (where.amax(0) + 1).tolist()]
+        assert all(found["masks"][k][int(y), int(x)] for x, y in inside)
+
+
+def test_without_a_prompt_the_whole_label_is_meant() -> None:
+    found = MixedPromptsd("label", [1, 2], 20, 0.0, {"none": 1})({"label": pieces()})
+    sizes = {*zip(found["labels"].tolist(), found["masks"].flatten(1).sum(1).tolist(), strict=True)}
+    assert sizes == {(1, 409), (2, 9)}

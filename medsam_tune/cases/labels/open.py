@@ -8,7 +8,9 @@ from typing import ClassVar, Protocol
 
 from monai.data import MetaTensor
 
+from medsam_tune.cases.classes import PLAIN, Coding
 from medsam_tune.cases.labels.maps import LabelMap
+from medsam_tune.cases.labels.masks import Mask
 from medsam_tune.cases.labels.organs import OrganFolder
 from medsam_tune.cases.labels.rtstruct import StructureSet
 from medsam_tune.cases.labels.seg import Segmentation
@@ -46,13 +48,14 @@ class LabelFile(Protocol):
         """Put the label on the grid of its image.
 
         Args:
-            image: (1, X, Y, Z), in the orientation that the label map shall have.
+            image: (C, X, Y, Z), in the orientation that the label map shall have.
             image_path: file or folder of the image, for messages.
             labels: label id -> name.
             mending: `resample_label` brings a label of another grid onto the image's.
 
         Returns:
-            (1, X, Y, Z) int32 label ids, with the image's affine.
+            (1, X, Y, Z) int32 label ids, with the image's affine; or (2, X, Y, Z), where the label
+            tells objects of a label apart: ids, and the number of the object, 0 for none.
         """
 
 
@@ -67,18 +70,21 @@ class LabelKind(Protocol):
 
 
 KINDS: tuple[LabelKind, ...] = (OrganFolder, Segmentation, StructureSet)
-"""All kinds except label maps: every other file is read as a label map."""
+"""All kinds except masks of images, which need a coding, and label maps, which all others are."""
 
 
-def open_label(path: Path) -> LabelFile:
+def open_label(path: Path, coding: Coding = PLAIN) -> LabelFile:
     """Find the kind of the label at a path; only a header is read.
 
     Args:
         path: label map in any format that `load_image` reads, DICOM SEG or RTSTRUCT, or a folder
             with a file for each organ; or a folder that is named like a file and holds one.
+        coding: how the mask of an image says its labels.
 
     Raises:
         DataError: a folder that is named like a file, with no scan in it, or with several.
     """
     path = scan_at(path)
+    if Mask.recognises(path):
+        return Mask(path, coding)
     return next((kind for kind in KINDS if kind.recognises(path)), LabelMap)(path)

@@ -16,7 +16,7 @@ from medsam_tune.cases.labels.grid import placed
 from medsam_tune.errors import DataError, listed
 from medsam_tune.formats.listing import entries_of
 from medsam_tune.formats.mending import Mending
-from medsam_tune.formats.open import case_id, format_of, load_label
+from medsam_tune.formats.open import case_id, load_label, scans_among
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class OrganFolder:
         Raises:
             DataError: there is no file, or an organ has several.
         """
-        found = [one for one in entries_of(self.path) if format_of(one) is not None]
+        found = scans_among(entries_of(self.path))
         if not found:
             raise DataError(
                 f"{self.path}: no label map in it; expected a file for each organ, e.g. "
@@ -76,7 +76,7 @@ class OrganFolder:
             DataError: a file does not lie on the image's grid, is of no label, or overlaps another.
         """
         ids = {name: i for i, name in labels.items()}
-        merged = torch.zeros(image.shape, dtype=torch.int32)
+        merged = torch.zeros((1, *image.shape[1:]), dtype=torch.int32)
         for name, file in self.files().items():
             if name not in ids:
                 raise DataError(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from medsam_tune.cases.checks import check_pair
+from medsam_tune.cases.classes import coding_said
 from medsam_tune.cases.labels.grid import placed
 from medsam_tune.cases.labels.open import open_label
 from medsam_tune.errors import DataError, listed
@@ -21,6 +23,7 @@ from medsam_tune.inference.simulated import parse_kind, simulated_prompts
 from medsam_tune.prompts import SlicePrompts
 from medsam_tune.slices.cut import cut_label
 from medsam_tune.slices.frames import ScanGrid
+from medsam_tune.slices.objects import numbered
 
 SCRIBBLES = "scribbles"
 """Kind of prompts beside those of `simulated_prompts`: the voxels are what was drawn."""
@@ -55,6 +58,8 @@ def read_label_map(
     kind: str,
     jitter: float = 0.0,
     seed: int = 0,
+    components: int | None = None,
+    coding: Mapping[str, Any] | None = None,
 ) -> SlicePrompts:
     """Prompts of a label map; see `read_prompts`.
 
@@ -65,15 +70,21 @@ def read_label_map(
         kind: see `check_kind`.
         jitter: see `simulated_prompts`.
         seed: seed of the jitter.
+        components: see `ScanRules`.
+        coding: see `RunRecord.coding`; what nobody annotated is background here.
 
     Raises:
         DataError: the label cannot be read, or does not fit the scan, as in training; it is empty.
         ValueError: as in `check_kind`.
     """
     check_kind(kind, jitter)
-    label = open_label(path).onto(_image_on(grid), Path("the scan"), labels, Mending())
+    said = coding_said(coding or {}, None, path)
+    colours = {colour: i if i in labels else 0 for colour, i in said.colours.items()}
+    opened = open_label(path, replace(said, colours=colours))
+    label = opened.onto(_image_on(grid), Path("the scan"), labels, Mending())
     truth, _ = cut_label(label, grid)
-    prompts = prompts_of_labels(truth, labels, kind, jitter, seed)
+    apart = cut_label(cast(MetaTensor, label[1:]), grid)[0] if label.shape[0] > 1 else None
+    prompts = prompts_of_labels(truth, labels, kind, jitter, seed, components, apart)
     if not len(prompts):
         raise DataError(
             f"{path}: no label has a voxel; expected one of: {listed(labels.values())}."
@@ -106,7 +117,13 @@ def label_on(label: MetaTensor, grid: ScanGrid, labels: Iterable[int], path: Pat
 
 
 def prompts_of_labels(
-    truth: Tensor, labels: Mapping[int, str], kind: str, jitter: float = 0.0, seed: int = 0
+    truth: Tensor,
+    labels: Mapping[int, str],
+    kind: str,
+    jitter: float = 0.0,
+    seed: int = 0,
+    components: int | None = None,
+    apart: Tensor | None = None,
 ) -> SlicePrompts:
     """Prompts of label slices, of any kind.
 
@@ -116,6 +133,9 @@ def prompts_of_labels(
         kind: see `check_kind`.
         jitter: see `simulated_prompts`.
         seed: seed of the jitter.
+        components: pixels of the smallest piece that is an object of its own, see `ScanRules`;
+            scribbles are of their label.
+        apart: (Z, H, W) numbers of objects that the label tells apart, in place of its pieces.
 
     Returns:
         prompts in the slice frame; without a row if no label has a voxel.
@@ -123,7 +143,11 @@ def prompts_of_labels(
     check_kind(kind, jitter)
     if kind == SCRIBBLES:
         return _scribbles(truth, labels)
-    prompts = simulated_prompts(truth, labels, kind, jitter, seed)
+    objects = None
+    if components is not None:
+        given = None if apart is None else apart.numpy()
+        objects = torch.from_numpy(numbered(truth.numpy(), components, given))
+    prompts = simulated_prompts(truth, labels, kind, jitter, seed, objects=objects)
     assert prompts is not None  # as the kind is not "none"
     return prompts
 

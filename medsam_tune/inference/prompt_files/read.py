@@ -25,6 +25,8 @@ def read_prompts(
     prompts_as: str = "slices",
     jitter: float = 0.0,
     seed: int = 0,
+    components: int | None = None,
+    coding: Mapping[str, Any] | None = None,
 ) -> SlicePrompts:
     """Prompts for the slices of one scan, from a file of any of three kinds.
 
@@ -76,6 +78,9 @@ def read_prompts(
             themselves what they are.
         jitter: with a label map, see `simulated_prompts`.
         seed: seed of the jitter.
+        components: with a label map, pixels of the smallest piece that is an object of its own, see
+            `ScanRules`.
+        coding: with the mask of an image, how it says its labels, see `RunRecord.coding`.
 
     Returns:
         prompts in the slice frame, by slice and then by label, one row at least.
@@ -101,7 +106,7 @@ def read_prompts(
             f"{path}: neither JSON nor a label map in a format that scans have; expected a prompt "
             "file, markups of 3D Slicer (.mrk.json), or a label map. Export it as one of these."
         )
-    return read_label_map(path, grid, labels, prompts_as, jitter, seed)
+    return read_label_map(path, grid, labels, prompts_as, jitter, seed, components, coding)
 
 
 def kind_of_prompts(path: Path) -> str:

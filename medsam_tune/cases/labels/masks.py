@@ -1,0 +1,188 @@
+"""Masks of 2-D images: ids, 0 and 255, a palette, colours of classes, or numbers of objects."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from numpy.typing import NDArray
+
+from medsam_tune.cases.checks import check_pair, label_values
+from medsam_tune.cases.classes import FILE, PLAIN, Coding, shown_colour
+from medsam_tune.cases.labels.grid import placed
+from medsam_tune.errors import DataError, listed
+from medsam_tune.formats import image as images
+from medsam_tune.formats.mending import Mending
+from medsam_tune.formats.open import is_flat, load_label
+
+_Ids = NDArray[np.int64]
+_FULL = (2**8 - 1, 2**16 - 1)  # white of 8 and 16 bits
+_SHOWN = 6  # colours in a message
+
+
+@dataclass(frozen=True)
+class Mask:
+    """The mask of a 2-D image; see `LabelFile`.
+
+    Values are, in this order: numbers of objects, where the coding says so; colours of the class
+    map, of RGB and of a palette; ids; grey levels of the class map; 0 and 255 (or 65535) of a data
+    set with one label.
+
+    Attributes:
+        path: the file, in a format that keeps values as they are.
+        coding: how it says its labels.
+    """
+
+    path: Path
+    coding: Coding = PLAIN
+    numbered: ClassVar[bool] = True
+    folds_case: ClassVar[bool] = False
+    names_are_present: ClassVar[bool] = True
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """Whether it is named like an image."""
+        return is_flat(path)
+
+    def names(self) -> dict[int, str]:
+        """Every id above 0, named "label 1", "label 2", ...
+
+        Raises:
+            DataError: colours that the class map lacks.
+        """
+        found = label_values(torch.from_numpy(self._ids(None)))
+        return {value: f"label {value}" for value in found if value}
+
+    def present(self, labels: Mapping[int, str]) -> set[int]:
+        """Labels that have a pixel."""
+        return set(label_values(torch.from_numpy(self._ids(labels)))) & set(labels)
+
+    def onto(
+        self, image: MetaTensor, image_path: Path, labels: Mapping[int, str], mending: Mending
+    ) -> MetaTensor:
+        """See `LabelFile.onto`; of numbers of objects, the result has two channels.
+
+        Raises:
+            DataError: another size than the image's, colours that the class map lacks, or values
+                that are no labels.
+        """
+        codes, coloured = self._codes()
+        size, expected = codes.shape[:2], tuple(map(int, image.meta["spatial_shape"][:2]))
+        if size != expected:
+            turned = "turned as EXIF says" in image.meta.get("notes", ())
+            raise DataError(
+                f"the mask has {size[0]} x {size[1]} pixels, the image {expected[0]} x "
+                f"{expected[1]} ({self.path}, {image_path}); expected the same size."
+                f"{' The image is turned, as its EXIF says.' if turned else ''} Export the mask at "
+                "the size of the image."
+            )
+        ids = [self._decoded(codes, coloured, labels)]
+        ids += [codes] if self.coding.instances else []
+        found = torch.from_numpy(np.stack(ids).astype(np.int32))
+        meta = {"affine": image.meta["original_affine"], "spatial_shape": codes.shape}
+        whole: list[Any] = [
+            placed(MetaTensor(one[None], meta=dict(meta)), self.path, image, resample=False)
+            for one in found
+        ]
+        check_pair(image, whole[0], labels, image_path, self.path)
+        return MetaTensor(torch.cat(whole), meta=dict(whole[0].meta))
+
+    def _ids(self, labels: Mapping[int, str] | None) -> _Ids:
+        """(W, H, 1) label ids; see `_decoded`."""
+        return self._decoded(*self._codes(), labels)
+
+    def _codes(self) -> tuple[_Ids, bool]:
+        """(W, H, 1) values, or red * 65536 + green * 256 + blue; and whether it is colours."""
+        array = load_label(self.path).as_tensor().numpy()
+        if (array != array.round()).any() or array.min() < 0:
+            raise DataError(
+                f"the mask has values that are no ids, from {array.min():g} to {array.max():g} "
+                f"({self.path}); expected whole numbers of 0 or more. Export it as PNG."
+            )
+        values = array.astype(np.int64)
+        return (values[0], False) if len(values) == 1 else (_code(*values), True)
+
+    def _decoded(self, codes: _Ids, coloured: bool, labels: Mapping[int, str] | None) -> _Ids:
+        """Values as ids.
+
+        Args:
+            codes: (W, H, 1) from `_codes`.
+            coloured: whether they are codes of colours.
+            labels: id -> name of every value that may come besides 0; None if that is not known.
+        """
+        if self.coding.instances:
+            return (codes > 0).astype(np.int64) * next(iter(labels or {1: ""}))
+        found = label_values(torch.from_numpy(codes))
+        palette = images.palette_of(self.path)
+        colour = self._colours_of(found, coloured, palette)
+        meant = {_code(*_rgb(text)): number for text, number in self.coding.colours.items()}
+        meant.setdefault(0, 0)  # black is the background, unless a class has it
+        unknown = [value for value in found if colour.get(value) not in meant]
+        if coloured and unknown:
+            raise self._unknown([colour[value] for value in unknown], codes)
+        by_colour = bool(self.coding.colours) and not unknown
+        known = labels
+        if known is None and self.coding.colours:
+            known = dict.fromkeys(self.coding.colours.values(), "")
+        ids = known is None or {*found} <= {0, *known}
+        if coloured or (by_colour and (palette is not None or not ids)):
+            return _mapped(codes, {value: meant[colour[value]] for value in found})
+        if palette is not None and self.coding.colours and not ids:
+            raise self._unknown([colour[value] for value in unknown if value in colour], None)
+        return _mapped(codes, _white(found, labels))
+
+    @staticmethod
+    def _colours_of(
+        found: Iterable[int], coloured: bool, palette: Sequence[tuple[int, int, int]] | None
+    ) -> dict[int, int]:
+        """Value -> code of its colour, of those that have one."""
+        if coloured:
+            return {value: value for value in found}
+        if palette is not None:
+            return {value: _code(*palette[value]) for value in found if value < len(palette)}
+        return {value: _code(value, value, value) for value in found if value < 256}
+
+    def _unknown(self, unknown: Iterable[int], codes: _Ids | None) -> DataError:
+        """Refusal of colours that no class has."""
+        few = []
+        for code in unknown:
+            count = "" if codes is None else f" ({int((codes == code).sum())} pixels)"
+            few.append(f"{shown_colour(code >> 16, code >> 8 & 255, code & 255)}{count}")
+        known = listed(self.coding.colours, _SHOWN)
+        expected = f"expected {known}" if known else "and nothing says what colours mean"
+        return DataError(
+            f"the mask has colours of no class: {listed(few, _SHOWN)} ({self.path}); {expected}. "
+            f"Name each colour in {FILE} in the folder, or in a file: medsam-tune split --classes "
+            "FILE."
+        )
+
+
+def _white(found: Collection[int], labels: Mapping[int, str] | None) -> dict[int, int]:
+    """Value -> id: ids themselves; of 0 and white alone, white is the only label."""
+    only = [*labels] if labels is not None else [1]
+    white = [value for value in _FULL if value in found]
+    if white and {*found} <= {0, white[0]} and len(only) == 1 and white[0] not in only:
+        return {0: 0, white[0]: only[0]}
+    return {value: value for value in found}
+
+
+def _mapped(codes: _Ids, ids: Mapping[int, int]) -> _Ids:
+    """Each value replaced by its id."""
+    values = np.array(sorted(ids))
+    targets = np.array([ids[int(value)] for value in values])
+    return targets[np.searchsorted(values, codes)]
+
+
+def _code(red: Any, green: Any, blue: Any) -> Any:
+    """One number of a colour; of ints, or of arrays."""
+    return red * 65536 + green * 256 + blue
+
+
+def _rgb(text: str) -> tuple[int, int, int]:
+    """Red, green and blue of a colour such as "#6EC1E4"."""
+    return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)

@@ -1,0 +1,274 @@
+"""2-D images by Pillow: PNG, JPEG, BMP, WebP, and TIFF without a geo-reference.
+
+An image of W x H pixels is a volume of one slice: (C, I=W, J=H, K=1). Its affine makes an axial
+slice of it whose rows and columns are those of the file; nothing says how large a pixel is, so it
+is taken as 1 mm.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageFile, ImageOps
+
+from medsam_tune.errors import DataError
+from medsam_tune.files import written_whole
+from medsam_tune.formats.mending import Mending
+from medsam_tune.formats.volume import (
+    LPS_TO_RAS,
+    Grid,
+    Volume,
+    check_memory,
+    check_not_empty,
+    exact,
+    label_dtype,
+)
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+WRITTEN = (".png",)
+
+LOSSY = ("JPEG", "MPO")
+"""Pillow's names of formats that do not keep values as they were; no mask is read from them."""
+
+GEO_TAGS = (33550, 33922, 34264, 34735)
+"""TIFF tags of a geo-reference: pixel scale, tie points, transformation, keys."""
+
+HIGHEST_ID = 2**16 - 1
+"""Highest id that a PNG holds."""
+
+_KINDS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")  # of Pillow; a file's content tells, not its name
+_FIRST_BYTES = 16
+_FAULTS = (
+    *(OSError, SyntaxError, ValueError, struct.error, zlib.error),
+    *(EOFError, IndexError, KeyError, TypeError, OverflowError, RuntimeError),
+)
+_BITS_16 = ("I;16", "I;16L", "I;16B", "I;16N")
+_KEPT = ("L", "I", "F", "RGB", *_BITS_16)
+# Mode -> the mode it is read as, and what is said of it.
+_MADE = {
+    "1": ("L", ""),
+    "P": ("RGB", ""),
+    "CMYK": ("RGB", "CMYK read as RGB"),
+    "YCbCr": ("RGB", ""),
+    "RGBX": ("RGB", ""),
+    "LA": ("L", "the alpha channel is left out"),
+    "La": ("L", "the alpha channel is left out"),
+    "PA": ("RGB", "the alpha channel is left out"),
+    "RGBA": ("RGB", "the alpha channel is left out"),
+}
+_TURNED = range(5, 9)  # values of EXIF's orientation that swap rows and columns
+
+
+def read(path: Path, mending: Mending, ids: bool = False) -> Volume:
+    """Read an image.
+
+    Colours whose three channels are equal everywhere become one grey channel. EXIF's orientation is
+    applied.
+
+    Args:
+        path: file of one of `ENDINGS`.
+        mending: nothing of it concerns an image.
+        ids: keep the numbers of a grey image, and the indices of a palette, instead of float32; see
+            `volume.exact`. Colours are as they are, (3, W, H, 1).
+
+    Returns:
+        (W, H, 1) float32, or (3, W, H, 1) of a colour image; the values are the file's own.
+
+    Raises:
+        DataError: the file is truncated, damaged or of another kind; it has several pages or moves;
+            it has a geo-reference; it does not fit into memory; ids are asked of a JPEG.
+    """
+    with _reading(path), path.open("rb") as file:
+        image = _opened(path, file)
+        if ids and image.format in LOSSY:
+            raise DataError(
+                f"a JPEG does not keep the values of a mask ({path}): edges are blurred into other "
+                "ids; expected PNG. Export the masks again as PNG; grey ones of two values may be "
+                "thresholded: Image.open(a).convert('L').point(lambda v: 255 * (v > 127)).save(b)."
+            )
+        notes = [_deep(image)]
+        image.load()
+        oriented = ImageOps.exif_transpose(image)
+        if oriented is not image and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            notes.append("turned as EXIF says")
+        if not (ids and oriented.mode in ("1", "P")):
+            oriented, said = _plain(path, oriented)
+            notes.append(said)
+        values = np.asarray(oriented)
+    if values.dtype == bool:
+        values = values.astype(np.uint8)
+    stored = values.dtype.newbyteorder("=").name
+    if values.ndim == 3 and (values == values[..., :1]).all():
+        values = values[..., 0]
+    array = exact(values) if ids else values.astype(np.float32)
+    array = array.T[..., None] if array.ndim == 2 else array.transpose(2, 1, 0)[..., None]
+    return Volume(
+        np.ascontiguousarray(array),
+        affine_of(),
+        notes=tuple(note for note in notes if note),
+        spacing_known=False,
+        channels=3 if array.ndim == 4 else 1,
+        stored=stored,
+    )
+
+
+def read_grid(path: Path) -> Grid:
+    """Size of an image as it is read, by its header; no pixel is read.
+
+    Raises:
+        DataError: the header cannot be read, or `read` would refuse what it says.
+    """
+    with _reading(path), path.open("rb") as file:
+        image = _opened(path, file)
+        width, height = image.size
+        if image.getexif().get(ExifTags.Base.Orientation) in _TURNED:
+            width, height = height, width
+    return Grid((width, height, 1), affine_of())
+
+
+def write(
+    path: Path,
+    array: NDArray[np.generic],
+    affine: NDArray[np.float64],
+    codes: tuple[int, int] | None = None,
+) -> None:
+    """Write a label map of one slice as grey PNG of 8 or 16 bits, whole or not at all.
+
+    Args:
+        path: .png file.
+        array: (W, H, 1) label ids.
+        affine: not kept, as a PNG has no place in the world.
+        codes: those of NIfTI, not kept either.
+
+    Raises:
+        DataError: several slices, fractions, or ids below 0 or above `HIGHEST_ID`.
+    """
+    if array.dtype.kind == "f":
+        raise DataError(f"{path}: a PNG holds label ids, no fractions. Write them as .nii.gz.")
+    label_dtype(array)
+    if array.ndim != 3 or array.shape[2] != 1:
+        raise DataError(
+            f"{path}: a PNG holds one slice, the label map has shape {array.shape}. Write it as "
+            ".nii.gz."
+        )
+    highest = int(array.max(initial=0))
+    if highest > HIGHEST_ID:
+        raise DataError(
+            f"{path}: label id {highest}; expected at most {HIGHEST_ID} in a PNG. Write it as "
+            ".nii.gz."
+        )
+    pixels = array[..., 0].T.astype(np.uint8 if highest < 256 else np.uint16)
+    with written_whole(path) as beside:
+        Image.fromarray(np.ascontiguousarray(pixels)).save(beside, format="PNG")
+
+
+def palette_of(path: Path) -> list[tuple[int, int, int]] | None:
+    """Colours of a palette by index; None of an image without one.
+
+    Raises:
+        DataError: the header cannot be read.
+    """
+    with _reading(path), path.open("rb") as file:
+        image = _opened(path, file)
+        if image.mode != "P":
+            return None
+        image.load()
+        colours = image.getpalette("RGB") or []
+    return [(r, g, b) for r, g, b in zip(*[iter(colours)] * 3, strict=True)]
+
+
+def affine_of(pixel: float = 1.0) -> NDArray[np.float64]:
+    """(4, 4) of an image's columns, rows and slice to RAS+ millimetres.
+
+    Args:
+        pixel: side of a pixel, millimetres.
+    """
+    return LPS_TO_RAS @ np.diag([pixel, pixel, 1.0, 1.0])
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except DataError:
+        raise
+    except _FAULTS as error:
+        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+        raise DataError(
+            f"cannot read {path}: {reason}. Expected a whole PNG, JPEG, BMP, WebP or TIFF image; "
+            "copy or export it again."
+        ) from error
+
+
+def _opened(path: Path, file: BinaryIO) -> ImageFile.ImageFile:
+    """The image, its pixels not read; checked by its header.
+
+    Not by `Image.open`, whose limit of pixels is one for the whole process.
+    """
+    Image.init()
+    first = file.read(_FIRST_BYTES)
+    file.seek(0)
+    for name in _KINDS:
+        factory, accepts = Image.OPEN[name]
+        if accepts is not None and accepts(first) is True:
+            image = cast(ImageFile.ImageFile, cast(Any, factory)(file, str(path)))
+            break
+    else:
+        raise OSError("its first bytes are of no image")
+    check_not_empty(path, image.size)
+    _refuse_several(path, image)
+    _refuse_geo(path, image)
+    check_memory(path, (*image.size, len(image.getbands())))
+    return image
+
+
+def _refuse_several(path: Path, image: ImageFile.ImageFile) -> None:
+    """Refuse several pages and moving pictures; a photo's own preview is no page."""
+    count = int(getattr(image, "n_frames", 1))
+    if count > 1 and image.format != "MPO":
+        raise DataError(
+            f"it has {count} pages or frames ({path}); expected one image. Save each as a file of "
+            "its own."
+        )
+
+
+def _refuse_geo(path: Path, image: ImageFile.ImageFile) -> None:
+    """Refuse a geo-reference, which Pillow would lose."""
+    tags: Any = getattr(image, "tag_v2", {})
+    if any(tag in tags for tag in GEO_TAGS):
+        raise DataError(
+            f"it has a geo-reference ({path}), which is read with the extra 'geo' alone: pip "
+            "install medsam_tune[geo]. To leave the reference out, save it as PNG."
+        )
+
+
+def _deep(image: ImageFile.ImageFile) -> str:
+    """Note of colours of 16 bits, of which Pillow keeps the upper 8."""
+    tiles = getattr(image, "tile", ())
+    raw = str(tiles[0].args if tiles else "")
+    deep = image.mode in ("RGB", "RGBA", "LA") and ";16" in raw
+    return "colours of 16 bits read with 8" if deep else ""
+
+
+def _plain(path: Path, image: Image.Image) -> tuple[Image.Image, str]:
+    """The image in grey or RGB, and what is said of it."""
+    if image.mode in _KEPT:
+        return image, ""
+    if image.mode not in _MADE:
+        raise DataError(
+            f"its colours are {image.mode} ({path}); expected grey, RGB, a palette or CMYK. Save "
+            "it as RGB."
+        )
+    mode, said = _MADE[image.mode]
+    if image.mode == "P" and "transparency" in image.info:
+        said = "the alpha channel is left out"
+    if image.mode == "CMYK":
+        return image.convert(mode), said
+    return image.convert("RGBA").convert(mode) if image.mode == "PA" else image.convert(mode), said
