@@ -40,8 +40,9 @@ from medsam_tune.slices.rules import rules_from
 from medsam_tune.synthetic.phantom import LABELS, write_phantoms
 
 RESULTS = Path(__file__).parent / "results" / "windows.md"
-SIDE, WINDOW = 320, 128  # three windows a side
-SHIFT = 48  # half of the 96 pixels from one window to the next
+SIDE, WINDOW = 320, 128  # two and a half windows a side
+STARTS = [0, 64, 128, 192]  # of windows that overlap by half
+SHIFT = 32  # half of the 64 pixels from one window to the next
 KINDS = ("box", "point", "label alone")
 WAYS = ("whole slices", "windows", "shifted", "tiles")
 
@@ -136,8 +137,8 @@ def measured(work: Path, runs: dict[str, Path], picture: Path | None) -> str:
         "shifted": plane_for(networks["windows"], large, rules["windows"]),
         "tiles": WindowedPlane(networks["windows"], size, rules["windows"], overlap=0),
     }
-    starts, tiles = [0, 96, 192], [0, 128, 192]
-    lines = {way: borders(tiles if way == "tiles" else starts) for way in WAYS}
+    tiles = [0, 128, 192]
+    lines = {way: borders(tiles if way == "tiles" else STARTS) for way in WAYS}
     scores: list[tuple[str, int, bool, dict[str, float]]] = []
     edges = {way: np.zeros(4, dtype=np.int64) for way in WAYS}  # on borders, elsewhere; of truth
     cases = read_datalist(work / "datalist.json").test
@@ -155,7 +156,7 @@ def measured(work: Path, runs: dict[str, Path], picture: Path | None) -> str:
                 for way, plane in planes.items()
             }
             each = {way: dice(masks, truth) for way, masks in found.items()}
-            inside = held(asked.boxes, starts)
+            inside = held(asked.boxes, STARTS)
             for row, number in enumerate(asked.classes.tolist()):
                 kind = KINDS[row // len(inside)]
                 one = {way: float(values[row]) for way, values in each.items()}
@@ -230,7 +231,7 @@ def draw(path: Path, image: Tensor, asked: Questions, found: dict[str, Tensor]) 
                 mask = found[way][row * count + n]
                 if mask.any():
                     axis.contour(mask, [0.5], colors=f"C{n}", linewidths=1.2)
-            for edge in borders([0, 128, 192] if way == "tiles" else [0, 96, 192]):
+            for edge in borders([0, 128, 192] if way == "tiles" else STARTS):
                 axis.axhline(edge - 0.5, color="yellow", linewidth=0.3)
                 axis.axvline(edge - 0.5, color="yellow", linewidth=0.3)
             axis.set_title(f"{way}, {kind}")
@@ -252,8 +253,8 @@ def main() -> None:
         f"{options.epochs}` on {machine('cpu')}.\n\n"
         f"Synthetic CT of {SIDE} x {SIDE} pixels; nano with an input of {WINDOW} pixels, LoRA, "
         f"{options.epochs} epochs of 10 cases, seed 0. Dice of each object on each slice, mean. "
-        f"`whole slices` shrinks them to {WINDOW} pixels; `windows` cuts them into 3 x 3 windows "
-        f"of {WINDOW} pixels (`rules::window={WINDOW}`).\n\n"
+        f"`whole slices` shrinks them to {WINDOW} pixels; `windows` cuts them into 4 x 4 windows "
+        f"of {WINDOW} pixels that overlap by half (`rules::window={WINDOW}`).\n\n"
         f"{measured(options.work, runs, options.picture)}\n"
     )
     with written_whole(RESULTS) as beside:

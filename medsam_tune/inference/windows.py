@@ -45,7 +45,7 @@ class WindowedPlane:
     """
 
     def __init__(
-        self, network: Any, size: tuple[int, int], rules: ScanRules, overlap: float = 0.25
+        self, network: Any, size: tuple[int, int], rules: ScanRules, overlap: float = 0.5
     ) -> None:
         self.size = size
         side = rules.window or max(size)

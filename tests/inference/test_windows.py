@@ -91,7 +91,7 @@ def box(x0: float, y0: float, x1: float, y1: float) -> list[tuple[float, float, 
 
 
 def answer(network: Any, image: Tensor, asked: Asked, rules: ScanRules = RULES) -> Answers:
-    plane = WindowedPlane(network, (image.shape[-2], image.shape[-1]), rules)
+    plane = WindowedPlane(network, (image.shape[-2], image.shape[-1]), rules, overlap=0.25)
     return plane.decode(plane.encode(image), torch.zeros(len(asked.points)).long(), asked)
 
 
@@ -159,13 +159,18 @@ def test_a_side_within_the_window_is_whole(tiny_sam: Build) -> None:
 def test_every_window_of_a_slice_is_encoded_once(count: int) -> None:
     network = Bright()
     images = torch.randint(0, 256, (count, 1, *SIZE), dtype=torch.uint8)
-    found = WindowedPlane(network, SIZE, RULES).encode(images)
+    found = WindowedPlane(network, SIZE, RULES, overlap=0.25).encode(images)
     assert found.shape == (count, 9, 1, 32, 32)
     assert max(len(one) for one in network.encoded) == count
     assert sum(len(one) for one in network.encoded) == 9 * count
     for number, (y, x) in enumerate((y, x) for y in (0, 24, 48) for x in (0, 24, 48)):
         expected = images[..., y : y + 32, x : x + 32] / 255
         assert torch.equal(found[:, number], expected)
+
+
+def test_windows_overlap_by_half() -> None:
+    images = torch.zeros(1, 1, *SIZE, dtype=torch.uint8)
+    assert len(WindowedPlane(Bright(), SIZE, RULES).encode(images)[0]) == 4 * 4
 
 
 # boxes
