@@ -9,7 +9,7 @@ find_python = for p in python3.11 python3.12 python3.13 python3 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done; true
 PYTHON ?= $(shell $(find_python))
 VENV ?= .venv
-EXTRAS ?= dev,dicom
+EXTRAS ?= dev,dicom,geo
 # Exact torch and torchvision are pinned here, so that a wheel folder configured on the machine cannot pick others.
 # `make env CONSTRAINTS=` takes the newest releases that pyproject.toml allows.
 CONSTRAINTS ?= constraints.txt

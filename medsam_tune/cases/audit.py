@@ -276,7 +276,7 @@ def _describe(finding: Finding, image: MetaTensor) -> None:
     if image.meta.get("spacing_known", True):
         finding.spacing = tuple(np.linalg.norm(affine[:3, :3], axis=0).round(4).tolist())
     finding.orientation = "".join(nib.orientations.aff2axcodes(affine))
-    finding.range = (float(values.min()), float(values.max()))
+    finding.range = (float(np.nanmin(values)), float(np.nanmax(values)))
     finding.notes = tuple(image.meta.get("notes", ()))
     finding.voxels = voxel_hash(image)
 

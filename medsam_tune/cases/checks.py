@@ -150,8 +150,17 @@ def not_finite(image: Tensor) -> Tensor:
     return ~torch.isfinite(image.as_tensor() if isinstance(image, MetaTensor) else image)
 
 
+def without_data(image: Tensor) -> Tensor | None:
+    """Pixels of an image that hold no data: (1, X, Y, Z) bool; None where all do."""
+    if not (isinstance(image, MetaTensor) and image.meta.get("gaps")):
+        return None
+    return image.as_tensor().isnan().all(0, keepdim=True)
+
+
 def _check_finite(image: Tensor, path: Path, way_out: str) -> None:
     found = not_finite(image)
+    if (gaps := without_data(image)) is not None:
+        found &= ~gaps
     if not found.any():
         return
     bad = found.nonzero()

@@ -8,9 +8,12 @@ import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from reprlib import repr as shown
 from typing import Any
+
+import numpy as np
 
 from medsam_tune.cases.classes import PLAIN, Coding, coding_said
 from medsam_tune.cases.description import IGNORE, Labels, known_modality, labels_said
@@ -18,6 +21,7 @@ from medsam_tune.cases.guesses import guessed_patient
 from medsam_tune.errors import DataError, listed
 from medsam_tune.files import read_json, written_whole
 from medsam_tune.formats.open import case_id
+from medsam_tune.formats.volume import Region
 
 SUBSETS = ("training", "validation", "test")
 _NEEDS = {
@@ -43,6 +47,7 @@ class Case:
         copy: 0 for the scan itself, otherwise the number of a deformed copy of it.
         guessed: True if nothing says the patient, and it is guessed from the scan's name.
         coding: how the mask of an image says its labels.
+        region: the part of an image that the case is; None for all of it.
 
     Raises:
         DataError: a name that is not safe as a file's.
@@ -56,6 +61,7 @@ class Case:
     copy: int = 0
     guessed: bool = field(default=False, compare=False, repr=False)
     coding: Coding = field(default=PLAIN, compare=False, repr=False)
+    region: Region | None = None
 
     def __post_init__(self) -> None:
         if self.name is not None and not _SAFE_NAME.fullmatch(self.name):
@@ -211,7 +217,7 @@ def read_datalist(path: Path, *, with_leaks: bool = False, with_missing: bool = 
             f"{path}: {listed(leaks)}; expected each patient and each scan in one subset. {way} "
             "the split again: medsam-tune split"
         )
-    scans = {(places[case.image], case.series): case for case in cases}
+    scans = {(places[case.image], case.series, case.region): case for case in cases}
     refuse_same_names(scans.values() if with_leaks else cases, path)
     labels = labels_said(content, path)
     if not labels.names:
@@ -256,25 +262,52 @@ def _leaks(subsets: Mapping[str, Sequence[Case]], places: Mapping[Path, str]) ->
     for subset, cases in subsets.items():
         for case in cases:
             scan = f"{case.image}{f', series {case.series}' if case.series else ''}"
+            scan += f", region {[*case.region]}" if case.region else ""
             patient = f"patient {case.patient}{' (by the names)' if case.guessed else ''}"
             for key, name in (
                 (case.patient, patient),
-                ((places[case.image], case.series), scan),
+                ((places[case.image], case.series, case.region), scan),
             ):
                 names[key] = name
                 where.setdefault(key, {})[subset] = None
-    return [
+    leaks = [
         f"{names[key]} is in {' and in '.join(found)}"
         for key, found in where.items()
         if len(found) > 1
     ]
+    return leaks + _overlaps(subsets, places)
 
 
-def _entry(case: Case, folder: Path) -> dict[str, str]:
+def _overlaps(subsets: Mapping[str, Sequence[Case]], places: Mapping[Path, str]) -> list[str]:
+    """Regions of one image that overlap and are in two subsets."""
+    parts: dict[str, dict[str, list[Case]]] = {}
+    for subset, cases in subsets.items():
+        for case in cases:
+            parts.setdefault(places[case.image], {}).setdefault(subset, []).append(case)
+    found = []
+    for by_subset in parts.values():
+        for (first, ours), (second, theirs) in combinations(by_subset.items(), 2):
+            if not any(case.region for case in (*ours, *theirs)):
+                continue
+            boxes = np.array([case.region or (0, 0, np.inf, np.inf) for case in theirs])
+            for case in ours:
+                x0, y0, x1, y1 = case.region or (0, 0, np.inf, np.inf)
+                apart = (boxes[:, 0] >= x1) | (boxes[:, 1] >= y1)
+                apart |= (boxes[:, 2] <= x0) | (boxes[:, 3] <= y0)
+                apart |= [case.region == other.region for other in theirs]  # is told already
+                found += [
+                    f"{case.id} in {first} and {theirs[n].id} in {second} overlap"
+                    for n in np.flatnonzero(~apart)
+                ]
+    return found
+
+
+def _entry(case: Case, folder: Path) -> dict[str, Any]:
     files = {"image": case.image, "label": case.label}
     entry = {key: _relative(file, folder) for key, file in files.items() if file is not None}
     optional = {"series": case.series, "name": case.name}
-    said = {key: value for key, value in optional.items() if value is not None}
+    said: dict[str, Any] = {key: value for key, value in optional.items() if value is not None}
+    said |= {} if case.region is None else {"region": list(case.region)}
     return {**entry, "patient": case.patient, **said}
 
 
@@ -318,6 +351,20 @@ def _case(entry: Any, folder: Path, where: str) -> Case:
         series=entry.get("series"),
         name=entry.get("name"),
         guessed=patient is None,
+        region=_region(entry.get("region"), where),
+    )
+
+
+def _region(said: Any, where: str) -> Region | None:
+    if said is None:
+        return None
+    if isinstance(said, list) and len(said) == 4 and all(type(n) is int for n in said):
+        x0, y0, x1, y1 = said
+        if 0 <= x0 < x1 and 0 <= y0 < y1:
+            return x0, y0, x1, y1
+    raise DataError(
+        f"{where}: region is {shown(said)}; expected x0, y0, x1, y1 in pixels of the image, upper "
+        "bounds exclusive."
     )
 
 

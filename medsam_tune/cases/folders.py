@@ -29,9 +29,13 @@ from medsam_tune.cases.pairs import (
 )
 from medsam_tune.errors import DataError, warn
 from medsam_tune.files import read_json
+from medsam_tune.formats import geotiff
 from medsam_tune.formats.dicom.series import choose_series
 from medsam_tune.formats.dicom.studies import Labelled, Tree, choose_labelled, read_tree
-from medsam_tune.formats.open import ENDINGS, stem_of
+from medsam_tune.formats.open import ENDINGS, reader_of, stem_of
+
+_GAPS = 255
+"""Id of pixels without data, where no label has it."""
 
 
 def find_cases(
@@ -93,6 +97,7 @@ def find_cases(
             warn(f"{folder}: {unused} series without a label left out.")
         cases, content = studies_cases(labelled), {}
     meant, present = labels_of(folder, cases, content, labels)
+    meant = _with_gaps(meant, cases)
     held = set(meant.in_files)
     present |= {one.name: one.present & held for one in labelled if one.present is not None}
     name = content.get("name")
@@ -105,6 +110,16 @@ def find_cases(
         present=present,
         coding=coding,
     )
+
+
+def _with_gaps(meant: Labels, cases: Iterable[Case]) -> Labels:
+    """The labels, with an id to ignore where a GeoTIFF may hold pixels without data."""
+    if meant.ignore is not None or not any(
+        reader_of(case.image) is geotiff and geotiff.has_gaps(case.image) for case in cases
+    ):
+        return meant
+    highest = max(meant.names, default=0)
+    return replace(meant, ignore=_GAPS if highest < _GAPS else highest + 1)
 
 
 def has_pairs(folder: Path) -> bool:

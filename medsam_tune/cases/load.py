@@ -10,10 +10,11 @@ from typing import cast
 from monai.data import MetaTensor
 from monai.transforms import Orientation
 
-from medsam_tune.cases.checks import Expected, check_expected, check_image, not_finite
+from medsam_tune.cases.checks import Expected, check_expected, check_image, not_finite, without_data
 from medsam_tune.cases.datalist import Case
+from medsam_tune.cases.description import IGNORE
 from medsam_tune.cases.labels.open import open_label
-from medsam_tune.errors import about
+from medsam_tune.errors import about, warn
 from medsam_tune.formats.mending import Mending
 from medsam_tune.formats.open import load_image
 
@@ -37,19 +38,21 @@ def load_case(
         (1, X, Y, Z) int32 or None, both on the grid of the image's file; affines in nibabel's RAS+
         millimetres. A label has a second channel where it tells objects apart: their numbers.
         `meta["original_affine"]` and `meta["spatial_shape"]` are the file's own; `meta["notes"]`
-        says what was changed.
+        says what was changed. Pixels without data are NaN, and nobody annotated them, if `labels`
+        has a label for that.
 
     Raises:
         DataError: a refusal of `load_image`, `check_scan`, or the label's kind.
     """
     mending = mending or Mending()
     with about(f"case {case.id}"):
-        image = load_image(case.image, mending, case.series)
+        image = load_image(case.image, mending, case.series, case.region)
         check_scan(image, case.image, mending, expected)
         if case.label is None:
             return image, None
-        label = open_label(case.label, case.coding)
-        return image, label.onto(image, case.image, labels, mending)
+        opened = open_label(case.label, case.coding, case.region)
+        label = opened.onto(image, case.image, labels, mending)
+        return image, _without_gaps(image, label, labels)
 
 
 def check_scan(
@@ -82,10 +85,26 @@ def voxel_hash(image: MetaTensor) -> str:
     return hashlib.sha256(plain.numpy().data).hexdigest()[:16]
 
 
+def _without_gaps(image: MetaTensor, label: MetaTensor, labels: Mapping[int, str]) -> MetaTensor:
+    """The label without what it says of pixels that hold no data."""
+    gaps = without_data(image)
+    if gaps is None:
+        return label
+    ignore = next((number for number, name in labels.items() if name == IGNORE), 0)
+    if not ignore:
+        warn("pixels without data count as background; the datalist names no label to ignore.")
+    values = [ignore] + [0] * (label.shape[0] - 1)  # of the second channel, no object
+    for channel, value in zip(label.as_tensor(), values, strict=True):
+        channel[gaps[0]] = value
+    return label
+
+
 def _fill(image: MetaTensor, value: float | None) -> None:
     if value is None:
         return
     bad = not_finite(image)
+    if (gaps := without_data(image)) is not None:
+        bad &= ~gaps
     if bad.any():
         image.as_tensor()[bad] = value
         said = f"{int(bad.sum())} NaN or infinite voxels set to {value:g}"

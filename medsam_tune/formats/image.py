@@ -37,9 +37,6 @@ WRITTEN = (".png",)
 LOSSY = ("JPEG", "MPO")
 """Pillow's names of formats that do not keep values as they were; no mask is read from them."""
 
-GEO_TAGS = (33550, 33922, 34264, 34735)
-"""TIFF tags of a geo-reference: pixel scale, tie points, transformation, keys."""
-
 HIGHEST_ID = 2**16 - 1
 """Highest id that a PNG holds."""
 
@@ -83,7 +80,7 @@ def read(path: Path, mending: Mending, ids: bool = False) -> Volume:
 
     Raises:
         DataError: the file is truncated, damaged or of another kind; it has several pages or moves;
-            it has a geo-reference; it does not fit into memory; ids are asked of a JPEG.
+            it does not fit into memory; ids are asked of a JPEG.
     """
     with _reading(path), path.open("rb") as file:
         image = _opened(path, file)
@@ -130,7 +127,7 @@ def read_grid(path: Path) -> Grid:
         width, height = image.size
         if image.getexif().get(ExifTags.Base.Orientation) in _TURNED:
             width, height = height, width
-    return Grid((width, height, 1), affine_of())
+    return Grid((width, height, 1), affine_of(), spacing_known=False)
 
 
 def write(
@@ -224,7 +221,6 @@ def _opened(path: Path, file: BinaryIO) -> ImageFile.ImageFile:
         raise OSError("its first bytes are of no image")
     check_not_empty(path, image.size)
     _refuse_several(path, image)
-    _refuse_geo(path, image)
     check_memory(path, (*image.size, len(image.getbands())))
     return image
 
@@ -236,16 +232,6 @@ def _refuse_several(path: Path, image: ImageFile.ImageFile) -> None:
         raise DataError(
             f"it has {count} pages or frames ({path}); expected one image. Save each as a file of "
             "its own."
-        )
-
-
-def _refuse_geo(path: Path, image: ImageFile.ImageFile) -> None:
-    """Refuse a geo-reference, which Pillow would lose."""
-    tags: Any = getattr(image, "tag_v2", {})
-    if any(tag in tags for tag in GEO_TAGS):
-        raise DataError(
-            f"it has a geo-reference ({path}), which is read with the extra 'geo' alone: pip "
-            "install medsam_tune[geo]. To leave the reference out, save it as PNG."
         )
 
 

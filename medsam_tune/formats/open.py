@@ -14,13 +14,13 @@ from monai.data import MetaTensor
 from numpy.typing import NDArray
 
 from medsam_tune.errors import DataError, listed
-from medsam_tune.formats import image, itk, nifti
+from medsam_tune.formats import geotiff, image, itk, nifti
 from medsam_tune.formats.dicom import headers
 from medsam_tune.formats.dicom.series import choose_series
 from medsam_tune.formats.dicom.stack import read_series, read_series_grid
 from medsam_tune.formats.listing import entries_of, files_below
 from medsam_tune.formats.mending import Mending
-from medsam_tune.formats.volume import Grid, Volume, image_from
+from medsam_tune.formats.volume import GeoReference, Grid, Region, Volume, image_from
 
 
 class Format(Protocol):
@@ -50,10 +50,11 @@ class Format(Protocol):
         """Write label ids or float (I, J, K), whole or not at all; affine in RAS+ millimetres."""
 
 
-FORMATS: tuple[Format, ...] = (nifti, itk, image)
-"""All formats except DICOM, which has no fixed ending: every other file is read as DICOM."""
+FORMATS: tuple[Format, ...] = (nifti, itk, geotiff, image)
+"""All formats except DICOM, which has no fixed ending: every other file is read as DICOM. TIFF
+without a geo-reference is read as other images are, see `reader_of`."""
 
-ENDINGS = tuple(ending for one in FORMATS for ending in one.ENDINGS)
+ENDINGS = tuple(dict.fromkeys(ending for one in FORMATS for ending in one.ENDINGS))
 WRITTEN = tuple(ending for one in FORMATS for ending in one.WRITTEN)
 
 ID_BYTES = 160
@@ -61,7 +62,10 @@ ID_BYTES = 160
 
 
 def load_image(
-    path: Path, mending: Mending | None = None, series_uid: str | None = None
+    path: Path,
+    mending: Mending | None = None,
+    series_uid: str | None = None,
+    region: Region | None = None,
 ) -> MetaTensor:
     """Read one scan or label map; every failure names the file.
 
@@ -72,12 +76,15 @@ def load_image(
             a file, or a folder with one series in it.
         mending: choice of faults to mend; by default all are refused.
         series_uid: SeriesInstanceUID (or its end) where a folder holds several.
+        region: part of a 2-D image; None for all of it.
 
     Returns:
         (C, I, J, K) float32 in the file's own axis order (DICOM: columns, rows, slices), affine in
-        nibabel's RAS+ millimetres; a 2-D image is one slice, K = 1, and C = 3 where it has colours.
-        `meta["notes"]` says what was changed on the way, `meta["channels"]` the channels of each
-        volume, `meta["stored"]` the type of an image's own numbers; and for DICOM
+        nibabel's RAS+ millimetres; a 2-D image is one slice, K = 1, and C = 3 where it has colours,
+        or the bands of a GeoTIFF. `meta["notes"]` says what was changed on the way,
+        `meta["channels"]` the channels of each volume, `meta["stored"]` the type of an image's own
+        numbers, `meta["gaps"]` that NaN stands for pixels without data; for GeoTIFF
+        `meta["georeference"]` is its `GeoReference`; and for DICOM
         `meta["series_uid"]` and `meta["frame_uid"]` which series and frame of reference it is,
         `meta["modality"]` its Modality, and `meta["spacing_known"]` whether it has millimetres.
 
@@ -85,16 +92,19 @@ def load_image(
         DataError: the file is missing, empty, truncated, or of another kind; it does not fit into
             memory; a refusal of the format's own `read`, or of `dicom.stack.read_series`.
     """
-    return _load(path, mending or Mending(), series_uid, ids=False)
+    return _load(path, mending or Mending(), series_uid, False, region)
 
 
-def load_label(path: Path, mending: Mending | None = None) -> MetaTensor:
+def load_label(
+    path: Path, mending: Mending | None = None, region: Region | None = None
+) -> MetaTensor:
     """Read one label map as `load_image` does, but with the exact ids.
 
     Args:
         path: as in `load_image`.
         mending: choice of faults to mend. Uneven series are refused always, as there are no ids
             between ids.
+        region: part of a mask of an image; None for all of it.
 
     Returns:
         (C, I, J, K) in a type that holds the file's numbers, see `volume.exact`.
@@ -102,18 +112,23 @@ def load_label(path: Path, mending: Mending | None = None) -> MetaTensor:
     Raises:
         DataError: as in `load_image`.
     """
-    return _load(path, replace(mending or Mending(), resample_uneven=False), None, ids=True)
+    mending = replace(mending or Mending(), resample_uneven=False)
+    return _load(path, mending, None, True, region)
 
 
-def _load(path: Path, mending: Mending, series_uid: str | None, ids: bool) -> MetaTensor:
+def _load(
+    path: Path, mending: Mending, series_uid: str | None, ids: bool, region: Region | None
+) -> MetaTensor:
     path = scan_at(path)
     if not path.exists():
         raise _missing(path)
     if path.is_file() and path.stat().st_size == 0:
         raise DataError(f"the file has zero bytes ({path}). Copy it again.")
-    found = format_of(path)
-    if found is not None:
-        volume = found.read(path, mending, ids)
+    found = reader_of(path)
+    if found is geotiff:
+        volume = geotiff.read(path, mending, ids, region)
+    elif found is not None:
+        volume = _part(found.read(path, mending, ids), region)
     else:
         volume = read_series(choose_series(path, series_uid), mending.resample_uneven)
     return one_volume(image_from(volume), mending.volume_index, path)
@@ -121,6 +136,14 @@ def _load(path: Path, mending: Mending, series_uid: str | None, ids: bool) -> Me
 
 def _missing(path: Path) -> DataError:
     return DataError(f"no such file: {path}. Correct the path in the datalist.")
+
+
+def _part(volume: Volume, region: Region | None) -> Volume:
+    """The part of a 2-D image."""
+    if region is None:
+        return volume
+    x0, y0, x1, y1 = region
+    return replace(volume, array=volume.array[..., x0:x1, y0:y1, :])
 
 
 def one_volume(image: MetaTensor, index: int | None, path: Path) -> MetaTensor:
@@ -163,20 +186,26 @@ def scan_at(path: Path) -> Path:
     return inside[0]
 
 
-def read_grid(path: Path, series_uid: str | None = None) -> Grid:
+def read_grid(path: Path, series_uid: str | None = None, region: Region | None = None) -> Grid:
     """Size and place of what `load_image` would read, by the header; no voxel is read.
 
     Args:
         path: file or folder of the scan.
         series_uid: SeriesInstanceUID (or its end) where a folder holds several.
+        region: part of a 2-D image; None for all of it.
 
     Raises:
         DataError: the file cannot be read.
     """
     path = scan_at(path)
-    found = format_of(path)
+    found = reader_of(path)
+    if found is geotiff:
+        return geotiff.read_grid(path, region)
     if found is not None:
-        return found.read_grid(path)
+        whole = found.read_grid(path)
+        if region is None:
+            return whole
+        return replace(whole, shape=(region[2] - region[0], region[3] - region[1], 1))
     return read_series_grid(choose_series(path, series_uid))
 
 
@@ -185,6 +214,7 @@ def write_array(
     array: NDArray[np.generic],
     affine: NDArray[np.float64],
     codes: tuple[int, int] | None = None,
+    georeference: GeoReference | None = None,
 ) -> None:
     """Write label ids or probabilities in the format of the ending, whole or not at all.
 
@@ -193,6 +223,7 @@ def write_array(
         array: (I, J, K) label ids, or float.
         affine: (4, 4) from indices (i, j, k) to RAS+ millimetres.
         codes: qform_code and sform_code of the scan, if it is NIfTI; other formats have none.
+        georeference: place on the earth, for GeoTIFF; other formats have none.
 
     Raises:
         DataError: another ending.
@@ -200,7 +231,10 @@ def write_array(
     found = format_of(path)
     if found is None or not path.name.lower().endswith(found.WRITTEN):
         raise DataError(f"{path}: expected a name that ends in {', '.join(WRITTEN)}.")
-    found.write(path, array, affine, codes)
+    if found is geotiff:
+        geotiff.write(path, array, affine, codes, georeference)
+    else:
+        found.write(path, array, affine, codes)
 
 
 def stem_of(path: Path) -> str:
@@ -255,7 +289,7 @@ def scans_among(paths: Iterable[Path]) -> list[Path]:
 
 def is_flat(path: Path) -> bool:
     """Whether a path is named like a 2-D image."""
-    return format_of(path) is image
+    return format_of(path) in (geotiff, image)
 
 
 def scan_files(path: Path, series_uid: str | None = None) -> Sequence[Path]:
@@ -274,6 +308,23 @@ def scan_files(path: Path, series_uid: str | None = None) -> Sequence[Path]:
     if format_of(path) is not None:
         return [path, *itk.data_files(path)]
     return choose_series(path, series_uid).files
+
+
+def reader_of(path: Path) -> Format | None:
+    """The format that reads a file: `format_of` it, but of a TIFF as its content says."""
+    found = format_of(path)
+    return image if found is geotiff and not geotiff.is_georeferenced(path) else found
+
+
+def palette_of(path: Path) -> list[tuple[int, int, int]] | None:
+    """Colours of an image's palette by index; None of an image without one.
+
+    Raises:
+        DataError: the header cannot be read.
+    """
+    if reader_of(path) is geotiff:
+        return geotiff.palette_of(path)
+    return image.palette_of(path)
 
 
 def format_of(path: Path) -> Format | None:

@@ -60,6 +60,41 @@ BYTES_PER_VOXEL = 16
 19 for percentiles)."""
 
 
+Region = tuple[int, int, int, int]
+"""Part of an image: x0, y0, x1, y1 in pixels of its file, upper bounds exclusive."""
+
+
+@dataclass(frozen=True)
+class GeoReference:
+    """Place of a 2-D image on the earth.
+
+    Attributes:
+        crs: coordinate system as WKT; empty where the file names none.
+        transform: (a, b, c, d, e, f) from pixels to its coordinates, x = a * column + b * row + c
+            and y = d * column + e * row + f; the corner of the first pixel is (c, f).
+    """
+
+    crs: str
+    transform: tuple[float, float, float, float, float, float]
+
+    def at(self, column: float, row: float) -> tuple[float, float]:
+        """Coordinates x, y of a place in the image; pixel i covers [i, i + 1]."""
+        a, b, c, d, e, f = self.transform
+        return a * column + b * row + c, d * column + e * row + f
+
+    @property
+    def steps(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(2,) from a pixel to the next one in its row, and in its column, in its coordinates."""
+        a, b, _, d, e, _ = self.transform
+        return np.array([a, d]), np.array([b, e])
+
+    def moved(self, column: float, row: float) -> GeoReference:
+        """That of the part of the image that begins at a column and a row."""
+        a, b, _, d, e, _ = self.transform
+        x, y = self.at(column, row)
+        return GeoReference(self.crs, (a, b, x, d, e, y))
+
+
 @dataclass(frozen=True)
 class Volume:
     """A scan or label map as its file holds it.
@@ -80,6 +115,8 @@ class Volume:
         channels: channels of each volume in the array: 3 of a colour image, 1 of all else.
         stored: numpy's name of the type of the file's own numbers, such as "uint8"; empty where
             unknown.
+        georeference: place of a 2-D image on the earth; None where it has none.
+        gaps: True if NaN in all channels stands for pixels without data.
     """
 
     array: NDArray[Any]
@@ -93,10 +130,13 @@ class Volume:
     codes: tuple[int, int] | None = None
     channels: int = 1
     stored: str = ""
+    georeference: GeoReference | None = None
+    gaps: bool = False
 
     def meta(self) -> dict[str, Any]:
         """MONAI's metadata: the affine in RAS+ millimetres, and what is known of the source."""
         known = {} if self.codes is None else {"codes": self.codes}  # MONAI collates no None
+        place = {} if self.georeference is None else {"georeference": self.georeference}
         return {
             "affine": self.affine.copy(),
             "original_affine": self.affine.copy(),
@@ -111,7 +151,9 @@ class Volume:
             "guess": self.guess,
             "channels": self.channels,
             "stored": self.stored,
+            "gaps": self.gaps,
             **known,
+            **place,
         }
 
 
@@ -122,10 +164,14 @@ class Grid:
     Attributes:
         shape: (I, J, K) in the file's own axis order, or with the number of volumes behind.
         affine: (4, 4) float64 of the indices (i, j, k) to RAS+ millimetres.
+        spacing_known: False if nothing says how large a pixel is, see `Volume`.
+        georeference: place of a 2-D image on the earth; None where it has none.
     """
 
     shape: tuple[int, ...]
     affine: NDArray[np.float64]
+    spacing_known: bool = True
+    georeference: GeoReference | None = None
 
 
 def image_from(volume: Volume) -> MetaTensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from medsam_tune.errors import DataError, nearest
 from medsam_tune.files import refuse_taken
-from medsam_tune.formats import image
+from medsam_tune.formats import geotiff, image
 from medsam_tune.formats.open import WRITTEN, is_flat, write_array
 from medsam_tune.inference import dicom_output as dicom
 from medsam_tune.inference.aftercare import Aftercare
@@ -195,9 +195,10 @@ def check_output(
         ValueError: settings that contradict each other.
     """
     chosen, origin = format_for(path, format), source or Source()
-    if FORMATS[chosen] in image.WRITTEN and not (origin.scan is None or is_flat(Path(origin.scan))):
+    flat = (*image.WRITTEN, *geotiff.WRITTEN)
+    if FORMATS[chosen] in flat and not (origin.scan is None or is_flat(Path(origin.scan))):
         raise DataError(
-            f"{path}: a PNG holds one slice, and {origin.scan} is no 2-D image. Write the mask as "
+            f"{path}: a 2-D image holds one slice, and {origin.scan} is no 2-D image. Write the mask as "
             ".nii.gz."
         )
     if chosen in dicom.KINDS:
@@ -230,7 +231,7 @@ def write_mask(
         DataError: another ending, or ids that are none, see `write_array`.
     """
     array = on_grid(labels, grid, aftercare)
-    write_array(Path(path), array, grid.affine, grid.codes)
+    write_array(Path(path), array, grid.affine, grid.codes, grid.georeference)
     return _counts(array)
 
 

@@ -43,5 +43,5 @@ def write_probabilities(
     paths = probability_paths(path, labels)
     for label in logits.labels:
         array = grid.to_file(logits.probabilities(label))
-        write_array(paths[label], array, grid.affine, grid.codes)
+        write_array(paths[label], array, grid.affine, grid.codes, grid.georeference)
     return {label: paths[label] for label in logits.labels}

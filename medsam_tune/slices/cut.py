@@ -12,7 +12,8 @@ from monai.transforms import Orientation
 from monai.utils import convert_to_tensor
 from torch import Tensor
 
-from medsam_tune.errors import DataError
+from medsam_tune.cases.checks import without_data
+from medsam_tune.errors import DataError, warn
 from medsam_tune.formats.volume import with_meta_of
 from medsam_tune.slices.frames import (
     ScanGrid,
@@ -32,14 +33,18 @@ def cut(image: MetaTensor, rules: ScanRules) -> tuple[Tensor, ScanGrid]:
         rules: plane, spacing, intensity and neighbours.
 
     Returns:
-        (Z, C, H, W) uint8 slices, and the grid that leads back to the scan.
+        (Z, C, H, W) uint8 slices, 0 where pixels hold no data, and the grid that leads back to the
+        scan.
 
     Raises:
-        DataError: the rule of intensity takes another number of channels.
+        DataError: the rule of intensity takes another number of channels; `ScanRules.gsd` enlarges
+            pixels too much.
     """
     grid = grid_of(image, rules)
+    if rules.gsd is not None and not image.meta.get("spacing_known", True):
+        warn(f"the size of a pixel is unknown: rules::gsd ({rules.gsd:g} m) is left out.")
     volume = turned(image, grid)
-    seen = rules.intensity(with_meta_of(volume, resized(volume.as_tensor(), grid.size)))
+    seen = seen_by(rules, with_meta_of(volume, resized(volume.as_tensor(), grid.size)))
     if seen.shape[0] != rules.intensity.channels:
         raise DataError(
             f"an image of {image.shape[0]} channels; the rule of intensity takes one. Colours are "
@@ -48,6 +53,13 @@ def cut(image: MetaTensor, rules: ScanRules) -> tuple[Tensor, ScanGrid]:
         )
     slices = slices_from_volume(convert_to_tensor(seen, track_meta=False))
     return (with_neighbours(slices) if rules.neighbours else slices), grid
+
+
+def seen_by(rules: ScanRules, volume: Tensor) -> Tensor:
+    """(C, X, Y, Z) in the scanner's unit -> (C', X, Y, Z) uint8, 0 where pixels hold no data."""
+    seen = rules.intensity(volume)
+    gaps = without_data(volume)
+    return seen if gaps is None else seen * ~gaps
 
 
 def cut_label(label: MetaTensor, grid: ScanGrid) -> tuple[Tensor, Tensor | None]:
@@ -83,9 +95,10 @@ def grid_of(image: MetaTensor, rules: ScanRules) -> ScanGrid:
     affine = np.asarray(image.meta.get("original_affine", image.affine), dtype=np.float64)
     shape = torch.as_tensor(image.meta.get("spatial_shape", image.shape[1:])).tolist()
     return replace(
-        rules.grid(shape, affine),
+        rules.grid(shape, affine, bool(image.meta.get("spacing_known", True))),
         codes=image.meta.get("codes"),
         guess=image.meta.get("guess", ""),
         series=image.meta.get("series_uid", ""),
         frame=image.meta.get("frame_uid", ""),
+        georeference=image.meta.get("georeference"),
     )

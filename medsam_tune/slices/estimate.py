@@ -84,9 +84,9 @@ def estimate(store: SliceStore, cases: Sequence[Case], progress: bool = True) ->
             there += 1
             continue
         with about(f"case {case.id}"):
-            grid = read_grid(case.image, case.series)
+            grid = read_grid(case.image, case.series, case.region)
             check_memory(case.image, grid.shape)
-        size = store.rules.grid(grid.shape, grid.affine).size
+        size = store.rules.grid(grid.shape, grid.affine, grid.spacing_known).size
         slices += size[2]
         voxels = math.prod(size)
         image_bytes += voxels * channels

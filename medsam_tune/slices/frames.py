@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medsam_tune.errors import DataError
-from medsam_tune.formats.volume import LPS_TO_RAS
+from medsam_tune.formats.volume import LPS_TO_RAS, GeoReference
 
 
 def slices_from_volume(volume: Tensor) -> Tensor:
@@ -34,7 +34,10 @@ def volume_from_slices(slices: Tensor) -> Tensor:
 
 
 def resized(volume: Tensor, size: tuple[int, int, int], nearest: bool = False) -> Tensor:
-    """(C, X, Y, Z) -> (C, *size) of the same extent; linear, or nearest voxel for labels."""
+    """(C, X, Y, Z) -> (C, *size) of the same extent; linear, or nearest voxel for labels.
+
+    A single slice that is shrunk is smoothed first, as images are shrunk by any factor.
+    """
     if tuple(volume.shape[1:]) == size:
         return volume
     if nearest:  # by index, as float32 does not hold every label id
@@ -42,6 +45,9 @@ def resized(volume: Tensor, size: tuple[int, int, int], nearest: bool = False) -
             centres = (torch.arange(new, device=volume.device) + 0.5) * (old / new)
             volume = volume.index_select(axis, centres.long().clamp(max=old - 1))
         return volume
+    if volume.shape[-1] == size[-1] == 1:
+        flat = volume[None, ..., 0].float()
+        return F.interpolate(flat, size[:2], mode="bilinear", antialias=True)[0, ..., None]
     return F.interpolate(volume[None].float(), size, mode="trilinear", align_corners=False)[0]
 
 
@@ -80,6 +86,7 @@ class ScanGrid:
         guess: what the file's header lacks, where the affine is a guess; empty where it says it.
         series: SeriesInstanceUID; empty where it is not DICOM.
         frame: FrameOfReferenceUID; empty where unknown.
+        georeference: place of a 2-D image on the earth; None where it has none.
     """
 
     affine: NDArray[np.float64]
@@ -90,6 +97,7 @@ class ScanGrid:
     guess: str = ""
     series: str = ""
     frame: str = ""
+    georeference: GeoReference | None = None
 
     def __post_init__(self) -> None:
         if not any(self.size):

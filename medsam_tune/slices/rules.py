@@ -22,6 +22,7 @@ PLANES = {"axial": "LPS", "coronal": "LIP", "sagittal": "PIL"}
 _NORMALS = ("sagittal", "coronal", "axial")  # planes by the axis across them: R-L, A-P, I-S
 _TIE = 0.99  # spacings count as equal from this ratio on
 _SMALLEST_WINDOW = 32  # pixels
+_MILLIMETRES = 1000.0  # of a metre
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,9 @@ class ScanRules:
             plane with the smallest pixels in each scan (axial where they are equal).
         spacing: millimetres along columns, rows and slices after resampling; 0 keeps an axis. None
             keeps all.
+        gsd: ground sample distance: metres along columns and rows of an image after resampling,
+            instead of `spacing`; an image of unknown resolution is kept as it is. None keeps all.
+        upsampling: largest accepted enlargement by `gsd`, of a side; more shows no more detail.
         neighbours: take the slice before, the slice itself and the slice after as three channels.
         squash: scale both sides of a slice to the model's input instead of padding the shorter one.
         modality: one of `datalist.MODALITIES`; DICOM series of another are refused. Empty accepts
@@ -46,8 +50,9 @@ class ScanRules:
             None takes slices whole. Training sees random windows, prediction overlapping ones.
 
     Raises:
-        DataError: an unknown plane or modality, a spacing that is not three numbers, components
-            that are no number of pixels, or a window that is none of 32 or more.
+        DataError: an unknown plane or modality, a spacing that is not three numbers, a gsd or an
+            upsampling that is none, gsd and spacing at once, components that are no number of
+            pixels, or a window that is none of 32 or more.
     """
 
     intensity: Intensity
@@ -58,6 +63,8 @@ class ScanRules:
     modality: str = ""
     window: int | None = None
     components: int | None = None
+    gsd: float | None = None
+    upsampling: float = 4.0
 
     def __post_init__(self) -> None:
         if self.plane not in (*PLANES, "finest"):
@@ -73,6 +80,7 @@ class ScanRules:
                 raise DataError(f"{name} is {getattr(self, name)!r}; expected true or false.")
         if self.spacing is not None:
             object.__setattr__(self, "spacing", _three(self.spacing))
+        _check_gsd(self.gsd, self.upsampling, self.spacing)
         if self.window is not None and (
             type(self.window) is not int or self.window < _SMALLEST_WINDOW
         ):
@@ -99,6 +107,8 @@ class ScanRules:
             "modality": self.modality,
             "window": self.window,
             "components": self.components,
+            "gsd": self.gsd,
+            "upsampling": self.upsampling,
         }
 
     @property
@@ -132,22 +142,41 @@ class ScanRules:
         """The rules without those that apply after slices are read from a store."""
         return replace(self, neighbours=False, squash=False, window=None, components=None)
 
-    def grid(self, shape: Sequence[int], affine: NDArray[np.float64]) -> ScanGrid:
+    def grid(
+        self, shape: Sequence[int], affine: NDArray[np.float64], spacing_known: bool = True
+    ) -> ScanGrid:
         """The grid of a scan and of its slices.
 
         Args:
             shape: (I, J, K), shape of the file's array.
             affine: (4, 4), affine of that array, RAS+ millimetres.
+            spacing_known: whether its millimetres are true; otherwise `gsd` is left out.
+
+        Raises:
+            DataError: `gsd` enlarges the pixels more than `upsampling`.
         """
         axes = PLANES[_finest(affine) if self.plane == "finest" else self.plane]
         whole = ScanGrid(affine, (int(shape[0]), int(shape[1]), int(shape[2])), axes)
-        if self.spacing is None:
+        spacing = self.spacing
+        if self.gsd is not None and spacing_known:
+            spacing = (_MILLIMETRES * self.gsd, _MILLIMETRES * self.gsd, 0.0)
+            self._check_upsampling(max(whole.spacing[:2]) / _MILLIMETRES, self.gsd)
+        if spacing is None:
             return whole
         w, h, k = (
             max(1, round(size * mm / wanted)) if wanted else size
-            for size, mm, wanted in zip(whole.size, whole.spacing, self.spacing, strict=True)
+            for size, mm, wanted in zip(whole.size, whole.spacing, spacing, strict=True)
         )
         return replace(whole, size=(w, h, k))
+
+    def _check_upsampling(self, pixel: float, gsd: float) -> None:
+        if pixel > self.upsampling * gsd:
+            raise DataError(
+                f"a pixel is {pixel:.4g} m, and rules::gsd is {gsd:g} m: {pixel / gsd:.3g} times "
+                f"smaller; expected at most {self.upsampling:g} times. Set rules::gsd to "
+                f"{pixel / self.upsampling:.2g} or more, to null to keep the pixels, or raise "
+                "rules::upsampling."
+            )
 
     def frame(self, size: tuple[int, int], image_size: int) -> ModelFrame:
         """The map between slices of size (H, W) and the model's square input."""
@@ -171,6 +200,18 @@ def rules_from(description: Mapping[str, Any]) -> ScanRules:
             f"rules {description} are not those of a scan: {error}. Another version wrote "
             "them; train again."
         ) from error
+
+
+def _check_gsd(gsd: Any, upsampling: Any, spacing: Any) -> None:
+    for name, value in (("gsd", gsd), ("upsampling", upsampling)):
+        number = type(value) in (int, float) and 0 < value < np.inf
+        if not number and not (name == "gsd" and value is None):
+            unit = "metres of a pixel after resampling, or null" if name == "gsd" else "a factor"
+            raise DataError(f"{name} is {value!r}; expected {unit}, a positive number.")
+    if gsd is not None and spacing is not None:
+        raise DataError(
+            f"gsd is {gsd} and spacing is {spacing}; expected one of them: metres, or millimetres."
+        )
 
 
 def _three(spacing: Any) -> tuple[float, float, float]:

@@ -318,6 +318,8 @@ class SliceStore:
             made_from += [case.copy, self.deformation.describe()]
         if case.coding != PLAIN:
             made_from.append(case.coding.describe())
+        if case.region is not None:
+            made_from.append(list(case.region))
         for file in (case.image, case.label):
             if file is None:
                 continue

@@ -91,13 +91,16 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, ending, monkeypatch):
 
 @pytest.mark.parametrize("name", ["mask.mhd", "mask.nhdr", "mask.dcm", "mask"])
 def test_what_is_not_written(tmp_path, name):
-    text = rf"{name}: expected a name that ends in \.nii, \.nii\.gz, \.nrrd, \.mha, \.png\.$"
+    endings = r"\.nii, \.nii\.gz, \.nrrd, \.mha, \.tif, \.tiff, \.png"
+    text = rf"{name}: expected a name that ends in {endings}\.$"
     with pytest.raises(DataError, match=text):
         write_array(tmp_path / name, labels(), np.eye(4))
 
 
 def test_each_ending_belongs_to_one_format():
     assert len(set(ENDINGS)) == len(ENDINGS)
+    written = [ending for one in FORMATS for ending in one.WRITTEN]
+    assert len(set(written)) == len(written)
     assert all(set(one.WRITTEN) <= set(one.ENDINGS) for one in FORMATS)
 
 

@@ -104,9 +104,7 @@ def test_masks_of_all_formats_have_the_scans_grid(
 
 @pytest.mark.parametrize("name", ["mask.mhd", "mask.nhdr", "mask.jpg", "mask"])
 def test_mask_of_another_kind_is_refused(tmp_path: Path, name: str) -> None:
-    text = (
-        rf"{name}: expected a name that ends in \.nii, \.nii\.gz, \.nrrd, \.mha, \.png or \.dcm\.$"
-    )
+    text = rf"{name}: expected a name that ends in \.nii, \.nii\.gz, \.nrrd, \.mha, \.tif, \.tiff, \.png or \.dcm\.$"
     for refused in (
         lambda: write_masks(torch.zeros(6, 12, 10), LPS_GRID, tmp_path / name, {1: "liver"}),
         lambda: refuse_taken_masks(tmp_path / name, {1: "liver"}),
@@ -261,7 +259,7 @@ def test_a_mask_of_an_image_is_a_png_of_its_size(tmp_path: Path) -> None:
     assert mask_paths("a/mask.png", {1: "road"}) == {1: Path("a/mask_1_road.png")}
     refuse_taken_masks(tmp_path / "b.png", {1: "road"}, source=Source(scan=tmp_path / "a.JPG"))
     with pytest.raises(
-        DataError, match=r"b\.png: a PNG holds one slice, and .*a\.nii\.gz is no 2-D"
+        DataError, match=r"b\.png: a 2-D image holds one slice, and .*a\.nii\.gz is no 2-D"
     ):
         refuse_taken_masks(
             tmp_path / "b.png", {1: "road"}, source=Source(scan=tmp_path / "a.nii.gz")

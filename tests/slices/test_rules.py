@@ -90,6 +90,8 @@ def test_rules_by_default() -> None:
         "modality": "",
         "window": None,
         "components": None,
+        "gsd": None,
+        "upsampling": 4.0,
     }
 
 

@@ -16,9 +16,9 @@ from medsam_tune.cases.checks import check_pair, label_values
 from medsam_tune.cases.classes import FILE, PLAIN, Coding, shown_colour
 from medsam_tune.cases.labels.grid import placed
 from medsam_tune.errors import DataError, listed
-from medsam_tune.formats import image as images
 from medsam_tune.formats.mending import Mending
-from medsam_tune.formats.open import is_flat, load_label
+from medsam_tune.formats.open import is_flat, load_label, palette_of
+from medsam_tune.formats.volume import Region
 
 _Ids = NDArray[np.int64]
 _FULL = (2**8 - 1, 2**16 - 1)  # white of 8 and 16 bits
@@ -36,10 +36,12 @@ class Mask:
     Attributes:
         path: the file, in a format that keeps values as they are.
         coding: how it says its labels.
+        region: part of the image whose mask it is; None for all of it.
     """
 
     path: Path
     coding: Coding = PLAIN
+    region: Region | None = None
     numbered: ClassVar[bool] = True
     folds_case: ClassVar[bool] = False
     names_are_present: ClassVar[bool] = True
@@ -71,7 +73,8 @@ class Mask:
             DataError: another size than the image's, colours that the class map lacks, or values
                 that are no labels.
         """
-        codes, coloured = self._codes()
+        mask = self._read()
+        codes, coloured = self._codes(mask)
         size, expected = codes.shape[:2], tuple(map(int, image.meta["spatial_shape"][:2]))
         if size != expected:
             turned = "turned as EXIF says" in image.meta.get("notes", ())
@@ -81,6 +84,7 @@ class Mask:
                 f"{' The image is turned, as its EXIF says.' if turned else ''} Export the mask at "
                 "the size of the image."
             )
+        _check_place(self.path, mask, image_path, image)
         ids = [self._decoded(codes, coloured, labels)]
         ids += [codes] if self.coding.instances else []
         found = torch.from_numpy(np.stack(ids).astype(np.int32))
@@ -94,11 +98,15 @@ class Mask:
 
     def _ids(self, labels: Mapping[int, str] | None) -> _Ids:
         """(W, H, 1) label ids; see `_decoded`."""
-        return self._decoded(*self._codes(), labels)
+        return self._decoded(*self._codes(self._read()), labels)
 
-    def _codes(self) -> tuple[_Ids, bool]:
+    def _read(self) -> MetaTensor:
+        """(C, W, H, 1) as the file has it."""
+        return load_label(self.path, region=self.region)
+
+    def _codes(self, mask: MetaTensor) -> tuple[_Ids, bool]:
         """(W, H, 1) values, or red * 65536 + green * 256 + blue; and whether it is colours."""
-        array = load_label(self.path).as_tensor().numpy()
+        array = mask.as_tensor().numpy()
         if (array != array.round()).any() or array.min() < 0:
             raise DataError(
                 f"the mask has values that are no ids, from {array.min():g} to {array.max():g} "
@@ -118,7 +126,7 @@ class Mask:
         if self.coding.instances:
             return (codes > 0).astype(np.int64) * next(iter(labels or {1: ""}))
         found = label_values(torch.from_numpy(codes))
-        palette = images.palette_of(self.path)
+        palette = palette_of(self.path)
         colour = self._colours_of(found, coloured, palette)
         meant = {_code(*_rgb(text)): number for text, number in self.coding.colours.items()}
         meant.setdefault(0, 0)  # black is the background, unless a class has it
@@ -159,6 +167,24 @@ class Mask:
             f"the mask has colours of no class: {listed(few, _SHOWN)} ({self.path}); {expected}. "
             f"Name each colour in {FILE} in the folder, or in a file: medsam-tune split --classes "
             "FILE."
+        )
+
+
+def _check_place(path: Path, mask: MetaTensor, image_path: Path, image: MetaTensor) -> None:
+    """Refuse a mask that lies elsewhere on the earth than its image."""
+    own, other = (one.meta.get("georeference") for one in (mask, image))
+    if own is None or other is None:
+        return
+    corners = [(0, 0), (mask.shape[1], 0), (0, mask.shape[2])]
+    a, b, _, d, e, _ = other.transform
+    near = min(np.hypot(a, d), np.hypot(b, e)) / 2
+    shifts = [np.subtract(own.at(*one), other.at(*one)) for one in corners]
+    largest = float(np.abs(shifts).max())
+    if largest > near:
+        raise DataError(
+            f"the mask lies elsewhere than the image ({path}, {image_path}): its transform is "
+            f"{own.transform}, the image's {other.transform}; expected the same within half a "
+            "pixel. Warp the mask to the image's grid, e.g. by gdalwarp."
         )
 
 

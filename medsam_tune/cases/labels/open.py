@@ -16,6 +16,7 @@ from medsam_tune.cases.labels.rtstruct import StructureSet
 from medsam_tune.cases.labels.seg import Segmentation
 from medsam_tune.formats.mending import Mending
 from medsam_tune.formats.open import scan_at
+from medsam_tune.formats.volume import Region
 
 
 class LabelFile(Protocol):
@@ -73,18 +74,19 @@ KINDS: tuple[LabelKind, ...] = (OrganFolder, Segmentation, StructureSet)
 """All kinds except masks of images, which need a coding, and label maps, which all others are."""
 
 
-def open_label(path: Path, coding: Coding = PLAIN) -> LabelFile:
+def open_label(path: Path, coding: Coding = PLAIN, region: Region | None = None) -> LabelFile:
     """Find the kind of the label at a path; only a header is read.
 
     Args:
         path: label map in any format that `load_image` reads, DICOM SEG or RTSTRUCT, or a folder
             with a file for each organ; or a folder that is named like a file and holds one.
         coding: how the mask of an image says its labels.
+        region: part of the image whose label it is; None for all of it.
 
     Raises:
         DataError: a folder that is named like a file, with no scan in it, or with several.
     """
     path = scan_at(path)
     if Mask.recognises(path):
-        return Mask(path, coding)
+        return Mask(path, coding, region)
     return next((kind for kind in KINDS if kind.recognises(path)), LabelMap)(path)
