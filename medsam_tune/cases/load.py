@@ -48,7 +48,7 @@ def load_case(
         check_scan(image, case.image, mending, expected)
         if case.label is None:
             return image, None
-        label = open_label(case.label, case.coding)
+        label = open_label(case.label, case.coding, case.image)
         return image, label.onto(image, case.image, labels, mending)
 
 
