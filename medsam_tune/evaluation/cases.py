@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -26,6 +27,7 @@ from medsam_tune.inference.inferers import EllipseInferer
 from medsam_tune.inference.simulated import parse_kind, parse_kinds, simulated_prompts
 from medsam_tune.prompts import SlicePrompts
 from medsam_tune.slices.frames import resized
+from medsam_tune.slices.objects import numbered
 from medsam_tune.slices.store import PreparedCase
 
 
@@ -34,8 +36,9 @@ class CaseDataset(Dataset[dict[str, Any]]):
 
     An item is `image` (Z, C, H, W) uint8, `label` (Z, H, W) int64, `truth`, the label in the scan's
     own grid (equal to `label` unless slices are resampled), `prompts` (a dict from each kind to its
-    `SlicePrompts`, or to None for "none") and `case`. The same case, kind, seed and jitter give the
-    same prompts for every model. Cases without a label map are left out with a warning.
+    `SlicePrompts`, or to None for "none"), `case`, and `objects` (Z, H, W) int32 and `components`,
+    see `PreparedCase`; both None where a label is one object. The same case, kind, seed and jitter
+    give the same prompts for every model. Cases without a label map are left out with a warning.
 
     Args:
         cases: cases from `SliceStore.prepare`, with labels.
@@ -89,6 +92,8 @@ class CaseDataset(Dataset[dict[str, Any]]):
         return {
             "image": torch.from_numpy(case.image()),
             "label": label,
+            "objects": numbers,
+            "components": case.components,
             "truth": torch.from_numpy(case.truth().astype(np.int64)) if case.has_truth else label,
             "prompts": prompts,
             "case": case.id,
@@ -246,7 +251,10 @@ class CaseScores:
         asked = {*zip(given.labels.tolist(), given.objects.tolist(), strict=True)} if given else ()
         objects = Counter(label for label, _ in asked)
         only = ellipse[0] if ellipse else None
-        return score_case(batch["case"], kind, prediction, truth, only, self.labels, objects)
+        numbers = _numbers(batch, prediction, truth)
+        return score_case(
+            batch["case"], kind, prediction, truth, only, self.labels, objects, numbers
+        )
 
     def _finish(self, engine: Engine) -> None:
         summary = summarise_kinds(self.scores)
@@ -266,6 +274,16 @@ class CaseScores:
             self.results.finish()
             table = format_summary(summary["by_prompts"])
             engine.logger.info(f"{self.results.path}:\n{table}")
+
+
+def _numbers(
+    batch: Mapping[str, Any], prediction: Tensor, truth: Tensor
+) -> tuple[NDArray[np.int32], NDArray[np.int32]] | None:
+    """Numbers of the objects of a prediction and of its truth; None where a label is one object."""
+    smallest, objects = batch.get("components"), batch.get("objects")
+    if smallest is None or objects is None or objects.shape != truth.shape:
+        return None
+    return numbered(prediction.cpu().numpy(), smallest), objects
 
 
 def _means(by_prompts: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
@@ -298,7 +316,13 @@ def write_scores(
         tables[place / "metrics.csv"] = each
     for path, each in (tables or {folder / "metrics.csv": ()}).items():
         with written_whole(path) as table, table.open("w", newline="") as file:
-            writer = csv.DictWriter(file, [f.name for f in fields(Score)])
+            # Borders and objects are columns of images alone.
+            columns = [
+                f.name
+                for f in fields(Score)
+                if f.default is not None or any(getattr(s, f.name) is not None for s in each)
+            ]
+            writer = csv.DictWriter(file, columns, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(asdict(s) for s in each)
     with written_whole(folder / "summary.json") as text:

@@ -54,6 +54,14 @@ def test_files(tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == names
 
 
+def test_borders_and_objects_have_columns_where_they_are(tmp_path: Path) -> None:
+    rows = [replace(score("a", 1, 0.5), boundary_iou=0.25, true_objects=2), score("b", 1, 0.5)]
+    write_scores(tmp_path, {"slices": rows}, {})
+    lines = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert [line.removeprefix(COLUMNS) for line in lines[:1]] == [",boundary_iou,true_objects"]
+    assert [line.split(",")[-2:] for line in lines[1:]] == [["0.25", "2"], ["", ""]]
+
+
 def test_failing_write_leaves_the_old_files(tmp_path: Path) -> None:
     write_scores(tmp_path, {"slices": [score("a", 1, 0.5)]}, {"mean_dice": 0.5})
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
