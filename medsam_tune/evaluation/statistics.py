@@ -76,11 +76,13 @@ def summarise(scores: Sequence[Score]) -> dict[str, Any]:
     ellipse of a label that is predicted and in no case's truth, so that it has no box.
 
     Returns:
-        `mean_dice`, `mean_iou`, `mean_ellipse_dice`: means over labels of the means over cases;
+        `mean_dice`, `mean_iou`, `mean_ellipse_dice`, `mean_ellipse_iou`: means over labels of the
+        means over cases;
         `labels`: id -> `name`, `dice`, `dice_interval` (95 %, or None), `dice_interval_note`
-        ("too few", "few" or ""), `iou`, `boundary_iou`, `ellipse_dice`, `cases` (number counted),
-        `excluded` (number with both empty), `objects` (number prompted for in all cases); and
-        `precision`, `recall` and `pq` of the objects of all cases together, see `metrics.paired`.
+        ("too few", "few" or ""), `iou`, `boundary_iou`, `ellipse_dice`, `ellipse_iou`, `cases`
+        (number counted), `excluded` (number with both empty), `objects` (number prompted for in all
+        cases); and `precision`, `recall` and `pq` of the objects of all cases together, see
+        `metrics.paired`.
     """
     per_label: dict[str, dict[str, Any]] = {}
     for label in sorted({s.label for s in scores}):
@@ -94,6 +96,7 @@ def summarise(scores: Sequence[Score]) -> dict[str, Any]:
             "iou": _mean([s.iou for s in rows]),
             "boundary_iou": _mean([s.boundary_iou for s in rows]),
             "ellipse_dice": _mean([s.ellipse_dice for s in rows]),
+            "ellipse_iou": _mean([_iou(s.ellipse_dice) for s in rows]),
             "cases": len(dice),
             "excluded": len(rows) - len(dice),
             "objects": sum(s.objects for s in rows),
@@ -101,9 +104,14 @@ def summarise(scores: Sequence[Score]) -> dict[str, Any]:
         }
     means = {
         f"mean_{key}": _mean([entry[key] for entry in per_label.values()])
-        for key in ("dice", "iou", "ellipse_dice")
+        for key in ("dice", "iou", "ellipse_dice", "ellipse_iou")
     }
     return {**means, "labels": per_label}
+
+
+def _iou(dice: float | None) -> float | None:
+    """The IoU of two masks by their Dice."""
+    return None if dice is None else dice / (2 - dice)
 
 
 def _of_objects(scores: Sequence[Score]) -> dict[str, float | None]:
