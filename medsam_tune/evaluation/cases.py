@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from medsam_tune.evaluation.folder import ResultFolder
 from medsam_tune.evaluation.metrics import Score, annotated, score_case
 from medsam_tune.evaluation.statistics import format_summary, summarise_kinds
 from medsam_tune.files import written_whole
+from medsam_tune.inference.canvas import Found, labels_of
 from medsam_tune.inference.inferers import EllipseInferer
 from medsam_tune.inference.simulated import parse_kind, parse_kinds, simulated_prompts
 from medsam_tune.prompts import SlicePrompts
@@ -188,7 +189,8 @@ def prepare_case(
 class CaseScores:
     """Handler of an evaluator: scores each case by each kind of prompts, and at the end the set.
 
-    The evaluator's `pred` is a dict from the kinds of `CaseDataset` to (Z, H, W) label slices.
+    The evaluator's `pred` is a dict from the kinds of `CaseDataset` to (Z, H, W) label slices, or
+    to a `Found` of such.
 
     `engine.state.metrics` gets `mean_dice`, `mean_iou` and `mean_ellipse_dice`, the means over the
     kinds, as far as there is something to score; of several kinds also those of each, as
@@ -238,8 +240,11 @@ class CaseScores:
             found = self._score_kind(state.batch, kind, prediction)
             self.scores.setdefault(kind, []).extend(found)
 
-    def _score_kind(self, batch: Mapping[str, Any], kind: str, prediction: Tensor) -> list[Score]:
+    def _score_kind(
+        self, batch: Mapping[str, Any], kind: str, answer: Tensor | Found
+    ) -> list[Score]:
         """Scores of one case by one kind of prompts, in the scan's own grid."""
+        prediction = cast(Tensor, labels_of(answer))
         maps = [prediction]
         if parse_kind(kind).boxed:
             maps.append(self._ellipse(batch["image"], None, batch["prompts"][kind]))
@@ -251,7 +256,8 @@ class CaseScores:
         asked = {*zip(given.labels.tolist(), given.objects.tolist(), strict=True)} if given else ()
         objects = Counter(label for label, _ in asked)
         only = ellipse[0] if ellipse else None
-        numbers = _numbers(batch, prediction, truth)
+        found = answer.numbers if isinstance(answer, Found) else None
+        numbers = _numbers(batch, prediction, truth, found)
         return score_case(
             batch["case"], kind, prediction, truth, only, self.labels, objects, numbers
         )
@@ -277,12 +283,17 @@ class CaseScores:
 
 
 def _numbers(
-    batch: Mapping[str, Any], prediction: Tensor, truth: Tensor
+    batch: Mapping[str, Any], prediction: Tensor, truth: Tensor, found: Tensor | None
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]] | None:
-    """Numbers of the objects of a prediction and of its truth; None where a label is one object."""
+    """Numbers of the objects of a prediction and of its truth; None where a label is one object.
+
+    The prediction's are `found`, those of the prompts, or else its connected components.
+    """
     smallest, objects = batch.get("components"), batch.get("objects")
     if smallest is None or objects is None or objects.shape != truth.shape:
         return None
+    if found is not None and found.shape == truth.shape:
+        return found.cpu().numpy().astype(np.int32), objects
     return numbered(prediction.cpu().numpy(), smallest), objects
 
 
