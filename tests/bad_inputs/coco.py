@@ -48,7 +48,7 @@ def plain(path: Path) -> np.ndarray:
         coco = COCO(str(path))
         ids = coco.getAnnIds(imgIds=[7])
         masks = [coco.annToMask(one) for one in coco.loadAnns(ids)]
-    return np.any(masks, axis=0)
+    return np.asarray(np.any(masks, axis=0)) if masks else np.zeros((HEIGHT, WIDTH), bool)
 
 
 def as_drawn(found: Any) -> None:
