@@ -13,7 +13,7 @@ from segment_anything import SamAutomaticMaskGenerator
 from torch import Tensor
 
 from medsam_tune.console import tracked
-from medsam_tune.errors import DataError
+from medsam_tune.errors import DataError, warn
 from medsam_tune.inference.canvas import Found, FoundObject
 from medsam_tune.inference.embedded import plane_for
 from medsam_tune.inference.instances import NO_LABEL
@@ -84,6 +84,11 @@ class EverythingInferer(Inferer):
             for one in sorted(found, key=lambda one: -one["area"]):
                 qualities.append(one["predicted_iou"])
                 numbers[z][torch.from_numpy(one["segmentation"])] = len(qualities)
+        if not qualities:
+            warn(
+                "no object was found: no mask has the quality and the stability that are asked "
+                "for. Lower them, e.g. --set inferer::pred_iou_thresh=0.3."
+            )
         objects = tuple(FoundObject(NO_LABEL, 1, quality) for quality in qualities)
         return Found((numbers > 0).to(torch.uint8), objects, numbers=numbers)
 

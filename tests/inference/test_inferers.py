@@ -309,6 +309,16 @@ def test_numbers_are_of_the_object_whose_logit_is_highest(tiny_sam: Build, size:
     assert torch.equal(owner[found.numbers.long()], found.labels.long())
 
 
+def test_an_empty_mask_takes_no_number_of_another() -> None:
+    boxes = [[0.0, 0.0, 0.2, 0.2], [2.0, 2.0, 8.0, 8.0], [10.0, 2.0, 16.0, 8.0]]
+    inferer = VolumeInferer(detailed=True, instances=True)
+    prompts = replace(prompts_of(*((0, 1, box) for box in boxes)), objects=torch.tensor([0, 1, 2]))
+    found = inferer(volume(1), BoxFiller(), prompts)
+    assert isinstance(found, Found)
+    assert found.numbers is not None
+    assert found.numbers[0, 4, [0, 4, 12]].tolist() == [0, 2, 3]
+
+
 def test_without_prompts_there_are_no_numbers() -> None:
     found = VolumeInferer([7, 2, 5], detailed=True, instances=True)(bars_image(), Bars())
     assert isinstance(found, Found)
