@@ -162,19 +162,23 @@ def files_hash(paths: Iterable[Path]) -> str:
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
     """Read the object in a JSON file, in UTF-8 with or without a byte order mark.
 
+    Args:
+        path: the file.
+        limit: bytes of the largest file that is read.
+
     Raises:
-        DataError: the file cannot be read, has more than `JSON_LIMIT` bytes, is not JSON, or does
+        DataError: the file cannot be read, has more than `limit` bytes, is not JSON, or does
             not hold an object; a key is there twice in one object, a number is not finite, or
             objects are nested too deeply.
     """
     try:
         size = path.stat().st_size
-        if size > JSON_LIMIT:
+        if size > limit:
             raise DataError(
-                f"{path}: has {size} bytes; expected at most {JSON_LIMIT}. Divide it into several."
+                f"{path}: has {size} bytes; expected at most {limit}. Divide it into several."
             )
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:

@@ -275,6 +275,7 @@ _EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "overwrite": _SWITCH,
     "separate": _SWITCH,
     "probabilities": _SWITCH,
+    "instances": _SWITCH,
     "drop_absent": _SWITCH,
     "largest_component": _SWITCH,
     "fill_holes": _SWITCH,

@@ -370,7 +370,10 @@ def test_the_package_has_what_a_config_names(config: Path) -> None:
     assert not [name for name in names if locate(name) is None]
 
 
-@pytest.mark.parametrize("config", ["satellite", "documents", "xray", "microscopy"])
+DOMAINS = ("satellite", "documents", "xray", "microscopy", "endoscopy")
+
+
+@pytest.mark.parametrize("config", DOMAINS)
 def test_a_domain_is_an_overlay_of_known_settings(config: str) -> None:
     path = IMAGES / "configs"
     start(["run", "--config_file", f"['{path / 'train.yaml'}','{path / config}.yaml']"])

@@ -142,8 +142,8 @@ def check_place(
     """Read every scan of a place.
 
     Args:
-        place: a datalist (.json), a folder or table that `find_cases` knows, any other folder,
-            whose DICOM series and scans are read one by one, or one file.
+        place: a datalist (.json), a folder, table or COCO file that `find_cases` knows, any other
+            folder, whose DICOM series and scans are read one by one, or one file.
         jobs: number of scans read at once.
         progress: show it on standard error.
         mending: choice of faults to mend; by default all are refused.
@@ -159,7 +159,7 @@ def check_place(
     twice: list[str] = []
     known: set[tuple[str, str]] = set()
     modality = ""
-    if place.suffix == ".json":
+    if place.suffix == ".json" and not has_pairs(place):
         data = read_datalist(place, with_leaks=True)
         leaks += leaks_of(data)
         known = _same_bytes(data, leaks, twice)

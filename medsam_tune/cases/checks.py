@@ -38,7 +38,7 @@ DICOM_KINDS: Mapping[str, frozenset[str]] = {
     "US": frozenset({"US", "IVUS", "BDUS"}),
     "RGB": frozenset(),
 }
-"""Modality of a datalist, one of `datalist.MODALITIES` -> DICOM's Modality of its series."""
+"""Modality of a datalist, one of `description.MODALITIES` -> DICOM's Modality of its series."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Expected:
     """What the scans of a datalist or of a run have to be.
 
     Attributes:
-        modality: one of `datalist.MODALITIES`; empty accepts any.
+        modality: one of `description.MODALITIES`; empty accepts any.
         hounsfield: True refuses scans whose values cannot be Hounsfield units.
     """
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from reprlib import repr as shown
 from typing import Any
 
+from medsam_tune.cases.checks import DICOM_KINDS
 from medsam_tune.errors import DataError, listed, warn
 from medsam_tune.formats.volume import HIGHEST_ID
 
@@ -28,8 +29,6 @@ _WORDS = {
     "RGB": r"rgb|r|g|b|red|green|blue|colou?rs?|aerial|satellite|photos?|photographs?",
 }
 """Modality -> words in dataset.json that are certain to mean it, in any case."""
-
-_DICOM = {"CT": "CT", "MR": "MR", "CR": "XR", "DX": "XR", "RG": "XR", "US": "US"}
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ def known_modality(given: str | None, content: Mapping[str, Any], source: Path) 
 
 def of_dicom(modality: str) -> str | None:
     """The one of `MODALITIES` that DICOM's Modality means; None if it means another."""
-    return _DICOM.get(modality)
+    return next((one for one, kinds in DICOM_KINDS.items() if modality in kinds), None)
 
 
 def _meant(text: str) -> str | None:

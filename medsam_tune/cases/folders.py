@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medsam_tune.cases.classes import FILE, PLAIN, read_classes
+from medsam_tune.cases.coco import coco_at, coco_cases
 from medsam_tune.cases.datalist import (
     Case,
     Datalist,
@@ -29,7 +30,7 @@ from medsam_tune.cases.pairs import (
 )
 from medsam_tune.errors import DataError, warn
 from medsam_tune.files import read_json
-from medsam_tune.formats import geotiff
+from medsam_tune.formats import coco, geotiff
 from medsam_tune.formats.dicom.series import choose_series
 from medsam_tune.formats.dicom.studies import Labelled, Tree, choose_labelled, read_tree
 from medsam_tune.formats.open import ENDINGS, reader_of, stem_of
@@ -52,7 +53,8 @@ def find_cases(
         folder: Medical Segmentation Decathlon or nnU-Net raw layout (`dataset.json`); or
             `images/` and `labels/` (or `masks/`) with files of the same names, see
             `pairs.folder_pairs`; or a table of pairs, see `pairs.table_pairs`; or DICOM studies in
-            any layout, where each SEG or RTSTRUCT is paired with the series that it refers to. A
+            any layout, where each SEG or RTSTRUCT is paired with the series that it refers to; or
+            COCO's JSON, or a folder that holds one, see `coco.coco_at`. A
             `labels.json` such as `{"1": "spleen"}` names the labels, or `classes.json` those of
             masks and their colours; without them labels are read for their values.
         modality: one of `description.MODALITIES`; by default what dataset.json or the series say,
@@ -72,8 +74,13 @@ def find_cases(
         Antonelli et al., "The Medical Segmentation Decathlon", Nature Communications 2022.
     """
     folder = Path(folder)
-    if not folder.is_dir() and folder.suffix.lower() != TABLE:
+    if not folder.is_dir() and folder.suffix.lower() not in (TABLE, coco.ENDING):
         raise DataError(f"{folder}: no such folder; expected one with dataset.json or images/.")
+    if folder.is_file() and folder.suffix.lower() == coco.ENDING and not coco.is_coco(folder):
+        raise DataError(
+            f"{folder}: is no COCO file; expected one with {', '.join(coco.KEYS)}, or the folder "
+            "of the data set."
+        )
     if modality is not None:
         known_modality(modality, {}, folder)
     labelled: tuple[Labelled, ...] = ()
@@ -123,9 +130,13 @@ def _with_gaps(meant: Labels, cases: Iterable[Case]) -> Labels:
 
 
 def has_pairs(folder: Path) -> bool:
-    """Whether it is a table of pairs, or a folder of them, by dataset.json or by name."""
+    """Whether it is a table of pairs, or a folder of them, by dataset.json or name; or COCO's."""
     if folder.suffix.lower() == TABLE:
         return folder.is_file()
+    return _is_paired(folder) or coco_at(folder) is not None
+
+
+def _is_paired(folder: Path) -> bool:
     return (folder / "dataset.json").is_file() or has_folders(folder)
 
 
@@ -145,6 +156,9 @@ def paired_cases(
     if folder.suffix.lower() == TABLE:
         cases, description = table_pairs(folder), folder
         refuse_missing(cases, folder)
+    elif not _is_paired(folder) and (file := coco_at(folder)) is not None:
+        (cases, content), description = coco_cases(file), file
+        refuse_missing(cases, file)
     else:
         cases, content, description = _folder_cases(folder)
     if not cases:

@@ -50,7 +50,7 @@ def load_case(
         check_scan(image, case.image, mending, expected)
         if case.label is None:
             return image, None
-        opened = open_label(case.label, case.coding, case.region)
+        opened = open_label(case.label, case.coding, case.region, case.image)
         label = opened.onto(image, case.image, labels, mending)
         return image, _without_gaps(image, label, labels)
 

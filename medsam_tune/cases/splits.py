@@ -124,7 +124,9 @@ def labels_of_patients(datalist: Datalist, jobs: int = 2) -> dict[str, set[int]]
             return datalist.present[case.id]
         with about(f"case {case.id}"):
             return (
-                open_label(case.label, case.coding, case.region).present(datalist.labels)
+                open_label(case.label, case.coding, case.region, case.image).present(
+                    datalist.labels
+                )
                 if case.label
                 else set()
             )

@@ -22,7 +22,8 @@ def split(
         Path,
         typer.Argument(
             help="A task of the Medical Segmentation Decathlon, a folder with images/ and "
-            "labels/ (or masks/), a CSV of image and label, or DICOM studies with SEG or RTSTRUCT."
+            "labels/ (or masks/), a CSV of image and label, COCO's JSON, or DICOM studies with SEG "
+            "or RTSTRUCT."
         ),
     ],
     out: Annotated[Path, typer.Option(help="The datalist to write.")] = Path("datalist.json"),

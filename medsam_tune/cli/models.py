@@ -53,10 +53,13 @@ def info(
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for everything it writes.")] = Path("demo"),
     method: Annotated[str, typer.Option(help=f"What to train: {', '.join(METHODS)}.")] = "lora",
+    bundle: Annotated[
+        str, typer.Option(help="volume: CT scans, by Dice; image: aerial images, by IoU.")
+    ] = "volume",
 ) -> None:
-    """Tune on synthetic CT scans. Compare Dice before and after on held-out ones, with pictures."""
+    """Tune on made-up scans. Compare scores before and after on held-out ones, with pictures."""
     from medsam_tune.demo import run_demo
 
-    text = run_demo(output, method)
+    text = run_demo(output, method, bundle)
     typer.echo(f"\n{text}")
     after_demo()

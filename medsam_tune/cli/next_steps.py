@@ -52,10 +52,10 @@ def after_check(place: Path, report: Report) -> None:
         _say(f"put all scans of a patient into one subset (split does), then {again}")
     elif report.outcome == REFUSED:
         _say(f"mend the refused scans as they say, or take them out, then {again}")
+    elif has_pairs(place):
+        _say(medsam_tune("split", place, "--out", _free(Path("datalist.json"))))
     elif place.suffix == ".json":
         _say(_train_on(place, report.modality))
-    elif place.is_dir() and has_pairs(place):
-        _say(medsam_tune("split", place, "--out", _free(Path("datalist.json"))))
 
 
 def after_prepare(

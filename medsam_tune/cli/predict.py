@@ -101,6 +101,22 @@ def predict(
     probabilities: Annotated[
         bool, typer.Option(help="Write the probability of each label as well, float32.")
     ] = False,
+    instances: Annotated[
+        bool,
+        typer.Option(
+            "--instances",
+            help="Of 2-D images, write the numbers of objects instead of labels: those of the "
+            "prompts, or else the pieces of each label. A .json (COCO) holds objects anyway.",
+        ),
+    ] = False,
+    everything: Annotated[
+        bool,
+        typer.Option(
+            "--everything",
+            help="Of a 2-D image, find every object by a grid of points, with a run of "
+            "--class-agnostic; writes their numbers.",
+        ),
+    ] = False,
     subset: Annotated[
         str | None,
         typer.Option(help="Subset of a datalist: training, validation or test. Default: all."),
@@ -137,10 +153,11 @@ def predict(
     overrides |= given(checkpoint=checkpoint, prompts_as=prompts_as)
     overrides |= given(format=format_, codes=codes)
     switches = {"separate": separate, "probabilities": probabilities, "resume": resume}
-    switches |= {"overwrite": overwrite, "unfinished": unfinished}
+    switches |= {"instances": instances, "overwrite": overwrite, "unfinished": unfinished}
     overrides |= {name: True for name, on in switches.items() if on}
     try:
-        run_bundle(bundle, ["inference.yaml"], overrides | read_settings(set_, overrides))
+        configs = ["inference.yaml", *["everything.yaml"] * everything]
+        run_bundle(bundle, configs, overrides | read_settings(set_, overrides))
     except SystemExit as error:
         if error.code == REFUSED:
             after_refusals()

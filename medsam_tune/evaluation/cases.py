@@ -9,11 +9,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -22,10 +23,12 @@ from medsam_tune.evaluation.folder import ResultFolder
 from medsam_tune.evaluation.metrics import Score, annotated, score_case
 from medsam_tune.evaluation.statistics import format_summary, summarise_kinds
 from medsam_tune.files import written_whole
+from medsam_tune.inference.canvas import Found, labels_of
 from medsam_tune.inference.inferers import EllipseInferer
 from medsam_tune.inference.simulated import parse_kind, parse_kinds, simulated_prompts
 from medsam_tune.prompts import SlicePrompts
 from medsam_tune.slices.frames import resized
+from medsam_tune.slices.objects import numbered
 from medsam_tune.slices.store import PreparedCase
 
 
@@ -34,8 +37,9 @@ class CaseDataset(Dataset[dict[str, Any]]):
 
     An item is `image` (Z, C, H, W) uint8, `label` (Z, H, W) int64, `truth`, the label in the scan's
     own grid (equal to `label` unless slices are resampled), `prompts` (a dict from each kind to its
-    `SlicePrompts`, or to None for "none") and `case`. The same case, kind, seed and jitter give the
-    same prompts for every model. Cases without a label map are left out with a warning.
+    `SlicePrompts`, or to None for "none"), `case`, and `objects` (Z, H, W) int32 and `components`,
+    see `PreparedCase`; both None where a label is one object. The same case, kind, seed and jitter
+    give the same prompts for every model. Cases without a label map are left out with a warning.
 
     Args:
         cases: cases from `SliceStore.prepare`, with labels.
@@ -89,6 +93,8 @@ class CaseDataset(Dataset[dict[str, Any]]):
         return {
             "image": torch.from_numpy(case.image()),
             "label": label,
+            "objects": numbers,
+            "components": case.components,
             "truth": torch.from_numpy(case.truth().astype(np.int64)) if case.has_truth else label,
             "prompts": prompts,
             "case": case.id,
@@ -183,7 +189,8 @@ def prepare_case(
 class CaseScores:
     """Handler of an evaluator: scores each case by each kind of prompts, and at the end the set.
 
-    The evaluator's `pred` is a dict from the kinds of `CaseDataset` to (Z, H, W) label slices.
+    The evaluator's `pred` is a dict from the kinds of `CaseDataset` to (Z, H, W) label slices, or
+    to a `Found` of such.
 
     `engine.state.metrics` gets `mean_dice`, `mean_iou` and `mean_ellipse_dice`, the means over the
     kinds, as far as there is something to score; of several kinds also those of each, as
@@ -233,8 +240,11 @@ class CaseScores:
             found = self._score_kind(state.batch, kind, prediction)
             self.scores.setdefault(kind, []).extend(found)
 
-    def _score_kind(self, batch: Mapping[str, Any], kind: str, prediction: Tensor) -> list[Score]:
+    def _score_kind(
+        self, batch: Mapping[str, Any], kind: str, answer: Tensor | Found
+    ) -> list[Score]:
         """Scores of one case by one kind of prompts, in the scan's own grid."""
+        prediction = cast(Tensor, labels_of(answer))
         maps = [prediction]
         if parse_kind(kind).boxed:
             maps.append(self._ellipse(batch["image"], None, batch["prompts"][kind]))
@@ -246,7 +256,11 @@ class CaseScores:
         asked = {*zip(given.labels.tolist(), given.objects.tolist(), strict=True)} if given else ()
         objects = Counter(label for label, _ in asked)
         only = ellipse[0] if ellipse else None
-        return score_case(batch["case"], kind, prediction, truth, only, self.labels, objects)
+        found = answer.numbers if isinstance(answer, Found) else None
+        numbers = _numbers(batch, prediction, truth, found)
+        return score_case(
+            batch["case"], kind, prediction, truth, only, self.labels, objects, numbers
+        )
 
     def _finish(self, engine: Engine) -> None:
         summary = summarise_kinds(self.scores)
@@ -266,6 +280,21 @@ class CaseScores:
             self.results.finish()
             table = format_summary(summary["by_prompts"])
             engine.logger.info(f"{self.results.path}:\n{table}")
+
+
+def _numbers(
+    batch: Mapping[str, Any], prediction: Tensor, truth: Tensor, found: Tensor | None
+) -> tuple[NDArray[np.int32], NDArray[np.int32]] | None:
+    """Numbers of the objects of a prediction and of its truth; None where a label is one object.
+
+    The prediction's are `found`, those of the prompts, or else its connected components.
+    """
+    smallest, objects = batch.get("components"), batch.get("objects")
+    if smallest is None or objects is None or objects.shape != truth.shape:
+        return None
+    if found is not None and found.shape == truth.shape:
+        return found.cpu().numpy().astype(np.int32), objects
+    return numbered(prediction.cpu().numpy(), smallest), objects
 
 
 def _means(by_prompts: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
@@ -298,7 +327,13 @@ def write_scores(
         tables[place / "metrics.csv"] = each
     for path, each in (tables or {folder / "metrics.csv": ()}).items():
         with written_whole(path) as table, table.open("w", newline="") as file:
-            writer = csv.DictWriter(file, [f.name for f in fields(Score)])
+            # Borders and objects are columns of images alone.
+            columns = [
+                f.name
+                for f in fields(Score)
+                if f.default is not None or any(getattr(s, f.name) is not None for s in each)
+            ]
+            writer = csv.DictWriter(file, columns, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(asdict(s) for s in each)
     with written_whole(folder / "summary.json") as text:

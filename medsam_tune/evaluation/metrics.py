@@ -1,10 +1,11 @@
-"""Dice and IoU per case and label, on whole volumes.
+"""Dice and IoU per case and label, on whole volumes; of 2-D images, borders and objects as well.
 
 Rules:
     - truth and prediction both empty: the pair is excluded from the mean, and counted.
     - one of them empty: Dice 0 and IoU 0.
     - no other pair is excluded; a mean over no pair is empty, never NaN.
     - voxels that nobody annotated count neither for the truth nor for a prediction.
+    - objects are paired where their IoU is above 0.5, so that each has one partner at most.
 """
 
 from __future__ import annotations
@@ -12,7 +13,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor
+
+BORDER = 0.02
+"""Width of the border that `boundary_iou` compares, as a share of the image's diagonal."""
+
+PAIRED = 0.5
+"""IoU above which a predicted object is the one that is there."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +41,12 @@ class Score:
         ellipse_dice: Dice of the ellipses inscribed in the same boxes; None also where there is no
             box on every slice.
         objects: number of objects that were prompted for; 0 without prompts.
+        boundary_iou: see `boundary_iou`; None of scans, and if both are empty.
+        true_objects: number of objects of the truth; this and the next are None where a label is
+            one object.
+        found_objects: number of objects of the prediction.
+        paired_objects: number of pairs of them.
+        paired_iou: sum of the IoU of the pairs.
     """
 
     case: str
@@ -43,6 +59,11 @@ class Score:
     predicted_voxels: int
     ellipse_dice: float | None
     objects: int = 0
+    boundary_iou: float | None = None
+    true_objects: int | None = None
+    found_objects: int | None = None
+    paired_objects: int | None = None
+    paired_iou: float | None = None
 
 
 def overlap(prediction: Tensor, truth: Tensor) -> tuple[float | None, float | None]:
@@ -55,6 +76,54 @@ def overlap(prediction: Tensor, truth: Tensor) -> tuple[float | None, float | No
     both = int((prediction & truth).sum())
     total = int(prediction.sum()) + int(truth.sum())
     return (None, None) if total == 0 else (2 * both / total, both / (total - both))
+
+
+def boundary_iou(prediction: Tensor, truth: Tensor) -> float | None:
+    """IoU of what lies near the borders of two masks, on their inner side; None if both are empty.
+
+    Near is at most `BORDER` of the image's diagonal, in steps to any of the eight neighbours; the
+    image's own edge is a border too.
+
+    Args:
+        prediction: (H, W) bool.
+        truth: (H, W) bool.
+
+    References:
+        Cheng et al., "Boundary IoU", CVPR 2021.
+    """
+    steps = max(1, round(BORDER * float(np.hypot(*truth.shape))))
+    rims = []
+    for mask in (prediction, truth):
+        depth = ndimage.distance_transform_cdt(np.pad(mask.cpu().numpy(), 1), "chessboard")
+        rims.append((depth > 0) & (depth <= steps))
+    both, either = (int(f(*rims).sum()) for f in (np.logical_and, np.logical_or))
+    return both / either if either else None
+
+
+def paired(prediction: NDArray[np.int32], truth: NDArray[np.int32]) -> tuple[int, int, int, float]:
+    """Objects of a truth that a prediction has.
+
+    MONAI's `compute_panoptic_quality` gives the same, and holds a map of the image for each object.
+
+    Args:
+        prediction: numbers of objects, any shape, 0 for none.
+        truth: numbers of objects, the same shape.
+
+    Returns:
+        number of objects of the truth and of the prediction, number of pairs with an IoU above
+        `PAIRED`, and the sum of their IoU.
+
+    References:
+        Kirillov et al., "Panoptic Segmentation", CVPR 2019.
+    """
+    found, inverse = np.unique(prediction, return_inverse=True)
+    there, other = np.unique(truth, return_inverse=True)
+    joint = np.zeros((len(there), len(found)), np.int64)
+    np.add.at(joint, (other.ravel(), inverse.ravel()), 1)
+    either = joint.sum(1, keepdims=True) + joint.sum(0, keepdims=True) - joint
+    iou = (joint / either)[there != 0][:, found != 0]
+    pairs = iou[iou > PAIRED]
+    return *iou.shape, len(pairs), float(pairs.sum())
 
 
 def annotated(*maps: Tensor, truth: Tensor, ignore: int | None) -> tuple[Tensor, ...]:
@@ -78,6 +147,7 @@ def score_case(
     ellipse: Tensor | None,
     labels: Mapping[int, str],
     objects: Mapping[int, int] | None = None,
+    numbers: tuple[NDArray[np.int32], NDArray[np.int32]] | None = None,
 ) -> list[Score]:
     """One `Score` per label.
 
@@ -90,11 +160,17 @@ def score_case(
             prompts without a box on every slice.
         labels: label id -> name.
         objects: label id -> number of its objects that were prompted for; none by default.
+        numbers: (Z, H, W) numbers of objects of the prediction and of the truth; None where a label
+            is one object.
     """
     scores = []
     for label, name in labels.items():
         predicted, true = prediction == label, truth == label
         dice, iou = overlap(predicted, true)
+        pairs: tuple[int, int, int, float] | tuple[None, ...] = (None,) * 4
+        if numbers is not None:
+            own = (predicted.cpu().numpy(), true.cpu().numpy())
+            pairs = paired(*(np.where(here, n, 0) for here, n in zip(own, numbers, strict=True)))
         scores.append(
             Score(
                 case=case,
@@ -107,6 +183,11 @@ def score_case(
                 predicted_voxels=int(predicted.sum()),
                 ellipse_dice=None if ellipse is None else overlap(ellipse == label, true)[0],
                 objects=(objects or {}).get(label, 0),
+                boundary_iou=boundary_iou(predicted[0], true[0]) if len(truth) == 1 else None,
+                true_objects=pairs[0],
+                found_objects=pairs[1],
+                paired_objects=pairs[2],
+                paired_iou=pairs[3],
             )
         )
     return scores

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib as mpl
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medsam_tune.evaluation.metrics import annotated, overlap
+from medsam_tune.inference.canvas import labels_of
 from medsam_tune.inference.simulated import parse_kind
 from medsam_tune.prompts import SlicePrompts
 
@@ -125,7 +126,8 @@ class Overlays:
         if state.iteration > self.count or not any((label == k).any() for k in self.labels):
             return
         names = {kind: f"by {parse_kind(kind).words}" for kind in state.output["pred"]}
-        maps = annotated(label, *state.output["pred"].values(), truth=label, ignore=self.ignore)
+        found = (cast(Tensor, labels_of(one)) for one in state.output["pred"].values())
+        maps = annotated(label, *found, truth=label, ignore=self.ignore)
         draw_overlays(
             self.output_dir / f"{batch['case']}.png",
             batch["image"],

@@ -21,6 +21,12 @@ FEW = 30
 """Number of cases below which an interval is marked: the bootstrap makes it too narrow."""
 
 
+_OTHERS = {"iou": "IoU", "ellipse_dice": "ellipse", "boundary_iou": "border", "pq": "PQ"}
+"""Key of a summary of a label -> head of its column."""
+
+_OF_IMAGES = ("boundary_iou", "pq")  # left out where no label has it
+
+
 def bootstrap_interval(
     values: Sequence[float], samples: int = 2000, seed: int = 0
 ) -> tuple[float, float] | None:
@@ -70,10 +76,13 @@ def summarise(scores: Sequence[Score]) -> dict[str, Any]:
     ellipse of a label that is predicted and in no case's truth, so that it has no box.
 
     Returns:
-        `mean_dice`, `mean_iou`, `mean_ellipse_dice`: means over labels of the means over cases;
+        `mean_dice`, `mean_iou`, `mean_ellipse_dice`, `mean_ellipse_iou`: means over labels of the
+        means over cases;
         `labels`: id -> `name`, `dice`, `dice_interval` (95 %, or None), `dice_interval_note`
-        ("too few", "few" or ""), `iou`, `ellipse_dice`, `cases` (number counted), `excluded`
-        (number with both empty) and `objects` (number prompted for in all cases).
+        ("too few", "few" or ""), `iou`, `boundary_iou`, `ellipse_dice`, `ellipse_iou`, `cases`
+        (number counted), `excluded` (number with both empty), `objects` (number prompted for in all
+        cases); and `precision`, `recall` and `pq` of the objects of all cases together, see
+        `metrics.paired`.
     """
     per_label: dict[str, dict[str, Any]] = {}
     for label in sorted({s.label for s in scores}):
@@ -85,16 +94,37 @@ def summarise(scores: Sequence[Score]) -> dict[str, Any]:
             "dice_interval": bootstrap_interval(dice),
             "dice_interval_note": interval_note(len(dice)),
             "iou": _mean([s.iou for s in rows]),
+            "boundary_iou": _mean([s.boundary_iou for s in rows]),
             "ellipse_dice": _mean([s.ellipse_dice for s in rows]),
+            "ellipse_iou": _mean([_iou(s.ellipse_dice) for s in rows]),
             "cases": len(dice),
             "excluded": len(rows) - len(dice),
             "objects": sum(s.objects for s in rows),
+            **_of_objects(rows),
         }
     means = {
         f"mean_{key}": _mean([entry[key] for entry in per_label.values()])
-        for key in ("dice", "iou", "ellipse_dice")
+        for key in ("dice", "iou", "ellipse_dice", "ellipse_iou")
     }
     return {**means, "labels": per_label}
+
+
+def _iou(dice: float | None) -> float | None:
+    """The IoU of two masks by their Dice."""
+    return None if dice is None else dice / (2 - dice)
+
+
+def _of_objects(scores: Sequence[Score]) -> dict[str, float | None]:
+    """Precision, recall and panoptic quality of the objects of one label; None without objects."""
+    true, found, pairs, iou = (
+        sum(getattr(s, key) or 0 for s in scores)
+        for key in ("true_objects", "found_objects", "paired_objects", "paired_iou")
+    )
+    return {
+        "precision": pairs / found if found else None,
+        "recall": pairs / true if true else None,
+        "pq": 2 * iou / (true + found) if true + found else None,
+    }
 
 
 def summarise_kinds(scores: Mapping[str, Sequence[Score]]) -> dict[str, Any]:
@@ -120,17 +150,19 @@ def format_summary(by_prompts: Mapping[str, Mapping[str, Any]]) -> str:
         by_prompts: kind -> what `summarise` says of it.
     """
     lines = []
+    entries = [entry for each in by_prompts.values() for entry in each["labels"].values()]
+    others = [k for k in _OTHERS if k not in _OF_IMAGES or any(e[k] is not None for e in entries)]
     for kind, summary in by_prompts.items():
         lines.append(f"prompts: {kind} ({parse_kind(kind).words})")
         head = f"{'label':<20} {'cases':>5} {'objects':>7}  {'Dice (95 % interval)':<25}"
-        lines.append(f"{head} {'IoU':>5} {'ellipse':>7}")
+        lines.append(head + "".join(f" {_OTHERS[key]:>7}" for key in others))
         for entry in summary["labels"].values():
             dice = mean_text(entry["dice"], entry["dice_interval"], entry["cases"])
             counts = f"{entry['cases']:>5} {entry['objects']:>7}"
-            lines.append(f"{entry['name']:<20} {counts}  {dice:<25} {_others(entry)}")
-        means = {key: summary[f"mean_{key}"] for key in ("dice", "iou", "ellipse_dice")}
-        lines.append(f"{'mean':<20} {'':>13}  {_number(means['dice']):<25} {_others(means)}")
-    entries = [entry for each in by_prompts.values() for entry in each["labels"].values()]
+            lines.append(f"{entry['name']:<20} {counts}  {dice:<25}{_cells(entry, others)}")
+        rows = summary["labels"].values()
+        cells = _cells({key: _mean(row[key] for row in rows) for key in others}, others)
+        lines.append(f"{'mean':<20} {'':>13}  {_number(summary['mean_dice']):<25}{cells}")
     if any(entry["dice_interval_note"] for entry in entries):
         lines.append(FOOTNOTE)
     return "\n".join(lines)
@@ -141,9 +173,8 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return float(np.mean(counted)) if counted else None
 
 
-def _others(entry: Mapping[str, Any]) -> str:
-    """IoU, and Dice of the ellipses."""
-    return f"{_number(entry['iou']):>5} {_number(entry['ellipse_dice']):>7}"
+def _cells(entry: Mapping[str, Any], keys: Iterable[str]) -> str:
+    return "".join(f" {_number(entry[key]):>7}" for key in keys)
 
 
 def _number(value: float | None) -> str:

@@ -160,11 +160,20 @@ class Found:
         labels: see `Labels`.
         objects: the objects that were prompted, in their order; without prompts, each label is one.
         logits: logits of each label, if they were asked for.
+        numbers: (Z, H, W) of `objects`, counted from 1, where each has the highest logit; 0 for
+            none. None if it was not asked for, and without prompts. Objects that are followed have
+            numbers on the slices of their prompts only.
     """
 
     labels: Labels
     objects: tuple[FoundObject, ...]
     logits: LogitCanvas | None = None
+    numbers: Tensor | None = None
+
+
+def labels_of(answer: Labels | Found) -> Labels:
+    """The labels of an answer, detailed or not."""
+    return answer.labels if isinstance(answer, Found) else answer
 
 
 def smallest_type(labels: Iterable[int]) -> torch.dtype:

@@ -46,6 +46,7 @@ class VolumeInferer(Inferer):
         progress: show it on standard error.
         probabilities: keep the logits of each label, see `Found`.
         detailed: give a `Found` instead of its labels alone.
+        instances: keep the numbers of the prompts' objects, see `Found`.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class VolumeInferer(Inferer):
         progress: bool = False,
         probabilities: bool = False,
         detailed: bool = False,
+        instances: bool = False,
     ) -> None:
         self.labels = sorted(labels)
         self.rules = rules
@@ -71,6 +73,7 @@ class VolumeInferer(Inferer):
         self.progress = progress
         self.probabilities = probabilities
         self.detailed = detailed
+        self.instances = instances
         self._slices = None if slice_batch is None else Batch(slice_batch, "slice")
         self._prompts = Batch(prompt_batch, "prompt")
 
@@ -104,7 +107,8 @@ class VolumeInferer(Inferer):
         several = prompts if isinstance(prompts, Mapping) else {"": prompts}
         followed = any(one is not None and one.spread for one in several.values())
         volume = self.open(inputs, network, keep=followed)
-        found = self.segment(volume, network, several, self.separate, self.probabilities)
+        asked = self.separate, self.probabilities, self.instances
+        found = self.segment(volume, network, several, *asked)
         if self.detailed:
             return found if isinstance(prompts, Mapping) else found[""]
         labels = {name: one.labels for name, one in found.items()}
@@ -130,6 +134,7 @@ class VolumeInferer(Inferer):
         prompts: Mapping[str, SlicePrompts | None],
         separate: bool = False,
         probabilities: bool = False,
+        instances: bool = False,
     ) -> dict[str, Found]:
         """Answer several prompts; several threads may do so. See `__call__`.
 
@@ -139,6 +144,7 @@ class VolumeInferer(Inferer):
             prompts: name -> prompts, or None.
             separate: give a mask for each label.
             probabilities: keep the logits of each label.
+            instances: keep the numbers of the objects of each set of prompts.
         """
         classes = self.labels if network.classes else []
         if len(classes) != network.classes:
@@ -148,7 +154,16 @@ class VolumeInferer(Inferer):
             )
         margin = self.propagation.margin
         requests = {
-            name: Request(volume, one, classes, separate, self.drop_absent, margin, probabilities)
+            name: Request(
+                volume,
+                one,
+                classes,
+                separate,
+                self.drop_absent,
+                margin,
+                probabilities,
+                instances,
+            )
             for name, one in prompts.items()
         }
         try:

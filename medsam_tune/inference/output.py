@@ -13,16 +13,21 @@ from torch import Tensor
 
 from medsam_tune.errors import DataError, nearest
 from medsam_tune.files import refuse_taken
-from medsam_tune.formats import geotiff, image
+from medsam_tune.formats import coco, geotiff, image
 from medsam_tune.formats.open import WRITTEN, is_flat, write_array
 from medsam_tune.inference import dicom_output as dicom
 from medsam_tune.inference.aftercare import Aftercare
 from medsam_tune.inference.dicom_output import Source as Source
 from medsam_tune.slices.frames import ScanGrid
 
-FORMATS = {ending.removeprefix("."): ending for ending in WRITTEN} | dict.fromkeys(
-    dicom.KINDS, ".dcm"
-)
+COCO = "coco"
+"""Name of COCO's JSON among the formats; it holds objects, see `instances.write_instances`."""
+
+FORMATS = {
+    **{ending.removeprefix("."): ending for ending in WRITTEN},
+    COCO: coco.ENDING,
+    **dict.fromkeys(dicom.KINDS, ".dcm"),
+}
 """Name of a format -> ending of its files; of several with one ending, the first is its default."""
 
 _ODD = re.compile(r"[^\w.+-]+")
@@ -198,8 +203,8 @@ def check_output(
     flat = (*image.WRITTEN, *geotiff.WRITTEN)
     if FORMATS[chosen] in flat and not (origin.scan is None or is_flat(Path(origin.scan))):
         raise DataError(
-            f"{path}: a 2-D image holds one slice, and {origin.scan} is no 2-D image. Write the mask as "
-            ".nii.gz."
+            f"{path}: a 2-D image holds one slice, and {origin.scan} is no 2-D image. Write the "
+            "mask as .nii.gz."
         )
     if chosen in dicom.KINDS:
         dicom.check(Path(path), labels, origin, chosen, separate)

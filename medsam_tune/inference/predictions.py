@@ -16,8 +16,9 @@ from medsam_tune.console import LOG, tracked
 from medsam_tune.errors import DataError
 from medsam_tune.failures import DONE, REFUSED, USER
 from medsam_tune.files import hold_folder, remove_leftovers
+from medsam_tune.inference.instances import refuse_separate_objects
 from medsam_tune.inference.jobs import Job, is_done, jobs_for, refuse_taken_jobs
-from medsam_tune.inference.output import FORMATS, Source, check_output, ending_of, format_for
+from medsam_tune.inference.output import COCO, FORMATS, Source, check_output, ending_of, format_for
 from medsam_tune.inference.tuned_runs import TunedRuns
 
 _FILE = re.compile(r"\.[A-Za-z]\w{1,4}")  # ending of a new name that is meant for a file
@@ -42,6 +43,7 @@ class Predictions:
         source: what DICOM results say of the model.
         separate: masks by label are written.
         probabilities: probabilities are written.
+        instances: objects of images are written, numbered, instead of labels; so they are as COCO.
         resume: leave out what is done: the record and the files are there, and the scan and its
             prompts are those of the record. Other masks are made again, but those of other runs or
             settings only with `overwrite`.
@@ -68,6 +70,7 @@ class Predictions:
         source: Source | None = None,
         separate: bool = False,
         probabilities: bool = False,
+        instances: bool = False,
         resume: bool = False,
         overwrite: bool = False,
         settings: Mapping[str, Any] | None = None,
@@ -86,7 +89,10 @@ class Predictions:
         self.probabilities = probabilities
         self.resume = resume
         self.overwrite = overwrite
-        self.settings = {**(settings or {}), "separate": separate}
+        ends = (self.ending if self.output.is_dir() else self.output.name).lower()
+        self.instances = instances or ends.endswith(FORMATS[COCO]) or format == COCO
+        refuse_separate_objects(separate, self.instances)
+        self.settings = {**(settings or {}), "separate": separate, "instances": self.instances}
         self.jobs: tuple[Job, ...] = ()
         self.refused: list[str] = []
         self.done = self.before = 0

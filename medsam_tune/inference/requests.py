@@ -41,6 +41,7 @@ class Request:
             says that its class is not there; always done without prompts.
         margin: margin of boxes, see `Propagation`.
         probabilities: keep the logits of each label as well.
+        instances: keep the numbers of the prompts' objects as well, see `Found`.
 
     Attributes:
         rows: the prompts on slices with content.
@@ -61,11 +62,13 @@ class Request:
         drop_absent: bool,
         margin: float,
         probabilities: bool = False,
+        instances: bool = False,
     ) -> None:
         self._volume = volume
         self._drops = drop_absent or prompts is None
         self._margin = margin
         self._started: dict[int, tuple[int, float, Tensor]] = {}  # row -> area, quality, box
+        numbered = instances and prompts is not None
         prompts = _every_class(len(volume), classes) if prompts is None else prompts
         labels = sorted(set(prompts.labels.tolist()))
         objects = zip(prompts.objects.tolist(), prompts.labels.tolist(), strict=True)
@@ -81,6 +84,10 @@ class Request:
             SeparateCanvas(volume.shape, labels, device)
             if separate
             else Canvas(volume.shape, labels, volume.spool, device)
+        )
+        self._numbers = {one: n for n, one in enumerate(self._labels, start=1)}
+        self.numbers = (
+            Canvas(volume.shape, self._numbers.values(), volume.spool, device) if numbered else None
         )
         self.logits = (  # they outlive the volume
             LogitCanvas(volume.shape, labels, Spool(volume.spool.memory)) if probabilities else None
@@ -102,7 +109,7 @@ class Request:
         for rows, answers in batch.each(torch.isin(self.rows.slices, chunk).nonzero()[:, 0], work):
             self._paint(rows, answers)
         if not self.rows.spread:  # else objects may come to these slices
-            self.canvas.finish()
+            self._finish_canvases()
 
     def _paint(self, rows: Tensor, answers: Answers) -> None:
         logits = answers.logits
@@ -111,11 +118,15 @@ class Request:
             logits = logits.masked_fill(absent[:, None, None], -FAR_OUTSIDE)
         some = logits.flatten(1).amax(1) > 0
         objects = self.rows.objects[rows].tolist()
-        for one, there, quality in zip(
+        for one, is_there, quality in zip(
             objects, some.tolist(), answers.quality.tolist(), strict=True
         ):
-            if there:
+            if is_there:
                 self._qualities[one].append(quality)
+        if self.numbers is not None:
+            own = torch.tensor([self._numbers[one] for one in objects])
+            there = some.cpu()
+            self.numbers.paint(self.rows.slices[rows[there]], own[there], logits[some])
         if self.logits is None:
             painted, kept = rows[some.cpu()], logits[some]
         else:
@@ -170,11 +181,17 @@ class Request:
             qualities = self._qualities[number]
             mean = sum(qualities) / max(1, len(qualities))
             objects.append(FoundObject(label, len(qualities), mean))
-        return Found(self.canvas.result, tuple(objects), self.logits)
+        numbers = None if self.numbers is None else self.numbers.result
+        return Found(self.canvas.result, tuple(objects), self.logits, numbers)
+
+    def _finish_canvases(self) -> None:
+        self.canvas.finish()
+        if self.numbers is not None:
+            self.numbers.finish()
 
     def finish(self) -> None:
         """Forget all logits but those that are wanted."""
-        self.canvas.finish()
+        self._finish_canvases()
         for row in self._started:
             self._volume.spool.discard((self, row))
 

@@ -18,7 +18,19 @@ from medsam_tune.inference.canvas import Found
 from medsam_tune.inference.embedded import EmbeddedVolume
 from medsam_tune.inference.ensembles import Ensemble
 from medsam_tune.inference.inferers import VolumeInferer
-from medsam_tune.inference.output import Source, check_output, on_grid, write_masks
+from medsam_tune.inference.instances import (
+    refuse_separate_objects,
+    refuse_volume,
+    write_instances,
+)
+from medsam_tune.inference.output import (
+    COCO,
+    Source,
+    check_output,
+    format_for,
+    on_grid,
+    write_masks,
+)
 from medsam_tune.inference.probabilities import write_probabilities
 from medsam_tune.inference.scans import Affine, LoadPromptedScan, Scan
 from medsam_tune.inference.tuned_runs import TunedRuns
@@ -171,6 +183,7 @@ class Segmenter:
         format: str | None = None,
         codes: str | Path | None = None,
         segmentation: str = Source.segmentation,
+        instances: bool = False,
     ) -> list[Path]:
         """Segment a scan and write the mask in the scan's own grid.
 
@@ -186,6 +199,8 @@ class Segmenter:
                 otherwise.
             codes: CSV of codes and colours of the labels in DICOM, see `formats.dicom.codes`.
             segmentation: what a SEG holds: "binary", or "labelmap", which has the label ids.
+            instances: of a 2-D image, write the numbers of objects instead of labels, see
+                `instances.write_instances`; a .json (COCO) has them anyway.
 
         Returns:
             the files that were written.
@@ -203,18 +218,23 @@ class Segmenter:
             segmentation=segmentation,
         )
         check_output(output, self.labels, separate, source, format)
+        instances = instances or format_for(output, format) == COCO
+        refuse_separate_objects(separate, instances)
         item = self.load({"scan": scan, "affine": affine, "series": series, "prompts": prompts})
+        if instances:
+            refuse_volume(item.image)
         volume = self._opened(item.image, item.prompts)
-        found = self._answer(volume, item.prompts, separate, probabilities)
-        written = write_masks(
-            found.labels,
-            item.grid,
-            output,
-            self.labels,
-            self.aftercare,
-            source=source,
-            format=format,
-        )
+        found = self._answer(volume, item.prompts, separate, probabilities, instances)
+        if instances:
+            name = Path(scan).name if isinstance(scan, (str, Path)) else "image"
+            smallest = self.load.rules.components or 1
+            place = item.grid, Path(output), name, self.labels
+            written = write_instances(found, *place, smallest, self.aftercare)
+        else:
+            about: dict[str, Any] = {"source": source, "format": format}
+            written = write_masks(
+                found.labels, item.grid, output, self.labels, self.aftercare, **about
+            )
         files = [*written]
         if found.logits is not None:
             files += write_probabilities(found.logits, item.grid, output, self.labels).values()
@@ -232,10 +252,11 @@ class Segmenter:
         prompts: SlicePrompts | None,
         separate: bool = False,
         probabilities: bool = False,
+        instances: bool = False,
     ) -> Found:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            asked = {"": prompts}
-            return self.inferer.segment(volume, self.model, asked, separate, probabilities)[""]
+            asked, options = {"": prompts}, (separate, probabilities, instances)
+            return self.inferer.segment(volume, self.model, asked, *options)[""]
 
     def _on_grid(self, found: Found, grid: ScanGrid) -> MetaTensor:
         """(Z, H, W) label slices -> (1, I, J, K) on the scan's own grid."""

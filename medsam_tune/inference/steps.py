@@ -23,6 +23,7 @@ from medsam_tune.files import write_json
 from medsam_tune.formats.dicom.series import is_uid
 from medsam_tune.inference.aftercare import Aftercare
 from medsam_tune.inference.canvas import Found
+from medsam_tune.inference.instances import refuse_volume, write_instances
 from medsam_tune.inference.jobs import Job
 from medsam_tune.inference.output import write_masks
 from medsam_tune.inference.predictions import Predictions
@@ -74,6 +75,8 @@ class ReadOrRefuse:
                     self.predictions.check(job)
                 hashes = job.scan_hash(), job.prompts_hash()
                 scan = self.read({**item, "prompts": job.prompts})
+                if self.predictions.instances:
+                    refuse_volume(scan.image)
         except Exception as error:
             if not self.predictions.goes_on:
                 raise
@@ -173,14 +176,26 @@ class WritePrediction:
         assert item.scan is not None
         grid = item.scan.grid
         job.record.unlink(missing_ok=True)  # of masks that are replaced
-        masks = write_masks(
-            found.labels,
-            grid,
-            job.mask,
-            labels,
-            self.aftercare,
-            source=self.predictions.source_of(job),
-            format=self.predictions.format,
+        masks = (
+            write_instances(
+                found,
+                grid,
+                job.mask,
+                job.case.image.name,
+                labels,
+                self.predictions.runs.rules.components or 1,
+                self.aftercare,
+            )
+            if self.predictions.instances
+            else write_masks(
+                found.labels,
+                grid,
+                job.mask,
+                labels,
+                self.aftercare,
+                source=self.predictions.source_of(job),
+                format=self.predictions.format,
+            )
         )
         maps = (
             {}

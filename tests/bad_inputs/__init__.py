@@ -7,6 +7,7 @@ stack makes of the same inputs, into bundles/sam_volume/docs/bad_inputs.md.
 from __future__ import annotations
 
 from tests.bad_inputs import (
+    coco,
     data_sets,
     descriptions,
     dicom,
@@ -30,7 +31,7 @@ __all__ = ["INPUTS", "BadInput", "Outcome", "run", "shortened"]
 
 _MODULES = (
     *(scans, data_sets, descriptions, dicom, dicom_files, dicom_places, prompts, prompt_files),
-    *(places, names, values, labels, model_files, results, many_scans, images),
+    *(places, names, values, labels, model_files, results, many_scans, images, coco),
 )
 INPUTS: tuple[BadInput, ...] = tuple(
     sorted((bad for module in _MODULES for bad in module.INPUTS), key=lambda bad: bad.row)

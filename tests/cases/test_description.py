@@ -72,8 +72,8 @@ def test_the_way_out_fits_the_source(tmp_path: Path) -> None:
 
 
 def test_dicoms_modality() -> None:
-    assert [of_dicom(kind) for kind in ("CT", "MR", "DX", "CR", "US", "PT", "")] == [
-        *("CT", "MR", "XR", "XR", "US"),
+    assert [of_dicom(kind) for kind in ("CT", "MR", "DX", "CR", "MG", "US", "PT", "")] == [
+        *("CT", "MR", "XR", "XR", "XR", "US"),
         *(None, None),
     ]
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from ignite.engine import Engine
 from monai.engines import SupervisedEvaluator
 from torch import nn
 from torch.utils.data import DataLoader
@@ -26,6 +27,7 @@ from medsam_tune.evaluation.cases import (
     write_scores,
 )
 from medsam_tune.evaluation.folder import ResultFolder
+from medsam_tune.inference.canvas import Found
 from medsam_tune.inference.inferers import EllipseInferer
 from medsam_tune.prompts import SlicePrompts
 from medsam_tune.slices.intensity import Window
@@ -52,6 +54,14 @@ def test_files(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "new" / "summary.json").read_text()) == {"mean_dice": 0.5}
     names = ["interpolated-5", "metrics.csv", "summary.json"]
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == names
+
+
+def test_borders_and_objects_have_columns_where_they_are(tmp_path: Path) -> None:
+    rows = [replace(score("a", 1, 0.5), boundary_iou=0.25, true_objects=2), score("b", 1, 0.5)]
+    write_scores(tmp_path, {"slices": rows}, {})
+    lines = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert [line.removeprefix(COLUMNS) for line in lines[:1]] == [",boundary_iou,true_objects"]
+    assert [line.split(",")[-2:] for line in lines[1:]] == [["0.25", "2"], ["", ""]]
 
 
 def test_failing_write_leaves_the_old_files(tmp_path: Path) -> None:
@@ -285,3 +295,20 @@ def test_row_86_validation_needs_a_label(
     ]
     with pytest.raises(DataError, match="validation case with one of the labels 1 liver, 2 spleen"):
         refuse_without_labels(cases[2:], LABELS, "validation")
+
+
+def test_objects_are_those_of_the_prompts_or_else_pieces() -> None:
+    """Two houses that touch, both found: one piece, but two objects."""
+    label = torch.tensor([[[1, 1, 1, 1, 0]]])
+    numbers = torch.tensor([[[1, 1, 2, 2, 0]]], dtype=torch.int32)
+    case = {"case": "a", "image": torch.zeros(1, 1, 1, 5), "label": label, "truth": label}
+    case |= {"objects": numbers.numpy(), "components": 1, "prompts": {"none": None}}
+    counts = []
+    for answer in (label, Found(label, ()), Found(label, (), numbers=numbers)):
+        scores = CaseScores({1: "house"})
+        engine = Engine(lambda _, item, answer=answer: {"pred": {"none": answer}})
+        scores.attach(engine)
+        engine.run([case])
+        (score,) = scores.scores["none"]
+        counts.append((score.true_objects, score.found_objects, score.paired_objects))
+    assert counts == [(2, 1, 0), (2, 1, 0), (2, 2, 2)]

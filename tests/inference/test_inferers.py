@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -290,3 +291,35 @@ def test_row_76_label_ids_of_any_size(label: int) -> None:
     )
     found = EllipseInferer()(torch.zeros(3, 1, 12, 12, dtype=torch.uint8), None, prompts)
     assert found.unique().tolist() == [0, label]
+
+
+@pytest.mark.parametrize("size", [1, 64])
+def test_numbers_are_of_the_object_whose_logit_is_highest(tiny_sam: Build, size: int) -> None:
+    boxes = [[5.0, 5.0, 40.0, 30.0], [20.0, 10.0, 58.0, 39.0], [10.0, 2.0, 30.0, 38.0]]
+    prompts = prompts_of(*((0, label, box) for label, box in zip((1, 2, 2), boxes, strict=True)))
+    prompts = replace(prompts, objects=torch.tensor([7, 3, 5]))
+    inferer = VolumeInferer(prompt_batch=size, detailed=True, instances=True)
+    with torch.no_grad():
+        found = inferer(noise()[:1], tiny_sam().eval(), prompts)
+    assert isinstance(found, Found)
+    assert found.numbers is not None
+    assert [one.label for one in found.objects] == [2, 2, 1]  # of the objects 3, 5, 7
+    assert set(found.numbers.unique().tolist()) == {0, 1, 2, 3}
+    owner = torch.tensor([0, *(one.label for one in found.objects)])
+    assert torch.equal(owner[found.numbers.long()], found.labels.long())
+
+
+def test_an_empty_mask_takes_no_number_of_another() -> None:
+    boxes = [[0.0, 0.0, 0.2, 0.2], [2.0, 2.0, 8.0, 8.0], [10.0, 2.0, 16.0, 8.0]]
+    inferer = VolumeInferer(detailed=True, instances=True)
+    prompts = replace(prompts_of(*((0, 1, box) for box in boxes)), objects=torch.tensor([0, 1, 2]))
+    found = inferer(volume(1), BoxFiller(), prompts)
+    assert isinstance(found, Found)
+    assert found.numbers is not None
+    assert found.numbers[0, 4, [0, 4, 12]].tolist() == [0, 2, 3]
+
+
+def test_without_prompts_there_are_no_numbers() -> None:
+    found = VolumeInferer([7, 2, 5], detailed=True, instances=True)(bars_image(), Bars())
+    assert isinstance(found, Found)
+    assert found.numbers is None

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import nibabel as nib
 import numpy as np
+import torch
 from monai.data import MetaTensor
 from monai.transforms import Orientation, ResampleToMatch
 from numpy.typing import NDArray
@@ -61,6 +62,27 @@ def placed(label: MetaTensor, path: Path, image: MetaTensor, resample: bool) -> 
     moved = cast(MetaTensor, onto(label, image))
     _check_volume(label, moved, path)
     return moved
+
+
+def of_image(maps: NDArray[np.int32], path: Path, image: MetaTensor) -> MetaTensor:
+    """Maps of the pixels of a 2-D image's file, in the orientation of the image.
+
+    Args:
+        maps: (C, W, H, 1), of the size that the file has.
+        path: file that they are from, for messages.
+        image: (C', X, Y, Z), from `load_image`, turned or not.
+
+    Returns:
+        (C, X, Y, Z) on the image's grid.
+    """
+    meta = {"affine": image.meta["original_affine"], "spatial_shape": maps.shape[1:]}
+    whole: list[Any] = [
+        placed(
+            MetaTensor(torch.from_numpy(one[None]), meta=dict(meta)), path, image, resample=False
+        )
+        for one in maps
+    ]
+    return MetaTensor(torch.cat(whole), meta=dict(whole[0].meta))
 
 
 def affine_of(image: MetaTensor) -> NDArray[np.float64]:

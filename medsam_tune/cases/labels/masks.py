@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from medsam_tune.cases.checks import check_pair, label_values
 from medsam_tune.cases.classes import FILE, PLAIN, Coding, shown_colour
-from medsam_tune.cases.labels.grid import placed
+from medsam_tune.cases.labels.grid import of_image
 from medsam_tune.errors import DataError, listed
 from medsam_tune.formats.mending import Mending
 from medsam_tune.formats.open import is_flat, load_label, palette_of
@@ -87,14 +87,9 @@ class Mask:
         _check_place(self.path, mask, image_path, image)
         ids = [self._decoded(codes, coloured, labels)]
         ids += [codes] if self.coding.instances else []
-        found = torch.from_numpy(np.stack(ids).astype(np.int32))
-        meta = {"affine": image.meta["original_affine"], "spatial_shape": codes.shape}
-        whole: list[Any] = [
-            placed(MetaTensor(one[None], meta=dict(meta)), self.path, image, resample=False)
-            for one in found
-        ]
-        check_pair(image, whole[0], labels, image_path, self.path)
-        return MetaTensor(torch.cat(whole), meta=dict(whole[0].meta))
+        whole = of_image(np.stack(ids).astype(np.int32), self.path, image)
+        check_pair(image, cast(MetaTensor, whole[:1]), labels, image_path, self.path)
+        return whole
 
     def _ids(self, labels: Mapping[int, str] | None) -> _Ids:
         """(W, H, 1) label ids; see `_decoded`."""

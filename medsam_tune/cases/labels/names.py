@@ -54,7 +54,7 @@ def labels_of(
 def _read_label(case: Case, path: Path) -> tuple[LabelFile, dict[int, str]]:
     """The label of a case, and its ids and names."""
     with about(f"case {case.id}"):
-        label = open_label(path, case.coding, case.region)
+        label = open_label(path, case.coding, case.region, case.image)
         return label, label.names()
 
 

@@ -9,6 +9,7 @@ from typing import ClassVar, Protocol
 from monai.data import MetaTensor
 
 from medsam_tune.cases.classes import PLAIN, Coding
+from medsam_tune.cases.labels.coco import CocoLabel
 from medsam_tune.cases.labels.maps import LabelMap
 from medsam_tune.cases.labels.masks import Mask
 from medsam_tune.cases.labels.organs import OrganFolder
@@ -71,17 +72,25 @@ class LabelKind(Protocol):
 
 
 KINDS: tuple[LabelKind, ...] = (OrganFolder, Segmentation, StructureSet)
-"""All kinds except masks of images, which need a coding, and label maps, which all others are."""
+"""All kinds but masks of images, which need a coding, COCO's JSON, which needs the image, and label
+maps, which all others are."""
 
 
-def open_label(path: Path, coding: Coding = PLAIN, region: Region | None = None) -> LabelFile:
+def open_label(
+    path: Path,
+    coding: Coding = PLAIN,
+    region: Region | None = None,
+    image: Path | None = None,
+) -> LabelFile:
     """Find the kind of the label at a path; only a header is read.
 
     Args:
-        path: label map in any format that `load_image` reads, DICOM SEG or RTSTRUCT, or a folder
-            with a file for each organ; or a folder that is named like a file and holds one.
+        path: label map in any format that `load_image` reads, DICOM SEG or RTSTRUCT, COCO's JSON,
+            or a folder with a file for each organ; or a folder that is named like a file and holds
+            one.
         coding: how the mask of an image says its labels.
         region: part of the image whose label it is; None for all of it.
+        image: file of the image, which tells those of COCO's JSON apart.
 
     Raises:
         DataError: a folder that is named like a file, with no scan in it, or with several.
@@ -89,4 +98,6 @@ def open_label(path: Path, coding: Coding = PLAIN, region: Region | None = None)
     path = scan_at(path)
     if Mask.recognises(path):
         return Mask(path, coding, region)
+    if CocoLabel.recognises(path):
+        return CocoLabel(path, image)
     return next((kind for kind in KINDS if kind.recognises(path)), LabelMap)(path)
