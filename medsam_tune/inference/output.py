@@ -198,8 +198,8 @@ def check_output(
     flat = (*image.WRITTEN, *geotiff.WRITTEN)
     if FORMATS[chosen] in flat and not (origin.scan is None or is_flat(Path(origin.scan))):
         raise DataError(
-            f"{path}: a 2-D image holds one slice, and {origin.scan} is no 2-D image. Write the mask as "
-            ".nii.gz."
+            f"{path}: a 2-D image holds one slice, and {origin.scan} is no 2-D image. Write "
+            "the mask as .nii.gz."
         )
     if chosen in dicom.KINDS:
         dicom.check(Path(path), labels, origin, chosen, separate)
