@@ -8,7 +8,8 @@
 Without ids, classes are numbered from 1 in their order. A class that is named "ignore", or says
 `"ignore": true`, is no class: nobody annotated its pixels. A class that is named "background", or
 "unlabeled" without that, is the background 0. `"instances": true` says that a mask's values are
-numbers of objects, all of the one class. The files of Supervisely (`title`, `color`) are read too.
+numbers of objects, all of the one class. `"column": "type"` names the column of polygons that says
+their class, by its name or id. The files of Supervisely (`title`, `color`) are read too.
 """
 
 from __future__ import annotations
@@ -40,15 +41,23 @@ class Coding:
     Attributes:
         colours: colour, such as "#6EC1E4" in capitals, -> label id, 0 for the background.
         instances: True if values are numbers of objects, all of the one label.
+        column: column of polygons that says their class; empty where all are of one label.
+        values: text in that column -> label id, 0 for the background; labels' own names and ids
+            need none.
     """
 
     colours: Mapping[str, int] = field(default_factory=dict)
     instances: bool = False
+    column: str = ""
+    values: Mapping[str, int] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Any]:
         """The entries of a datalist's file for `coding_said`, without those that say nothing."""
         said: dict[str, Any] = {"colours": dict(self.colours)} if self.colours else {}
-        return said | ({"instances": True} if self.instances else {})
+        for name in ("instances", "column", "values"):
+            if value := getattr(self, name):
+                said[name] = dict(value) if name == "values" else value
+        return said
 
 
 PLAIN = Coding()
@@ -95,6 +104,7 @@ def read_classes(path: Path) -> ClassMap:
     free = (number for number in range(1, len(classes) + len(taken) + 2) if number not in taken)
     ids: list[tuple[int, str]] = []
     colours: list[tuple[str, int]] = []
+    words: list[tuple[str, int]] = []
     ignored = [one for one in classes if one.ignored]
     for one in classes:
         if one.ignored:
@@ -102,11 +112,13 @@ def read_classes(path: Path) -> ClassMap:
         back = one.id is None and one.name.casefold() in BACKGROUND
         number = 0 if back else next(free) if one.id is None else one.id
         ids.append((number, one.name))
+        words.append((one.name, number))
         colours += [] if one.colour is None else [(one.colour, number)]
     if ignored:  # one id for all, as no loss and no score tells them apart
         number = next((one.id for one in ignored if one.id), None) or next(free)
         ids.append((number, IGNORE))
         colours += [(one.colour, number) for one in ignored if one.colour is not None]
+        words += [(one.name, number) for one in ignored]
     labels = labels_from(ids, path)
     instances = content.get("instances", False)
     if type(instances) is not bool:
@@ -116,7 +128,11 @@ def read_classes(path: Path) -> ClassMap:
             f"{path}: instances of {len(labels.names)} classes; expected one class, as the values "
             "of a mask are numbers of objects. Give several classes as COCO json."
         )
-    return ClassMap(labels, Coding(_each_once(colours, path), instances))
+    column = _column_said(content, path)
+    other = {name: number for name, number in words if labels.in_files.get(number) != name}
+    return ClassMap(
+        labels, Coding(_each_once(colours, path), instances, column, other if column else {})
+    )
 
 
 def coding_said(
@@ -147,7 +163,26 @@ def coding_said(
                 f"one of {known}."
             )
         pairs.append((_colour(key, f"{source}: colours"), number))
-    return Coding(_each_once(pairs, source), instances)
+    words = content.get("values", {})
+    if not isinstance(words, Mapping) or any(
+        n != 0 and n not in (labels or {}) for n in words.values()
+    ):
+        raise DataError(
+            f"{source}: values is {shown(words)}; expected the class of each text of the column, "
+            'e.g. {"house": 1}.'
+        )
+    column = _column_said(content, source)
+    return Coding(_each_once(pairs, source), instances, column, dict(words))
+
+
+def _column_said(content: Mapping[str, Any], source: Path) -> str:
+    column = content.get("column", "")
+    if not isinstance(column, str):
+        raise DataError(
+            f"{source}: column is {shown(column)}; expected the name of the column of "
+            "polygons that says their class."
+        )
+    return column
 
 
 def shown_colour(red: int, green: int, blue: int) -> str:

@@ -12,6 +12,7 @@ from medsam_tune.cases.datalist import Case
 from medsam_tune.cases.guesses import guessed_patient
 from medsam_tune.errors import DataError, listed
 from medsam_tune.formats import image as images
+from medsam_tune.formats import vectors
 from medsam_tune.formats.listing import entries_of, files_below
 from medsam_tune.formats.open import ENDINGS, format_of, name_from, scans_among, stem_of
 
@@ -190,5 +191,5 @@ def _walk(folder: Path, prefix: str, inner: set[str] | None) -> Iterator[tuple[s
                 yield from _walk(path, f"{below}/", inner)
             else:
                 yield key, path
-        elif path.name.lower().endswith((*ENDINGS, ".dcm")):
+        elif path.name.lower().endswith((*ENDINGS, ".dcm", *(vectors.ENDINGS if inner else ()))):
             yield key, path

@@ -69,6 +69,13 @@ def split(
             "classes.json in the folder."
         ),
     ] = None,
+    blocks: Annotated[
+        str | None,
+        typer.Option(
+            help="GeoTIFF: side of spatial blocks, such as 120m or 512px, that stay in one subset. "
+            "A large scene is cut into blocks; chips are grouped by the block that they lie in."
+        ),
+    ] = None,
     anonymous: Annotated[
         bool,
         typer.Option(
@@ -80,6 +87,7 @@ def split(
     ] = False,
 ) -> None:
     """Split cases by patient into training, validation and held-out test cases."""
+    from medsam_tune.cases.blocks import in_blocks, side_from
     from medsam_tune.cases.description import labels_typed
     from medsam_tune.cases.folders import find_cases
     from medsam_tune.cases.patients import (
@@ -98,8 +106,11 @@ def split(
     )
     from medsam_tune.formats.dicom.patients import secret_beside
 
-    if patient_regex is not None and patients is not None:
-        raise ValueError("--patient-regex and --patients are both given; expected one of them.")
+    ways = {"--patient-regex": patient_regex, "--patients": patients, "--blocks": blocks}
+    both = [name for name, value in ways.items() if value is not None]
+    if len(both) > 1:
+        raise ValueError(f"{' and '.join(both)} are both given; expected one of them.")
+    side = None if blocks is None else side_from(blocks)
     if out.suffix != ".json":
         raise ValueError(f"--out is {out}; expected a name that ends in .json.")
     names = [out] if folds is None else [out.with_stem(f"{out.stem}_{i}") for i in range(folds)]
@@ -110,7 +121,10 @@ def split(
     typed = None if labels is None else labels_typed(labels)
     secret = partial(secret_beside, out)
     found = find_cases(folder, modality=modality, labels=typed, secret=secret, classes=classes)
-    if patient_regex is not None:
+    if side is not None:
+        found = in_blocks(found, side)
+        whose = patients_line(found, f"--blocks {blocks}")
+    elif patient_regex is not None:
         found = patients_by_regex(found, patient_regex)
         whose = patients_line(found, f"--patient-regex {patient_regex!r}")
     elif patients is not None:

@@ -14,7 +14,7 @@ from monai.data import MetaTensor
 from numpy.typing import NDArray
 
 from medsam_tune.errors import DataError, listed
-from medsam_tune.formats import geotiff, image, itk, nifti
+from medsam_tune.formats import geotiff, image, itk, nifti, vectors
 from medsam_tune.formats.dicom import headers
 from medsam_tune.formats.dicom.series import choose_series
 from medsam_tune.formats.dicom.stack import read_series, read_series_grid
@@ -240,7 +240,7 @@ def write_array(
 def stem_of(path: Path) -> str:
     """A file's name without its ending, or a folder's name."""
     name = path.name or path.resolve().name
-    known = (*ENDINGS, *headers.ENDINGS)
+    known = (*ENDINGS, *headers.ENDINGS, *vectors.ENDINGS)
     ending = next((e for e in known if name.lower().endswith(e)), "")
     return name[: len(name) - len(ending)]
 
@@ -274,8 +274,10 @@ def dicom_modality(path: Path) -> str:
 
 
 def files_of(path: Path) -> Sequence[Path]:
-    """The files that a scan is made of: itself, or all below a folder."""
-    return files_below(path) if path.is_dir() else [path]
+    """The files that a scan or label is made of: itself, or all below a folder."""
+    if path.is_dir():
+        return files_below(path)
+    return vectors.parts_of(path) if vectors.is_vector(path) else [path]
 
 
 def scans_among(paths: Iterable[Path]) -> list[Path]:

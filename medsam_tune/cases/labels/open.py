@@ -13,6 +13,7 @@ from medsam_tune.cases.labels.coco import CocoLabel
 from medsam_tune.cases.labels.maps import LabelMap
 from medsam_tune.cases.labels.masks import Mask
 from medsam_tune.cases.labels.organs import OrganFolder
+from medsam_tune.cases.labels.outlines import Outlines
 from medsam_tune.cases.labels.rtstruct import StructureSet
 from medsam_tune.cases.labels.seg import Segmentation
 from medsam_tune.formats.mending import Mending
@@ -30,7 +31,10 @@ class LabelFile(Protocol):
         names_are_present: True if `names` holds exactly the ids that have a voxel.
     """
 
-    numbered: ClassVar[bool]
+    @property
+    def numbered(self) -> bool:
+        """See above."""
+
     folds_case: ClassVar[bool]
     names_are_present: ClassVar[bool]
 
@@ -72,8 +76,8 @@ class LabelKind(Protocol):
 
 
 KINDS: tuple[LabelKind, ...] = (OrganFolder, Segmentation, StructureSet)
-"""All kinds but masks of images, which need a coding, COCO's JSON, which needs the image, and label
-maps, which all others are."""
+"""All kinds but masks and polygons of images, which need a coding, COCO's JSON, which needs the image,
+and label maps, which all others are."""
 
 
 def open_label(
@@ -96,6 +100,8 @@ def open_label(
         DataError: a folder that is named like a file, with no scan in it, or with several.
     """
     path = scan_at(path)
+    if Outlines.recognises(path):
+        return Outlines(path, coding, region)
     if Mask.recognises(path):
         return Mask(path, coding, region)
     if CocoLabel.recognises(path):

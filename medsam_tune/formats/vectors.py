@@ -1,0 +1,167 @@
+"""Polygons with a place on the ground: GeoPackage, GeoJSON and shapefile, by geopandas."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from medsam_tune.errors import DataError, listed
+from medsam_tune.files import written_whole
+from medsam_tune.formats.extra import geo
+from medsam_tune.formats.volume import GeoReference
+
+ENDINGS = (".gpkg", ".geojson", ".shp")
+WRITTEN = (".gpkg", ".geojson")
+
+_DRIVERS = {".gpkg": "GPKG", ".geojson": "GeoJSON"}
+_POLYGONS = ("Polygon", "MultiPolygon")
+
+
+def is_vector(path: Path) -> bool:
+    """Whether a path is named like a file of polygons."""
+    return path.name.lower().endswith(ENDINGS)
+
+
+def parts_of(path: Path) -> list[Path]:
+    """The files that a file of polygons is made of: of a shapefile, all of its name."""
+    if path.suffix.lower() != ".shp":
+        return [path]
+    return sorted(one for one in path.parent.iterdir() if one.stem == path.stem)
+
+
+def footprint(reference: GeoReference, size: tuple[int, int], path: Path) -> Any:
+    """shapely's polygon around an image of (W, H) pixels, in its own coordinates."""
+    shapely = geo("shapely", path, "a file of polygons")
+    width, height = size
+    corners = [(0, 0), (width, 0), (width, height), (0, height)]
+    return shapely.Polygon([reference.at(*corner) for corner in corners])
+
+
+def read(
+    path: Path,
+    reference: GeoReference | None = None,
+    size: tuple[int, int] | None = None,
+    part: bool = False,
+) -> tuple[Any, tuple[str, ...]]:
+    """Read polygons.
+
+    Polygons that cross themselves are mended, and said.
+
+    Args:
+        path: file of one of `ENDINGS`.
+        reference: place of an image: polygons that touch it alone are read, in its coordinate
+            system; None for all, as they are.
+        size: (W, H) of that image, pixels.
+        part: the image is part of the one that the polygons belong to, so none may touch it.
+
+    Returns:
+        geopandas' GeoDataFrame, whose index counts the file's features from 0, and what was
+        changed.
+
+    Raises:
+        DataError: the file cannot be read, or its packages are missing; it has several layers, no
+            coordinate system, or features that are no polygons; all its polygons lie outside of the
+            image.
+    """
+    geopandas = geo("geopandas", path, "a file of polygons")
+    pyogrio = geo("pyogrio", path, "a file of polygons")
+    try:
+        layers = [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None]
+        if len(layers) > 1:
+            raise DataError(
+                f"{path}: has {len(layers)} layers with shapes, {listed(layers, 5)}; expected one. "
+                "Save each as a file of its own."
+            )
+        frame = geopandas.read_file(path)
+    except (RuntimeError, ValueError, OSError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(
+            f"{path}: is no readable GeoPackage, GeoJSON or shapefile ({error}). Export it again."
+        ) from error
+    if frame.crs is None:
+        raise DataError(
+            f"{path}: defines no coordinate system; expected one, so that its polygons have a "
+            f"place. {_way_of_crs(path)}"
+        )
+    notes: tuple[str, ...] = ()
+    empty = frame.geometry.isna() | frame.geometry.is_empty
+    if empty.any():
+        notes += (f"{int(empty.sum())} features without a shape left out",)
+        frame = frame[~empty]
+    odd = frame[~frame.geom_type.isin(_POLYGONS)]
+    if len(odd):
+        raise DataError(
+            f"{path}: feature {odd.index[0]} is a {odd.geom_type.iloc[0]}; expected polygons alone."
+            " Take it out, or draw a polygon around it."
+        )
+    if reference is not None and size is not None:
+        frame, said = _around(frame, path, reference, size, part)
+        notes += said
+    invalid = ~frame.geometry.is_valid
+    if invalid.any():
+        notes += (f"{int(invalid.sum())} polygons that cross themselves mended",)
+        frame = frame.copy()
+        frame.loc[invalid, frame.geometry.name] = frame.geometry[invalid].make_valid()
+    return frame, notes
+
+
+def write(path: Path, frame: Any) -> None:
+    """Write polygons, whole or not at all.
+
+    Args:
+        path: file of one of `WRITTEN`.
+        frame: geopandas' GeoDataFrame, with a coordinate system.
+
+    Raises:
+        DataError: another ending.
+    """
+    driver = _DRIVERS.get(path.suffix.lower())
+    if driver is None:
+        raise DataError(f"{path}: expected a name that ends in {' or '.join(WRITTEN)}.")
+    with written_whole(path) as beside:
+        frame.to_file(beside, driver=driver)
+
+
+def _around(
+    frame: Any, path: Path, reference: GeoReference, size: tuple[int, int], part: bool
+) -> tuple[Any, tuple[str, ...]]:
+    """The polygons that touch an image, in its coordinates."""
+    if not reference.crs:
+        raise DataError(
+            f"{path}: its polygons have a coordinate system, and the image names none; expected "
+            "both to have one. Declare that of the image, e.g. by gdal_edit -a_srs."
+        )
+    pyproj = geo("pyproj", path, "a file of polygons")
+    crs = pyproj.CRS.from_wkt(reference.crs)
+    notes: tuple[str, ...] = ()
+    if not frame.crs.equals(crs, ignore_axis_order=True):
+        notes += (f"polygons brought from {_named(frame.crs)} to {_named(crs)}",)
+        frame = frame.to_crs(crs)
+    image = footprint(reference, size, path)
+    touching = frame.geometry.intersects(image)
+    if len(frame) and not (touching.any() or part):
+        shapely = geo("shapely", path, "a file of polygons")
+        bounds = frame.total_bounds
+        if not shapely.box(*bounds).intersects(image):
+            there, here = (
+                ", ".join(f"{one:.9g}" for one in each) for each in (bounds, image.bounds)
+            )
+            raise DataError(
+                f"{path}: all {len(frame)} polygons, such as feature {frame.index[0]}, lie outside "
+                f"of the image: they span {there}, the image {here} ({_named(crs)}). Take the "
+                "polygons of this image, or correct their coordinate system."
+            )
+    return frame[touching], notes
+
+
+def _named(crs: Any) -> str:
+    """A coordinate system's code, or its name."""
+    found = crs.to_authority()
+    return ":".join(found) if found else str(crs.name)
+
+
+def _way_of_crs(path: Path) -> str:
+    if path.suffix.lower() == ".shp":
+        return f"Add {path.stem}.prj, which belongs to the shapefile."
+    return "Declare it in the program that exported the file."

@@ -1,0 +1,208 @@
+"""Polygons on the ground give the tensor that a mask gives."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from medsam_tune.cases.classes import Coding
+from medsam_tune.cases.datalist import Case, read_datalist, write_datalist
+from medsam_tune.cases.folders import find_cases
+from medsam_tune.cases.labels.open import open_label
+from medsam_tune.cases.load import load_case
+from medsam_tune.errors import DataError
+from medsam_tune.formats.open import files_of
+from tests import geo
+
+geopandas = pytest.importorskip("geopandas", reason="the extra geo is not installed")
+shapely = pytest.importorskip("shapely")
+
+BANDS, IDS = geo.bands_and_ids(1)
+WHERE = geo.transform()
+BOXES = geo.outlines(IDS, WHERE)
+
+
+def frame(shapes: Any = None, crs: Any = geo.UTM, **columns: Any) -> Any:
+    shapes = [one for one, _ in BOXES] if shapes is None else shapes
+    return geopandas.GeoDataFrame(columns, geometry=list(shapes), crs=crs)
+
+
+def save(path: Path, found: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found.to_file(path)
+    return path
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Path:
+    return geo.write(tmp_path / "images" / "a.tif", BANDS)
+
+
+def label(scene: Path, path: Path, names: dict[int, str] | None = None, **options: Any) -> Any:
+    case = Case(scene, path, "p", **options)
+    return load_case(case, names or {1: "house"})[1]
+
+
+@pytest.mark.parametrize("ending", [".gpkg", ".geojson", ".shp"])
+def test_polygons_are_pixels_and_objects(scene, tmp_path, ending):
+    found = label(scene, save(tmp_path / f"a{ending}", frame()))
+    np.testing.assert_array_equal(found[0, ..., 0].numpy().T, IDS)
+    assert sorted(np.unique(found[1].numpy())) == list(range(len(BOXES) + 1))
+    assert ((found[1] > 0) == (found[0] > 0)).all()
+
+
+def test_another_coordinate_system_is_brought_to_the_image_s(scene, tmp_path):
+    path = save(tmp_path / "a.geojson", frame().to_crs("EPSG:4326"))
+    found = label(scene, path)
+    np.testing.assert_array_equal(found[0, ..., 0].numpy().T, IDS)
+    assert found.meta["notes"] == ["polygons brought from EPSG:4326 to EPSG:32616"]
+
+
+def test_a_part_of_the_scene_has_its_polygons(scene, tmp_path):
+    path = save(tmp_path / "a.gpkg", frame())
+    found = label(scene, path, region=(5, 3, 40, 30))
+    np.testing.assert_array_equal(found[0, ..., 0].numpy().T, IDS[3:30, 5:40])
+
+
+def test_a_part_without_polygons_is_empty(scene, tmp_path):
+    path = save(tmp_path / "a.gpkg", frame())
+    assert not label(scene, path, region=(63, 47, 64, 48)).any()
+
+
+@pytest.mark.parametrize("values", [["barn", "house", "barn"], [2, 1, 2], [2.0, 1.0, 2.0]])
+def test_a_column_says_the_class(scene, tmp_path, values):
+    path = save(tmp_path / "a.gpkg", frame(kind=values))
+    names = {1: "house", 2: "barn"}
+    found = label(scene, path, names, coding=Coding(column="kind"))
+    numbers = found[1, ..., 0].numpy().T
+    for n, (box, _) in enumerate(BOXES):
+        inside = geo.rasterio.features.geometry_mask([box], IDS.shape, WHERE, invert=True)
+        expected = 1 if values[n] in ("house", 1) else 2
+        assert set(found[0, ..., 0].numpy().T[inside]) == {expected}
+        assert len(set(numbers[inside])) == 1
+    opened = open_label(path, Coding(column="kind"))
+    assert opened.numbered == (values[0] != "barn")
+    assert opened.present(names) == {1, 2}
+
+
+def test_the_smallest_polygon_lies_on_top(scene, tmp_path):
+    around = shapely.box(*shapely.union_all([one for one, _ in BOXES]).bounds).buffer(1)
+    path = save(tmp_path / "a.gpkg", frame([*(one for one, _ in BOXES), around], kind=[1, 1, 1, 2]))
+    found = label(scene, path, {1: "house", 2: "yard"}, coding=Coding(column="kind"))
+    np.testing.assert_array_equal(found[0, ..., 0].numpy().T == 1, IDS == 1)
+    assert (found[0] == 2).any()
+
+
+def test_what_crosses_itself_is_mended_and_said(scene, tmp_path):
+    x, y = geo.ORIGIN
+    bow = shapely.Polygon([(x, y), (x + 8, y - 8), (x + 8, y), (x, y - 8)])
+    found = label(scene, save(tmp_path / "a.gpkg", frame([bow])))
+    assert found.meta["notes"] == ["1 polygons that cross themselves mended"]
+    assert 100 < (found[0] > 0).sum() < 156
+
+
+def test_a_folder_of_polygons(tmp_path):
+    for k in range(4):
+        bands, ids = geo.bands_and_ids(k)
+        geo.write(tmp_path / "d/images" / f"s{k}.tif", bands)
+        shapes = [one for one, _ in geo.outlines(ids, WHERE)]
+        kinds = ["house"] * (len(shapes) - 1) + ["unclear"]
+        save(tmp_path / "d/labels" / f"s{k}.geojson", frame(shapes, kind=kinds))
+    classes = [{"id": 1, "name": "house"}, {"id": 2, "name": "unclear", "ignore": True}]
+    (tmp_path / "d/classes.json").write_text(json.dumps({"column": "kind", "classes": classes}))
+    data = find_cases(tmp_path / "d")
+    assert data.labels == {1: "house"}
+    assert data.ignore == 2
+    assert data.modality == "RGB"
+    write_datalist(data, tmp_path / "d.json")
+    case = read_datalist(tmp_path / "d.json").training[0]
+    found = load_case(case, data.labels_in_files)[1]
+    assert set(np.unique(found[0].numpy())) == {0, 1, 2}
+
+
+def test_without_a_class_map_all_are_one_label(tmp_path):
+    geo.write(tmp_path / "d/images/a.tif", BANDS)
+    save(tmp_path / "d/labels/a.gpkg", frame())
+    assert find_cases(tmp_path / "d").labels == {1: "label 1"}
+
+
+def test_a_shapefile_is_all_its_files(tmp_path):
+    path = save(tmp_path / "a.shp", frame())
+    assert {one.suffix for one in files_of(path)} >= {".shp", ".dbf", ".shx", ".prj"}
+
+
+def move(shapes: Any) -> Any:
+    return [shapely.transform(one, lambda xy: xy + 1e5) for one, _ in shapes]
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "coding", "match"),
+    [
+        (
+            "a.gpkg",
+            lambda: frame(move(BOXES)),
+            {},
+            r"a\.gpkg: all 3 polygons, such as feature 0, l",
+        ),
+        (
+            "a.shp",
+            lambda: frame(crs=None),
+            {},
+            r"a\.shp: defines no coordinate system; expected .*a\.prj",
+        ),
+        (
+            "a.gpkg",
+            lambda: frame([shapely.Point(1, 1)]),
+            {},
+            r"feature 0 is a Point; expected poly",
+        ),
+        (
+            "a.gpkg",
+            lambda: frame(kind=["x"] * 3),
+            {"column": "k"},
+            r"has no column 'k'; it has kin",
+        ),
+        (
+            "a.gpkg",
+            lambda: frame(kind=["x"] * 3),
+            {"column": "kind"},
+            r"kind is 'x' of some polygons; expected house\. Name each in classes\.json",
+        ),
+        (
+            "a.gpkg",
+            lambda: frame(k=["x", None, "x"]),
+            {"column": "k"},
+            r"feature 1 has no k; expec",
+        ),
+    ],
+    ids=["outside", "no-crs", "point", "no-column", "unknown-class", "no-class"],
+)
+def test_what_is_refused(scene, tmp_path, name, found, coding, match):
+    path = save(tmp_path / name, found())
+    with pytest.raises(DataError, match=match):
+        label(scene, path, coding=Coding(**coding))
+
+
+def test_several_layers_are_refused(scene, tmp_path):
+    for layer in ("roads", "houses"):
+        frame().to_file(tmp_path / "a.gpkg", layer=layer)
+    with pytest.raises(DataError, match=r"has 2 layers with shapes, roads, houses; expected one\."):
+        label(scene, tmp_path / "a.gpkg")
+
+
+def test_an_image_without_a_place_is_refused(tmp_path):
+    path = save(tmp_path / "a.gpkg", frame())
+    with pytest.raises(DataError, match=r"and the image names none; expected both to have one"):
+        label(geo.write(tmp_path / "b.tif", BANDS, None), path)
+    with pytest.raises(DataError, match=r"need an image with a place on the ground, and .*b\.tif"):
+        label(geo.write(tmp_path / "b.tif", BANDS, where=False), path)
+
+
+def test_a_damaged_file_is_refused(scene, tmp_path):
+    (tmp_path / "a.gpkg").write_bytes(b"nothing of the kind" * 99)
+    with pytest.raises(DataError, match=r"a\.gpkg: is no readable GeoPackage, GeoJSON or shapefil"):
+        label(scene, tmp_path / "a.gpkg")
