@@ -43,8 +43,9 @@ def read_prompts(
 
     The last number of a point is 1 inside the object, 0 outside. An index of a point means the
     centre of that voxel, as viewers show it; box [2, ..., 3, ...] is the whole of voxel 2. A box
-    that reaches out of the scan is cut off at its border, with a warning. What is on no slice of an
-    object's prompts stays empty, unless the object has
+    that reaches out of the scan is cut off at its border, with a warning. Of the points of an
+    object on a slice, at most 16 inside and 16 outside are taken, far apart, with a warning. What
+    is on no slice of an object's prompts stays empty, unless the object has
 
         propagate    true: the object is followed from its prompts to the slices around them
         range        with `propagate`, the slices that the object fills; voxel: [k0, k1] along the
