@@ -192,9 +192,11 @@ def _points_of_list(
     with np.errstate(all="ignore"):
         voxels = grid.points_from_world(_positions(seen, markup))
     whole, outside = names.meaning(markup.name)
+    counted = whole is not None or _counts(markup)
     found = []
     for (where, item), voxel in zip(seen, voxels, strict=True):
         text = _text(item, "label")
+        text = "" if counted and text.strip().isdecimal() else text
         label, out = (None, False) if _is_numbered(text, markup) else names.meaning(text)
         out |= outside or any(word in OUTSIDE for word in words_of(_text(item, "description")))
         label = whole if label is None else label
@@ -210,6 +212,12 @@ def _is_numbered(text: str, markup: _Markup) -> bool:
     # one number: a pattern of many takes for ever on a name of digits
     pattern = re.escape(form).replace("%N", re.escape(markup.name)).replace("%d", r"\d+", 1)
     return re.fullmatch(pattern, text) is not None
+
+
+def _counts(markup: _Markup) -> bool:
+    """Whether its points are labelled 1, 2, 3 and so on, in order; this names no label."""
+    texts = [_text(item, "label").strip() for _, item in _controls(markup)]
+    return texts == [str(n) for n in range(1, len(texts) + 1)]
 
 
 def _objects_of(points: Sequence[_Point], name: str) -> list[tuple[int, GivenObject]]:
@@ -272,7 +280,7 @@ def _give_outside(
 def _named(markup: _Markup, names: Names) -> int:
     """The label of a region or a line: of its name, or of its first point's."""
     label, out = names.meaning(markup.name)
-    for _, item in _controls(markup):
+    for _, item in () if _counts(markup) else _controls(markup):
         if label is None and not out and not _is_numbered(_text(item, "label"), markup):
             label, out = names.meaning(_text(item, "label"))
     if out:
