@@ -273,6 +273,20 @@ def test_hidden_points_are_left_out() -> None:
         read(points("liver"))
 
 
+def test_hidden_markups_are_left_out() -> None:
+    hidden = {"display": {"visibility": False, "opacity": 1.0}}
+    shown = points("liver", point([2, 6, 12]), display={"visibility": True})
+    other = points("spleen", point([9, 9, 12]), **hidden)
+    with pytest.warns(UserWarning, match=r"^prompts: 2 of 3 markups are hidden, and are left out$"):
+        found = read(shown, other, {**REGION, **hidden})
+    assert found.labels.tolist() == [1]
+    with (
+        pytest.warns(UserWarning, match="1 of 1 markups are hidden"),
+        pytest.raises(DataError, match=r"prompts: no region, line or point of an object in it"),
+    ):
+        read(other)
+
+
 def test_a_line_is_the_long_axis_of_an_ellipse() -> None:
     found = read(line("liver", [4, 15, 13], [12, 15, 11.5]))  # 8 mm along x
     assert found.slices.tolist() == [3]

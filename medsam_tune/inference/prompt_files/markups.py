@@ -98,7 +98,8 @@ def read_markups(
         DataError: see `read_prompts`.
 
     Warns:
-        UserWarning: a region is turned against the grid; points are hidden or not placed.
+        UserWarning: a region is turned against the grid; markups are hidden; points are hidden or
+            not placed.
     """
     if grid.guess:
         raise DataError(
@@ -111,9 +112,12 @@ def read_markups(
     names = Names(labels)
     objects: list[tuple[int, GivenObject]] = []  # each with the index of its markup
     points: list[_Point] = []
-    left_out = 0
+    left_out = hidden_markups = 0
     for index, item in enumerate(items):
         markup = _markup(item, f"{name}: markup {index}", stem)
+        if _is_hidden(markup):
+            hidden_markups += 1
+            continue
         kind = markup.content["type"]
         if kind == "ROI":
             objects.append((index, _region(markup, names, grid)))
@@ -124,6 +128,8 @@ def read_markups(
             points += placed
             left_out += hidden
         refuse_too_many(max(index + 1, len(points)), name)
+    if hidden_markups:
+        warn(f"{name}: {hidden_markups} of {len(items)} markups are hidden, and are left out")
     if left_out:
         warn(f"{name}: {left_out} points are hidden or not placed, and are left out")
     objects += _objects_of(points, name)
@@ -170,6 +176,12 @@ def _controls(markup: _Markup) -> Iterator[tuple[str, Mapping[str, Any]]]:
         if not isinstance(item, Mapping):
             raise DataError(f"{where} is {shown(item)}; expected an object with 'position'.")
         yield where, item
+
+
+def _is_hidden(markup: _Markup) -> bool:
+    """Whether Slicer hides all of it."""
+    display = markup.content.get("display")
+    return isinstance(display, Mapping) and display.get("visibility") is False
 
 
 def _is_placed(control: Mapping[str, Any]) -> bool:

@@ -65,7 +65,7 @@ def read_prompts(
     are no labels where the markup's name is of one, or where they count 1, 2, 3 and so on. A point
     is outside if its label or description, or its list's name, has one of `names.OUTSIDE`; it
     belongs to the objects of its list, else of its label, on the same slice. Points that are hidden
-    or not placed are left out.
+    or not placed, and markups that are hidden, are left out.
 
     **A label map** on the scan's grid, or what else `cases.labels.open` opens: the prompts that
     `simulated_prompts` takes of it by `prompts_as`, or by "scribbles" its voxels as points inside,
