@@ -20,6 +20,7 @@ from medsam_tune.cases.datalist import (
 from medsam_tune.cases.description import Labels, known_modality, of_dicom
 from medsam_tune.cases.labels.masks import Mask
 from medsam_tune.cases.labels.names import labels_of
+from medsam_tune.cases.labels.segments import labels_of_segments
 from medsam_tune.cases.pairs import (
     OR_PAIRS,
     TABLE,
@@ -31,6 +32,7 @@ from medsam_tune.cases.pairs import (
 from medsam_tune.errors import DataError, warn
 from medsam_tune.files import read_json
 from medsam_tune.formats import coco, geotiff
+from medsam_tune.formats.dicom.seg import segment_names
 from medsam_tune.formats.dicom.series import choose_series
 from medsam_tune.formats.dicom.studies import Labelled, Tree, choose_labelled, read_tree
 from medsam_tune.formats.open import ENDINGS, reader_of, stem_of
@@ -105,8 +107,10 @@ def find_cases(
         cases, content = studies_cases(labelled), {}
     meant, present = labels_of(folder, cases, content, labels)
     meant = _with_gaps(meant, cases)
-    held = set(meant.in_files)
-    present |= {one.name: one.present & held for one in labelled if one.present is not None}
+    for one in labelled:
+        if one.present is not None:
+            of_segment = labels_of_segments(segment_names(one.label), meant.in_files)
+            present[one.name] = frozenset(of_segment[n] for n in one.present & {*of_segment})
     name = content.get("name")
     return Datalist(
         name=name if isinstance(name, str) else stem_of(folder),

@@ -128,6 +128,7 @@ def _of_labels(
 
     from medsam_tune.cases.datalist import Case
     from medsam_tune.cases.labels.open import open_label
+    from medsam_tune.cases.labels.segments import says_nothing
     from medsam_tune.cases.load import load_case
     from medsam_tune.inference.prompt_files import objects_of
     from medsam_tune.inference.prompt_files.label_maps import prompts_of_labels
@@ -137,7 +138,7 @@ def _of_labels(
     if not labels:
         opened = open_label(label_path)
         labels = opened.names()
-        named = {key: "" if opened.numbered else name for key, name in labels.items()}
+        named = {key: "" if says_nothing(name, key) else name for key, name in labels.items()}
     image, label = load_case(Case(scan, label_path, "", series), labels, mending)
     grid = _grid(image.shape[1:], image.meta["original_affine"], rules)
     grid = replace(grid, size=(0, 0, 0))  # the file's own slices, which a person sees

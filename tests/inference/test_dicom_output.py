@@ -12,6 +12,8 @@ import pytest
 import torch
 from pydicom.dataset import Dataset
 
+from medsam_tune.cases.datalist import Case
+from medsam_tune.cases.load import load_case
 from medsam_tune.errors import DataError
 from medsam_tune.files import file_hash
 from medsam_tune.formats.dicom.rtstruct import read_regions
@@ -20,6 +22,7 @@ from medsam_tune.formats.open import load_image
 from medsam_tune.inference.aftercare import Aftercare
 from medsam_tune.inference.inferers import VolumeInferer
 from medsam_tune.inference.output import Source, refuse_taken_masks, write_masks
+from medsam_tune.inference.prompt_files import read_prompts
 from medsam_tune.inference.segmenter import Segmenter
 from medsam_tune.slices.cut import cut
 from medsam_tune.slices.frames import ScanGrid
@@ -128,6 +131,27 @@ def test_a_segmenter_writes_dicom(tmp_path: Path, run: Path) -> None:
     assert pydicom.dcmread(path).Modality == "RTSTRUCT"
     for file in tmp_path.glob("*.dcm"):
         assert errors("dciodvfy", file) == []
+
+
+@pytest.mark.parametrize("segmentation", ["binary", "labelmap"])
+def test_a_written_segmentation_is_prompts_of_the_same_labels(
+    tmp_path: Path, segmentation: str
+) -> None:
+    place = scan("straight", tmp_path / "scan")
+    labels = {31: "kidney_left", 2: "liver", 18: "spleen"}  # gaps
+    write_run(tmp_path / "run", RULES, labels=labels)
+    segmenter = Segmenter.from_run(tmp_path / "run", device="cpu")
+    prompts = objects(
+        {"label": 18, "box3d": [1, 1, 4, 7, 11, 8]}, {"label": 31, "box3d": [7, 1, 4, 13, 11, 8]}
+    )
+    ids = segmenter.segment(place, prompts)[0].numpy()
+    assert set(np.unique(ids)) == {0, 18, 31}
+    path = tmp_path / "a.dcm"
+    segmenter.predict(place, prompts, path, segmentation=segmentation)
+    grid = grid_of(place)
+    assert set(read_prompts(path, grid, labels).labels.tolist()) == {18, 31}
+    _, label = load_case(Case(place, path, "p"), labels)
+    np.testing.assert_array_equal(label[0].numpy(), ids)
 
 
 def test_a_segmenter_takes_one_series_of_several(tmp_path: Path, run: Path) -> None:

@@ -147,6 +147,34 @@ def test_points_of_an_object_lie_on_slices_of_any_plane(grid: ScanGrid) -> None:
     torch.testing.assert_close(there.points, found.points)
 
 
+def test_of_many_points_on_a_slice_few_are_taken() -> None:
+    """The same of each object, inside and outside, wherever they stand in the file."""
+    inside = [[i, j, 2, 1] for i in range(5) for j in range(8)]
+    outside = [[9, j, 2, 0] for j in range(12)] + [[8, j, 2, 0] for j in range(8)]
+    few = [[i, 3, 3, 1] for i in range(10)]
+    content = objects(
+        {"label": 2, "points": few, "slices": {"2": {"points": [p[:2] + p[3:] for p in inside]}}},
+        {"label": 1, "points": [*outside, *inside, *few]},
+    )
+    with pytest.warns(UserWarning, match="left out") as caught:
+        found = read_prompts(content, LPS_GRID, LABELS)
+    assert [str(one.message) for one in caught] == [
+        "prompts: 52 of 120 points are left out; the model takes 16 inside and 16 outside of an "
+        "object on a slice, and those that lie far apart are kept"
+    ]
+    assert (found.point_labels == 1).sum(1).tolist() == [16, 16, 10, 10]
+    assert (found.point_labels == 0).sum(1).tolist() == [16, 0, 0, 0]
+    taken = {tuple(p) for p in found.points[1][found.point_labels[1] == 1].tolist()}
+    assert len(taken) == 16
+    assert {(0.5, 0.5), (0.5, 7.5), (4.5, 0.5), (4.5, 7.5)} <= taken  # the corners
+    assert taken <= {(i + 0.5, j + 0.5) for i, j, *_ in inside}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_prompts(
+            objects({"label": 1, "points": [*outside[:16], *inside[:16]]}), LPS_GRID, LABELS
+        )
+
+
 def test_points_on_the_border_are_inside() -> None:
     """Millimetres are rounded."""
     low, high = [-1.001, -1.501, -2.001], [19.001, 34.501, 22.001]  # mm, of LPS_GRID's outer faces

@@ -209,6 +209,28 @@ def test_slicers_numbers_are_no_labels() -> None:
     assert read(points("F", point([2, 6, 12], "2"))).labels == 2
 
 
+def test_points_that_are_counted() -> None:
+    """Bare numbers are no labels beside a list's own name, or where they count the points."""
+    at = [[2, 6, 12], [4, 6, 12], [6, 6, 12]]
+    for texts in (("1", "2", "3"), ("2", "1", "2"), ("2", " 2 ", "")):
+        found = read(points("liver", *map(point, at, texts)))
+        assert found.labels.tolist() == [1]
+        assert found.points.shape == (1, 3, 2)
+    assert read(points("liver", point(at[0], "spleen"), point(at[1], "2"))).labels.tolist() == [
+        1,
+        2,
+    ]
+    assert read(points("F", *map(point, at, ("2", "1", "2")))).labels.tolist() == [1, 2]
+    text = r"its name 'F' is of no label; known: 1 \(liver\)"
+    with pytest.raises(DataError, match=f"markup 0: point 0: {text}"):
+        read(points("F", *map(point, at, "123")))
+    ends = [point(end, text) for end, text in zip(at[:2], "12", strict=True)]
+    with pytest.raises(DataError, match=f"markup 0: {text}"):
+        read({"type": "Line", "name": "F", "controlPoints": ends})
+    outside = points("negative", *map(point, at, "123"))
+    assert read(points("liver", point(at[0])), outside).point_labels.tolist() == [[1, 0, 0, 0]]
+
+
 def test_formats_of_strangers_take_no_time() -> None:
     strange = points("liver", point([2, 6, 12], "1" * 10_000 + "x"), labelFormat="%d" * 10_000)
     assert read(strange).labels.tolist() == [1]
@@ -249,6 +271,20 @@ def test_hidden_points_are_left_out() -> None:
     assert found.points.tolist() == [[[1.5, 2.5]]]
     with pytest.raises(DataError, match=r"prompts: no region, line or point of an object in it"):
         read(points("liver"))
+
+
+def test_hidden_markups_are_left_out() -> None:
+    hidden = {"display": {"visibility": False, "opacity": 1.0}}
+    shown = points("liver", point([2, 6, 12]), display={"visibility": True})
+    other = points("spleen", point([9, 9, 12]), **hidden)
+    with pytest.warns(UserWarning, match=r"^prompts: 2 of 3 markups are hidden, and are left out$"):
+        found = read(shown, other, {**REGION, **hidden})
+    assert found.labels.tolist() == [1]
+    with (
+        pytest.warns(UserWarning, match="1 of 1 markups are hidden"),
+        pytest.raises(DataError, match=r"prompts: no region, line or point of an object in it"),
+    ):
+        read(other)
 
 
 def test_a_line_is_the_long_axis_of_an_ellipse() -> None:

@@ -9,6 +9,8 @@ from typing import Any
 from medsam_tune.cases.datalist import Case
 from medsam_tune.cases.description import Labels, labels_said
 from medsam_tune.cases.labels.open import LabelFile, open_label
+from medsam_tune.cases.labels.seg import Segmentation
+from medsam_tune.cases.labels.segments import labels_of_segments
 from medsam_tune.errors import DataError, about, listed
 from medsam_tune.files import read_json
 
@@ -64,7 +66,7 @@ def _refuse_other_labels(given: Labels, read: Iterable[_Read], folder: Path) -> 
     seen: set[str] = set()
     for case, label, ids in read:
         if label.numbered:
-            for number in ids:
+            for number in _numbers_in(label, ids, given):
                 numbers.setdefault(number, case.id)
         seen |= {name.casefold() for name in ids.values()}
     unnamed = [
@@ -85,6 +87,14 @@ def _refuse_other_labels(given: Labels, read: Iterable[_Read], folder: Path) -> 
             f"{folder}: no label has {listed(missing)}; expected each name of --labels in one at "
             "least. Leave it out, or correct its number."
         )
+
+
+def _numbers_in(label: LabelFile, ids: Mapping[int, str], given: Labels) -> Iterable[int]:
+    """Label ids of a numbered label; of segments, those of their names."""
+    if not isinstance(label, Segmentation):
+        return ids
+    found = labels_of_segments(ids, given.in_files)
+    return [found.get(number, number) for number in ids]
 
 
 def _labels_in(read: Iterable[_Read], folder: Path) -> dict[int, str]:

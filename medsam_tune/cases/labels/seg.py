@@ -1,9 +1,9 @@
-"""DICOM SEG: the segments' numbers are the ids."""
+"""DICOM SEG: the segments' names say which labels they are."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from medsam_tune.cases.checks import check_pair, label_values
 from medsam_tune.cases.labels.grid import affine_of, placed
+from medsam_tune.cases.labels.segments import labels_of_segments, refuse_unclear
 from medsam_tune.errors import DataError
 from medsam_tune.formats.dicom.geometry import plane_of
 from medsam_tune.formats.dicom.references import check_references
@@ -51,7 +52,8 @@ class Segmentation:
 
     def present(self, labels: Mapping[int, str]) -> set[int]:
         """Labels that have a voxel."""
-        return set(label_values(torch.from_numpy(read_segmentation(self.path).ids))) & set(labels)
+        found = labels_of_segments(segment_names(self.path), labels)
+        return {found[n] for n in _drawn(read_segmentation(self.path)) if n in found}
 
     def onto(
         self, image: MetaTensor, image_path: Path, labels: Mapping[int, str], mending: Mending
@@ -60,9 +62,10 @@ class Segmentation:
 
         Raises:
             DataError: its frames do not lie on the image's voxels, it was drawn in another frame of
-                reference, or it has segments that `labels` lacks.
+                reference, or it has segments that are no label, see `labels_of_segments`, or one
+                label together.
         """
-        planes = read_segmentation(self.path)
+        planes = self._labelled(labels)
         ids = _on_voxels(planes, image)
         if ids is not None:
             label = MetaTensor(torch.from_numpy(ids)[None], meta=dict(image.meta))
@@ -78,6 +81,25 @@ class Segmentation:
         check_pair(image, label, labels, image_path, self.path)
         meta = {**image.meta, "notes": list(planes.notes)}
         return MetaTensor(label.as_tensor().to(torch.int32), meta=meta)
+
+    def _labelled(self, labels: Mapping[int, str]) -> Planes:
+        """The planes with label ids in place of the segments' numbers."""
+        planes = read_segmentation(self.path)
+        segments, drawn = segment_names(self.path), _drawn(planes)
+        segments = {**dict.fromkeys(drawn, ""), **segments}  # a pixel may be of none
+        found = labels_of_segments(segments, labels)
+        refuse_unclear(segments, found, drawn, labels, self.path)
+        if all(found[n] == n for n in drawn):
+            return planes
+        ids = np.zeros_like(planes.ids)
+        for number in drawn:
+            ids[planes.ids == number] = found[number]
+        return replace(planes, ids=ids)
+
+
+def _drawn(planes: Planes) -> list[int]:
+    """Numbers of the segments with a voxel."""
+    return [number for number in label_values(torch.from_numpy(planes.ids)) if number]
 
 
 def _on_voxels(planes: Planes, image: MetaTensor) -> NDArray[np.int32] | None:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from medsam_tune.errors import DataError, listed, warn
+from medsam_tune.inference.prompt_files.spreading import MOST_POINTS, spread_out
 from medsam_tune.inference.simulated import interpolated
 from medsam_tune.prompts import SlicePrompts
 from medsam_tune.slices.frames import ScanGrid
@@ -112,11 +113,11 @@ def on_slices(objects: Sequence[GivenObject], grid: ScanGrid, name: str) -> Slic
             3-D box that is followed, or more than `MOST_ON_SLICES`.
 
     Warns:
-        UserWarning: a box is cut off at the scan's border; slices between an object's prompts stay
-            empty.
+        UserWarning: a box is cut off at the scan's border; of many points on a slice,
+            `MOST_POINTS` are taken; slices between an object's prompts stay empty.
     """
     boxes = _between(_merged(_boxes_on_slices(objects, grid, name)), objects, name)
-    points = _points_on_slices(objects, grid)
+    points = _thinned(_points_on_slices(objects, grid), name)
     prompts = _rows(boxes, points, np.array([each.label for each in objects]), name)
     _refuse_outside_alone(prompts, objects, grid)
     _warn_of_gaps(prompts, objects, name)
@@ -255,6 +256,27 @@ def _points_on_slices(objects: Sequence[GivenObject], grid: ScanGrid) -> _Points
         points=np.stack([x, y], axis=1),
         inside=np.array([label for *_, label in given], np.int64),
     )
+
+
+def _thinned(given: _Points, name: str) -> _Points:
+    """The same with few points of each object inside and outside on a slice."""
+    keys = np.stack([given.owner, given.slices, given.inside], axis=1)
+    _, group, counts = np.unique(keys, axis=0, return_inverse=True, return_counts=True)
+    crowded = np.flatnonzero(counts > MOST_POINTS)
+    if not len(crowded):
+        return given
+    kept = counts[group.ravel()] <= MOST_POINTS
+    order = np.argsort(group.ravel(), kind="stable")
+    ends = np.cumsum(counts)
+    for n in crowded:
+        rows = order[ends[n] - counts[n] : ends[n]]
+        kept[rows[spread_out(given.points[rows])]] = True
+    warn(
+        f"{name}: {len(kept) - int(kept.sum()):,} of {len(kept):,} points are left out; the model "
+        f"takes {MOST_POINTS} inside and {MOST_POINTS} outside of an object on a slice, and those "
+        "that lie far apart are kept"
+    )
+    return _Points(given.owner[kept], given.slices[kept], given.points[kept], given.inside[kept])
 
 
 def _rows(boxes: _Boxes, points: _Points, labels: _Ints, name: str) -> SlicePrompts:

@@ -19,6 +19,7 @@ from medsam_tune.cases.labels.open import open_label
 from medsam_tune.errors import DataError, listed
 from medsam_tune.formats.mending import Mending
 from medsam_tune.formats.volume import with_meta_of
+from medsam_tune.inference.prompt_files.spreading import spread_out
 from medsam_tune.inference.simulated import parse_kind, simulated_prompts
 from medsam_tune.prompts import SlicePrompts
 from medsam_tune.slices.cut import cut_label
@@ -27,9 +28,6 @@ from medsam_tune.slices.objects import numbered
 
 SCRIBBLES = "scribbles"
 """Kind of prompts beside those of `simulated_prompts`: the voxels are what was drawn."""
-
-MOST_OF_A_SCRIBBLE = 16
-"""Most points that are taken of a label's voxels on a slice."""
 
 
 def check_kind(kind: str, jitter: float = 0.0) -> None:
@@ -175,7 +173,8 @@ def _scribbles(truth: Tensor, labels: Mapping[int, str]) -> SlicePrompts:
     for label in sorted(labels):
         mask = truth == label
         for z in mask.flatten(1).any(1).nonzero().flatten().tolist():
-            found.append((z, label, _spread_out(mask[z].nonzero().flip(1).double())))
+            pixels = mask[z].nonzero().flip(1).double()
+            found.append((z, label, pixels[spread_out(pixels.numpy())]))
     found.sort(key=lambda each: each[:2])
     if not found:
         return SlicePrompts.none()
@@ -196,18 +195,3 @@ def _scribbles(truth: Tensor, labels: Mapping[int, str]) -> SlicePrompts:
         drawn=torch.ones(len(found), dtype=torch.bool),
         spread=dict.fromkeys(ids.unique().tolist()),
     )
-
-
-def _spread_out(pixels: Tensor) -> Tensor:
-    """At most `MOST_OF_A_SCRIBBLE` of pixels (N, 2): each next is the farthest from those taken.
-
-    The first is the nearest to their mean.
-    """
-    if len(pixels) <= MOST_OF_A_SCRIBBLE:
-        return pixels
-    taken = [int((pixels - pixels.mean(0)).square().sum(1).argmin())]
-    distance = torch.full((len(pixels),), torch.inf, dtype=pixels.dtype)
-    while len(taken) < MOST_OF_A_SCRIBBLE:
-        distance = distance.minimum((pixels - pixels[taken[-1]]).square().sum(1))
-        taken.append(int(distance.argmax()))
-    return pixels[taken]

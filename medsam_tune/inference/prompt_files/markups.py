@@ -98,7 +98,8 @@ def read_markups(
         DataError: see `read_prompts`.
 
     Warns:
-        UserWarning: a region is turned against the grid; points are hidden or not placed.
+        UserWarning: a region is turned against the grid; markups are hidden; points are hidden or
+            not placed.
     """
     if grid.guess:
         raise DataError(
@@ -111,9 +112,12 @@ def read_markups(
     names = Names(labels)
     objects: list[tuple[int, GivenObject]] = []  # each with the index of its markup
     points: list[_Point] = []
-    left_out = 0
+    left_out = hidden_markups = 0
     for index, item in enumerate(items):
         markup = _markup(item, f"{name}: markup {index}", stem)
+        if _is_hidden(markup):
+            hidden_markups += 1
+            continue
         kind = markup.content["type"]
         if kind == "ROI":
             objects.append((index, _region(markup, names, grid)))
@@ -124,6 +128,8 @@ def read_markups(
             points += placed
             left_out += hidden
         refuse_too_many(max(index + 1, len(points)), name)
+    if hidden_markups:
+        warn(f"{name}: {hidden_markups} of {len(items)} markups are hidden, and are left out")
     if left_out:
         warn(f"{name}: {left_out} points are hidden or not placed, and are left out")
     objects += _objects_of(points, name)
@@ -172,6 +178,12 @@ def _controls(markup: _Markup) -> Iterator[tuple[str, Mapping[str, Any]]]:
         yield where, item
 
 
+def _is_hidden(markup: _Markup) -> bool:
+    """Whether Slicer hides all of it."""
+    display = markup.content.get("display")
+    return isinstance(display, Mapping) and display.get("visibility") is False
+
+
 def _is_placed(control: Mapping[str, Any]) -> bool:
     return bool(control.get("positionStatus", "defined") == "defined")
 
@@ -192,9 +204,11 @@ def _points_of_list(
     with np.errstate(all="ignore"):
         voxels = grid.points_from_world(_positions(seen, markup))
     whole, outside = names.meaning(markup.name)
+    counted = whole is not None or _counts(markup)
     found = []
     for (where, item), voxel in zip(seen, voxels, strict=True):
         text = _text(item, "label")
+        text = "" if counted and text.strip().isdecimal() else text
         label, out = (None, False) if _is_numbered(text, markup) else names.meaning(text)
         out |= outside or any(word in OUTSIDE for word in words_of(_text(item, "description")))
         label = whole if label is None else label
@@ -210,6 +224,12 @@ def _is_numbered(text: str, markup: _Markup) -> bool:
     # one number: a pattern of many takes for ever on a name of digits
     pattern = re.escape(form).replace("%N", re.escape(markup.name)).replace("%d", r"\d+", 1)
     return re.fullmatch(pattern, text) is not None
+
+
+def _counts(markup: _Markup) -> bool:
+    """Whether its points are labelled 1, 2, 3 and so on, in order; this names no label."""
+    texts = [_text(item, "label").strip() for _, item in _controls(markup)]
+    return texts == [str(n) for n in range(1, len(texts) + 1)]
 
 
 def _objects_of(points: Sequence[_Point], name: str) -> list[tuple[int, GivenObject]]:
@@ -272,7 +292,7 @@ def _give_outside(
 def _named(markup: _Markup, names: Names) -> int:
     """The label of a region or a line: of its name, or of its first point's."""
     label, out = names.meaning(markup.name)
-    for _, item in _controls(markup):
+    for _, item in () if _counts(markup) else _controls(markup):
         if label is None and not out and not _is_numbered(_text(item, "label"), markup):
             label, out = names.meaning(_text(item, "label"))
     if out:

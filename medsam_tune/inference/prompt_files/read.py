@@ -43,8 +43,9 @@ def read_prompts(
 
     The last number of a point is 1 inside the object, 0 outside. An index of a point means the
     centre of that voxel, as viewers show it; box [2, ..., 3, ...] is the whole of voxel 2. A box
-    that reaches out of the scan is cut off at its border, with a warning. What is on no slice of an
-    object's prompts stays empty, unless the object has
+    that reaches out of the scan is cut off at its border, with a warning. Of the points of an
+    object on a slice, at most 16 inside and 16 outside are taken, far apart, with a warning. What
+    is on no slice of an object's prompts stays empty, unless the object has
 
         propagate    true: the object is followed from its prompts to the slices around them
         range        with `propagate`, the slices that the object fills; voxel: [k0, k1] along the
@@ -60,10 +61,11 @@ def read_prompts(
     box. The points of a list are an object for each label, which is followed. A line is a longest
     diameter (RECIST): the box around the ellipse of which it is the long axis and three quarters of
     it the short one, on the slice of the line, followed. The label is the one whose name (in any
-    case) or number the markup's name or the point's is; else the only label. A point is outside if
-    its label or description, or its list's name, has one of `names.OUTSIDE`; it belongs to the
-    objects of its list, else of its label, on the same slice. Points that are hidden or not placed
-    are left out.
+    case) or number the markup's name or the point's is; else the only label. Bare numbers of points
+    are no labels where the markup's name is of one, or where they count 1, 2, 3 and so on. A point
+    is outside if its label or description, or its list's name, has one of `names.OUTSIDE`; it
+    belongs to the objects of its list, else of its label, on the same slice. Points that are hidden
+    or not placed, and markups that are hidden, are left out.
 
     **A label map** on the scan's grid, or what else `cases.labels.open` opens: the prompts that
     `simulated_prompts` takes of it by `prompts_as`, or by "scribbles" its voxels as points inside,

@@ -10,6 +10,7 @@ import torch
 from monai.transforms import Orientation
 
 from medsam_tune.cases.datalist import Case
+from medsam_tune.cases.description import Labels
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.labels.open import open_label
 from medsam_tune.cases.load import load_case
@@ -37,8 +38,77 @@ def test_segmentation_lies_on_its_series(tmp_path):
     )
     with pytest.raises(DataError, match="case other: the segmentation's grid is no part of the im"):
         load_turned(Case(other, tmp_path / "labels" / "a.dcm", "p"), NAMES)
-    with pytest.raises(DataError, match=r"a\.dcm\); expected only 0, 1\. Add them"):
+    with pytest.raises(DataError, match=r"no label: 2 \(spleen\) \(.*a\.dcm\); known: 1 \(li"):
         load_turned(data.training[0], {1: "liver"})
+
+
+def renamed(path, *names):
+    content = pydicom.dcmread(path)
+    for segment, name in zip(content.SegmentSequence, names, strict=True):
+        segment.SegmentLabel = name
+    content.save_as(path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["BINARY", "LABELMAP"])
+def test_a_segment_is_the_label_of_its_name(tmp_path, kind):
+    series = write_series(tmp_path / "s")
+    path = renamed(
+        write_seg(tmp_path / "seg.dcm", series, masks(), kind),
+        *(["Background"] if kind == "LABELMAP" else []),
+        *("Left Kidney", "SPLEEN"),
+    )
+    for labels, expected in (
+        ({31: "left_kidney", 18: "spleen"}, [0, 31, 18]),
+        ({1: "spleen", 2: "left-kidney"}, [0, 2, 1]),
+    ):
+        _, label = load_case(Case(series, path, "p"), labels)
+        np.testing.assert_array_equal(
+            label[0].numpy(), np.array(expected)[masks().transpose(2, 1, 0)]
+        )
+        assert open_label(path).present(labels) == set(labels)
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "expected"),
+    [
+        (("Segment_1", "Segment_2"), {1: "liver", 2: "spleen"}, [0, 1, 2]),
+        (("liver", "02"), {1: "liver", 2: "spleen"}, [0, 1, 2]),
+        (("Leber", "Milz"), {1: "label 1", 2: "2"}, [0, 1, 2]),
+        (("Segment_2", "Segment_3"), {1: "liver", 2: "spleen"}, "1 (Segment_2), 2 (Segment_3)"),
+        (("liver", "Segment_2"), {18: "liver", 2: "spleen"}, "2 (Segment_2)"),
+        (("liver", "tumour"), {1: "liver", 2: "spleen"}, "2 (tumour)"),
+        (("liver", "Liver"), {7: "liver"}, "segments 1, 2 are all 'liver'"),
+        (("liver", "gall bladder"), {1: "liver", 2: "gall_bladder", 3: "GallBladder"}, [0, 1, 2]),
+    ],
+)
+def test_numbers_of_segments_whose_names_say_nothing(tmp_path, names, labels, expected):
+    series = write_series(tmp_path / "s")
+    path = renamed(write_seg(tmp_path / "seg.dcm", series, masks()), *names)
+    if isinstance(expected, str):
+        with pytest.raises(DataError) as caught:
+            load_case(Case(series, path, "p"), labels)
+        assert expected in str(caught.value)
+        return
+    _, label = load_case(Case(series, path, "p"), labels)
+    np.testing.assert_array_equal(label[0].numpy(), np.array(expected)[masks().transpose(2, 1, 0)])
+
+
+def test_labels_that_are_given_by_name(tmp_path):
+    series = write_series(tmp_path / "images" / "a")
+    (tmp_path / "labels").mkdir()
+    write_seg(tmp_path / "labels" / "a.dcm", series, masks())
+    given = Labels({18: "Spleen", 31: "Liver"})
+    assert find_cases(tmp_path, modality="CT", labels=given).labels == given.names
+    with pytest.raises(DataError, match="no label has 40"):
+        find_cases(tmp_path, modality="CT", labels=Labels({**given.names, 40: "kidney"}))
+    studies = tmp_path / "studies"
+    write_seg(studies_label := tmp_path / "seg.dcm", series, masks())
+    series.rename(tmp_path / "a")
+    studies.mkdir()
+    (tmp_path / "a").rename(studies / "a")
+    studies_label.rename(studies / "seg.dcm")
+    assert [*find_cases(studies, labels=given).present.values()] == [{18, 31}]
 
 
 def test_real_segmentations_equal_their_masks():
