@@ -17,7 +17,7 @@ from medsam_tune.formats.listing import entries_of
 from medsam_tune.formats.open import files_of, name_from, scan_files, stem_of
 from medsam_tune.inference.output import ending_of, masks_at
 from medsam_tune.inference.probabilities import probability_paths
-from medsam_tune.inference.records import RECORD, other_files, record_of
+from medsam_tune.inference.records import RECORD, record_of, refuse_input
 
 _MARKUPS = (".mrk.json", ".json")
 
@@ -168,10 +168,7 @@ def refuse_taken_jobs(
             refuse_taken(target, alone, own)
             if os.path.realpath(target) in inputs:
                 raise DataError(f"{target}: is an input; choose another folder for the output.")
-        for old in other_files(job.record, targets):  # it is deleted when they are written
-            real = Path(os.path.realpath(old))
-            if not inputs.isdisjoint(map(str, (real, *real.parents))):
-                raise DataError(f"{old}: is an input; choose another name for the output.")
+        refuse_input(job.record, targets, read)
         there += [target.name for target in targets if os.path.lexists(target)][:1]
     if there and not replace:
         raise DataError(

@@ -152,6 +152,7 @@ def refuse_taken_masks(
     *,
     source: Source | None = None,
     format: str | None = None,
+    way_out: str = "say --overwrite",
 ) -> None:
     """Refuse masks that are there already or that cannot be written, and an input as output.
 
@@ -163,6 +164,7 @@ def refuse_taken_masks(
         inputs: files that are read.
         source: what a DICOM result says of its origin.
         format: name of the format, see `format_for`; by default that of the ending.
+        way_out: how a user has files replaced.
 
     Raises:
         DataError: see above; as in `check_output`.
@@ -170,7 +172,7 @@ def refuse_taken_masks(
     format_for(path, format)
     given = [*inputs]
     for each in masks_at(path, labels, separate):
-        refuse_taken(each, overwrite, given)
+        refuse_taken(each, overwrite, given, way_out)
     check_output(path, labels, separate, source, format)
 
 
@@ -198,8 +200,8 @@ def check_output(
     flat = (*image.WRITTEN, *geotiff.WRITTEN)
     if FORMATS[chosen] in flat and not (origin.scan is None or is_flat(Path(origin.scan))):
         raise DataError(
-            f"{path}: a 2-D image holds one slice, and {origin.scan} is no 2-D image. Write the mask as "
-            ".nii.gz."
+            f"{path}: a 2-D image holds one slice, and {origin.scan} is no 2-D image. Write the "
+            "mask as .nii.gz."
         )
     if chosen in dicom.KINDS:
         dicom.check(Path(path), labels, origin, chosen, separate)

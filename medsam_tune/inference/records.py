@@ -40,7 +40,8 @@ def end_record(record: Path, content: Mapping[str, Any], files: Iterable[Path]) 
         files: the files.
     """
     written = [*files]
-    delete_stale(record, written)
+    for path in other_files(record, written):
+        path.unlink()
     hashes = {path.name: file_hash(path) for path in written}
     write_json(record, {"finished": True, **content, "files": hashes})
 
@@ -49,12 +50,6 @@ def drop_record(record: Path) -> None:
     """Delete an unfinished record none of whose files is there."""
     if not own_files(record):
         record.unlink(missing_ok=True)
-
-
-def delete_stale(record: Path, written: Iterable[Path]) -> None:
-    """Delete the files that a record lists and that were not written anew."""
-    for path in other_files(record, written):
-        path.unlink()
 
 
 def own_files(record: Path) -> dict[Path, str | None]:
@@ -75,6 +70,26 @@ def other_files(record: Path, files: Iterable[Path]) -> list[Path]:
     """The files that a record lists and that are there, but for some."""
     names = {path.name for path in files}
     return [path for path in own_files(record) if path.name not in names]
+
+
+def refuse_input(record: Path, files: Iterable[Path], inputs: Iterable[str | Path | None]) -> None:
+    """Refuse to delete an input with the older files of a record.
+
+    Args:
+        record: the record.
+        files: files that may be written; see `files.refuse_taken` for these.
+        inputs: files and folders that are read.
+
+    Raises:
+        DataError: another file of the record is an input, or lies in one.
+    """
+    if not (old := other_files(record, files)):
+        return
+    read = {os.path.realpath(path) for path in inputs if path is not None}
+    for path in old:
+        real = Path(os.path.realpath(path))
+        if not read.isdisjoint(map(str, (real, *real.parents))):
+            raise DataError(f"{path}: is an input; choose another name for the output.")
 
 
 def refuse_lost(record: Path, files: Iterable[Path], way_out: str = "say --overwrite") -> None:
