@@ -242,7 +242,10 @@ def refuse_other_ending(output: str | Path, ending: str) -> None:
 
 
 def refuse_taken(
-    output: str | Path, overwrite: bool = False, inputs: Iterable[str | Path | None] = ()
+    output: str | Path,
+    overwrite: bool = False,
+    inputs: Iterable[str | Path | None] = (),
+    way_out: str = "say --overwrite",
 ) -> None:
     """Refuse an output that is there already, or that is one of the inputs.
 
@@ -250,6 +253,7 @@ def refuse_taken(
         output: file or folder that a user named.
         overwrite: replace a file that is there. A folder, and an input, are refused all the same.
         inputs: files and folders that are read; None stands for one that was not given.
+        way_out: how a user has a file replaced.
 
     Raises:
         DataError: the output is taken.
@@ -263,7 +267,7 @@ def refuse_taken(
         raise DataError(f"{output}: is a folder; choose another name for the output.")
     if os.path.lexists(output) and not overwrite:
         raise DataError(
-            f"{output}: is there already; choose another name, delete it, or say --overwrite."
+            f"{output}: is there already; choose another name, delete it, or {way_out}."
         )
 
 

@@ -17,6 +17,7 @@ import pytest
 from medsam_tune.cases.datalist import Case, Datalist, write_datalist
 from medsam_tune.files import file_hash, hold_folder
 from medsam_tune.inference import steps
+from medsam_tune.inference.records import begin_record
 from medsam_tune.slices.intensity import Percentiles
 from medsam_tune.slices.rules import ScanRules
 from tests.dicom_series import write_series
@@ -94,16 +95,21 @@ def test_bad_scans_are_refused_alone(tune: Tune, run: Path, tmp_path: Path) -> N
     kinds = [json.loads((out / f"s0{n}.prediction.json").read_text())["prompts"] for n in (0, 1)]
     assert [kind["kind"] for kind in kinds] == ["label map", "prompt file"]
 
+    (out / "s11.nii.gz").write_bytes(b"by hand")
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
     write_nifti(scans[3], small_scan()[0])
     write_prompts(prompts, [scans[39]])
     (out / "s05.nii.gz").unlink()
-    (out / "s06.prediction.json").unlink()
+    begin_record(out / "s06.prediction.json", [])  # it was killed
+    (out / "s10.prediction.json").unlink()
+    write_nifti(scans[11], small_scan()[0] + 98)
     write_nifti(scans[8], small_scan()[0] + 99)
     write_prompts(prompts, [scans[9]], objects({"label": 2, "box3d": [1, 2, 1, 6, 8, 4]}))
     code, _, err = tune(*words, "--resume")
     assert code == 3
-    assert "36 masks (30 were there), 4 refused:" in err
+    assert "34 masks (28 were there), 6 refused:" in err
+    assert "refused: case s10: " in err
+    assert "refused: case s11: " in err
     changed = {path.name for path in out.glob("s*") if path.stat().st_mtime_ns != before.get(path)}
     assert changed == {
         f"s{n}{end}"
@@ -286,7 +292,8 @@ def test_memory_refuses_one_scan_and_a_full_disk_stops_all(
     assert (code, "the disk is full" in err) == (5, True), err
     fail_at(monkeypatch, 1, OSError(errno.ENOSPC, "No space left on device", str(tmp_path)))
     assert tune(*words, "--overwrite")[0] == 5
-    assert not (tmp_path / "out" / "s00.prediction.json").exists()  # it would tell of another mask
+    record = json.loads((tmp_path / "out" / "s00.prediction.json").read_text())
+    assert record == {"finished": False, "files": {"s00.nii.gz": None}}
     monkeypatch.undo()
     fail_at(monkeypatch, 1, RuntimeError("a fault of ours"))
     assert tune(*words, "--resume")[0] == 70
@@ -312,6 +319,15 @@ def test_several_runs_and_probabilities(tune: Tune, run: Path, tmp_path: Path) -
         assert found.get_data_dtype() == np.float32
         np.testing.assert_array_equal(inside, np.asarray(found.dataobj) > 0.5)
     assert all(record["volumes_ml"].values())
+    assert record["files"] == {
+        name: file_hash(tmp_path / name) for name in (*record["masks"], *maps)
+    }
+
+    (tmp_path / "boxes.json").write_text(json.dumps(objects(boxes[1])))
+    code, _, err = tune("predict", scan, "--run", run, "--run", other, *words, "--overwrite")
+    assert code == 0, err
+    left = {path.name for path in tmp_path.glob("mask_*")}
+    assert left == {"mask_2_spleen.nii.gz", "mask_probability_2_spleen.nii.gz"}
 
 
 def test_many_scans_as_dicom(tune: Tune, run: Path, tmp_path: Path) -> None:

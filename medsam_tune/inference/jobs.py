@@ -17,9 +17,7 @@ from medsam_tune.formats.listing import entries_of
 from medsam_tune.formats.open import files_of, name_from, scan_files, stem_of
 from medsam_tune.inference.output import ending_of, masks_at
 from medsam_tune.inference.probabilities import probability_paths
-
-RECORD = ".prediction.json"
-"""What the name of a mask's record ends in; no file of prompts is named so."""
+from medsam_tune.inference.records import RECORD, record_of, refuse_input
 
 _MARKUPS = (".mrk.json", ".json")
 
@@ -45,7 +43,7 @@ class Job:
     @property
     def record(self) -> Path:
         """The file beside the mask that says how it was made."""
-        return self.mask.with_name(self.mask.name.removesuffix(ending_of(self.mask)) + RECORD)
+        return record_of(self.mask)
 
     def targets(self, labels: Mapping[int, str], separate: bool, probabilities: bool) -> list[Path]:
         """All files that may be written, the record last."""
@@ -170,6 +168,7 @@ def refuse_taken_jobs(
             refuse_taken(target, alone, own)
             if os.path.realpath(target) in inputs:
                 raise DataError(f"{target}: is an input; choose another folder for the output.")
+        refuse_input(job.record, targets, read)
         there += [target.name for target in targets if os.path.lexists(target)][:1]
     if there and not replace:
         raise DataError(
@@ -183,7 +182,7 @@ def is_done(
 ) -> bool:
     """Whether a job was done before: its record is there, its files too, and nothing changed.
 
-    A mask without a record was being written when its process was killed.
+    A mask whose record is not finished was being written when its process was killed.
 
     Args:
         job: the job.
@@ -198,6 +197,8 @@ def is_done(
     if not job.record.is_file():
         return False
     record = read_json(job.record)
+    if record.get("finished") is not True:
+        return False
     common = ("runs", "labels", "settings")
     then, now = (flat({key: each.get(key) for key in common}) for each in (record, about))
     other = [

@@ -157,6 +157,7 @@ def refuse_taken_masks(
     *,
     source: Source | None = None,
     format: str | None = None,
+    way_out: str = "say --overwrite",
 ) -> None:
     """Refuse masks that are there already or that cannot be written, and an input as output.
 
@@ -168,6 +169,7 @@ def refuse_taken_masks(
         inputs: files that are read.
         source: what a DICOM result says of its origin.
         format: name of the format, see `format_for`; by default that of the ending.
+        way_out: how a user has files replaced.
 
     Raises:
         DataError: see above; as in `check_output`.
@@ -175,7 +177,7 @@ def refuse_taken_masks(
     format_for(path, format)
     given = [*inputs]
     for each in masks_at(path, labels, separate):
-        refuse_taken(each, overwrite, given)
+        refuse_taken(each, overwrite, given, way_out)
     check_output(path, labels, separate, source, format)
 
 

@@ -13,12 +13,13 @@ from monai.engines import SupervisedEvaluator
 
 from medsam_tune.cases.places import find_scans
 from medsam_tune.console import LOG, tracked
-from medsam_tune.errors import DataError
+from medsam_tune.errors import DataError, about
 from medsam_tune.failures import DONE, REFUSED, USER
 from medsam_tune.files import hold_folder, remove_leftovers
 from medsam_tune.inference.instances import refuse_separate_objects
 from medsam_tune.inference.jobs import Job, is_done, jobs_for, refuse_taken_jobs
 from medsam_tune.inference.output import COCO, FORMATS, Source, check_output, ending_of, format_for
+from medsam_tune.inference.records import refuse_foreign, refuse_lost
 from medsam_tune.inference.tuned_runs import TunedRuns
 
 _FILE = re.compile(r"\.[A-Za-z]\w{1,4}")  # ending of a new name that is meant for a file
@@ -45,9 +46,9 @@ class Predictions:
         probabilities: probabilities are written.
         instances: objects of images are written, numbered, instead of labels; so they are as COCO.
         resume: leave out what is done: the record and the files are there, and the scan and its
-            prompts are those of the record. Other masks are made again, but those of other runs or
-            settings only with `overwrite`.
-        overwrite: replace masks that are there.
+            prompts are those of the record. What a prediction wrote is made again otherwise, but
+            only with `overwrite` if it is of other runs or settings, or was changed since.
+        overwrite: replace masks that are there, and delete others of their record.
         settings: settings that change the masks, for the records.
 
     Attributes:
@@ -185,6 +186,10 @@ class Predictions:
         elif self.output.exists():
             raise DataError(f"{self.output}: is a file; expected a folder for the masks.")
 
+    def targets(self, job: Job) -> list[Path]:
+        """The files that may be written of a scan, without the record."""
+        return job.targets(self.runs.labels, self.separate, self.probabilities)[:-1]
+
     def _take(self, jobs: tuple[Job, ...]) -> None:
         """Settle which jobs are to do; remove what a killed process left of them."""
         options = {"separate": self.separate, "probabilities": self.probabilities}
@@ -193,19 +198,32 @@ class Predictions:
         refuse_taken_jobs(jobs, self.runs.labels, **options, replace=replaced, inputs=codes)
         to_do = [job for job in jobs if not job.problem]
         if self._lock is not None:
-            names = [path.name for job in jobs for path in job.targets(self.runs.labels, **options)]
+            names = [path.name for job in jobs for path in (*self.targets(job), job.record)]
             remove_leftovers(self.output, names)
         if self.resume:
-            about, labels = self.about, self.runs.labels
+            common = self.about
             done = [
-                is_done(
-                    job, about, job.targets(labels, **options), self.probabilities, self.overwrite
-                )
+                is_done(job, common, self.targets(job), self.probabilities, self.overwrite)
                 for job in tracked(to_do, "compare", unit="scan")
             ]
             self.done = self.before = sum(done)
             to_do = [job for job, is_there in zip(to_do, done, strict=True) if not is_there]
-        self.jobs = tuple(to_do)
+        self.jobs = tuple(job for job in to_do if self.overwrite or self._may_write(job))
+
+    def _may_write(self, job: Job) -> bool:
+        """Whether nothing is replaced that has to stay; with `resume` else its scan is refused."""
+        try:
+            every = job.targets(self.runs.labels, self.separate, True)
+            with about(f"case {job.case.id}"):
+                refuse_lost(job.record, every)
+                if self.resume:
+                    refuse_foreign(job.record, self.targets(job))
+        except DataError as error:
+            if not self.resume or not self.goes_on:
+                raise
+            self.refuse(str(error))
+            return False
+        return True
 
     def _release(self) -> None:
         if self._lock is not None:

@@ -11,6 +11,7 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
+from medsam_tune.files import refuse_taken
 from medsam_tune.formats.mending import Mending
 from medsam_tune.formats.volume import Volume, image_from
 from medsam_tune.inference.aftercare import Aftercare
@@ -26,12 +27,14 @@ from medsam_tune.inference.instances import (
 from medsam_tune.inference.output import (
     COCO,
     Source,
-    check_output,
     format_for,
+    masks_at,
     on_grid,
+    refuse_taken_masks,
     write_masks,
 )
-from medsam_tune.inference.probabilities import write_probabilities
+from medsam_tune.inference.probabilities import probability_paths, write_probabilities
+from medsam_tune.inference.records import own_files, record_of, refuse_input, refuse_lost
 from medsam_tune.inference.scans import Affine, LoadPromptedScan, Scan
 from medsam_tune.inference.tuned_runs import TunedRuns
 from medsam_tune.prompts import SlicePrompts
@@ -184,8 +187,12 @@ class Segmenter:
         codes: str | Path | None = None,
         segmentation: str = Source.segmentation,
         instances: bool = False,
+        overwrite: bool = False,
     ) -> list[Path]:
         """Segment a scan and write the mask in the scan's own grid.
+
+        No record is written, as `medsam-tune predict` does; that of masks which are replaced is
+        deleted, with the other files that it lists.
 
         Args:
             scan: see `segment`.
@@ -201,12 +208,14 @@ class Segmenter:
             segmentation: what a SEG holds: "binary", or "labelmap", which has the label ids.
             instances: of a 2-D image, write the numbers of objects instead of labels, see
                 `instances.write_instances`; a .json (COCO) has them anyway.
+            overwrite: replace files that are there; never the scan or the prompts.
 
         Returns:
             the files that were written.
 
         Raises:
-            DataError: as in `segment`; before the model runs, a mask that cannot be written so.
+            DataError: as in `segment`; before the model runs, a mask that cannot be written so, and
+                a file that is there or is an input.
             ValueError: as in `segment`; settings that are unknown or contradict each other.
         """
         source = replace(
@@ -217,7 +226,10 @@ class Segmenter:
             codes=codes,
             segmentation=segmentation,
         )
-        check_output(output, self.labels, separate, source, format)
+        inputs = [*(each for each in (scan, prompts) if isinstance(each, (str, Path))), codes]
+        record = self._refuse_taken(
+            output, separate, probabilities, overwrite, inputs, source, format
+        )
         instances = instances or format_for(output, format) == COCO
         refuse_separate_objects(separate, instances)
         item = self.load({"scan": scan, "affine": affine, "series": series, "prompts": prompts})
@@ -225,6 +237,8 @@ class Segmenter:
             refuse_volume(item.image)
         volume = self._opened(item.image, item.prompts)
         found = self._answer(volume, item.prompts, separate, probabilities, instances)
+        replaced = own_files(record)
+        record.unlink(missing_ok=True)
         if instances:
             name = Path(scan).name if isinstance(scan, (str, Path)) else "image"
             smallest = self.load.rules.components or 1
@@ -238,7 +252,34 @@ class Segmenter:
         files = [*written]
         if found.logits is not None:
             files += write_probabilities(found.logits, item.grid, output, self.labels).values()
+        for path in {*replaced} - {*files}:
+            path.unlink()
         return files
+
+    def _refuse_taken(
+        self,
+        output: str | Path,
+        separate: bool,
+        probabilities: bool,
+        overwrite: bool,
+        inputs: Sequence[str | Path | None],
+        source: Source,
+        format: str | None,
+    ) -> Path:
+        """Refuse outputs that are there or an input, or cannot be written; the masks' record."""
+        way_out, record = "say overwrite=True", record_of(Path(output))
+        options: dict[str, Any] = {"source": source, "format": format, "way_out": way_out}
+        refuse_taken_masks(output, self.labels, separate, overwrite, inputs, **options)
+        targets = masks_at(output, self.labels, separate)
+        if probabilities:
+            targets += probability_paths(output, self.labels).values()
+        for path in targets:
+            refuse_taken(path, overwrite, inputs, way_out)
+        refuse_taken(record, True, inputs)
+        refuse_input(record, targets, inputs)
+        if not overwrite:
+            refuse_lost(record, targets, way_out)
+        return record
 
     def _opened(self, slices: Tensor, prompts: SlicePrompts | None) -> EmbeddedVolume:
         """A volume for one set of prompts."""

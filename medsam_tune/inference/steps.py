@@ -19,7 +19,6 @@ from torch import Tensor
 
 from medsam_tune.errors import DataError, about
 from medsam_tune.failures import MEMORY, explain, unexpected
-from medsam_tune.files import write_json
 from medsam_tune.formats.dicom.series import is_uid
 from medsam_tune.inference.aftercare import Aftercare
 from medsam_tune.inference.canvas import Found
@@ -29,6 +28,7 @@ from medsam_tune.inference.output import write_masks
 from medsam_tune.inference.predictions import Predictions
 from medsam_tune.inference.probabilities import write_probabilities
 from medsam_tune.inference.prompt_files import kind_of_prompts
+from medsam_tune.inference.records import begin_record, drop_record, end_record
 from medsam_tune.inference.scans import LoadPromptedScan, PromptedScan, prepare_scan
 from medsam_tune.prompts import SlicePrompts
 from medsam_tune.version import __version__
@@ -133,8 +133,10 @@ def prepare_read(
 class WritePrediction:
     """Handler of an evaluator over `ReadScan`s, whose inferer is `detailed`: writes the files.
 
-    They are the masks, the probabilities if wanted, and at last the record, `mask.prediction.json`:
+    They are the masks, the probabilities if wanted, and the record, `mask.prediction.json`. Before
+    the masks, it is written as not finished; then as:
 
+        finished        true
         case, scan      id; path below the folder that was given (null if the case has a name of its
                         own), SeriesInstanceUID and SHA-256 of the files
         prompts         name of the file, kind and SHA-256; null without
@@ -146,6 +148,7 @@ class WritePrediction:
                         object of the prompts; without prompts, of each label
         settings        what else changes the masks
         versions, device, seconds
+        files           name of each mask and of each file of probabilities -> SHA-256
 
     Nothing of a header is in it but the UID.
 
@@ -175,34 +178,39 @@ class WritePrediction:
         job, labels = item.job, self.predictions.runs.labels
         assert item.scan is not None
         grid = item.scan.grid
-        job.record.unlink(missing_ok=True)  # of masks that are replaced
-        masks = (
-            write_instances(
-                found,
-                grid,
-                job.mask,
-                job.case.image.name,
-                labels,
-                self.predictions.runs.rules.components or 1,
-                self.aftercare,
+        begin_record(job.record, self.predictions.targets(job))
+        try:
+            masks = (
+                write_instances(
+                    found,
+                    grid,
+                    job.mask,
+                    job.case.image.name,
+                    labels,
+                    self.predictions.runs.rules.components or 1,
+                    self.aftercare,
+                )
+                if self.predictions.instances
+                else write_masks(
+                    found.labels,
+                    grid,
+                    job.mask,
+                    labels,
+                    self.aftercare,
+                    source=self.predictions.source_of(job),
+                    format=self.predictions.format,
+                )
             )
-            if self.predictions.instances
-            else write_masks(
-                found.labels,
-                grid,
-                job.mask,
-                labels,
-                self.aftercare,
-                source=self.predictions.source_of(job),
-                format=self.predictions.format,
+            maps = (
+                {}
+                if found.logits is None
+                else write_probabilities(found.logits, grid, job.mask, labels)
             )
-        )
-        maps = (
-            {}
-            if found.logits is None
-            else write_probabilities(found.logits, grid, job.mask, labels)
-        )
-        write_json(job.record, self._record(item, found, masks, maps, state.device))
+        except BaseException:
+            drop_record(job.record)
+            raise
+        content = self._record(item, found, masks, maps, state.device)
+        end_record(job.record, content, [*masks, *maps.values()])
         self.predictions.done += 1
         for path, counts in masks.items():
             voxels = sum(counts.values())

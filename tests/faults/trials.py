@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import signal
@@ -94,7 +95,8 @@ def _killed_predicting(yard: Yard, drawn: random.Random, number: int, _: float) 
     if first.code == 0:
         return _UNFAIR
     half = damaged_mask(out, whole) if out.is_dir() else ""
-    before = {path: path.stat().st_mtime_ns for path in out.glob("*.json")}
+    records = [path for path in out.glob("*.json") if json.loads(path.read_text())["finished"]]
+    before = {path: path.stat().st_mtime_ns for path in records}
     second = yard.server.one(*yard.predict(out.name, resume=True))
     again = [path.name for path, then in before.items() if path.stat().st_mtime_ns != then]
     if again:

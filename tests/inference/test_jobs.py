@@ -11,6 +11,7 @@ from medsam_tune.cases.places import Scans
 from medsam_tune.errors import DataError
 from medsam_tune.files import write_json
 from medsam_tune.inference.jobs import Job, is_done, jobs_for, refuse_taken_jobs
+from medsam_tune.inference.records import end_record
 from tests.inference.made import LABELS
 from tests.scans import small_scan, write_nifti
 
@@ -85,9 +86,21 @@ def test_inputs_are_never_outputs(tmp_path: Path) -> None:
         refuse_taken_jobs(swapped, LABELS, replace=True)
 
 
+def test_an_input_is_not_deleted_either(tmp_path: Path) -> None:
+    """A mask of an older prediction prompts for the next one of the same name."""
+    (job,) = jobs_for(scans_of(tmp_path, "a"), tmp_path / "m.nii.gz", ".nii.gz", None)
+    organs = tmp_path / "organs"
+    for prompts in (organs / "m_1.nii.gz", organs):
+        again = Job(job.case, None, organs / "m.nii.gz", prompts)
+        write_nifti(organs / "m_1.nii.gz", small_scan()[1])
+        end_record(again.record, {}, [organs / "m_1.nii.gz"])
+        with pytest.raises(DataError, match=r"m_1\.nii\.gz: is an input; choose another name"):
+            refuse_taken_jobs([again], {7: "x"}, replace=True)
+
+
 def test_what_is_done(tmp_path: Path) -> None:
     (job,) = jobs_for(scans_of(tmp_path, "a"), tmp_path / "out", ".nii", None)
-    record = {**ABOUT, "masks": ["a.nii"], "probabilities": []}
+    record = {"finished": True, **ABOUT, "masks": ["a.nii"], "probabilities": []}
     record |= {"scan": {"sha256": job.scan_hash()}, "prompts": None}
 
     def done(probabilities: bool = False, replace: bool = False, **changed: object) -> bool:
@@ -99,6 +112,7 @@ def test_what_is_done(tmp_path: Path) -> None:
     job.mask.touch()
     assert done()
     assert not done(probabilities=True)
+    assert not done(finished=False)
     assert not done(masks=["a.nii", "b.nii"])
     (tmp_path / "out" / "a.nrrd").touch()
     assert not done(masks=["a.nrrd"])  # another ending was wanted

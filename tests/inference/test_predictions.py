@@ -11,6 +11,7 @@ import pytest
 from medsam_tune.errors import DataError
 from medsam_tune.files import hold_folder
 from medsam_tune.inference.predictions import Predictions
+from medsam_tune.inference.records import begin_record, end_record
 from medsam_tune.slices.intensity import Window
 from medsam_tune.slices.rules import ScanRules
 from tests.inference.made import LABELS
@@ -69,11 +70,40 @@ def test_the_folder_is_free_after_a_refusal(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"out: 1 of 2 scans have masks there already: a\.nii\.gz"):
         made.open()
     hold_folder(tmp_path / "out", "predicts").release()
+    begin_record(tmp_path / "out" / "a.prediction.json", [tmp_path / "out" / "a.nii.gz"])
     made = predictions(tmp_path, resume=True)
-    made.open()  # a mask without its record was not finished
+    made.open()  # a mask whose record is not finished was not finished
     with pytest.raises(DataError, match="another process predicts into it"):
         predictions(tmp_path, resume=True).open()
     assert [job.case.id for job in made.jobs] == ["a", "b"]
+
+
+def test_resume_refuses_masks_of_others(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    mine = tmp_path / "out" / "a.nii.gz"
+    mine.write_text("by hand")
+    made = predictions(tmp_path, resume=True)
+    made.open()
+    assert [job.case.id for job in made.jobs] == ["b"]
+    (problem,) = made.refused
+    assert problem.startswith(f"case a: {mine}: is there already, and no record says")
+    with pytest.raises(SystemExit):
+        made.run(evaluator(made))
+    made = predictions(tmp_path, resume=True, overwrite=True)
+    made.open()
+    assert [job.case.id for job in made.jobs] == ["a", "b"]
+
+
+def test_a_record_of_another_format_is_not_lost(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    mask = tmp_path / "out" / "a.nrrd"
+    mask.touch()
+    end_record(tmp_path / "out" / "a.prediction.json", {}, [mask])
+    with pytest.raises(
+        DataError, match=r"a\.prediction\.json: is the record of a\.nrrd, and would"
+    ):
+        predictions(tmp_path).open()
+    predictions(tmp_path, overwrite=True).open()
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from medsam_tune.errors import DataError
 from medsam_tune.formats.mending import Mending
 from medsam_tune.inference.aftercare import Aftercare
 from medsam_tune.inference.inferers import VolumeInferer
+from medsam_tune.inference.records import end_record
 from medsam_tune.inference.scans import LoadPromptedScan, prepare_scan
 from medsam_tune.inference.segmenter import Segmenter
 from medsam_tune.methods import apply_method
@@ -232,6 +233,34 @@ def test_separate_masks_and_care(tiny_sam: Build, tmp_path: Path) -> None:
     assert (first & second).any()
     for mask in (first, second, mask_of(segmenter, path, content) == 1):
         assert len(set(np.nonzero(mask)[2])) == 1  # one piece
+
+
+def test_a_segmenter_replaces_only_what_it_may(tiny_sam: Build, tmp_path: Path) -> None:
+    segmenter = Segmenter(tiny_sam(), ScanRules(Window(100, 200)), LABELS, device="cpu")
+    path = scan(tmp_path, SCANS[0].values[0], (10, 12, 6))
+    before, mask = path.read_bytes(), tmp_path / "mask.nii"
+    content = objects({"label": 2, "box3d": [1, 2, 1, 6, 8, 4]})
+    prompts = tmp_path / "mask_1_liver.nii"
+    with pytest.raises(DataError, match="is an input; choose another"):
+        segmenter.predict(path, content, path, overwrite=True)
+    segmenter.predict(path, content, mask)
+    record, written = tmp_path / "mask.prediction.json", mask.read_bytes()
+    mask.write_text("by hand")
+    with pytest.raises(
+        DataError, match=r"mask\.nii: is there already; .* or say overwrite=True\.$"
+    ):
+        segmenter.predict(path, content, mask)
+    assert mask.read_text() == "by hand"
+    prompts.touch()
+    end_record(record, {}, [mask, prompts])
+    with pytest.raises(DataError, match="is the record of mask"):
+        segmenter.predict(path, content, tmp_path / "mask.nrrd")
+    with pytest.raises(DataError, match=r"mask_1_liver\.nii: is an input"):
+        segmenter.predict(path, prompts, mask, overwrite=True)
+    segmenter.predict(path, content, mask, overwrite=True)
+    assert (mask.read_bytes(), path.read_bytes()) == (written, before)
+    assert not record.exists()
+    assert not prompts.exists()  # with the record that lists it
 
 
 def counted(sam: PromptableSam) -> list[int]:

@@ -76,8 +76,8 @@ class LabelKind(Protocol):
 
 
 KINDS: tuple[LabelKind, ...] = (OrganFolder, Segmentation, StructureSet)
-"""All kinds but masks and polygons of images, which need a coding, COCO's JSON, which needs the image,
-and label maps, which all others are."""
+"""All kinds but masks and polygons of images, which need a coding, COCO's JSON, which needs the
+image, and label maps, which all others are."""
 
 
 def open_label(
