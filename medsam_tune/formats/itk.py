@@ -100,7 +100,9 @@ def data_files(path: Path) -> list[Path]:
     word, *numbers = named.split() or [""]
     if word.upper() == "LIST":
         text = path.read_bytes().decode("utf-8", "replace")
-        _, _, after = re.split(r"(?im)^((?:element)?data ?file)\s*:?[:=]\s*LIST.*$", text, maxsplit=1)
+        _, _, after = re.split(
+            r"(?im)^((?:element)?data ?file)\s*:?[:=]\s*LIST.*$", text, maxsplit=1
+        )
         several = [line.strip() for line in after.splitlines() if line.strip()]
     elif _NUMBERED.search(word) and len(numbers) >= 2 and all(map(str.isdecimal, numbers[:3])):
         low, high, step = (*map(int, numbers[:3]), 1)[:3]
