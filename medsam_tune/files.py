@@ -159,7 +159,17 @@ def files_hash(paths: Iterable[Path]) -> str:
     Of one file, it is that of its content; of several, that of their hashes in ascending order.
     """
     hashes = sorted(map(file_hash, paths))
-    return hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+    return hashes[0] if len(hashes) == 1 else _text_hash(hashes)
+
+
+def named_hash(folder: Path, paths: Iterable[Path]) -> str:
+    """SHA-256 of the content of files in a folder and of their names in it."""
+    named = [(path.relative_to(folder).as_posix(), file_hash(path)) for path in sorted(paths)]
+    return _text_hash(f"{sha256}  {json.dumps(name)}" for name, sha256 in named)
+
+
+def _text_hash(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def read_json(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:

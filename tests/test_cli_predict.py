@@ -16,6 +16,7 @@ import pytest
 
 from medsam_tune.cases.datalist import Case, Datalist, write_datalist
 from medsam_tune.files import file_hash, hold_folder
+from medsam_tune.formats.mending import Mending
 from medsam_tune.inference import steps
 from medsam_tune.inference.records import begin_record
 from medsam_tune.slices.intensity import Percentiles
@@ -154,6 +155,22 @@ def test_an_error_of_the_only_scan_is_the_commands(tune: Tune, run: Path, tmp_pa
         assert code == 1
         assert err.splitlines()[-1].startswith("medsam-tune: case a: the file has zero bytes")
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
+
+
+def test_a_fault_is_mended_as_the_refusal_says(tune: Tune, run: Path, tmp_path: Path) -> None:
+    scan = write_nifti(tmp_path / "a.nii.gz", np.stack([small_scan()[0]] * 2, -1))
+    words = ("predict", scan, "--run", run, "--output", tmp_path / "mask.nii.gz")
+    code, _, err = tune(*words)
+    assert (code, "mending::volume_index=0" in err) == (1, True), err
+    code, _, err = tune(*words, "--set", "mending::volume_index=0")
+    assert code == 0, err
+    record = json.loads((tmp_path / "mask.prediction.json").read_text())
+    mended = {**Mending().describe(), "volume_index": 0}
+    assert record["settings"]["mending"] == mended
+    code, _, err = tune(*words, "--set", "mending::volume_index=1", "--resume")
+    assert (code, "volume_index was 0, now 1" in err) == (1, True), err
+    code, _, err = tune(*words, "--set", "mending::volume_index=0", "--resume")
+    assert (code, "mask.nii.gz: is done already" in err) == (0, True), err
 
 
 def test_nothing_done_is_an_error(tune: Tune, run: Path, tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ WRITTEN = (".nrrd", ".mha")
 
 _SPACES = ("right-anterior-superior", "left-anterior-superior", "left-posterior-superior")
 _PATIENT = {*_SPACES, "ras", "las", "lps", *(f"{space}-time" for space in _SPACES)}
+_NUMBERED = re.compile(r"^[^%]*%\d*d[^%]*$")  # names of numbered files, as C writes them
 _DIRECTIONS = ("transformmatrix", "rotation", "orientation")  # MetaImage's names for one thing
 
 
@@ -86,12 +87,29 @@ def read_grid(path: Path) -> Grid:
 
 
 def data_files(path: Path) -> list[Path]:
-    """The file beside a header (.nhdr, .mhd) that holds its voxels, where the header names one."""
+    """The files beside a header (.nhdr, .mhd) that hold its voxels, of those that are there.
+
+    A header names one, or says LIST and names one a line, or gives a pattern and its numbers, such
+    as `s%03d.raw 1 40 1`.
+    """
     if not path.name.lower().endswith((".nhdr", ".mhd")):
         return []
     fields = _fields(path)
-    named = path.parent / (fields.get("elementdatafile") or fields.get("data file") or "")
-    return [named] if named.is_file() else []
+    names = (fields.get(key) for key in ("elementdatafile", "data file", "datafile"))
+    named = next((name for name in names if name), "")
+    word, *numbers = named.split() or [""]
+    if word.upper() == "LIST":
+        text = path.read_bytes().decode("utf-8", "replace")
+        _, _, after = re.split(
+            r"(?im)^((?:element)?data ?file)\s*:?[:=]\s*LIST.*$", text, maxsplit=1
+        )
+        several = [line.strip() for line in after.splitlines() if line.strip()]
+    elif _NUMBERED.search(word) and len(numbers) >= 2 and all(map(str.isdecimal, numbers[:3])):
+        low, high, step = (*map(int, numbers[:3]), 1)[:3]
+        several = [word % number for number in range(low, high + 1, step or 1)]
+    else:
+        several = [named]
+    return [beside for name in several if name and (beside := path.parent / name).is_file()]
 
 
 def write(

@@ -12,7 +12,7 @@ from typing import Any
 from medsam_tune.cases.datalist import Case
 from medsam_tune.cases.places import Scans
 from medsam_tune.errors import DataError, listed
-from medsam_tune.files import files_hash, flat, read_json, refuse_taken
+from medsam_tune.files import file_hash, files_hash, flat, named_hash, read_json, refuse_taken
 from medsam_tune.formats.listing import entries_of
 from medsam_tune.formats.open import files_of, name_from, scan_files, stem_of
 from medsam_tune.inference.output import ending_of, masks_at
@@ -56,8 +56,10 @@ class Job:
         return files_hash(scan_files(self.case.image, self.case.series))
 
     def prompts_hash(self) -> str | None:
-        """SHA-256 of the prompts' files, see `files.files_hash`."""
-        return None if self.prompts is None else files_hash(files_of(self.prompts))
+        """SHA-256 of the prompts: of a folder with the names in it, which say the labels."""
+        if self.prompts is None or not self.prompts.is_dir():
+            return None if self.prompts is None else file_hash(self.prompts)
+        return named_hash(self.prompts, files_of(self.prompts))
 
 
 def jobs_for(
@@ -114,7 +116,8 @@ def _prompts_of(cases: Sequence[Case], prompts: Path) -> dict[str, Path | str]:
         own = by_name[case.id]
         if len(own) == 1:
             found[case.id] = own[0]
-        elif not own and len(cases) == 1:  # a folder may be a label: a file for each organ, a SEG
+        elif not own and len(cases) == 1 and not _only_markups(by_name):
+            # a folder may be a label: a file for each organ, a SEG
             found[case.id] = prompts
         else:
             names = listed(path.name for path in own) or "none"
@@ -123,6 +126,12 @@ def _prompts_of(cases: Sequence[Case], prompts: Path) -> dict[str, Path | str]:
                 f"{case.id}.json, {case.id}.mrk.json, or a label map such as {case.id}.nii.gz."
             )
     return found
+
+
+def _only_markups(by_name: Mapping[str, Sequence[Path]]) -> bool:
+    """Whether files of prompts are no label: there is none, or all are JSON."""
+    files = [path for paths in by_name.values() for path in paths]
+    return all(path.name.lower().endswith(_MARKUPS) for path in files)
 
 
 def _name_of(prompts: Path) -> str:
@@ -221,7 +230,9 @@ def is_done(
         hashes = job.scan_hash(), job.prompts_hash()
     except (DataError, OSError):  # its turn says why
         return False
-    return hashes == (_hash(record, "scan"), _hash(record, "prompts"))
+    if job.prompts is not None and job.prompts.name != _said(record, "prompts", "file"):
+        return False  # its name may say the label
+    return hashes == (_said(record, "scan", "sha256"), _said(record, "prompts", "sha256"))
 
 
 def _names(record: Mapping[str, Any], key: str) -> list[str]:
@@ -229,6 +240,6 @@ def _names(record: Mapping[str, Any], key: str) -> list[str]:
     return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
-def _hash(record: Mapping[str, Any], key: str) -> str | None:
+def _said(record: Mapping[str, Any], key: str, inner: str) -> str | None:
     content = record.get(key)
-    return content.get("sha256") if isinstance(content, dict) else None
+    return content.get(inner) if isinstance(content, dict) else None

@@ -15,7 +15,7 @@ from medsam_tune.cases.places import find_scans
 from medsam_tune.console import LOG, tracked
 from medsam_tune.errors import DataError, about
 from medsam_tune.failures import DONE, REFUSED, USER
-from medsam_tune.files import hold_folder, remove_leftovers
+from medsam_tune.files import file_hash, hold_folder, remove_leftovers
 from medsam_tune.inference.instances import refuse_separate_objects
 from medsam_tune.inference.jobs import Job, is_done, jobs_for, refuse_taken_jobs
 from medsam_tune.inference.output import COCO, FORMATS, Source, check_output, ending_of, format_for
@@ -134,6 +134,8 @@ class Predictions:
         if problems and not self.goes_on:
             raise DataError(problems[0])
         self._check_format(jobs)
+        codes = self.source.codes
+        self.settings["codes"] = None if codes is None else file_hash(Path(codes))
         if not single:
             self.output.mkdir(parents=True, exist_ok=True)
             self._lock = hold_folder(self.output, "predicts")
@@ -182,7 +184,11 @@ class Predictions:
                     "a new one in it."
                 )
         elif _FILE.fullmatch(self.output.suffix):
-            format_for(self.output)  # it has another ending
+            raise DataError(
+                f"{self.output}: ends in {self.output.suffix}, which is no ending of a mask; "
+                f"expected one of {', '.join(dict.fromkeys(FORMATS.values()))}. For a folder of "
+                "masks, choose a name without a dot, or make the folder before."
+            )
         elif self.output.exists():
             raise DataError(f"{self.output}: is a file; expected a folder for the masks.")
 
@@ -248,6 +254,10 @@ class Predictions:
                 evaluator.run()
         finally:
             self._release()
+        if not self.goes_on and self.before:
+            LOG.info(
+                f"{self.output}: is done already: the scan, prompts, run and settings are its."
+            )
         if self.goes_on:
             there = f" ({self.before} were there)" if self.resume else ""
             said = f"{self.done} mask{'s' * (self.done != 1)}{there}, {len(self.refused)} refused"

@@ -264,6 +264,19 @@ def test_the_files_of_a_scan(tmp_path):
     (tmp_path / "b.raw").touch()
     for header in ("b.mhd", "c.nhdr"):
         assert list(scan_files(tmp_path / header)) == [tmp_path / header, tmp_path / "b.raw"]
+    slices = [tmp_path / f"s{number:02d}.raw" for number in (1, 2, 3)]
+    for path in slices:
+        path.touch()
+    for header, line, expected in (
+        ("e.nhdr", "data file: LIST\ns01.raw\ns03.raw", slices[::2]),
+        ("e.nhdr", "data file: LIST 2\ns01.raw\n", slices[:1]),
+        ("e.nhdr", "data file: s%02d.raw 1 3 1", slices),
+        ("e.nhdr", "datafile: s%02d.raw 1 3 2 2", slices[::2]),
+        ("e.mhd", "ElementDataFile = LIST\ns01.raw\ns02.raw", slices[:2]),
+        ("e.mhd", "ElementDataFile = s%02d.raw 2 3 1", slices[1:]),
+    ):
+        (tmp_path / header).write_text(f"NDims = 3\n{line}\n")
+        assert list(scan_files(tmp_path / header)) == [tmp_path / header, *expected]
     write_series(tmp_path / "d" / "1", uid="1.2.3")
     write_series(tmp_path / "d" / "2", uid="1.2.4", count=3)
     assert len(scan_files(tmp_path / "d", "2.3")) == COUNT

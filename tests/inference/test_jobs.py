@@ -76,6 +76,40 @@ def test_prompts_of_one_scan(tmp_path: Path) -> None:
     assert job.prompts == folder / "a.json"
 
 
+def test_a_folder_of_prompts_without_that_of_the_only_scan(tmp_path: Path) -> None:
+    scans, folder = scans_of(tmp_path / "scans", "x1"), tmp_path / "p"
+    folder.mkdir()
+    for name in ("", "y.json", "z.mrk.json"):
+        if name:
+            (folder / name).touch()
+        (job,) = jobs_for(scans, tmp_path / "out", ".nii.gz", folder)
+        assert job.problem.startswith(f"case x1: {folder} has 0 files of prompts for it: none;")
+
+
+def test_names_of_prompts_are_part_of_them(tmp_path: Path) -> None:
+    (job,) = jobs_for(scans_of(tmp_path, "a"), tmp_path / "out", ".nii", tmp_path / "Anterior.json")
+    for name in ("Anterior", "Posterior"):
+        (tmp_path / f"{name}.json").write_text("{}")
+    record = {"finished": True, **ABOUT, "masks": ["a.nii"], "scan": {"sha256": job.scan_hash()}}
+    job.mask.parent.mkdir()
+    job.mask.touch()
+    prompts = {"file": "Anterior.json", "sha256": job.prompts_hash()}
+    write_json(job.record, {**record, "prompts": prompts})
+    assert is_done(job, ABOUT, [job.mask], False, False)
+    other = Job(job.case, job.path, job.mask, tmp_path / "Posterior.json")
+    assert not is_done(other, ABOUT, [job.mask], False, False)
+    organs = tmp_path / "organs"
+    organs.mkdir()
+    first, second = organs / "a.nii", organs / "b.nii"
+    first.write_text("1")
+    second.write_text("2")
+    of_folder = Job(job.case, job.path, job.mask, organs)
+    before = of_folder.prompts_hash()
+    first.write_text("2")
+    second.write_text("1")
+    assert of_folder.prompts_hash() != before
+
+
 def test_inputs_are_never_outputs(tmp_path: Path) -> None:
     jobs = jobs_for(scans_of(tmp_path, "a", "b"), tmp_path / "out", ".nii.gz", None)
     (tmp_path / "out").symlink_to(tmp_path)

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from medsam_tune.errors import DataError
-from medsam_tune.files import hold_folder
+from medsam_tune.files import file_hash, hold_folder
+from medsam_tune.inference.output import Source
 from medsam_tune.inference.predictions import Predictions
 from medsam_tune.inference.records import begin_record, end_record
 from medsam_tune.slices.intensity import Window
@@ -61,6 +62,15 @@ def test_the_end_says_what_was_refused(
         made.run(evaluator(made))
     assert caplog.messages[-1] == said
     hold_folder(tmp_path / "out", "predicts").release()  # the folder is free again
+
+
+def test_the_only_scan_was_done_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "medsam_tune")
+    made = predictions(tmp_path, resume=True)
+    made.before = 1
+    made.run(evaluator(made))
+    (said,) = caplog.messages
+    assert said == f"{tmp_path / 'out'}: is done already, of this scan, prompts, run and settings."
 
 
 def test_the_folder_is_free_after_a_refusal(tmp_path: Path) -> None:
@@ -125,6 +135,23 @@ def test_outputs_that_are_no_folder(tmp_path: Path) -> None:
         predictions(tmp_path, "file").open()
     with pytest.raises(DataError, match="scans: is the folder of the scans; choose another"):
         predictions(tmp_path, "scans").open()
-    with pytest.raises(DataError, match=r"mask\.mhd: expected a name that ends in \.nii"):
+    with pytest.raises(DataError, match=r"mask\.mhd: ends in \.mhd, which is no ending of a"):
         predictions(tmp_path, "mask.mhd").open()
     predictions(tmp_path, "masks_v1.2").open()
+    with pytest.raises(DataError, match=r"\.dcm\. For a folder of masks, choose a name without a"):
+        predictions(tmp_path, "v1.final").open()
+    (tmp_path / "v1.final").mkdir()
+    predictions(tmp_path, "v1.final").open()
+
+
+def test_codes_are_settings_by_their_content(tmp_path: Path) -> None:
+    table, seen = tmp_path / "codes.csv", []
+    for name in ("Leber", "Hepar"):
+        table.write_text(f"label,name\n1,{name}\n")
+        options = {"source": Source(codes=table), "format": "seg", "overwrite": True}
+        made = predictions(tmp_path, **options)
+        made.open()
+        made._release()
+        seen.append(made.about["settings"]["codes"])
+        assert seen[-1] == file_hash(table)
+    assert seen[0] != seen[1]
