@@ -466,6 +466,43 @@ def test_refused_prompts(content: dict[str, Any], message: str) -> None:
         read_prompts(content, LPS_GRID, LABELS)
 
 
+def test_arrays_stand_for_lists() -> None:
+    """From Python, values come from NumPy and torch."""
+    points = [[1, 2, 2, 1], [3, 4, 4, 0]]
+    slices = {"3": {"box": [1, 2, 5, 8], "points": [[2, 3, 1]]}}
+    scan = {"size": [10, 12, 6], "spacing": [2, 3, 4]}
+    expected = read_prompts(
+        objects({"label": 1, "box3d": GOOD, "points": points[:1]}, {"label": 2, "slices": slices}),
+        LPS_GRID,
+        LABELS,
+    )
+    one = {"label": np.int64(1), "box3d": np.array(GOOD), "points": (torch.tensor(points[0]),)}
+    box = np.array([1, 2, 5, 8], np.float32)
+    two = {
+        "label": np.uint8(2),
+        "slices": {np.int64(3): {"box": box, "points": np.array([[2, 3, 1]])}},
+        "propagate": np.False_,
+    }
+    given = {"objects": (one, two), "scan": {key: np.array(value) for key, value in scan.items()}}
+    found = read_prompts(given, LPS_GRID, LABELS)
+    for name in ("slices", "labels", "boxes", "points", "point_labels"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), equal_nan=True)
+    deep: list[Any] = []
+    deep.append(deep)
+    for content, message in (
+        (objects({**one, "label": np.bool_(True)}), "label True is not there"),
+        (objects({**one, "box3d": np.array(["i0"] * 6)}), "expected 6 finite numbers"),
+        (objects({**one, "box3d": np.array([True] * 6)}), "expected 6 finite numbers"),
+        (objects({**one, "box3d": np.zeros((2, 3))}), "expected 6 finite numbers"),
+        ({**given, "space": np.zeros(2)}, r"space is \[0.0, 0.0\]; expected 'voxel' or 'world'"),
+        (objects({**one, "box3d": deep}), "lists too deep"),
+        ([one], r"prompts are of type list; expected a file, or .*: \{'objects': \[...\]\}\.$"),
+        (3, "prompts are of type int"),
+    ):
+        with pytest.raises(DataError, match=message):
+            read_prompts(content, LPS_GRID, LABELS)
+
+
 def test_slices_are_named_as_the_file_counts_them() -> None:
     with pytest.raises(DataError, match="object 0: on slice 4 it has only points outside"):
         read_prompts(objects({"label": 1, "points": [[1, 2, 4, 0]]}), FLIPPED, LABELS)

@@ -202,7 +202,7 @@ def _take_points(item: Mapping[str, Any], given: GivenObject) -> None:
 
 def _points(value: object, count: int, where: str) -> Iterable[tuple[str, list[float], int]]:
     """Place, coordinates and label of points, each a list of so many coordinates and the label."""
-    if not isinstance(value, (list, tuple, np.ndarray)):
+    if not isinstance(value, list):
         form = "[[i, j, 1]]" if count == 2 else "[[i, j, k, 1]]"
         raise DataError(f"{where}: points is {shown(value)}; expected a list, such as {form}.")
     for index, each in enumerate(value):
@@ -237,7 +237,7 @@ def _range_of(value: object, world: bool, grid: ScanGrid, where: str) -> tuple[f
     axis = grid.slice_axis
     size = grid.shape[axis]
     if world:
-        if not isinstance(value, (list, tuple)) or len(value) != 2:
+        if not isinstance(value, list) or len(value) != 2:
             raise DataError(
                 f"{where}: range is {shown(value)}; expected two points in LPS millimetres, one on "
                 "the first slice and one on the last: [[x, y, z], [x, y, z]]."

@@ -13,6 +13,7 @@ from medsam_tune.inference.prompt_files.given import on_slices
 from medsam_tune.inference.prompt_files.label_maps import read_label_map
 from medsam_tune.inference.prompt_files.markups import is_markups, read_markups
 from medsam_tune.inference.prompt_files.ours import read_ours
+from medsam_tune.inference.prompt_files.values import plain
 from medsam_tune.prompts import SlicePrompts
 from medsam_tune.slices.frames import ScanGrid
 
@@ -72,7 +73,7 @@ def read_prompts(
     at most 16 on a slice, from which each label is followed.
 
     Args:
-        source: file, folder, or parsed content of a JSON file.
+        source: file, folder, or parsed content of a JSON file, in which arrays may stand for lists.
         grid: grid of the scan.
         labels: label id -> name; a prompt for another label is refused.
         prompts_as: kind of prompts that a label map stands for: "slices", "box3d",
@@ -92,7 +93,16 @@ def read_prompts(
         ValueError: with a label map, a `prompts_as` that it cannot give.
     """
     if isinstance(source, Mapping):
-        return _of_json(source, grid, labels, "prompts", "")
+        try:
+            content = plain(source)
+        except RecursionError as error:
+            raise DataError("prompts: lists too deep in one another; give fewer.") from error
+        return _of_json(content, grid, labels, "prompts", "")
+    if not isinstance(source, (str, Path)):
+        raise DataError(
+            f"prompts are of type {type(source).__name__}; expected a file, or the content of a "
+            "prompt file: {'objects': [...]}."
+        )
     path = Path(source)
     if not path.is_file() and not path.is_dir():
         raise DataError(

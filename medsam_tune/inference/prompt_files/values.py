@@ -7,18 +7,30 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from medsam_tune.errors import DataError, listed, nearest
 
 
+def plain(value: Any) -> Any:
+    """A value of Python as JSON would have it: arrays and tuples are lists, numbers are Python's.
+
+    Raises:
+        RecursionError: a value that is in itself.
+    """
+    if isinstance(value, (np.ndarray, np.generic, Tensor)):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {key: plain(inner) for key, inner in value.items()}
+    return [plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
 def numbers(value: object, count: int, where: str) -> list[float]:
     """Finite numbers, and nothing that only can be read as one: no true, no "5"."""
-    values = value.tolist() if isinstance(value, np.ndarray) else value
-    kinds = (int, float, np.integer, np.floating)
     try:
-        if isinstance(values, (list, tuple)) and len(values) == count:
-            if all(isinstance(v, kinds) and not isinstance(v, bool) for v in values):
-                found = [float(v) for v in values]
+        if isinstance(value, list) and len(value) == count:
+            if all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value):
+                found = [float(v) for v in value]
                 if all(map(math.isfinite, found)):
                     return found
     except OverflowError:
