@@ -352,7 +352,7 @@ REFUSED = [
     ),
     pytest.param(
         objects({"label": 1, "slices": {"3": {"box": [1, 2, 5, 8]}}}, space="world"),
-        "works on slices along axis k, in voxels; give a 'box3d' or 'points'",
+        "^prompts: object 0: 'slices' are indices of voxels, and space is 'world'; give a 'box3d'",
         id="slice-world",
     ),
     pytest.param(objects(FOLLOWED, axis=2), "axis is 2; expected 'i', 'j' or 'k'", id="axis"),

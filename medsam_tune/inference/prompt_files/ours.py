@@ -166,11 +166,16 @@ def _take_slices(
     slices, where = item["slices"], given.where
     if not isinstance(slices, Mapping) or not slices:
         raise DataError(f'{where}: slices is {shown(slices)}; expected {{"57": {{"box": ...}}}}.')
-    if world or grid.slice_axis != axis:
+    if world:
+        raise DataError(
+            f"{where}: 'slices' are indices of voxels, and space is 'world'; give a 'box3d' or "
+            "'points' in millimetres, or set space to 'voxel'."
+        )
+    if grid.slice_axis != axis:
         raise DataError(
             f"{where}: 'slices' are indices along axis {AXES[axis]} of the file, and the model "
-            f"works on slices along axis {AXES[grid.slice_axis]}"
-            f"{', in voxels' if world else ''}; give a 'box3d' or 'points' of the object instead."
+            f"works on slices along axis {AXES[grid.slice_axis]}; give a 'box3d' or 'points' of the "
+            "object instead."
         )
     flat = [AXES[n] for n in range(3) if n != axis]
     for key, content in slices.items():
