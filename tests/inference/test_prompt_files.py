@@ -355,6 +355,16 @@ REFUSED = [
         "^prompts: object 0: 'slices' are indices of voxels, and space is 'world'; give a 'box3d'",
         id="slice-world",
     ),
+    pytest.param(
+        objects({"label": 1, "slices": {"3": {"box": [1, 2, 5, 8]}, "03": {"box": [2, 2, 5, 8]}}}),
+        "object 0: slices '3' and '03' are one; give it once",
+        id="slice-twice",
+    ),
+    pytest.param(
+        objects({"label": 1, "points": [[2, 3, 12, 1]]}, space="world", scan={"sizes": [1]}),
+        "scan: unknown key 'sizes'; known: size, .* Did you mean 'size'",
+        id="scan-in-the-world",
+    ),
     pytest.param(objects(FOLLOWED, axis=2), "axis is 2; expected 'i', 'j' or 'k'", id="axis"),
     pytest.param(
         objects({"label": 1, "points": [[1, 2, 3]]}),

@@ -66,8 +66,7 @@ def read_ours(
     if axis not in AXES:
         raise DataError(f"{name}: axis is {shown(axis)}; expected 'i', 'j' or 'k'.")
     _refuse_other_labels(content.get("labels", {}), labels, name)
-    if not world:
-        _refuse_other_scan(content.get("scan", {}), grid, name)
+    _refuse_other_scan(content.get("scan", {}), world, grid, name)
     items = content.get("objects")
     if not isinstance(items, list) or not items:
         raise DataError(f"{name}: no objects; expected a list 'objects' with at least one prompt.")
@@ -110,12 +109,12 @@ def _refuse_other_labels(said: object, labels: Mapping[int, str], name: str) -> 
             )
 
 
-def _refuse_other_scan(said: object, grid: ScanGrid, name: str) -> None:
-    """Refuse voxels that were counted in another scan."""
+def _refuse_other_scan(said: object, world: bool, grid: ScanGrid, name: str) -> None:
+    """Refuse voxels that were counted in another scan; a place in the world is that of any."""
     if not isinstance(said, Mapping):
         raise DataError(f"{name}: scan is {shown(said)}; expected an object with 'size'.")
     refuse_unknown_keys(said, _KEYS_OF_SCAN, f"{name}: scan")
-    for key, value in described(grid).items():
+    for key, value in ({} if world else described(grid)).items():
         given = said.get(key, value)
         if key == "spacing":
             found = numbers(given, 3, f"{name}: scan: spacing")
@@ -177,11 +176,16 @@ def _take_slices(
             f"works on slices along axis {AXES[grid.slice_axis]}; give a 'box3d' or 'points' of the "
             "object instead."
         )
+    seen: dict[int, object] = {}
     flat = [AXES[n] for n in range(3) if n != axis]
     for key, content in slices.items():
         if not (str(key).isascii() and str(key).isdecimal() and len(str(key)) < 10):
             raise DataError(f"{where}: slice {shown(key)} is no index; expected 0, 1, 2, ...")
         place = f"{where}: slice {key}"
+        if (other := seen.setdefault(int(key), key)) is not key:
+            raise DataError(
+                f"{where}: slices {shown(other)} and {shown(key)} are one; give it once."
+            )
         if not isinstance(content, Mapping) or not {"box", "points"} & {*content}:
             a, b = flat
             raise DataError(
