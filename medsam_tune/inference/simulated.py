@@ -63,11 +63,12 @@ class Kind:
         return self.name in ("slices", "box3d", "interpolated")
 
 
-def parse_kind(text: str) -> Kind:
+def parse_kind(text: str, known: Sequence[str] = KINDS) -> Kind:
     """Read a kind of prompts.
 
     Args:
-        text: one of `KINDS`.
+        text: one of `known`.
+        known: kinds that may be given, of `KINDS` and beside them.
 
     Raises:
         ValueError: another text, with the nearest kind; an N below 2.
@@ -78,10 +79,10 @@ def parse_kind(text: str) -> Kind:
                 f"kind of prompts {text!r}: N is {match[1]}; expected 2 boxes or more."
             )
         return Kind("interpolated", int(match[1]))
-    if text not in KINDS or text == "interpolated:N":
+    if text not in known or text == "interpolated:N":
         raise ValueError(
-            f"kind of prompts {text[:40]!r} is unknown; known: {', '.join(KINDS)} (N boxes, such "
-            f"as interpolated:5).{nearest(text, KINDS)}"
+            f"kind of prompts {text[:40]!r} is unknown; known: {', '.join(known)} (N boxes, such "
+            f"as interpolated:5).{nearest(text, known)}"
         )
     return Kind(text)
 

@@ -94,6 +94,7 @@ def test_kinds_that_a_label_map_cannot_give(tmp_path: Path) -> None:
     path = write_nifti(tmp_path / "label.nii.gz", small_scan()[1])
     for kind, jitter, message in (
         ("boxes", 0, "kind of prompts 'boxes' is unknown; known: slices, box3d"),
+        ("scribble", 0, r"known: .*, points, scribbles \(N boxes.* Did you mean 'scribbles'"),
         ("none", 0, "'none' takes nothing of a label map; leave the map out"),
         ("scribbles", 0.1, "jitter is 0.1; expected 0 with scribbles"),
     ):

@@ -20,7 +20,7 @@ from medsam_tune.errors import DataError, listed
 from medsam_tune.formats.mending import Mending
 from medsam_tune.formats.volume import with_meta_of
 from medsam_tune.inference.prompt_files.spreading import spread_out
-from medsam_tune.inference.simulated import parse_kind, simulated_prompts
+from medsam_tune.inference.simulated import KINDS, parse_kind, simulated_prompts
 from medsam_tune.prompts import SlicePrompts
 from medsam_tune.slices.cut import cut_label
 from medsam_tune.slices.frames import ScanGrid
@@ -45,8 +45,10 @@ def check_kind(kind: str, jitter: float = 0.0) -> None:
             raise ValueError(
                 f"jitter is {jitter:g}; expected 0 with scribbles, which are as drawn."
             )
-    elif parse_kind(kind).name == "none":
+    elif kind == "none":
         raise ValueError("kind of prompts 'none' takes nothing of a label map; leave the map out.")
+    else:
+        parse_kind(kind, (*(one for one in KINDS if one != "none"), SCRIBBLES))
 
 
 def read_label_map(
