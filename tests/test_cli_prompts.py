@@ -24,6 +24,7 @@ from medsam_tune.slices.intensity import Percentiles
 from medsam_tune.slices.rules import ScanRules
 from tests.dicom_series import COUNT, SIZE, read, write_series
 from tests.scans import LABELS, small_scan, write_nifti
+from tests.segmentation import NAMES, masks, write_seg
 
 Tune = Callable[..., tuple[int, str, str]]
 
@@ -132,6 +133,16 @@ def test_boxes_of_a_label_map_on_a_dicom_series(tune: Tune, tmp_path: Path) -> N
     expected = simulated_prompts(slices, LABELS, "slices")
     assert torch.equal(found.boxes, expected.boxes)
     assert torch.equal(found.slices, expected.slices)
+
+
+def test_prompts_of_a_seg_name_their_labels(tune: Tune, tmp_path: Path) -> None:
+    """Without a run, an id is the segment's number, which is another label of a model."""
+    series = write_series(tmp_path / "series")
+    write_seg(tmp_path / "seg.dcm", series, masks())
+    code, _, err = tune("prompts", "series", "--from-labels", "seg.dcm", "--output", "boxes.json")
+    assert code == 0, err
+    found = json.loads((tmp_path / "boxes.json").read_text())["objects"]
+    assert [(each["label"], each["name"]) for each in found] == [*NAMES.items()]
 
 
 def test_what_prompts_refuses(tune: Tune, scan: Path, tmp_path: Path) -> None:

@@ -173,8 +173,8 @@ def _take_slices(
     if grid.slice_axis != axis:
         raise DataError(
             f"{where}: 'slices' are indices along axis {AXES[axis]} of the file, and the model "
-            f"works on slices along axis {AXES[grid.slice_axis]}; give a 'box3d' or 'points' of the "
-            "object instead."
+            f"works on slices along axis {AXES[grid.slice_axis]}; give a 'box3d' or 'points' of "
+            "the object instead."
         )
     seen: dict[int, object] = {}
     flat = [AXES[n] for n in range(3) if n != axis]
