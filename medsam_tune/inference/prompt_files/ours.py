@@ -181,8 +181,8 @@ def _take_slices(
     for key, content in slices.items():
         if not (str(key).isascii() and str(key).isdecimal() and len(str(key)) < 10):
             raise DataError(f"{where}: slice {shown(key)} is no index; expected 0, 1, 2, ...")
-        place = f"{where}: slice {key}"
-        if (other := seen.setdefault(int(key), key)) is not key:
+        place, index = f"{where}: slice {key}", int(str(key))
+        if (other := seen.setdefault(index, key)) is not key:
             raise DataError(
                 f"{where}: slices {shown(other)} and {shown(key)} are one; give it once."
             )
@@ -196,11 +196,11 @@ def _take_slices(
         if "box" in content:
             a0, b0, a1, b1 = numbers(content["box"], 4, f"{place}: box")
             box = [a0, b0, a1, b1]
-            box.insert(axis, float(key))
-            box.insert(axis + 3, float(key) + 1)
+            box.insert(axis, float(index))
+            box.insert(axis + 3, float(index) + 1)
             given.boxes.append((place, box))
         for where_, point, inside in _points(content.get("points", []), 2, place):
-            point.insert(axis, float(key))
+            point.insert(axis, float(index))
             given.points.append((where_, point, inside))
 
 
