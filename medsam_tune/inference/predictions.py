@@ -255,9 +255,7 @@ class Predictions:
         finally:
             self._release()
         if not self.goes_on and self.before:
-            LOG.info(
-                f"{self.output}: is done already: the scan, prompts, run and settings are its."
-            )
+            LOG.info(f"{self.output}: is done already, of this scan, prompts, run and settings.")
         if self.goes_on:
             there = f" ({self.before} were there)" if self.resume else ""
             said = f"{self.done} mask{'s' * (self.done != 1)}{there}, {len(self.refused)} refused"
