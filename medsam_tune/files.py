@@ -172,18 +172,19 @@ def _text_hash(lines: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def read_json(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
+def read_json(path: Path, limit: int | None = None) -> dict[str, Any]:
     """Read the object in a JSON file, in UTF-8 with or without a byte order mark.
 
     Args:
         path: the file.
-        limit: bytes of the largest file that is read.
+        limit: bytes of the largest file that is read; by default `JSON_LIMIT`.
 
     Raises:
         DataError: the file cannot be read, has more than `limit` bytes, is not JSON, or does
             not hold an object; a key is there twice in one object, a number is not finite, or
             objects are nested too deeply.
     """
+    limit = JSON_LIMIT if limit is None else limit
     try:
         size = path.stat().st_size
         if size > limit:
