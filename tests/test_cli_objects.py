@@ -44,9 +44,9 @@ def test_objects_of_prompts(tune, tmp_path, files):
     assert {one.category for one in picture.objects} <= {1, 2}
     assert 1 < len(picture.objects) <= len(record["objects"])
     assert record["settings"]["instances"] is True
-    code, _, said = tune(*words, tmp_path / "out.png", "--instances")
+    code, _, said = tune(*words, tmp_path / "numbers.png", "--instances")
     assert code == 0, said
-    numbers = np.asarray(Image.open(tmp_path / "out.png"))
+    numbers = np.asarray(Image.open(tmp_path / "numbers.png"))
     for one in picture.objects:
         np.testing.assert_array_equal(coco.mask_of(one, picture), numbers == one.id)
     segmenter = Segmenter.from_run(run)
@@ -62,9 +62,9 @@ def test_everything(tune, tmp_path, files):
     code, _, said = tune(*words, "--output", tmp_path / "all.png", *sets)
     assert code == 0, said
     assert np.asarray(Image.open(tmp_path / "all.png")).max() > 0
-    code, _, said = tune(*words, "--output", tmp_path / "all.json", *sets)
+    code, _, said = tune(*words, "--output", tmp_path / "objects.json", *sets)
     assert code == 0, said
-    assert coco.read(tmp_path / "all.json").categories == {0: "object"}
+    assert coco.read(tmp_path / "objects.json").categories == {0: "object"}
     classes = write_image_run(tmp_path / "classes", classes=2)
     code, _, said = tune(*words[:3], classes, *words[4:], "--output", tmp_path / "no.png")
     assert code == 1

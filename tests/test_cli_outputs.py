@@ -115,7 +115,10 @@ def test_predict_writes_dicom(tune: Tune, run: Path) -> None:
         ((series, *flags, mask, "--format", "rtstruct"), "m.nii.gz: --format rtstruct writes .dcm"),
         ((series, *flags, mask, "--format", "rt"), "format is 'rt'; expected one of nii, nii.gz,"),
         ((series, *flags, mask, "--codes", table), "m.nii.gz: has no place for --codes"),
-        ((series, *flags, run.parent / "m.mhd"), "m.mhd: expected a name that ends in .nii"),
+        (
+            (series, *flags, run.parent / "m.mhd"),
+            "m.mhd: ends in .mhd, which is no ending of a mask",
+        ),
         ((scan, *flags, run.parent / "m.dcm"), "s.nii.gz: is not DICOM; a DICOM SEG refers to"),
         ((series, *flags, mask, *labelmap), "segmentation is 'labelmap', which is for a DICOM SEG"),
     ):

@@ -30,7 +30,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 def said(caplog: pytest.LogCaptureFixture) -> Said:
     """Function that gives the lines of the log so far."""
     caplog.set_level(logging.INFO, "medsam_tune")
-    return lambda: caplog.messages
+    return lambda: [
+        one.getMessage() for one in caplog.records if one.name.startswith("medsam_tune")
+    ]
 
 
 class Terminal(io.StringIO):

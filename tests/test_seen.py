@@ -24,7 +24,17 @@ def scans(*names: str, content: str = "") -> list[tuple[Case, PreparedCase]]:
         (
             Case(Path(f"{name}.nii"), None, patient=name.split("_")[0]),
             PreparedCase(
-                Path(), name, (1, 1, 1), [], True, False, False, frozenset(), content or name
+                path=Path(),
+                id=name,
+                shape=(1, 1, 1),
+                boxes=[],
+                has_label=True,
+                has_truth=False,
+                has_objects=False,
+                components=None,
+                neighbours=False,
+                constant=frozenset(),
+                content=content or name,
             ),
         )
         for name in names
