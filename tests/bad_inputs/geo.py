@@ -77,20 +77,23 @@ def at_30_cm(case: Case) -> Any:
     return cut(load(case)[0], ScanRules(Colours(4), modality="RGB", gsd=0.3))
 
 
-def opened(case: Case) -> Any:
-    """What rasterio and geopandas give."""
+def opened(case: Case) -> str:
+    """What rasterio and geopandas give, in words."""
     with rasterio.open(case.image) as file:
         image = file.read()
+    size = " x ".join(map(str, image.shape))
     if case.label is None:
-        return image
+        return f"bands of {size}"
     if case.label.suffix == ".tif":
         with rasterio.open(case.label) as file:
-            return image, file.read(1)
-    import geopandas
-    from rasterio.features import rasterize
+            mask = file.read(1)
+    else:
+        import geopandas
+        from rasterio.features import rasterize
 
-    frame = geopandas.read_file(case.label)
-    return image, rasterize(frame.geometry, out_shape=IDS.shape, transform=transform())
+        frame = geopandas.read_file(case.label)
+        mask = rasterize(frame.geometry, out_shape=IDS.shape, transform=transform())
+    return f"bands of {size}, a mask of {int((mask > 0).sum())} pixels"
 
 
 def moved(frame: Any) -> Any:
@@ -105,7 +108,9 @@ def right(found: Any) -> None:
 
 def bad(name: str, what: str, make: Callable, **options: Any) -> BadInput:
     """A row of the table."""
-    return BadInput(**{"row": 116, "name": name, "what": what, "make": make, "ours": load} | options)
+    return BadInput(
+        **{"row": 117, "name": name, "what": what, "make": make, "ours": load} | options
+    )
 
 
 def _empty_band() -> np.ndarray:
