@@ -29,7 +29,10 @@ CHANGED: dict[str, tuple[tuple[str, str], ...]] = {
             "components: null  # pixels of the smallest piece of a label that is an object of its "
             "own; null: a label is one object",
             "components: 64  # pixels of the smallest piece of a label that is an object with its "
-            "own box; null: a label is one object",
+            "own box; null: a label is one object\n"
+            "  gsd: null  # metres of a pixel after resampling, of GeoTIFF; null keeps each "
+            "image's own\n"
+            "  upsampling: 4.0  # largest accepted enlargement of pixels by gsd",
         ),
         (
             "{box: 4, loose: 1, rectangle: 3, interpolated: 3, followed: 4, points: 1, none: 4}",

@@ -370,7 +370,10 @@ def test_the_package_has_what_a_config_names(config: Path) -> None:
     assert not [name for name in names if locate(name) is None]
 
 
-DOMAINS = ("satellite", "documents", "xray", "microscopy", "endoscopy")
+DOMAINS = (
+    *("satellite", "satellite_nir", "scenes", "documents", "xray", "microscopy"),
+    "endoscopy",
+)
 
 
 @pytest.mark.parametrize("config", DOMAINS)

@@ -302,7 +302,7 @@ def _same_bytes(data: Datalist, leaks: list[str], twice: list[str]) -> set[tuple
     by_size: dict[int, list[tuple[str, Case]]] = defaultdict(list)
     for subset in SUBSETS:
         for case in getattr(data, subset):
-            if case.image.is_file():
+            if case.image.is_file() and case.region is None:  # parts are compared by pixels
                 by_size[case.image.stat().st_size].append((subset, case))
     listed = set()
     for members in by_size.values():

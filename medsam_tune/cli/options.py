@@ -15,7 +15,10 @@ METHODS = ("decoder", "full", "adapter", "lora", "prompt")
 MODELS = ("nano", "vit_t", "vit_t_lite", "vit_b", "vit_l", "vit_h")
 MODALITIES = ("CT", "MR", "XR", "US", "RGB")
 FORMATS = ("sam", "onnx", "peft", "bundle")
-MASK_FORMATS = ("nii", "nii.gz", "nrrd", "mha", "tif", "tiff", "png", "coco", "seg", "rtstruct")
+MASK_FORMATS = (
+    *("nii", "nii.gz", "nrrd", "mha", "tif", "tiff", "png", "gpkg", "geojson", "coco", "seg"),
+    "rtstruct",
+)
 KINDS = ("slices", "box3d", "interpolated:N", "middle", "middle-range", "points", "none")
 
 STOPPED = (130, 143)

@@ -183,6 +183,7 @@ def created(
     kind: np.dtype[Any],
     georeference: GeoReference | None,
     bands: int = 1,
+    overviews: bool = True,
 ) -> Iterator[Any]:
     """A new GeoTIFF, open for writing; it gets its overviews and its name at the end.
 
@@ -192,6 +193,7 @@ def created(
         kind: type of its numbers.
         georeference: coordinate system and transform; None for neither.
         bands: number of bands.
+        overviews: make them.
 
     Raises:
         DataError: rasterio is missing.
@@ -223,7 +225,7 @@ def created(
             yield file
         _refuse_torn(beside, path, rasterio)
         halvings = max(0, math.ceil(math.log2(max(shape) / TILE)))
-        if halvings:
+        if halvings and overviews:
             with rasterio.open(beside, "r+", driver="GTiff") as file:
                 way = "average" if kind.kind == "f" else "nearest"
                 file.build_overviews(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medsam_tune.formats.extra import geo
 from medsam_tune.formats.volume import GeoReference
@@ -57,3 +59,30 @@ def metres_of(
     if planar and all(abs(p / g - 1) <= TRUE_SCALE for p, g in zip(planar, ground, strict=True)):
         return planar
     return ground[0], ground[1]
+
+
+def area_of(shapes: NDArray[Any], reference: GeoReference, path: Path) -> NDArray[np.float64]:
+    """Areas (N,) of shapely's polygons on the ground, square metres; NaN where it is unknown.
+
+    Args:
+        shapes: polygons (N,) in the coordinates of the reference.
+        reference: coordinate system and transform of the image that they are of.
+        path: the file, for messages.
+    """
+    pyproj = geo("pyproj", path, "a file of polygons")
+    shapely = geo("shapely", path, "a file of polygons")
+    crs = pyproj.CRS.from_wkt(reference.crs)
+    planar = np.asarray(shapely.area(shapes), dtype=np.float64)
+    if crs.is_geographic:
+        line = crs.get_geod()
+        return np.array([abs(line.geometry_area_perimeter(one)[0]) for one in shapes])
+    if not len(shapes):
+        return planar
+    across, down = reference.steps
+    x0, y0, x1, y1 = shapely.total_bounds(shapes)
+    a, b, _, d, e, _ = reference.transform
+    middle = GeoReference(reference.crs, (a, b, (x0 + x1) / 2, d, e, (y0 + y1) / 2))
+    metres = metres_of(middle, (0, 0), path)
+    if metres is None:
+        return np.full(len(shapes), np.nan)
+    return planar * metres[0] * metres[1] / float(np.hypot(*across) * np.hypot(*down))

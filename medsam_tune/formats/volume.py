@@ -77,8 +77,8 @@ class GeoReference:
     crs: str
     transform: tuple[float, float, float, float, float, float]
 
-    def at(self, column: float, row: float) -> tuple[float, float]:
-        """Coordinates x, y of a place in the image; pixel i covers [i, i + 1]."""
+    def at(self, column: Any, row: Any) -> tuple[Any, Any]:
+        """Coordinates x, y of a place in the image, or of arrays; pixel i covers [i, i + 1]."""
         a, b, c, d, e, f = self.transform
         return a * column + b * row + c, d * column + e * row + f
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -17,6 +18,7 @@ from medsam_tune.inference.embedded import Batch, EmbeddedVolume, plane_for
 from medsam_tune.inference.prompt_files.label_maps import check_kind, prompts_of_labels
 from medsam_tune.inference.propagation import Propagation, follow
 from medsam_tune.inference.requests import Request
+from medsam_tune.inference.scenes import Scene
 from medsam_tune.inference.spool import MEMORY, Spool
 from medsam_tune.prompts import SlicePrompts, ellipses_in_boxes
 from medsam_tune.slices.frames import slices_from_volume, volume_from_slices
@@ -123,9 +125,30 @@ class VolumeInferer(Inferer):
             keep: keep the embeddings for later prompts.
         """
         plane = plane_for(network, (inputs.shape[-2], inputs.shape[-1]), self.rules)
+        batch = self._slices_for(network)
+        return EmbeddedVolume(inputs, plane, batch, Spool(self.embedding_budget), keep)
+
+    def scene(self, path: Path, network: Any, names: Mapping[int, str]) -> Scene:
+        """A scene that is segmented without prompts when it is written, see `Scene`.
+
+        Args:
+            path: GeoTIFF that `slices.streamed.is_streamed` accepts, by these rules.
+            network: a `PromptableSam`.
+            names: label id -> name.
+
+        Raises:
+            ValueError: the inferer has no rules.
+        """
+        if self.rules is None:
+            raise ValueError("rules is None; expected those of training.")
+        batch = self._slices_for(network).size
+        return Scene(path, network, self.rules, names, batch=batch, progress=self.progress)
+
+    def _slices_for(self, network: Any) -> Batch:
+        """Number of slices that are encoded at once."""
         if self._slices is None:
             self._slices = Batch(1 if network.pixel_mean.device.type == "cpu" else 8, "slice")
-        return EmbeddedVolume(inputs, plane, self._slices, Spool(self.embedding_budget), keep)
+        return self._slices
 
     def segment(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -13,18 +14,19 @@ from torch import Tensor
 
 from medsam_tune.errors import DataError, nearest
 from medsam_tune.files import refuse_taken
-from medsam_tune.formats import coco, geotiff, image
-from medsam_tune.formats.open import WRITTEN, is_flat, write_array
+from medsam_tune.formats import coco, geotiff, image, vectors
+from medsam_tune.formats.open import WRITTEN, is_flat, read_grid, write_array
 from medsam_tune.inference import dicom_output as dicom
 from medsam_tune.inference.aftercare import Aftercare
 from medsam_tune.inference.dicom_output import Source as Source
+from medsam_tune.inference.polygons import write_polygons
 from medsam_tune.slices.frames import ScanGrid
 
 COCO = "coco"
 """Name of COCO's JSON among the formats; it holds objects, see `instances.write_instances`."""
 
 FORMATS = {
-    **{ending.removeprefix("."): ending for ending in WRITTEN},
+    **{ending.removeprefix("."): ending for ending in (*WRITTEN, *vectors.WRITTEN)},
     COCO: coco.ENDING,
     **dict.fromkeys(dicom.KINDS, ".dcm"),
 }
@@ -93,6 +95,8 @@ def write_masks(
         counts = _write_dicom(found, grid, Path(path), labels, aftercare, origin, chosen)
         return {Path(path): counts}
     if isinstance(found, Tensor):
+        if vectors.is_vector(Path(path)):
+            return {Path(path): _write_polygons(found, grid, Path(path), labels, aftercare)}
         return {Path(path): write_mask(found, grid, path, aftercare)}
     paths = mask_paths(path, labels)
     written = {}
@@ -119,6 +123,23 @@ def _write_dicom(
     masks = {k: on_grid(mask, grid, aftercare) > 0 for k, mask in sorted(found.items())}
     dicom.write(path, masks, grid.affine, {k: labels[k] for k in masks}, source, kind)
     return {k: n for k, mask in masks.items() if (n := int(mask.sum()))}
+
+
+def _write_polygons(
+    found: Tensor,
+    grid: ScanGrid,
+    path: Path,
+    labels: Mapping[int, str],
+    aftercare: Aftercare | None,
+) -> dict[int, int]:
+    """Write the pieces of a label map as polygons; label id -> number of pixels."""
+    array = on_grid(found, grid, aftercare)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=path.parent, prefix=".scene") as folder:
+        maps = Path(folder) / "labels.tif"
+        write_array(maps, array, grid.affine, georeference=grid.georeference)
+        write_polygons(path, maps, labels)
+    return _counts(array)
 
 
 def mask_paths(path: str | Path, labels: Mapping[int, str]) -> dict[int, Path]:
@@ -202,12 +223,14 @@ def check_output(
         ValueError: settings that contradict each other.
     """
     chosen, origin = format_for(path, format), source or Source()
-    flat = (*image.WRITTEN, *geotiff.WRITTEN)
+    flat = (*image.WRITTEN, *geotiff.WRITTEN, *vectors.WRITTEN)
     if FORMATS[chosen] in flat and not (origin.scan is None or is_flat(Path(origin.scan))):
         raise DataError(
             f"{path}: a 2-D image holds one slice, and {origin.scan} is no 2-D image. Write the "
             "mask as .nii.gz."
         )
+    if FORMATS[chosen] in vectors.WRITTEN:
+        _check_polygons(Path(path), separate, origin.scan)
     if chosen in dicom.KINDS:
         dicom.check(Path(path), labels, origin, chosen, separate)
     elif origin.codes is not None:
@@ -215,6 +238,21 @@ def check_output(
     elif origin.segmentation != Source.segmentation:
         raise ValueError(
             f"segmentation is {origin.segmentation!r}, which is for a DICOM SEG; leave it out."
+        )
+
+
+def _check_polygons(path: Path, separate: bool, scan: Path | str | None) -> None:
+    """Refuse polygons of an image without a place on the ground, and a file for each label."""
+    if separate:
+        raise ValueError(
+            f"{path}: separate masks are a file each; expected a .tif, or polygons of all labels "
+            "in one file. Leave --separate out."
+        )
+    place = None if scan is None else read_grid(Path(scan)).georeference
+    if place is None or not place.crs:
+        raise DataError(
+            f"{path}: polygons need an image with a coordinate system, and {scan} has none. Write "
+            "the mask as .tif or .png."
         )
 
 

@@ -16,11 +16,13 @@ from medsam_tune.console import LOG, tracked
 from medsam_tune.errors import DataError, about
 from medsam_tune.failures import DONE, REFUSED, USER
 from medsam_tune.files import file_hash, hold_folder, remove_leftovers
+from medsam_tune.formats import geotiff, vectors
 from medsam_tune.inference.instances import refuse_separate_objects
 from medsam_tune.inference.jobs import Job, is_done, jobs_for, refuse_taken_jobs
 from medsam_tune.inference.output import COCO, FORMATS, Source, check_output, ending_of, format_for
 from medsam_tune.inference.records import refuse_foreign, refuse_lost
 from medsam_tune.inference.tuned_runs import TunedRuns
+from medsam_tune.slices.streamed import is_streamed
 
 _FILE = re.compile(r"\.[A-Za-z]\w{1,4}")  # ending of a new name that is meant for a file
 
@@ -156,6 +158,20 @@ class Predictions:
             if not self.goes_on or self.ending != ".dcm":
                 raise
             self.source.described(self.runs.labels)  # of all scans; the rest is of that scan
+
+    def streams(self, job: Job) -> bool:
+        """Whether a scan is a scene that is segmented part by part, see `scenes.Scene`."""
+        whole = (
+            job.prompts is not None
+            or self.instances
+            or self.separate
+            or self.probabilities
+            or self.runs.several
+        )
+        ending = ending_of(job.mask).lower()
+        if whole or ending not in (*geotiff.WRITTEN, *vectors.WRITTEN):
+            return False
+        return is_streamed(job.case.image, self.runs.rules)
 
     def source_of(self, job: Job) -> Source:
         """What a DICOM result of a scan says of its origin."""

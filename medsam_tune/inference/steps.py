@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import monai
 import numpy as np
@@ -17,11 +17,13 @@ from monai.engines import SupervisedEvaluator
 from monai.engines.utils import IterationEvents
 from torch import Tensor
 
+from medsam_tune.console import LOG
 from medsam_tune.errors import DataError, about
 from medsam_tune.failures import MEMORY, explain, unexpected
 from medsam_tune.formats.dicom.series import is_uid
 from medsam_tune.inference.aftercare import Aftercare
 from medsam_tune.inference.canvas import Found
+from medsam_tune.inference.inferers import VolumeInferer
 from medsam_tune.inference.instances import refuse_volume, write_instances
 from medsam_tune.inference.jobs import Job
 from medsam_tune.inference.output import write_masks
@@ -30,7 +32,9 @@ from medsam_tune.inference.probabilities import write_probabilities
 from medsam_tune.inference.prompt_files import kind_of_prompts
 from medsam_tune.inference.records import begin_record, drop_record, end_record
 from medsam_tune.inference.scans import LoadPromptedScan, PromptedScan, prepare_scan
+from medsam_tune.inference.scenes import Scene
 from medsam_tune.prompts import SlicePrompts
+from medsam_tune.slices.frames import ScanGrid
 from medsam_tune.version import __version__
 
 
@@ -40,7 +44,8 @@ class ReadScan:
 
     Attributes:
         job: the job.
-        scan: its slices and prompts; None if it is refused.
+        scan: its slices and prompts; None if it is refused, or a scene.
+        scene: True for a scene that is read while it is segmented, see `scenes.Scene`.
         problem: why it is refused.
         sha256: hashes of the files of the scan and of the prompts.
         seconds: time of reading.
@@ -51,6 +56,7 @@ class ReadScan:
     problem: str = ""
     sha256: tuple[str, str | None] = ("", None)
     seconds: float = 0.0
+    scene: bool = False
 
 
 class ReadOrRefuse:
@@ -74,8 +80,11 @@ class ReadOrRefuse:
                 if self.predictions.goes_on:  # else it was checked before
                     self.predictions.check(job)
                 hashes = job.scan_hash(), job.prompts_hash()
-                scan = self.read({**item, "prompts": job.prompts})
-                if self.predictions.instances:
+                scene = self.predictions.streams(job)
+                if scene:
+                    self.read.refuse(job.prompts)
+                scan = None if scene else self.read({**item, "prompts": job.prompts})
+                if scan is not None and self.predictions.instances:
                     refuse_volume(scan.image)
         except Exception as error:
             if not self.predictions.goes_on:
@@ -83,7 +92,7 @@ class ReadOrRefuse:
             known = isinstance(error, (DataError, OSError)) or explain(error)[1] == MEMORY
             problem = explain(error)[0] if known else unexpected(error)
             return ReadScan(job, None, _of_case(job, problem))
-        return ReadScan(job, scan, "", hashes, perf_counter() - start)
+        return ReadScan(job, scan, "", hashes, perf_counter() - start, scene)
 
 
 class PredictOrRefuse:
@@ -98,11 +107,13 @@ class PredictOrRefuse:
 
     def __call__(self, engine: SupervisedEvaluator, item: ReadScan) -> dict[str, Any]:
         """Segment and write a scan; what its own data or memory forbids refuses it alone."""
-        if item.scan is None:
+        if item.problem:
             self.predictions.refuse(item.problem)
             return {}
         try:
             with about(f"case {item.job.case.id}"):
+                if item.scene:
+                    return self._scene(engine, item)
                 return engine._iteration(engine, item)  # type: ignore[arg-type]
         except Exception as error:
             problem, code = explain(error)
@@ -114,6 +125,15 @@ class PredictOrRefuse:
             torch.cuda.empty_cache()
         self.predictions.refuse(_of_case(item.job, problem))
         return {}
+
+    def _scene(self, engine: SupervisedEvaluator, item: ReadScan) -> dict[str, Any]:
+        """Have a scene segmented while it is written."""
+        inferer = cast(VolumeInferer, engine.inferer)
+        scene = inferer.scene(item.job.case.image, engine.network, self.predictions.runs.labels)
+        state: Any = engine.state
+        state.output = {"pred": scene}
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)
+        return state.output  # type: ignore[no-any-return]
 
 
 def _of_case(job: Job, problem: str) -> str:
@@ -174,61 +194,80 @@ class WritePrediction:
         """Write the files of one scan."""
         state: Any = engine.state
         item: ReadScan = state.batch
-        found: Found = state.output["pred"]
+        found: Found | Scene = state.output["pred"]
         job, labels = item.job, self.predictions.runs.labels
-        assert item.scan is not None
-        grid = item.scan.grid
+        grid = self._grid(item, found)
         begin_record(job.record, self.predictions.targets(job))
         try:
-            masks = (
-                write_instances(
-                    found,
-                    grid,
-                    job.mask,
-                    job.case.image.name,
-                    labels,
-                    self.predictions.runs.rules.components or 1,
-                    self.aftercare,
-                )
-                if self.predictions.instances
-                else write_masks(
-                    found.labels,
-                    grid,
-                    job.mask,
-                    labels,
-                    self.aftercare,
-                    source=self.predictions.source_of(job),
-                    format=self.predictions.format,
-                )
-            )
+            masks = self._masks(job, found, grid)
             maps = (
                 {}
-                if found.logits is None
+                if isinstance(found, Scene) or found.logits is None
                 else write_probabilities(found.logits, grid, job.mask, labels)
             )
         except BaseException:
             drop_record(job.record)
             raise
-        content = self._record(item, found, masks, maps, state.device)
+        content = self._record(item, found, grid, masks, maps, state.device)
         end_record(job.record, content, [*masks, *maps.values()])
         self.predictions.done += 1
         for path, counts in masks.items():
             voxels = sum(counts.values())
-            engine.logger.info(f"{path}: {voxels} voxels of the scan are in the mask")
+            LOG.info(f"{path}: {voxels} voxels of the scan are in the mask")
+
+    @staticmethod
+    def _grid(item: ReadScan, found: Found | Scene) -> ScanGrid:
+        """Grid of the scan."""
+        if isinstance(found, Scene):
+            return found.grid
+        assert item.scan is not None
+        return item.scan.grid
+
+    def _masks(
+        self, job: Job, found: Found | Scene, grid: ScanGrid
+    ) -> Mapping[Path, Mapping[int, int]]:
+        """Write the masks; a scene is segmented meanwhile."""
+        labels = self.predictions.runs.labels
+        if isinstance(found, Scene):
+            if self.aftercare is not None and not self.aftercare.does_nothing:
+                raise ValueError(
+                    "after-care (smooth_slices, min_volume_ml, largest_component, fill_holes) "
+                    "needs a whole mask, and a scene is written part by part; leave it out."
+                )
+            return found.write(job.mask)
+        if self.predictions.instances:
+            return write_instances(
+                found,
+                grid,
+                job.mask,
+                job.case.image.name,
+                labels,
+                self.predictions.runs.rules.components or 1,
+                self.aftercare,
+            )
+        return write_masks(
+            found.labels,
+            grid,
+            job.mask,
+            labels,
+            self.aftercare,
+            source=self.predictions.source_of(job),
+            format=self.predictions.format,
+        )
 
     def _record(
         self,
         item: ReadScan,
-        found: Found,
+        found: Found | Scene,
+        grid: ScanGrid,
         masks: Mapping[Path, Mapping[int, int]],
         maps: Mapping[int, Path],
         device: torch.device,
     ) -> dict[str, Any]:
         """The content of the record, see the class."""
-        assert item.scan is not None
-        job, grid = item.job, item.scan.grid
+        job, objects = item.job, found.objects
         millilitres = float(np.prod(grid.spacing)) / 1000
-        voxels = dict.fromkeys((one.label for one in found.objects), 0)
+        voxels = dict.fromkeys((one.label for one in objects), 0)
         for counts in masks.values():
             voxels.update(counts)
         return {
@@ -251,7 +290,7 @@ class WritePrediction:
             "volumes_ml": {str(k): round(n * millilitres, 4) for k, n in voxels.items()},
             "objects": [
                 {"label": one.label, "slices": one.slices, "quality": round(one.quality, 4)}
-                for one in found.objects
+                for one in objects
             ],
             "versions": {
                 "medsam_tune": __version__,

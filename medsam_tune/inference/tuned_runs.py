@@ -101,6 +101,11 @@ class TunedRuns:
         return Source(tuned=self.tuned_hash, run=self.name)
 
     @property
+    def several(self) -> bool:
+        """Whether several models answer together."""
+        return len(self._runs) > 1
+
+    @property
     def name(self) -> str:
         """Names of the runs' folders."""
         return listed(each["run"] for each in self.description)

@@ -42,6 +42,11 @@ class WindowedPlane:
         size: (H, W) of the slices, pixels.
         rules: rules of training, with a window.
         overlap: share of a window's side that it has in common with the next one, at least.
+
+    Attributes:
+        window: (h, w) of a window, pixels.
+        places: first row and column of each window, row by row.
+        inner: plane of one window.
     """
 
     def __init__(
@@ -53,7 +58,7 @@ class WindowedPlane:
         self.overlap = overlap
         self.inner = WholePlane(network, self.window, rules.frame(self.window, network.image_size))
         steps = [max(1, int(length * (1 - overlap))) for length in self.window]
-        self._places = [
+        self.places = [
             (rows.start, columns.start)
             for rows, columns in dense_patch_slices(size, self.window, steps)
         ]
@@ -69,7 +74,7 @@ class WindowedPlane:
         """
         embedded = []
         for image in slices:
-            windows = torch.stack([self._cut(image, v) for v in range(len(self._places))])
+            windows = torch.stack([self._cut(image, v) for v in range(len(self.places))])
             parts = windows.split(len(slices))
             embedded.append(torch.cat([self.inner.encode(part) for part in parts]))
         return torch.stack(embedded)
@@ -86,7 +91,7 @@ class WindowedPlane:
                 row, window = pairs[part].unbind(1)
                 question = self._question(asked, pairs[part], points_of[part], kinds_of[part])
                 found = self.inner.decode(
-                    embeddings, where.cpu()[row] * len(self._places) + window, question
+                    embeddings, where.cpu()[row] * len(self.places) + window, question
                 )
                 for n, (r, v) in enumerate(pairs[part].tolist()):
                     presence = None if found.presence is None else found.presence[n]
@@ -116,7 +121,7 @@ class WindowedPlane:
             windows are asked (R, V) bool, one at least.
         """
         points, kinds = asked.points.cpu()[:, None], asked.point_labels.cpu()[:, None]
-        low = torch.tensor([[x, y] for y, x in self._places], dtype=torch.float32)[:, None]
+        low = torch.tensor([[x, y] for y, x in self.places], dtype=torch.float32)[:, None]
         cut = points.clamp(low, low + torch.tensor(self.window[::-1]))  # (R, V, N, 2)
         sides = []
         for corners in (cut, points):
@@ -161,7 +166,7 @@ class WindowedPlane:
             ends = logits > 0  # not where no window was asked
             for window in views[row]:
                 ends[self._middle(window)] = False
-            for window in range(len(self._places)):
+            for window in range(len(self.places)):
                 if window not in views[row] and self._cut(ends, window).any():
                     y, x = divmod(int(self._cut(logits, window).argmax()), self.window[1])
                     pairs.append([row, window])
@@ -188,7 +193,7 @@ class WindowedPlane:
         def looked_up(_: Tensor, places: list[list[slice]]) -> Tensor:
             found = one.new_zeros(len(places), 2, *self.window)  # logits; 1 for a window with a say
             for into, (*_batch, rows, columns) in zip(found, places, strict=True):
-                view = views.get(self._places.index((rows.start, columns.start)))
+                view = views.get(self.places.index((rows.start, columns.start)))
                 if view is not None:
                     into[0], into[1] = view.logits, 1
             return found
@@ -208,7 +213,7 @@ class WindowedPlane:
     def _middle(self, window: int) -> tuple[slice, ...]:
         """Rows and columns of a window, without its border where another window begins."""
         middle = []
-        for start, side, end in zip(self._places[window], self.window, self.size, strict=True):
+        for start, side, end in zip(self.places[window], self.window, self.size, strict=True):
             border = max(1, round(_BORDER * side))
             first = start + border if start else 0
             middle.append(slice(first, start + side - (border if start + side < end else 0)))
@@ -216,7 +221,7 @@ class WindowedPlane:
 
     def _cut(self, image: Tensor, window: int) -> Tensor:
         """(..., H, W) -> (..., h, w), a view of one window."""
-        y, x = self._places[window]
+        y, x = self.places[window]
         return image[..., y : y + self.window[0], x : x + self.window[1]]
 
 

@@ -171,10 +171,11 @@ class ScanRules:
 
     def _check_upsampling(self, pixel: float, gsd: float) -> None:
         if pixel > self.upsampling * gsd:
+            least = np.ceil(1000 * pixel / self.upsampling) / 1000
             raise DataError(
                 f"a pixel is {pixel:.4g} m, and rules::gsd is {gsd:g} m: {pixel / gsd:.3g} times "
                 f"smaller; expected at most {self.upsampling:g} times. Set rules::gsd to "
-                f"{pixel / self.upsampling:.2g} or more, to null to keep the pixels, or raise "
+                f"{least:g} or more, to null to keep the pixels, or raise "
                 "rules::upsampling."
             )
 

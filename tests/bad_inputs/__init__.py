@@ -13,6 +13,7 @@ from tests.bad_inputs import (
     dicom,
     dicom_files,
     dicom_places,
+    geo,
     images,
     labels,
     many_scans,
@@ -31,7 +32,7 @@ __all__ = ["INPUTS", "BadInput", "Outcome", "run", "shortened"]
 
 _MODULES = (
     *(scans, data_sets, descriptions, dicom, dicom_files, dicom_places, prompts, prompt_files),
-    *(places, names, values, labels, model_files, results, many_scans, images, coco),
+    *(places, names, values, labels, model_files, results, many_scans, images, geo, coco),
 )
 INPUTS: tuple[BadInput, ...] = tuple(
     sorted((bad for module in _MODULES for bad in module.INPUTS), key=lambda bad: bad.row)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from medsam_tune.cases.audit import check_place
 from medsam_tune.cases.blocks import in_blocks, side_from
 from medsam_tune.cases.datalist import Case, Datalist, leaks_of, read_datalist, write_datalist
 from medsam_tune.cases.folders import find_cases
@@ -48,6 +49,15 @@ def test_blocks_are_split_and_read_again(tmp_path):
     assert [len(data.training), len(data.validation), len(data.test)] == [4, 2, 2]
     write_datalist(data, tmp_path / "d.json")
     assert read_datalist(tmp_path / "d.json") == data
+
+
+def test_blocks_of_one_scene_are_no_copies(tmp_path):
+    data = split_cases(in_blocks(scene(tmp_path / "d"), side_from("24px")), (0.5, 0.25, 0.25))
+    write_datalist(data, tmp_path / "d.json")
+    report = check_place(tmp_path / "d.json", progress=False)
+    assert not report.twice
+    assert not report.leaks
+    assert len(report.findings) == 8
 
 
 def test_chips_are_grouped_by_where_they_lie(tmp_path):

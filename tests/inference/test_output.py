@@ -104,8 +104,8 @@ def test_masks_of_all_formats_have_the_scans_grid(
 
 @pytest.mark.parametrize("name", ["mask.mhd", "mask.nhdr", "mask.jpg", "mask"])
 def test_mask_of_another_kind_is_refused(tmp_path: Path, name: str) -> None:
-    endings = r"\.nii, \.nii\.gz, \.nrrd, \.mha, \.tif, \.tiff, \.png, \.json or \.dcm"
-    text = rf"{name}: expected a name that ends in {endings}\.$"
+    endings = r"\.nii, \.nii\.gz, \.nrrd, \.mha, \.tif, \.tiff, \.png, \.gpkg, \.geojson, \.json"
+    text = rf"{name}: expected a name that ends in {endings} or \.dcm\.$"
     for refused in (
         lambda: write_masks(torch.zeros(6, 12, 10), LPS_GRID, tmp_path / name, {1: "liver"}),
         lambda: refuse_taken_masks(tmp_path / name, {1: "liver"}),

@@ -71,8 +71,9 @@ def test_an_unknown_size_is_kept_and_said(tmp_path):
 def test_much_enlargement_is_refused_unless_asked_for(tmp_path):
     path = geo.write(tmp_path / "a.tif", geo.bands_and_ids(0)[0], where=geo.transform(5.0))
     text = r"a pixel is 5 m, and rules::gsd is 0\.3 m: 16\.7 times smaller; expected at most 4 tim"
-    with pytest.raises(DataError, match=text):
+    with pytest.raises(DataError, match=text) as refused:
         cut(load_image(path), replace(RULES, gsd=0.3))
+    assert "Set rules::gsd to 1.25 or more" in str(refused.value)
     assert cut(load_image(path), replace(RULES, gsd=1.25))[0].shape == (1, 4, 192, 256)
     asked = replace(RULES, gsd=0.3, upsampling=20)
     assert cut(load_image(path), asked)[0].shape == (1, 4, 800, 1067)

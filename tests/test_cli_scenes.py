@@ -1,0 +1,71 @@
+"""`medsam-tune predict` of a GeoTIFF: streamed, and in memory by prompts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from medsam_tune.slices.colours import Colours
+from medsam_tune.slices.rules import ScanRules
+from tests import geo
+from tests.inference.made import write_run
+
+geopandas = pytest.importorskip("geopandas", reason="the extra geo is not installed")
+
+LABELS = {1: "house", 2: "road"}
+RULES = ScanRules(Colours(3, bands=[1, 2, 3]), modality="RGB", window=64, gsd=0.4)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    write_run(tmp_path / "run", RULES, classes=2, labels=LABELS)
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Path:
+    return geo.write(tmp_path / "scene.tif", geo.bands_and_ids(0, (150, 110))[0])
+
+
+def predict(tune: Any, scene: Path, run: Path, output: Path, *more: object) -> tuple[int, str]:
+    words = ("predict", scene, "--run", run, "--output", output, "--bundle", "image", *more)
+    code, _, err = tune(*words)
+    return code, err
+
+
+def test_a_scene_becomes_a_geotiff_or_polygons(tune, tmp_path, run, scene):
+    for name in ("m.tif", "m2.gpkg"):
+        code, err = predict(tune, scene, run, tmp_path / name)
+        assert code == 0, err
+    with geo.rasterio.open(tmp_path / "m.tif") as file, geo.rasterio.open(scene) as own:
+        assert (file.crs, file.transform, file.bounds) == (own.crs, own.transform, own.bounds)
+        pixels = file.read(1)
+    found = geopandas.read_file(tmp_path / "m2.gpkg")
+    assert set(found["label"]) == set(np.unique(pixels)) - {0}
+    record = json.loads((tmp_path / "m.prediction.json").read_text())
+    assert record["masks"] == ["m.tif"]
+    assert record["prompts"] is None
+    # By prompts, the scene is in memory, and the result has its place as well.
+    code, err = predict(tune, scene, run, tmp_path / "b.gpkg", "--box", "20,20,60,50,1")
+    assert code == 0, err
+    boxed = geopandas.read_file(tmp_path / "b.gpkg")
+    assert boxed.crs == found.crs
+    assert "probability" not in boxed.columns
+
+
+def test_what_is_refused(tune, tmp_path, run, scene):
+    code, err = predict(tune, scene, run, tmp_path / "m.gpkg", "--separate")
+    assert code == 1
+    assert "separate masks are a file each" in err
+    plain = geo.write(tmp_path / "plain.tif", geo.bands_and_ids(0)[0], None)
+    code, err = predict(tune, plain, run, tmp_path / "m.gpkg")
+    assert code == 1
+    assert "polygons need an image with a coordinate system" in err
+    code, err = predict(tune, scene, run, tmp_path / "m.tif", "--set", "fill_holes=true")
+    assert code == 1
+    assert "needs a whole mask, and a scene is written part by part" in err
+    assert not list(tmp_path.glob("m.*"))
