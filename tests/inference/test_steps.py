@@ -25,6 +25,10 @@ class Noted:
     def check(self, job: Job) -> None:
         """Every mask can be written."""
 
+    def streams(self, job: Job) -> bool:
+        """No scene."""
+        return False
+
     def refuse(self, problem: str) -> None:
         self.refused.append(problem)
 
