@@ -131,12 +131,12 @@ def main() -> None:
         for ending in arguments.endings:
             key = f"{side}{ending}"
             if key not in found:
-                seconds, peak = measured(run, image, work / f"mask_{side}{ending}")
+                seconds, peak = measured(run, image, work / f"mask{ending[1:]}_{side}{ending}")
                 found[key] = [seconds, peak]
                 known.write_text(json.dumps(found))
                 print(key, f"{seconds:.0f} s, {peak:.0f} MB", flush=True)
     lines = ["# Prediction of scenes", "", "`python benchmarks/scene.py --work WORK`", ""]
-    lines += [f"{machine()}, {torch.get_num_threads()} threads. 4 bands of 11 bits, nano, windows"]
+    lines += [f"{machine('cpu')}. 4 bands of 11 bits, nano, windows"]
     lines += ["of 256 pixels that overlap by half, two classes without prompts.", ""]
     lines += ["| pixels | output | seconds | seconds per megapixel | peak of memory, MB |"]
     lines += ["|---|---|---|---|---|"]
