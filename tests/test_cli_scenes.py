@@ -8,13 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from medsam_tune.errors import DataError
+from medsam_tune.inference.prompt_files import read_prompts
 from medsam_tune.slices.colours import Colours
 from medsam_tune.slices.rules import ScanRules
+from medsam_tune.slices.streamed import streamed
 from tests import geo
 from tests.inference.made import write_run
 
 geopandas = pytest.importorskip("geopandas", reason="the extra geo is not installed")
+shapely = pytest.importorskip("shapely")
 
 LABELS = {1: "house", 2: "road"}
 RULES = ScanRules(Colours(3, bands=[1, 2, 3]), modality="RGB", window=64, gsd=0.4)
@@ -55,6 +60,32 @@ def test_a_scene_becomes_a_geotiff_or_polygons(tune, tmp_path, run, scene):
     boxed = geopandas.read_file(tmp_path / "b.gpkg")
     assert boxed.crs == found.crs
     assert "probability" not in boxed.columns
+
+
+def test_boxes_on_the_ground_are_prompts(tune, tmp_path, run, scene):
+    x, y = geo.ORIGIN
+    boxes = [shapely.box(x + 5, y - 20, x + 20, y - 5), shapely.box(x + 40, y - 50, x + 55, y - 30)]
+    frame = geopandas.GeoDataFrame({"label": ["road", "house"]}, geometry=boxes, crs=geo.UTM)
+    frame.to_crs("EPSG:4326").to_file(tmp_path / "boxes.geojson")
+    with streamed(scene, RULES) as slice_:
+        grid = slice_.grid
+    found = read_prompts(tmp_path / "boxes.geojson", grid, LABELS, components=1)
+    assert found.labels.tolist() == [1, 2]
+    pixels = found.boxes * 0.4 / 0.5  # of the scene
+    torch.testing.assert_close(
+        pixels, torch.tensor([[80.0, 60, 110, 100], [10, 10, 40, 40]]), atol=0.9, rtol=0
+    )
+    code, err = predict(
+        tune, scene, run, tmp_path / "m.tif", "--prompts", tmp_path / "boxes.geojson"
+    )
+    assert code == 0, err
+    record = json.loads((tmp_path / "m.prediction.json").read_text())
+    assert record["prompts"]["kind"] == "polygons"
+    frame.drop(columns="label").to_file(tmp_path / "bare.geojson")
+    with pytest.raises(
+        DataError, match=r"nothing says which polygons are of which label, house, r"
+    ):
+        read_prompts(tmp_path / "bare.geojson", grid, LABELS)
 
 
 def test_what_is_refused(tune, tmp_path, run, scene):

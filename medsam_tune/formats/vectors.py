@@ -106,6 +106,16 @@ def read(
     return frame, notes
 
 
+def columns_of(path: Path) -> list[str]:
+    """Names of the columns, besides the shapes.
+
+    Raises:
+        DataError: as by `read`.
+    """
+    frame, _ = read(path)
+    return [str(one) for one in frame.columns if one != frame.geometry.name]
+
+
 def write(path: Path, frame: Any) -> None:
     """Write polygons, whole or not at all.
 

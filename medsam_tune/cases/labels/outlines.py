@@ -137,7 +137,14 @@ class Outlines:
         """Label id of each polygon, 0 for the background."""
         if not self.coding.column:
             only = [number for number in labels if labels[number] != IGNORE]
-            return [only[0] if len(only) == 1 else 1] * len(frame)
+            if len(only) != 1:
+                raise DataError(
+                    f"{self.path}: nothing says which polygons are of which label, "
+                    f"{listed(labels[number] for number in only)}; expected a column that does: "
+                    'label in prompts; in training, {"column": "type", "classes": [...]} in '
+                    "classes.json."
+                )
+            return only * len(frame)
         meant = {str(number): number for number in labels}
         meant |= {name: number for number, name in labels.items()} | dict(self.coding.values)
         texts = self._column(frame)

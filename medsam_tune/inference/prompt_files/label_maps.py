@@ -17,6 +17,7 @@ from medsam_tune.cases.classes import coding_said
 from medsam_tune.cases.labels.grid import placed
 from medsam_tune.cases.labels.open import open_label
 from medsam_tune.errors import DataError, listed
+from medsam_tune.formats import vectors
 from medsam_tune.formats.mending import Mending
 from medsam_tune.formats.volume import with_meta_of
 from medsam_tune.inference.prompt_files.spreading import spread_out
@@ -26,6 +27,7 @@ from medsam_tune.slices.cut import cut_label
 from medsam_tune.slices.frames import ScanGrid
 from medsam_tune.slices.objects import numbered
 
+_COLUMN = "label"  # of polygons among prompts: id or name
 SCRIBBLES = "scribbles"
 """Kind of prompts beside those of `simulated_prompts`: the voxels are what was drawn."""
 
@@ -80,6 +82,10 @@ def read_label_map(
     check_kind(kind, jitter)
     said = coding_said(coding or {}, None, path)
     colours = {colour: i if i in labels else 0 for colour, i in said.colours.items()}
+    if vectors.is_vector(path):
+        columns = vectors.columns_of(path)
+        column = next((one for one in (said.column, _COLUMN) if one in columns), "")
+        said = replace(said, column=column)
     opened = open_label(path, replace(said, colours=colours))
     label = opened.onto(_image_on(grid), Path("the scan"), labels, Mending())
     truth, _ = cut_label(label, grid)
@@ -160,6 +166,7 @@ def _image_on(grid: ScanGrid) -> MetaTensor:
         "guess": grid.guess,
         "series_uid": grid.series,
         "frame_uid": grid.frame,
+        "georeference": grid.georeference,
     }
     voxels = torch.zeros(1).expand(1, *grid.shape)
     return MetaTensor(voxels, affine=torch.from_numpy(grid.affine), meta=meta)

@@ -8,6 +8,7 @@ from typing import Any
 
 from medsam_tune.errors import DataError
 from medsam_tune.files import read_json
+from medsam_tune.formats import vectors
 from medsam_tune.formats.open import dicom_modality, format_of
 from medsam_tune.inference.prompt_files.given import on_slices
 from medsam_tune.inference.prompt_files.label_maps import read_label_map
@@ -70,7 +71,9 @@ def read_prompts(
 
     **A label map** on the scan's grid, or what else `cases.labels.open` opens: the prompts that
     `simulated_prompts` takes of it by `prompts_as`, or by "scribbles" its voxels as points inside,
-    at most 16 on a slice, from which each label is followed.
+    at most 16 on a slice, from which each label is followed. Polygons on the ground are one too: of
+    GeoPackage, GeoJSON or a shapefile, such as boxes; their column `label` says the label, by id or
+    name, unless training had another.
 
     Args:
         source: file, folder, or parsed content of a JSON file, in which arrays may stand for lists.
@@ -110,6 +113,8 @@ def read_prompts(
             "Slicer, or a label map. `medsam-tune prompts SCAN --output boxes.json` writes one to "
             "fill in."
         )
+    if vectors.is_vector(path):
+        return read_label_map(path, grid, labels, prompts_as, jitter, seed, components, coding)
     if path.is_file() and (path.suffix.lower() == ".json" or _holds_json(path)):
         stem = path.name.removesuffix(path.suffix).removesuffix(".mrk")
         return _of_json(read_json(path), grid, labels, str(path), stem)
@@ -122,11 +127,13 @@ def read_prompts(
 
 
 def kind_of_prompts(path: Path) -> str:
-    """What a file of prompts is: "prompt file", "markups" or "label map".
+    """What a file of prompts is: "prompt file", "markups", "polygons" or "label map".
 
     Raises:
         DataError: JSON that cannot be read.
     """
+    if vectors.is_vector(path):
+        return "polygons"
     if path.is_file() and (path.suffix.lower() == ".json" or _holds_json(path)):
         return "markups" if is_markups(read_json(path)) else "prompt file"
     return "label map"
