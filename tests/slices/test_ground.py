@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
 
 from medsam_tune.cases.datalist import Case
 from medsam_tune.cases.folders import find_cases
@@ -16,7 +17,7 @@ from medsam_tune.errors import DataError
 from medsam_tune.formats.open import load_image
 from medsam_tune.sam.build import build_sam
 from medsam_tune.slices.colours import Colours
-from medsam_tune.slices.cut import cut
+from medsam_tune.slices.cut import cut, seen_by
 from medsam_tune.slices.rules import ScanRules, rules_from
 from medsam_tune.slices.sensor import for_sensor
 from medsam_tune.slices.store import SliceStore
@@ -180,3 +181,16 @@ def test_four_bands_without_weights_for_the_fourth_are_three():
         weight[:, :3] = own
         image = torch.rand(1, 4, rgb.image_size, rgb.image_size)
         torch.testing.assert_close(four.encode(image), rgb.encode(image[:, :3]))
+
+
+def test_a_rule_says_nothing_of_pixels_without_data():
+    class White:
+        def __call__(self, image):
+            return torch.full(image.shape, 255, dtype=torch.uint8)
+
+    values = torch.ones(1, 3, 2, 1)
+    values[:, 0] = torch.nan
+    rules = replace(RULES, intensity=White())
+    found = seen_by(rules, MetaTensor(values, meta={"gaps": True}))
+    assert (found[:, 0] == 0).all()
+    assert (found[:, 1:] == 255).all()
