@@ -5,7 +5,8 @@
 DUBAI is the "Semantic segmentation of aerial imagery" data set of Humans in the Loop, unpacked:
 folders `Tile N` with `images` and `masks`. Each tile is held out once, the next one chooses the
 checkpoint, and the other two are trained on. Each step is a `medsam-tune` command; what is finished
-in WORK is not run again. The tables go to benchmarks/results/aerial.md.
+in WORK is not run again, so that `--tiles` and `--methods` can share out the work. The tables go
+to benchmarks/results/aerial.md.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from torch import cuda
 from training_step import machine
 
 from medsam_tune.cases.datalist import write_datalist
@@ -52,8 +54,10 @@ def command(*words: object) -> float:
 def folds(images: Path, work: Path) -> dict[str, Path]:
     """Held-out tile -> datalist."""
     named = [{"name": name, "color": colour} for name, colour in CLASSES.items()]
-    (work / "classes.json").write_text(json.dumps({"classes": [*named, IGNORED]}))
-    data = find_cases(images, classes=work / "classes.json")
+    classes = work / "classes.json"
+    if not classes.exists():
+        classes.write_text(json.dumps({"classes": [*named, IGNORED]}))
+    data = find_cases(images, classes=classes)
     found = {}
     for k, tile in enumerate(TILES):
         following = TILES[(k + 1) % len(TILES)]
@@ -65,7 +69,8 @@ def folds(images: Path, work: Path) -> dict[str, Path]:
         }
         found[tile] = work / f"without_{k + 1}.json"
         # All folds share the slices of one store.
-        write_datalist(replace(data, present={}, **cases), found[tile])
+        if not found[tile].exists():
+            write_datalist(replace(data, present={}, **cases), found[tile])
     return found
 
 
@@ -114,6 +119,7 @@ class Bench:
             options = ("--bundle", "image", "--datalist", datalist, "--output", folder)
             minutes = command("train", method, *options, *words, *resume)
             (folder / "minutes").write_text(f"{minutes:.1f}")
+            (folder / "machine").write_text(machine("cuda" if cuda.is_available() else "cpu"))
             command("evaluate", "--bundle", "image", "--run", folder)
         return folder
 
@@ -151,7 +157,7 @@ def main() -> None:
     settings += ("warmup_steps=20",)
     bench = Bench(arguments.work, settings, arguments.work / "slices")
     rows: dict[str, dict[str, dict[str, float]]] = {}
-    minutes = []
+    minutes, machines = [], set()
     for tile, datalist in folds(arguments.images, arguments.work).items():
         if tile not in arguments.tiles:
             continue
@@ -161,11 +167,14 @@ def main() -> None:
         for method in arguments.methods:
             folder = bench.tuned(tile, datalist, method)
             minutes.append(float((folder / "minutes").read_text()))
+            machines.add((folder / "machine").read_text())
             for kind, way in (("", f"`{method}`"), ("none", f"`{method}`, no prompt")):
                 found = scores(folder, kind)
                 rows.setdefault(way, {})[tile] = {k: v[0] for k, v in found.items()}
     text = HEAD.format(
-        machine=machine("cpu"), settings=" ".join(settings), minutes=f"{mean(minutes):.0f}"
+        machine="; ".join(sorted(machines)) or machine("cpu"),
+        settings=" ".join(settings),
+        minutes=f"{mean(minutes):.0f}",
     )
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(f"{text}\n\n{table(rows)}\n")

@@ -4,8 +4,8 @@
 
 DATA holds `publaynet` (pages with COCO's JSON) and `nuclei` (`images`, and `masks` of numbers of
 objects). Each of four folds is held out once: a document, or an image, is in one fold. Each step is
-a `medsam-tune` command; what is finished in WORK is not run again. The tables go to
-benchmarks/results/images.md.
+a `medsam-tune` command; what is finished in WORK is not run again, so that `--folds` can share out
+the work. The tables go to benchmarks/results/images.md.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 from aerial import command
+from torch import cuda
 from training_step import machine
 
 RESULTS = Path(__file__).parent / "results" / "images.md"
@@ -70,6 +71,7 @@ def runs(subject: Subject, datalist: Path, work: Path, method: str, sets: Sequen
         resume = ["--resume"] if (tuned / "run.json").exists() else []
         options = ("--overlay", subject.overlay, "--datalist", datalist, "--output", tuned)
         command("train", method, *image, *options, *words, *resume)
+        (tuned / "machine").write_text(machine("cuda" if cuda.is_available() else "cpu"))
         command("evaluate", *image, "--run", tuned, "--prompts", "slices,points,none")
     ways = {"zero-shot, boxes": zero / "evaluation", f"{method}, boxes": tuned / "evaluation"}
     ways |= {f"{method}, {kind}": tuned / "evaluation" / kind for kind in ("points", "none")}
@@ -111,28 +113,30 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[one.folder for one in SUBJECTS])
     parser.add_argument("--method", default="lora")
     parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--folds", type=int, nargs="*", default=[*range(FOLDS)])
     parser.add_argument("--settings", nargs="*", default=[], help="more settings, key=value")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     sets = [f"epochs={given.epochs}", *given.settings]
-    parts = [
-        "# Documents and microscopy\n",
-        f"`nano`, {given.method}, {', '.join(sets)}; {machine()}.",
-    ]
+    parts, machines = [], set()
     head = "label images objects ellipse Dice IoU border precision recall PQ".split()
     for subject in SUBJECTS:
         if subject.folder not in given.only:
             continue
         folders = defaultdict(list)
-        for datalist in datalists(subject, given.data, given.work):
+        lists = datalists(subject, given.data, given.work)
+        for datalist in (lists[k] for k in given.folds):
             for way, folder in runs(subject, datalist, given.work, given.method, sets).items():
                 folders[way].append(folder)
+            machines.add((given.work / f"{given.method}-{datalist.stem}" / "machine").read_text())
         for way, each in folders.items():
             lines = [head, ["---"] * len(head)]
             lines += [[name, *cells(rows)] for name, rows in rows_of(each).items()]
             table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
             parts.append(f"\n## {subject.folder}: {way}\n\n{table}")
-    RESULTS.write_text("\n".join(parts) + "\n")
+    where = "; ".join(sorted(machines))
+    start = f"# Documents and microscopy\n\n`nano`, {given.method}, {', '.join(sets)}; {where}."
+    RESULTS.write_text("\n".join([start, *parts]) + "\n")
     print(RESULTS.read_text())
 
 
