@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import runpy
 import shlex
@@ -19,6 +20,7 @@ from typing import Any
 from medsam_tune.errors import DataError, listed
 from medsam_tune.failures import report_in_one_line
 from medsam_tune.files import flat
+from medsam_tune.ranks import count, is_main, join, launch
 from medsam_tune.settings import RUN_ARGUMENTS, Typed, quoted, word
 
 # What MONAI itself reads in a component, beside the arguments of its `_target_`.
@@ -81,16 +83,21 @@ def training_configs(
     return ["train.yaml", *overlays]
 
 
-def run_bundle(bundle: str, configs: Sequence[str], overrides: Mapping[str, Any]) -> None:
+def run_bundle(
+    bundle: str, configs: Sequence[str], overrides: Mapping[str, Any], processes: int = 1
+) -> None:
     """Print `python -m monai.bundle run ...` on standard error and run it in this process.
 
     Args:
         bundle: see `bundle_folder`.
         configs: names of files in its configs/, or paths, later ones laid over earlier ones.
         overrides: setting -> value, or `Typed`. A value is data, whatever its text.
+        processes: of several, each has a GPU of this machine; `torchrun` starts them.
 
     Raises:
         DataError: a config that is in neither place.
+        SystemExit: several processes did not come to their end; the code is that of the first
+            that failed, or of the signal.
     """
     root = _shorter(bundle_folder(bundle))
     files = [str(_config(root / "configs", name)) for name in configs]
@@ -102,13 +109,18 @@ def run_bundle(bundle: str, configs: Sequence[str], overrides: Mapping[str, Any]
         for key, value in overrides.items()
     }
     lines = [f"--{key} {shlex.quote(text)}" for key, text in options.items()]
-    print("$ python -m monai.bundle run", *lines, sep=" \\\n    ", file=sys.stderr, flush=True)
+    launcher = "python" if processes == 1 else f"torchrun --standalone --nproc-per-node={processes}"
+    run = f"$ {launcher} -m monai.bundle run"
+    print(run, *lines, sep=" \\\n    ", file=sys.stderr, flush=True)
     sys.argv = ["monai.bundle", "run"]
     sys.argv += [part for key, text in options.items() for part in (f"--{key}", text)]
-    runpy.run_module("monai.bundle", run_name="__main__", alter_sys=False)
+    if processes == 1:
+        runpy.run_module("monai.bundle", run_name="__main__", alter_sys=False)
+    else:
+        launch(processes, ["-m", "monai.bundle", *sys.argv[1:]])
 
 
-def start(argv: Sequence[str] | None = None) -> None:
+def start(argv: Sequence[str] | None = None, *, ranks: bool = False) -> None:
     """Check the command line and the configs of this process; recipes call it before all else.
 
     MONAI adds an unknown setting silently, and passes an unknown argument on to a traceback.
@@ -116,6 +128,7 @@ def start(argv: Sequence[str] | None = None) -> None:
     Args:
         argv: arguments of `python -m monai.bundle`; those of this process if None. Anything but a
             `run` with a `--config_file` passes.
+        ranks: this is one of several processes, which meet here.
 
     Raises:
         ValueError: a setting that no config has or uses, an argument that a component does not
@@ -123,11 +136,14 @@ def start(argv: Sequence[str] | None = None) -> None:
     """
     if Path(sys.argv[0]).parts[-3:] == ("monai", "bundle", "__main__.py"):
         report_in_one_line()
-    if os.environ.get("WORLD_SIZE", "1") != "1":
+    if count() > 1 and not ranks:
         raise ValueError(
-            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}; expected one process. The recipes use one "
-            "GPU: start without torchrun."
+            f"WORLD_SIZE is {count()}; expected one process: this recipe uses one GPU. Lay "
+            "multi_gpu.yaml over it, or start it without torchrun."
         )
+    if not is_main():
+        logging.getLogger().setLevel(logging.WARNING)  # rank 0 says it for all
+    join()
     configs, overrides = _configs_and_overrides(argv)
     if not configs:
         return

@@ -15,6 +15,8 @@ from typing import Any, TextIO, TypeVar
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from medsam_tune.ranks import is_main
+
 T = TypeVar("T")
 
 EVERY = 30.0
@@ -46,7 +48,7 @@ class Progress:
         self.total = total
         self.unit = unit
         self.done = self._before = done
-        self._show = show
+        self._show = show = show and is_main()
         self._start = self._said = monotonic()
         self._tenth = 0
         self._stack = ExitStack()

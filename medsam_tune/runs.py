@@ -31,6 +31,7 @@ from medsam_tune.files import (
     write_json,
 )
 from medsam_tune.formats.mending import Mending
+from medsam_tune.ranks import is_main, wait
 from medsam_tune.sam.build import RANDOM
 from medsam_tune.slices.entries import MARKER
 from medsam_tune.version import __version__
@@ -150,6 +151,8 @@ class RunFolder:
         Raises:
             DataError: see `open`.
         """
+        if not is_main():
+            return
         self._refuse_others()
         if (self.path / LOCK).exists():
             hold_folder(self.path, "trains").release()
@@ -158,13 +161,19 @@ class RunFolder:
     def open(self) -> None:
         """Take the folder for this process, and write the record of a new training.
 
-        A training that was stopped before its first checkpoint starts again.
+        A training that was stopped before its first checkpoint starts again. Of several ranks,
+        the first takes the folder, and the others wait.
 
         Raises:
             DataError: another process trains into the folder; it holds a run that is not to be
                 resumed, or other files; no run is there to resume, or this one differs from it.
                 Nothing is written then.
         """
+        if is_main():
+            self._open()
+        wait()
+
+    def _open(self) -> None:
         self._refuse_others()
         self.path.mkdir(parents=True, exist_ok=True)
         lock = hold_folder(self.path, "trains")
@@ -219,7 +228,8 @@ class RunFolder:
             epoch: epochs that are complete.
             epochs: epochs that are wanted.
         """
-        write_state(self.path, state, epoch, epochs)
+        if is_main():
+            write_state(self.path, state, epoch, epochs)
 
 
 def write_record(run: str | Path, record: RunRecord) -> None:

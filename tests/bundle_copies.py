@@ -14,7 +14,7 @@ SOURCE, COPY = BUNDLES / "sam_volume", BUNDLES / "sam_image"
 _CONFIGS = (
     *("train.yaml", "prepare.yaml", "evaluate.yaml", "zero_shot.yaml", "inference.yaml"),
     *("method_full.yaml", "method_adapter.yaml", "method_lora.yaml", "method_prompt.yaml"),
-    *("no_prompt.yaml", "class_agnostic.yaml", "few_shot.yaml", "logging.conf"),
+    *("no_prompt.yaml", "class_agnostic.yaml", "few_shot.yaml", "multi_gpu.yaml", "logging.conf"),
 )
 SHARED = (
     *("LICENSE", "large_files.yml", "models/README.md"),

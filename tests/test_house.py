@@ -8,7 +8,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "medsam_tune"
 # From the ground up; rooms in one line do not import each other.
 STOREYS = [
-    ["version", "lazy"],
+    ["version", "lazy", "ranks"],
     ["errors", "console"],
     ["files", "settings", "failures"],
     ["formats"],

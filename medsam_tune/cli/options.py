@@ -49,6 +49,7 @@ CheckpointOfRun = Annotated[
 ImageSize = Annotated[
     int | None, typer.Option(help="Side of the model's input in pixels. Default: the model's own.")
 ]
+Gpus = Annotated[int, typer.Option(min=1, help="GPUs of this machine to use; a process for each.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")]
 Unfinished = Annotated[
     bool,
@@ -61,6 +62,21 @@ Series = Annotated[
     str | None,
     typer.Option(help="SeriesInstanceUID, or its end, if a DICOM folder holds several."),
 ]
+
+
+def refuse_gpus(gpus: int) -> list[str]:
+    """The config for several GPUs, or none for one; refuse more than there are.
+
+    Raises:
+        ValueError: torch sees fewer.
+    """
+    if gpus == 1:
+        return []
+    import torch
+
+    if (there := torch.cuda.device_count()) < gpus:
+        raise ValueError(f"--gpus is {gpus}; torch sees {there} on this machine.")
+    return ["multi_gpu.yaml"]
 
 
 def given(**options: Any) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from medsam_tune.cli.options import (
     Checkpoint,
     CheckpointOfRun,
     Datalist,
+    Gpus,
     ImageSize,
     Model,
     Overlay,
@@ -33,6 +34,7 @@ from medsam_tune.cli.options import (
     Set,
     Unfinished,
     given,
+    refuse_gpus,
     refuse_random,
     refuse_unknown,
 )
@@ -61,6 +63,7 @@ def train(
     resume: Annotated[
         bool, typer.Option(help="Continue the run in --output from where it stopped.")
     ] = False,
+    gpus: Gpus = 1,
     overlay: Overlay = None,
     set_: Set = None,
 ) -> None:
@@ -68,14 +71,15 @@ def train(
     refuse_unknown("method", method, METHODS)
     refuse_random(model, checkpoint)
     kind = training_configs(method, no_prompt=no_prompt, class_agnostic=class_agnostic)
-    configs = [*kind, *(overlay or [])]
+    configs = [*kind, *refuse_gpus(gpus), *(overlay or [])]
     overrides: dict[str, Any] = {"datalist": datalist, "output_dir": output, "model": model}
     overrides |= given(image_size=image_size, checkpoint=checkpoint)
     if resume:
         overrides["resume"] = True
     words = sys.argv[1:]
     try:
-        run_bundle(bundle, configs, overrides | read_settings(set_, [*overrides, "method"]))
+        settings = read_settings(set_, [*overrides, "method"])
+        run_bundle(bundle, configs, overrides | settings, gpus)
     except SystemExit as error:
         if error.code in STOPPED:
             words += [] if resume else ["--resume"]
@@ -107,6 +111,7 @@ def evaluate(
     checkpoint: Checkpoint = None,
     unfinished: Unfinished = False,
     bundle: Bundle = "volume",
+    gpus: Gpus = 1,
     overlay: Overlay = None,
     set_: Set = None,
 ) -> None:
@@ -123,8 +128,8 @@ def evaluate(
             raise DataError(f"{output}: holds an evaluation already; choose another --output.")
         overrides = {"datalist": datalist, "run_dir": output, "model": model}
         overrides |= given(prompts=kinds, image_size=image_size, checkpoint=checkpoint)
-        configs = ["evaluate.yaml", "zero_shot.yaml", *(overlay or [])]
-        run_bundle(bundle, configs, overrides | read_settings(set_, overrides))
+        configs = ["evaluate.yaml", "zero_shot.yaml", *refuse_gpus(gpus), *(overlay or [])]
+        run_bundle(bundle, configs, overrides | read_settings(set_, overrides), gpus)
         after_zero_shot(output, datalist, model, checkpoint, bundle)
     elif run is None:
         raise ValueError("give --run, the folder of a training run, or --zero-shot.")
@@ -136,9 +141,8 @@ def evaluate(
     else:
         overrides = {"run_dir": run} | given(datalist=datalist, checkpoint=checkpoint)
         overrides |= given(prompts=kinds, unfinished=unfinished or None)
-        run_bundle(
-            bundle, ["evaluate.yaml", *(overlay or [])], overrides | read_settings(set_, overrides)
-        )
+        configs = ["evaluate.yaml", *refuse_gpus(gpus), *(overlay or [])]
+        run_bundle(bundle, configs, overrides | read_settings(set_, overrides), gpus)
         after_evaluate(run, bundle, unfinished)
 
 

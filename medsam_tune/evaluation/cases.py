@@ -8,6 +8,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
+from itertools import chain, groupby, zip_longest
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,6 +28,7 @@ from medsam_tune.inference.canvas import Found, labels_of
 from medsam_tune.inference.inferers import EllipseInferer
 from medsam_tune.inference.simulated import parse_kind, parse_kinds, simulated_prompts
 from medsam_tune.prompts import SlicePrompts
+from medsam_tune.ranks import gathered, is_main
 from medsam_tune.slices.frames import resized
 from medsam_tune.slices.objects import numbered
 from medsam_tune.slices.store import PreparedCase
@@ -195,7 +197,8 @@ class CaseScores:
     `engine.state.metrics` gets `mean_dice`, `mean_iou` and `mean_ellipse_dice`, the means over the
     kinds, as far as there is something to score; of several kinds also those of each, as
     `mean_dice/box3d`. An evaluation that an error ends writes its files as well, unless those of
-    an earlier one are there; `stopped_by` in `summary.json` is then the error, else null.
+    an earlier one are there; `stopped_by` in `summary.json` is then the error, else null. Several
+    ranks score their cases each, and have all scores at the end; the first writes.
 
     Args:
         labels: label id -> name.
@@ -263,6 +266,7 @@ class CaseScores:
         )
 
     def _finish(self, engine: Engine) -> None:
+        self.scores = together(gathered(self.scores))
         summary = summarise_kinds(self.scores)
         engine.state.metrics |= _means(summary["by_prompts"])
         self._write(engine, summary, None)
@@ -274,7 +278,7 @@ class CaseScores:
         raise error
 
     def _write(self, engine: Engine, summary: Mapping[str, Any], stopped_by: str | None) -> None:
-        if self.results is not None:
+        if self.results is not None and is_main():
             content = {**self.about, **summary, "stopped_by": stopped_by}
             write_scores(self.results.scratch, self.scores, content)
             self.results.finish()
@@ -295,6 +299,24 @@ def _numbers(
     if found is not None and found.shape == truth.shape:
         return found.cpu().numpy().astype(np.int32), objects
     return numbered(prediction.cpu().numpy(), smallest), objects
+
+
+def together(parts: Sequence[Mapping[str, Sequence[Score]]]) -> dict[str, list[Score]]:
+    """The scores of all cases, as one process would have them.
+
+    Args:
+        parts: of each rank, kind of prompts -> scores of its share of the cases, see `ranks.Share`.
+    """
+    found: dict[str, list[Score]] = {}
+    for kind in parts[0]:
+        cases = [
+            [list(group) for _, group in groupby(part[kind], key=lambda score: score.case)]
+            for part in parts
+        ]
+        in_turn = [group for row in zip_longest(*cases, fillvalue=[]) for group in row if group]
+        # The last ones of some are those of others once more.
+        found[kind] = [*chain(*{group[0].case: group for group in in_turn}.values())]
+    return found
 
 
 def _means(by_prompts: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from medsam_tune.errors import DataError, listed
 from medsam_tune.inference.simulated import parse_kind
+from medsam_tune.ranks import is_main, wait
 
 _OURS = {"metrics.csv", "summary.json", "overlays"}
 
@@ -54,12 +55,16 @@ class ResultFolder:
     def open(self) -> None:
         """Make the scratch folder, without what a killed evaluation left in it.
 
+        Of several ranks, the first does so, and the others wait.
+
         Raises:
             DataError: see `refuse_others`.
         """
-        self.refuse_others()
-        shutil.rmtree(self.scratch, ignore_errors=True)
-        self.scratch.mkdir(parents=True)
+        if is_main():
+            self.refuse_others()
+            shutil.rmtree(self.scratch, ignore_errors=True)
+            self.scratch.mkdir(parents=True)
+        wait()
 
     def finish(self) -> None:
         """Put the results in their place."""

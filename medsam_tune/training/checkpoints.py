@@ -20,6 +20,7 @@ from medsam_tune.cases.datalist import Case
 from medsam_tune.errors import DataError
 from medsam_tune.files import written_whole
 from medsam_tune.methods.tuned import load_tuned_tensors, save_tuned, tuned_tensors
+from medsam_tune.ranks import is_main
 from medsam_tune.runs import RunFolder
 from medsam_tune.sam.model import PromptableSam
 from medsam_tune.seen import keep_split
@@ -62,7 +63,8 @@ class KeepBest:
         better = value > self.best
         if better:
             self.best = value
-            save_tuned(self.model, self.path, self.labels)
+            if is_main():
+                save_tuned(self.model, self.path, self.labels)
         engine.logger.info(
             f"validation {self.metric} {value:.4f}, best {self.best:.4f}"
             + (f", kept in {self.path}" if better else "")
@@ -201,7 +203,7 @@ class KeepLast:
 
     def _start(self, engine: Engine) -> None:
         self._saved_at = time.monotonic()
-        if self.split is not None:
+        if self.split is not None and is_main():
             keep_split(
                 self.folder,
                 **{
@@ -260,9 +262,10 @@ class KeepLast:
             name: part.state_dict() for name, part in self._parts(engine).items()
         }
         state |= {"random": self.random.state_dict(), "pending": pending}
-        # A stream of Python's: a full disk is an OSError then.
-        with written_whole(self.folder.last) as file, file.open("wb") as stream:
-            torch.save(state, stream)
+        if is_main():
+            # A stream of Python's: a full disk is an OSError then.
+            with written_whole(self.folder.last) as file, file.open("wb") as stream:
+                torch.save(state, stream)
         self._saved_at, self._saved_step = time.monotonic(), engine.state.iteration
 
     def _after_step(self, engine: Engine) -> None:

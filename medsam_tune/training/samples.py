@@ -12,6 +12,7 @@ from monai.data import get_track_meta, set_track_meta
 from monai.transforms import Randomizable
 from torch.utils.data import Dataset, Sampler
 
+from medsam_tune import ranks
 from medsam_tune.errors import DataError, listed
 from medsam_tune.slices.store import PreparedCase
 
@@ -125,16 +126,27 @@ class SeededSampler(Sampler[tuple[int, int]]):
     Epochs continue one endless sequence of shuffled passes. So each slice is drawn equally often,
     for any length of an epoch.
 
+    Of several ranks (`medsam_tune.ranks`), each takes its batches in turn, so that together they
+    take the batches that one process would take of `batch_size` times their number; an epoch is
+    then lengthened until all have as many.
+
     Args:
         length: length of the dataset.
         seed: seed of the order and of the samples.
         num_samples: length of an epoch; by default one pass.
+        batch_size: samples of a batch of a rank.
     """
 
-    def __init__(self, length: int, seed: int = 0, num_samples: int | None = None) -> None:
+    def __init__(
+        self, length: int, seed: int = 0, num_samples: int | None = None, batch_size: int = 1
+    ) -> None:
         self.size = length
         self.seed = seed
         self.num_samples = self.size if num_samples is None else num_samples
+        self.batch_size = batch_size
+        if ranks.count() > 1:
+            together = batch_size * ranks.count()
+            self.num_samples = -(-self.num_samples // together) * together
         self.epoch = 0
         self.done = 0
         if self.size < 1 or self.num_samples < 1:
@@ -147,23 +159,31 @@ class SeededSampler(Sampler[tuple[int, int]]):
 
         Args:
             epoch: number of the epoch.
-            done: samples of the epoch that the next iteration passes over.
+            done: samples of the epoch, of this rank, that the next iteration passes over.
         """
         self.epoch = epoch
         self.done = done
 
     def __len__(self) -> int:
-        return self.num_samples
+        return self.num_samples // ranks.count()
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
+        mine = 0
+        for place, sample in enumerate(self._all()):
+            if place // self.batch_size % ranks.count() == ranks.rank():
+                mine += 1
+                if mine > self.done:
+                    yield sample
+
+    def _all(self) -> Iterator[tuple[int, int]]:
+        """The samples of all ranks in an epoch."""
         start = self.epoch * self.num_samples
         stop = start + self.num_samples
-        seeds = np.random.default_rng([self.seed, 1, self.epoch]).integers(2**31, size=len(self))
+        seeds = np.random.default_rng([self.seed, 1, self.epoch]).integers(2**31, size=stop - start)
         place = 0
         for number in range(start // self.size, -(-stop // self.size)):
             order = np.random.default_rng([self.seed, 0, number]).permutation(self.size)
             begin = number * self.size
             for index in order[max(start - begin, 0) : stop - begin]:
-                if place >= self.done:
-                    yield int(index), int(seeds[place])
+                yield int(index), int(seeds[place])
                 place += 1

@@ -11,6 +11,8 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 
+from medsam_tune.ranks import largest
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -18,7 +20,7 @@ class StopAtSignal:
     """Handler of a trainer and of its validator: a signal ends both after the current step.
 
     What is then saved is the trainer's matter, see `checkpoints.KeepLast`. A second signal ends the
-    process at once.
+    process at once. A signal to one of several ranks is one to all, so that they end at one step.
 
     Attributes:
         received: number of the signal, or None.
@@ -43,6 +45,7 @@ class StopAtSignal:
         self.restore()
 
     def _end(self, engine: Engine) -> None:
+        self.received = largest(self.received or 0) or None
         if self.received is not None:
             engine.terminate(skip_completed=True)
 

@@ -1,0 +1,207 @@
+"""Ranks: the processes of one training or evaluation on several GPUs, as `torchrun` starts them.
+
+One process alone is rank 0 of 1: every function works there as well, and waits for nobody.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from torch.nn.parallel import DistributedDataParallel
+
+T = TypeVar("T")
+
+_WORDS: list[Any] = []  # the group of processes that the ranks speak in, on the CPU
+
+
+def count() -> int:
+    """Number of processes."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """Number of this process, 0 to `count() - 1`."""
+    return int(os.environ.get("RANK", "0")) if count() > 1 else 0
+
+
+def is_main() -> bool:
+    """Whether this is rank 0, which writes all files and speaks to the user."""
+    return rank() == 0
+
+
+def device() -> torch.device:
+    """The GPU of this process, or the CPU where torch sees no GPU.
+
+    Raises:
+        ValueError: the machine has fewer GPUs than it has processes.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    local, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if local >= there:
+        raise ValueError(
+            f"process {local + 1} of this machine has no GPU: torch sees {there}; start as many "
+            "processes as there are GPUs (--gpus, or --nproc-per-node)."
+        )
+    return torch.device("cuda", local)
+
+
+def join() -> None:
+    """Meet the other processes, before anything else is done; one process alone has nobody to meet.
+
+    Raises:
+        RuntimeError: some of them do not come.
+    """
+    if count() == 1 or _WORDS:
+        return
+    import torch.distributed as dist
+
+    place = device()
+    if place.type == "cuda":
+        import torch
+
+        torch.cuda.set_device(place)
+        dist.init_process_group("nccl", device_id=place)
+        _WORDS.append(dist.new_group(backend="gloo"))
+    else:
+        dist.init_process_group("gloo")
+        _WORDS.append(dist.group.WORLD)
+
+
+def leave() -> None:
+    """Part from the others, at the end of a run."""
+    if _WORDS:
+        import torch.distributed as dist
+
+        _WORDS.clear()
+        dist.destroy_process_group()
+
+
+def wait() -> None:
+    """Wait until all processes are here."""
+    largest(0)
+
+
+def gathered(value: T) -> list[T]:
+    """The values of all processes, by rank.
+
+    Args:
+        value: what this process has; it can be pickled.
+
+    Raises:
+        SystemExit: another process has ended, and said why; so do this and the next.
+    """
+    if count() == 1:
+        return [value]
+    import torch.distributed as dist
+
+    found: list[Any] = [None] * count()
+    with _ending_with_others():
+        dist.all_gather_object(found, value, _WORDS[0])
+    return found
+
+
+def largest(value: int) -> int:
+    """The largest of the values of all processes."""
+    if count() == 1:
+        return value
+    import torch
+    import torch.distributed as dist
+
+    found = torch.tensor(value)
+    with _ending_with_others():
+        dist.all_reduce(found, dist.ReduceOp.MAX, _WORDS[0])
+    return int(found)
+
+
+@contextmanager
+def _ending_with_others() -> Iterator[None]:
+    """End this process where another has ended, whose connection is then closed."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise SystemExit(1) from error
+
+
+def launch(processes: int, words: Sequence[str]) -> None:
+    """Start processes on this machine as `torchrun --standalone` does, and wait for their end.
+
+    Args:
+        processes: number of them, each with its GPU.
+        words: what the Python interpreter runs, such as `["-m", "monai.bundle", "run", ...]`.
+
+    Raises:
+        SystemExit: one of them failed, which ends the others; the code is its own, or 128 plus the
+            number of its signal.
+    """
+    import logging
+
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    # A rank says itself what went wrong.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+    )
+    try:
+        elastic_launch(config, sys.executable)(*words)
+    except ChildFailedError as error:
+        code = error.get_first_failure()[1].exitcode
+        raise SystemExit(code if code > 0 else 128 - code) from None
+    except SignalException as error:
+        raise SystemExit(128 + error.sigval) from None
+
+
+def parallel(network: nn.Module, device: torch.device) -> nn.Module | DistributedDataParallel:
+    """The network as the trainer calls it: gradients are the means over all processes.
+
+    Args:
+        network: network on its device; it keeps the weights, so save and validate this one.
+        device: device of this process.
+    """
+    if count() == 1:
+        return network
+    from torch.nn.parallel import DistributedDataParallel
+
+    # A batch may lack points, say; then the prompt encoder's weights for them have no gradient.
+    trained = [name for name, one in network.named_parameters() if one.requires_grad]
+    return DistributedDataParallel(
+        network,
+        device_ids=[device] if device.type == "cuda" else None,
+        find_unused_parameters=any(name.startswith("prompt_encoder") for name in trained),
+    )
+
+
+class Share:
+    """Sampler of this process's share of a data set: every `count()`-th item, in order.
+
+    All shares are equally long; the last items of some may be items of others once more.
+
+    Args:
+        length: length of the data set.
+    """
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return -(-self.length // count())
+
+    def __iter__(self) -> Iterator[int]:
+        return ((rank() + count() * number) % self.length for number in range(len(self)))

@@ -1,0 +1,128 @@
+"""Two processes on the CPU train and evaluate as one does, and end together."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from medsam_tune.synthetic.phantom import write_phantoms
+
+pytestmark = pytest.mark.faults
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "bundles" / "sam_volume" / "configs"
+TRAIN = {"datalist": "d.json", "image_size": 64, "epochs": 2, "epoch_slices": 24, "warmup_steps": 2}
+LAUNCH = "import sys; from medsam_tune.ranks import launch; launch(2, sys.argv[1:])"
+
+
+def started(folder: Path, processes: int, config: str, **settings: Any) -> subprocess.Popen[str]:
+    """A run of a config by one or two processes."""
+    names = [config, *(["multi_gpu.yaml"] if processes == 2 else [])]
+    files = ",".join(f"'{CONFIGS / name}'" for name in names)
+    words = [sys.executable, *(["-c", LAUNCH] if processes == 2 else [])]
+    words += ["-m", "monai.bundle", "run"]
+    words += ["--config_file", f"[{files}]", "--bundle_root", str(CONFIGS.parent)]
+    words += [part for key, value in settings.items() for part in (f"--{key}", str(value))]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        words,
+        cwd=folder,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def done(process: subprocess.Popen[str], code: int = 0) -> str:
+    """What a run said, which ended with a code."""
+    text, _ = process.communicate(timeout=300)
+    assert process.returncode == code, text[-3000:]
+    return text
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Phantoms, their datalist, and a run `one`."""
+    folder = tmp_path_factory.mktemp("ranks")
+    write_phantoms(folder / "data", 6, shape=(48, 40, 8), spacing=(7.2, 6.4, 15.0))
+    words = ["split", "data", "--out", "d.json", "--fractions", "0.34", "0.34", "0.32"]
+    code = "from medsam_tune.cli import app; app()"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code, *words], cwd=folder, env=environment, check=True)
+    done(started(folder, 1, "train.yaml", output_dir="one", batch_size=4, **TRAIN))
+    return folder
+
+
+def losses(run: Path) -> list[float]:
+    """The validation Dice of each epoch, which the first rank wrote."""
+    events = EventAccumulator(str(run / "logs")).Reload()
+    tag = next(name for name in events.Tags()["scalars"] if name.endswith("mean_dice"))
+    return [event.value for event in events.Scalars(tag)]
+
+
+def test_two_processes_train_and_evaluate_as_one(folder: Path) -> None:
+    done(started(folder, 2, "train.yaml", output_dir="two", batch_size=2, **TRAIN))
+    one, two = (torch.load(folder / name / "last.pt", weights_only=True) for name in ("one", "two"))
+    assert one["trainer"]["iteration"] == two["trainer"]["iteration"] == 12
+    for name, tensor in one["tuned"].items():
+        torch.testing.assert_close(two["tuned"][name], tensor, atol=2e-3, rtol=0, msg=name)
+    assert two["best"]["best"] == pytest.approx(one["best"]["best"], abs=2e-3)
+    assert losses(folder / "two") == pytest.approx(losses(folder / "one"), abs=2e-3)
+
+    done(started(folder, 1, "evaluate.yaml", run_dir="two", output_dir="alone"))
+    done(started(folder, 2, "evaluate.yaml", run_dir="two", output_dir="together"))
+    for name in ("metrics.csv", "box3d/metrics.csv"):
+        assert (folder / "together" / name).read_text() == (folder / "alone" / name).read_text()
+    alone, together = (
+        json.loads((folder / name / "summary.json").read_text()) for name in ("alone", "together")
+    )
+    assert together == alone
+    with (folder / "together" / "metrics.csv").open() as file:
+        assert len({row["case"] for row in csv.DictReader(file)}) == 2
+    assert {path.name for path in (folder / "together" / "overlays").iterdir()} == {
+        path.name for path in (folder / "alone" / "overlays").iterdir()
+    }
+
+
+def test_a_killed_process_ends_both_and_the_run_goes_on(folder: Path) -> None:
+    settings = TRAIN | {"epochs": 400}
+    process = started(folder, 2, "train.yaml", output_dir="killed", batch_size=2, **settings)
+    until = time.monotonic() + 200
+    while not (folder / "killed" / "state.json").exists() or (
+        json.loads((folder / "killed" / "state.json").read_text())["epoch"] < 1
+    ):
+        assert time.monotonic() < until, "no epoch in time"
+        time.sleep(0.2)
+    listing = subprocess.run(
+        ["ps", "-eww", "-o", "pid,args"], capture_output=True, text=True, check=True
+    )
+    ranks = [
+        int(line.split()[0])
+        for line in listing.stdout.splitlines()
+        if "output_dir killed" in line and "launch(2" not in line
+    ]
+    os.kill(max(ranks), signal.SIGKILL)
+    done(process, code=128 + signal.SIGKILL)
+    settings = TRAIN | {"epochs": 3, "resume": "True"}
+    text = done(started(folder, 2, "train.yaml", output_dir="killed", batch_size=2, **settings))
+    assert "resumed from" in text
+    state = json.loads((folder / "killed" / "state.json").read_text())
+    assert state == {"state": "finished", "epoch": 3, "epochs": 3}
+
+
+def test_a_folder_that_is_taken_is_refused_by_both(folder: Path) -> None:
+    text = done(started(folder, 2, "train.yaml", output_dir="one", batch_size=2, **TRAIN), code=1)
+    assert text.count("holds a run already") == 1
+    assert "Traceback" not in text

@@ -1,0 +1,77 @@
+"""One process alone waits for nobody; several share out what one would do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from medsam_tune import ranks
+from medsam_tune.training.samples import SeededSampler
+
+
+def as_rank(monkeypatch: pytest.MonkeyPatch, rank: int, count: int) -> None:
+    """Be one of several, as far as the environment says it."""
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("WORLD_SIZE", str(count))
+
+
+def test_one_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "3")  # of a scheduler that means something else by it
+    assert (ranks.rank(), ranks.count(), ranks.is_main()) == (0, 1, True)
+    ranks.join()
+    ranks.wait()
+    assert ranks.gathered("a") == ["a"]
+    assert ranks.largest(15) == 15
+    network = nn.Linear(2, 2)
+    assert ranks.parallel(network, torch.device("cpu")) is network
+    assert [*ranks.Share(3)] == [0, 1, 2]
+    ranks.leave()
+
+
+@pytest.mark.parametrize(("length", "count"), [(7, 3), (2, 4), (6, 2)])
+def test_shares_are_equally_long_and_hold_all(
+    monkeypatch: pytest.MonkeyPatch, length: int, count: int
+) -> None:
+    shares = []
+    for rank in range(count):
+        as_rank(monkeypatch, rank, count)
+        share = ranks.Share(length)
+        shares.append([*share])
+        assert len(share) == len(shares[-1])
+    assert len({len(each) for each in shares}) == 1
+    assert {index for each in shares for index in each} == {*range(length)}
+    in_turn = [index for row in zip(*shares, strict=True) for index in row]
+    assert in_turn[:length] == [*range(length)]
+
+
+def test_batches_together_are_those_of_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = SeededSampler(10, seed=3, num_samples=24)
+    one.set_epoch(2)
+    whole = [*one]
+    parts = []
+    for rank in range(2):
+        as_rank(monkeypatch, rank, 2)
+        sampler = SeededSampler(10, seed=3, num_samples=24, batch_size=4)
+        sampler.set_epoch(2)
+        parts.append([*sampler])
+        assert len(sampler) == len(parts[-1]) == 12
+        sampler.set_epoch(2, done=4)
+        assert [*sampler] == parts[-1][4:]
+    in_turn = [one for start in (0, 4, 8) for part in parts for one in part[start : start + 4]]
+    assert in_turn == whole
+
+
+def test_an_epoch_is_lengthened_until_all_have_as_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    as_rank(monkeypatch, 1, 2)
+    sampler = SeededSampler(10, num_samples=9, batch_size=4)
+    assert len(sampler) == len([*sampler]) == 8
+
+
+def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert ranks.device() == torch.device("cuda", 0)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(ValueError, match="process 2 of this machine has no GPU: torch sees 1"):
+        ranks.device()
