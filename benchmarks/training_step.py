@@ -5,13 +5,14 @@
 
 Each row is measured in a process of its own, all in one run on one machine, from random weights
 (stock and ours have the same in the encoder rows). The stock loop is what tutorials write: one
-image at a time through `segment_anything`'s three parts, the losses summed. On a GPU both run under
-the same bfloat16 autocast.
+image at a time through `segment_anything`'s decoder, the losses summed. On a GPU both run under
+the same bfloat16 autocast; `benchmarks/gpu.sh` measures more there.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import platform
 import statistics
@@ -22,37 +23,42 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache
 from pathlib import Path
 
 import torch
-from segment_anything.modeling import (
-    ImageEncoderViT,
-    MaskDecoder,
-    PromptEncoder,
-    Sam,
-    TwoWayTransformer,
-)
+from stock import BOXES, mask_loss, operations, stock_sam, stock_step
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from medsam_tune.files import written_whole
 from medsam_tune.methods import METHODS, apply_method
-from medsam_tune.sam.build import architecture, build_sam
+from medsam_tune.prompts import Prompts
+from medsam_tune.sam.build import RANDOM, build_sam
 from medsam_tune.sam.encoder import split_qkv
-from medsam_tune.training.losses import mask_losses, shares
+from medsam_tune.sam.model import PromptableSam
 
 RESULTS = Path(__file__).parent / "results"
 ENCODERS = ("stock encoder", "our encoder")
 LOOPS = ("stock loop, full", "stock loop, decoder")
 OURS = (*METHODS, "full, checkpointed")
-BOXES = 4
 
 
 @dataclass(frozen=True)
 class Job:
-    """What one process measures."""
+    """What one process measures.
+
+    Attributes:
+        row: one of `ENCODERS` or `LOOPS`, or a method; with ", checkpointed", ", compiled" or
+            ", from embeddings" (a method that leaves the encoder as it is) after it.
+        model: architecture.
+        image_size: S, pixels.
+        batch: images.
+        device: "cpu" or "cuda".
+        repeats: timed runs.
+        amp: bfloat16 autocast.
+    """
 
     row: str
     model: str
@@ -60,95 +66,84 @@ class Job:
     batch: int
     device: str
     repeats: int
+    amp: bool = False
 
 
 @dataclass(frozen=True)
 class Result:
-    """What it found; seconds of each repeat, memory beyond what the model itself takes."""
+    """What it found.
+
+    Attributes:
+        trained: numbers that the optimizer has.
+        seconds: of each repeat.
+        mebibytes: peak beyond what the model itself takes.
+        weights: what that is, MiB.
+        check: relative difference of our encoder's result from stock's, with the same weights.
+    """
 
     trained: int
     seconds: list[float]
     mebibytes: float
-    flops: float
+    weights: float
     check: float
 
 
-def stock_sam(name: str, size: int) -> Sam:
-    """A stock SAM of any architecture and input size, positions not zero."""
-    arch = architecture(name)
-    grid = size // 16
-    encoder = ImageEncoderViT(
-        img_size=size,
-        embed_dim=arch.width,
-        depth=arch.depth,
-        num_heads=arch.heads,
-        out_chans=arch.decoder_width,
-        norm_layer=partial(nn.LayerNorm, eps=1e-6),
-        use_rel_pos=True,
-        window_size=arch.window,
-        global_attn_indexes=arch.global_blocks,
-    )
-    for key, parameter in encoder.named_parameters():
-        if "pos" in key:
-            nn.init.normal_(parameter, std=0.1)
-    width = arch.decoder_width
-    return Sam(
-        encoder,
-        PromptEncoder(width, (grid, grid), (size, size), 16),
-        MaskDecoder(
-            transformer_dim=width,
-            transformer=TwoWayTransformer(2, width, 8, arch.decoder_mlp),
-        ),
-    )
-
-
-def mask_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """Dice and cross-entropy of (B, P, h, w) logits and (B, P, S, S) masks."""
-    return mask_losses(logits, shares(masks, logits)).mean()
-
-
-def stock_step(sam: Sam, image: Tensor, boxes: Tensor, masks: Tensor) -> Tensor:
-    """The loop of the tutorials."""
-    loss = image.new_zeros(())
-    trains = any(p.requires_grad for p in sam.image_encoder.parameters())
-    for b in range(len(image)):
-        with torch.set_grad_enabled(trains):
-            embedding = sam.image_encoder(image[b : b + 1])
-        sparse, dense = sam.prompt_encoder(points=None, boxes=boxes[b], masks=None)
-        logits, _ = sam.mask_decoder(
-            embedding, sam.prompt_encoder.get_dense_pe(), sparse, dense, multimask_output=False
-        )
-        loss = loss + mask_loss(logits[:, 0][None], masks[b][None])
-    return loss / len(image)
+@cache
+def random_sam(name: str, size: int, device: str) -> PromptableSam:
+    """A SAM with random weights, made on the device: vit_h would take half a minute on a CPU."""
+    with torch.device("meta"):
+        sam = build_sam(name, RANDOM, image_size=size)
+    sam.to_empty(device=device)
+    generator = torch.Generator(device).manual_seed(0)
+    for key, tensor in sam.state_dict().items():
+        if tensor.ndim > 1:
+            tensor.normal_(std=0.02, generator=generator)
+        else:
+            tensor.fill_(float(key.endswith("weight")))
+    sam.pixel_mean.fill_(0.5)
+    sam.pixel_std.fill_(0.25)
+    return sam
 
 
 def prepared(job: Job) -> tuple[nn.Module, Callable[[], Tensor], Callable[[], Tensor] | None]:
     """The model, what makes its loss (or embedding), and what stock makes of the same, if asked."""
     torch.manual_seed(0)
+    what, *how = job.row.split(", ")
     image = torch.rand(job.batch, 3, job.image_size, job.image_size, device=job.device)
     lower = torch.rand(job.batch, BOXES, 2, device=job.device) * job.image_size / 2
     boxes = torch.cat([lower, lower + job.image_size / 4], -1)
     axis = torch.arange(job.image_size, device=job.device) + 0.5
     inside = (axis > boxes[..., None][..., :2, :]) & (axis < boxes[..., None][..., 2:, :])
     masks = inside[..., 1, :, None] & inside[..., 0, None, :]  # (B, P, S, S)
-    if job.row.startswith("stock") or job.row in ENCODERS:
-        stock = stock_sam(job.model, job.image_size).to(job.device)
-        if job.row.startswith("stock loop"):
-            stock.prompt_encoder.requires_grad_(False)
-            stock.image_encoder.requires_grad_(job.row.endswith("full"))
-            return stock, lambda: stock_step(stock, image, boxes, masks), None
-        if job.row == "stock encoder":
+    if what.startswith("stock"):
+        stock = stock_sam(job.model, job.image_size, job.device)
+        if what == "stock encoder":
             return stock, lambda: stock.image_encoder(image), None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the weights are random
-        sam = build_sam(job.model, image_size=job.image_size).to(job.device)
-        if job.row == "our encoder":
-            state = {f"image_encoder.{k}": v for k, v in stock.image_encoder.state_dict().items()}
-            sam.load_state_dict(split_qkv(state), strict=False)
-            return sam, lambda: sam.image_encoder(image), lambda: stock.image_encoder(image)
-        apply_method(sam.train(), job.row.partition(",")[0])
-    sam.image_encoder.gradient_checkpointing = job.row.endswith("checkpointed")
-    return sam, lambda: mask_loss(sam(image, boxes), masks), None
+        stock.prompt_encoder.requires_grad_(False)
+        stock.image_encoder.requires_grad_("full" in how)
+        return stock, lambda: stock_step(stock, image, boxes, masks), None
+    sam = deepcopy(random_sam(job.model, job.image_size, job.device))
+    sam.image_encoder.gradient_checkpointing = "checkpointed" in how
+    if what != "our encoder":
+        sam = apply_method(sam.train(), what).to(job.device)
+    if "compiled" in how:
+        sam.image_encoder.compile()
+    if what == "our encoder":
+        stock = stock_sam(job.model, job.image_size, job.device)
+        state = {f"image_encoder.{k}": v for k, v in stock.image_encoder.state_dict().items()}
+        sam.load_state_dict(split_qkv(state), strict=False)
+        return sam, lambda: sam.image_encoder(image), lambda: stock.image_encoder(image)
+    if "from embeddings" not in how:
+        return sam, lambda: mask_loss(sam(image, boxes), masks), None
+    grid = sam.prompt_encoder.image_embedding_size
+    kept = torch.rand(job.batch, sam.mask_decoder.transformer_dim, *grid).half()
+    kept = kept.pin_memory() if job.device == "cuda" else kept
+
+    def step() -> Tensor:
+        embedding = kept.to(job.device, non_blocking=True).float()
+        return mask_loss(sam.decode(embedding, Prompts(boxes=boxes)).logits, masks)
+
+    return sam, step, None
 
 
 class Memory:
@@ -187,14 +182,17 @@ class Memory:
 
 
 def measure(job: Job) -> Result:
-    """Warm up once (with memory watched, as caches are empty), then time the repeats."""
-    model, run, reference = prepared(job)
+    """Warm up (with memory watched, as caches are empty), then time the repeats."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the weights are random
+        model, run, reference = prepared(job)
     trained = [p for p in model.parameters() if p.requires_grad]
-    encoder_only = job.row in ENCODERS
-    optimizer = None if encoder_only else torch.optim.AdamW(trained, lr=1e-5)
+    encoder_only = job.row.split(", ")[0] in ENCODERS
+    fused = True if job.device == "cuda" and not job.row.startswith("stock") else None
+    optimizer = None if encoder_only else torch.optim.AdamW(trained, lr=1e-5, fused=fused)
 
     def once() -> None:
-        amp = torch.autocast("cuda", torch.bfloat16, enabled=job.device == "cuda")
+        amp = torch.autocast(job.device, torch.bfloat16, enabled=job.amp)
         with torch.set_grad_enabled(not encoder_only), amp:
             loss = run()
         if optimizer is not None:
@@ -206,10 +204,7 @@ def measure(job: Job) -> Result:
 
     memory = Memory(job.device)
     with memory.watch():
-        once()
-    counter = FlopCounterMode(display=False)
-    if job.device == "cuda":
-        with counter:
+        for _ in range(2 if job.device == "cuda" else 1):  # a GPU's libraries choose kernels first
             once()
     seconds = []
     for _ in range(job.repeats):
@@ -218,11 +213,25 @@ def measure(job: Job) -> Result:
         seconds.append(time.perf_counter() - start)
     check = 0.0
     if reference is not None:  # at the end: memory that stock took would not be counted as ours
-        with torch.no_grad():
-            expected = reference()
-            check = float((run() - expected).norm() / expected.norm())
+        amp = torch.autocast(job.device, torch.bfloat16, enabled=job.amp)
+        with torch.no_grad(), amp:
+            expected = reference().float()
+            check = float((run().float() - expected).norm() / expected.norm())
     count = 0 if encoder_only else sum(p.numel() for p in trained)
-    return Result(count, seconds, memory.peak, float(counter.get_total_flops()), check)
+    weights = sum(p.nbytes for p in model.parameters()) / 2**20
+    return Result(count, seconds, memory.peak, weights, check)
+
+
+def measured(job: Job) -> Result | None:
+    """Result of this process; None if a GPU's memory runs out, which is then free again."""
+    try:
+        return measure(job)
+    except torch.cuda.OutOfMemoryError:
+        return None
+    finally:
+        gc.collect()
+        if job.device == "cuda":
+            torch.cuda.empty_cache()
 
 
 def in_own_process(job: Job) -> Result | None:
@@ -238,7 +247,7 @@ def in_own_process(job: Job) -> Result | None:
 
 def matrix_peak() -> float:
     """FLOP/s of a large bfloat16 product on this GPU."""
-    a = torch.rand(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
     for _ in range(3):
         a @ a
     torch.cuda.synchronize()
@@ -252,7 +261,7 @@ def matrix_peak() -> float:
 def machine(device: str) -> str:
     """Where this was measured."""
     if device == "cuda":
-        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}, bfloat16 autocast"
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((x.partition(": ")[2] for x in lines if x.startswith("model name")), "")
     return f"{torch.get_num_threads()} threads of {model or platform.machine()}, float32, " + (
@@ -275,7 +284,16 @@ def as_row(job: Job, result: Result | None, base: Result | None, peak: float | N
         f"| {job.row} | {trained} | {middle:.3g} ({spread}) | {job.batch / middle:.3g} | "
         f"{result.mebibytes:,.0f} | {ratios} |"
     )
-    return line + (f" {result.flops / middle / peak:.0%} |" if peak else "")
+    return line + (f" {share_of_peak(job, middle, peak):.0%} |" if peak else "")
+
+
+def share_of_peak(job: Job, seconds: float, peak: float) -> float:
+    """Stock SAM's operations for a row's work, over what the matrix units could do in that time."""
+    what, *how = job.row.split(", ")
+    method = next((x for x in (what, *how) if x in METHODS), "encoder")
+    if "from embeddings" in how:
+        return 0.0
+    return job.batch * operations(job.model, job.image_size, method) / seconds / peak
 
 
 def main() -> None:
@@ -316,7 +334,8 @@ def main() -> None:
                 lines.append("|---|---|---|---|---|---|---|" + ("---|" if peak else ""))
                 found: dict[str, Result | None] = {}
                 for row in options.rows:
-                    job = Job(row, model, size, batch, options.device, options.repeats)
+                    amp = options.device == "cuda"
+                    job = Job(row, model, size, batch, options.device, options.repeats, amp)
                     found[row] = in_own_process(job)
                     base = "stock loop, decoder" if row == "decoder" else "stock loop, full"
                     base = "stock encoder" if row in ENCODERS else base

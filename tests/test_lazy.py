@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from pathlib import Path
 from pydoc import locate
 
 import pytest
@@ -41,3 +42,11 @@ def test_public_names_are_there_before_their_modules(
     found = locate(f"medsam_tune.{name}")  # as MONAI finds a `_target_`
     assert found is not None
     assert getattr(medsam_tune, name) is found
+
+
+def test_simpleitk_is_imported_where_a_file_needs_it_alone() -> None:
+    """It takes long, and prepared slices, NIfTI and photographs do without it."""
+    line = "import SimpleITK as sitk\n"
+    files = {path: path.read_text() for path in Path(medsam_tune.__path__[0]).rglob("*.py")}
+    assert [path for path, text in files.items() if line in text]
+    assert not [path for path, text in files.items() if f"\n{line}" in text]

@@ -1,4 +1,4 @@
-"""NRRD and MetaImage, by SimpleITK."""
+"""NRRD and MetaImage, by SimpleITK, which is imported where it is used: it takes long."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from medsam_tune.errors import DataError, warn
@@ -47,6 +46,8 @@ def read(path: Path, mending: Mending, ids: bool = False) -> Volume:
     Raises:
         DataError: the file is truncated, damaged or of another kind, or does not fit into memory.
     """
+    import SimpleITK as sitk
+
     reader = _header(path)
     check_memory(path, (*reader.GetSize(), reader.GetNumberOfComponents()))
     try:
@@ -130,6 +131,8 @@ def write(
         DataError: ids below 0 or above `volume.HIGHEST_ID`.
         OSError: the file cannot be written whole, as on a full disk.
     """
+    import SimpleITK as sitk
+
     stored = as_stored(array)
     image = sitk.GetImageFromArray(np.ascontiguousarray(stored.transpose(2, 1, 0)))
     to_lps = LPS_TO_RAS @ affine
@@ -148,8 +151,10 @@ def write(
             raise OSError(f"{path}: cannot be written whole; the disk may be full.")
 
 
-def _header(path: Path) -> sitk.ImageFileReader:
+def _header(path: Path) -> Any:
     """A reader that knows the file's size and place."""
+    import SimpleITK as sitk
+
     reader = sitk.ImageFileReader()
     reader.SetFileName(itk_name(path))
     try:

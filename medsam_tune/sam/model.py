@@ -85,7 +85,9 @@ class LearnedTokens(nn.Module):
         if classes is None:
             return self.tokens.expand(count, -1, -1), None
         absent = (classes < 0)[:, None].expand(-1, self.tokens.shape[1])
-        return self.tokens[classes.clamp(min=0)], absent if bool(absent.any()) else None
+        # On a GPU the question whether there are any would wait for all that is under way.
+        some = absent.is_cuda or bool(absent.any())
+        return self.tokens[classes.clamp(min=0)], absent if some else None
 
     def presence(self, quality_token: Tensor, classes: Tensor) -> Tensor:
         """Presence (N,) of each prompt's class, a logit; 0 for class -1.
@@ -295,7 +297,9 @@ class PromptableSam(nn.Module):
                     f"the model knows {self.classes} classes; give the class of each prompt, or -1."
                 )
             classes = torch.arange(count, device=embedding.device).expand(images, -1)
-        if classes.numel() and not -1 <= int(classes.min()) <= int(classes.max()) < self.classes:
+        # A training step on a GPU does not wait for the answer; an index out of range fails there.
+        checked = classes.numel() and not (self.training and classes.is_cuda)
+        if checked and not -1 <= int(classes.min()) <= int(classes.max()) < self.classes:
             raise ValueError(
                 f"classes are from {int(classes.min())} to {int(classes.max())}; expected 0 to "
                 f"{self.classes - 1}, or -1 for none."

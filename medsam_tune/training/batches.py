@@ -39,7 +39,7 @@ def prepare_batch(
     if "ignored" in moved:
         masks = masks.to(torch.uint8).masked_fill(moved["ignored"], IGNORED)
     asked = {key: moved[key] for key in _PROMPTS if key in moved}
-    if "earlier" in moved and bool(moved["has_earlier"].any()):
+    if "earlier" in moved and bool(batch["has_earlier"].any()):  # on the CPU: no wait for the GPU
         earlier = moved["earlier"].float() * (2 * EARLIER) - EARLIER
         absent = ~moved["has_earlier"][..., None, None]
         asked["masks"] = earlier.masked_fill(absent, float("nan"))

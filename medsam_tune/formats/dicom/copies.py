@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 
 from medsam_tune.formats.dicom.headers import Instance, import_pydicom, without_warnings
 from medsam_tune.formats.dicom.structure import is_longer_than_its_file
@@ -55,6 +54,8 @@ def _same(first: Instance, second: Instance) -> bool:
 
 def _same_pixels(first: Path, second: Path) -> bool:
     """Compare the stored bytes; the decoded values, where only one of two is compressed."""
+    import SimpleITK as sitk
+
     try:
         stored = [_stored(path) for path in (first, second)]
         if stored[0] == stored[1]:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from medsam_tune.errors import DataError
@@ -77,6 +76,8 @@ def check_rescale(instances: Sequence[Instance], modality: str) -> None:
 
 def _pixels(instances: Sequence[Instance]) -> NDArray[np.float32]:
     """(I, J, K) float32, each slice by its own rescale."""
+    import SimpleITK as sitk
+
     reader = sitk.ImageSeriesReader()
     reader.SetOutputPixelType(sitk.sitkFloat32)
     reader.SetFileNames([itk_name(one.path) for one in instances])
@@ -110,6 +111,8 @@ def _pixels_as_stored(instances: Sequence[Instance]) -> NDArray[np.float32]:
 
 def _first_undecodable(instances: Sequence[Instance]) -> DataError:
     """Error that names the file, which SimpleITK's own message does not always do."""
+    import SimpleITK as sitk
+
     for one in instances:
         try:
             sitk.ReadImage(itk_name(one.path))
