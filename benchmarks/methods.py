@@ -24,7 +24,7 @@ from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.splits import split_cases
 from medsam_tune.cli import app
 from medsam_tune.demo import LEARNING_RATES, prepare_demo
-from medsam_tune.evaluation.statistics import FOOTNOTE, mean_text
+from medsam_tune.evaluation.statistics import FOOTNOTE, distribution_text
 from medsam_tune.methods import apply_method
 from medsam_tune.methods.tuned import read_header, tuned_tensors
 from medsam_tune.sam.build import RANDOM, build_sam
@@ -118,7 +118,7 @@ def row(name: str, summary: dict[str, Any]) -> list[str]:
     """The cells of a summary."""
     cells = [name, f"{summary['trains']:,}", f"{summary['minutes']:.1f}"]
     for entry in summary["labels"].values():
-        cells.append(mean_text(entry["dice"], entry["dice_interval"], entry["cases"]))
+        cells.append(distribution_text(entry["dice"]))
     return [*cells, f"{summary['mean_dice']:.3f}"]
 
 
@@ -126,7 +126,7 @@ def table(bench: Bench, task: Task) -> str:
     """Every method from both starts, under the ellipse."""
     first = bench.zero_shot(task, next(iter(STARTS)))
     names = [entry["name"] for entry in first["labels"].values()]
-    ellipse = [f"{entry['ellipse_dice']:.3f}" for entry in first["labels"].values()]
+    ellipse = [f"{entry['ellipse_dice']['mean']:.3f}" for entry in first["labels"].values()]
     lines = [["", "trains", "minutes", *names, "mean"], ["---"] * (len(names) + 4)]
     lines.append(["ellipse in the box", "", "", *ellipse, f"{first['mean_ellipse_dice']:.3f}"])
     for start in STARTS:

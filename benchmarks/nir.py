@@ -100,10 +100,10 @@ def main() -> None:
             command("evaluate", "--run", run, "--bundle", "image")
         summary = json.loads((run / "evaluation" / "summary.json").read_text())
         label = summary["labels"]["1"]
-        low, high = label["dice_interval"] or (float("nan"),) * 2
+        low, high = label["dice"]["interval"] or (float("nan"),) * 2
         rows.append(
-            f"| {name} | {label['cases']} | {label['dice']:.3f} ({low:.3f} to {high:.3f}) | "
-            f"{label['iou']:.3f} |"
+            f"| {name} | {label['n']} | {label['dice']['mean']:.3f} ({low:.3f} to {high:.3f}) | "
+            f"{label['iou']['mean']:.3f} |"
         )
     lines = [
         *("# A class that near infrared alone shows", "", "`python benchmarks/nir.py --work WORK`"),

@@ -30,7 +30,7 @@ from training_step import machine
 from medsam_tune.cases.datalist import Case, Datalist, write_datalist
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.splits import split_cases
-from medsam_tune.evaluation.statistics import FOOTNOTE, mean_text
+from medsam_tune.evaluation.statistics import FOOTNOTE, distribution_text
 
 RESULTS = Path(__file__).parent / "results" / "prompts.md"
 KINDS = {
@@ -131,7 +131,7 @@ def table(summaries: dict[str, dict[str, Any]], kinds: list[str]) -> str:
                 cells += ["-"] * (len(names) + 2)
                 continue
             for entry in parts[kind]["labels"].values():
-                cells.append(mean_text(entry["dice"], entry["dice_interval"], entry["cases"]))
+                cells.append(distribution_text(entry["dice"]))
             mean = parts[kind]["mean_dice"]
             behind = 100 * (parts["slices"]["mean_dice"] - mean)
             cells += [f"{mean:.3f}", f"{behind:.1f}"]
@@ -174,13 +174,13 @@ def organ_table(parts: dict[str, dict[str, Any]], zero: dict[str, dict[str, Any]
     rows.append(["---"] * len(rows[0]))
     means = {
         name: {
-            kind: float(np.mean([found[kind]["labels"][str(i)]["dice"] for i in ORGANS]))
+            kind: float(np.mean([found[kind]["labels"][str(i)]["dice"]["mean"] for i in ORGANS]))
             for kind in found
         }
         for name, found in (("tuned", parts), ("zero", zero))
     }
     for kind, mean in means["tuned"].items():
-        dice = [f"{parts[kind]['labels'][str(i)]['dice']:.3f}" for i in ORGANS]
+        dice = [f"{parts[kind]['labels'][str(i)]['dice']['mean']:.3f}" for i in ORGANS]
         behind = f"{100 * (means['tuned']['slices'] - mean):.1f}"
         rows.append([KINDS[kind], *dice, f"{mean:.3f}", behind, f"{means['zero'][kind]:.3f}"])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
@@ -204,10 +204,7 @@ def main() -> None:
     network = work / "mixture.unet" / "summary.json"
     if network.exists():
         found = json.loads(network.read_text())
-        dice = [
-            mean_text(each["dice"], each["dice_interval"], each["cases"])
-            for each in found["labels"].values()
-        ]
+        dice = [distribution_text(each["dice"]) for each in found["labels"].values()]
         text += (
             f"\n\nMONAI's `BasicUNet` in 2-D ({found['parameters']:,} parameters, from nothing) on "
             "the same slices, with the same augmentation, for "

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from medsam_tune.bundle import bundle_folder
 from medsam_tune.cases.datalist import read_datalist
-from medsam_tune.evaluation.metrics import Score, score_case
+from medsam_tune.evaluation.metrics import Answer, Score, score_case
 from medsam_tune.evaluation.statistics import format_summary, summarise
 from medsam_tune.runs import read_record
 from medsam_tune.slices.rules import rules_from
@@ -85,7 +85,7 @@ class Task:
             logits = torch.cat([network(part) for part in frame.image(image).split(BATCH)])
             predicted = ids[frame.back(logits).argmax(1)]
             truth = torch.from_numpy(case.truth().astype("int64"))
-            found += score_case(case.id, "none", predicted, truth, None, self.data.labels)
+            found += score_case(Answer(case.id, "none", predicted, truth), self.data.labels)
         return found
 
 

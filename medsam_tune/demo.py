@@ -119,9 +119,9 @@ def compare_table(
     ]
     for key, entry in tuned["labels"].items():
         lines.append(
-            f"{entry['name']:<14} {entry['cases']:>5} {entry[f'ellipse_{score}']:>8.3f} "
-            f"{base['labels'][key][score]:>10.3f} {entry[score]:>7.3f} "
-            + "".join(f"{each['labels'][key][score]:>14.3f}" for each in rest)
+            f"{entry['name']:<14} {entry['n']:>5} {entry[f'ellipse_{score}']['mean']:>8.3f} "
+            f"{base['labels'][key][score]['mean']:>10.3f} {entry[score]['mean']:>7.3f} "
+            + "".join(f"{each['labels'][key][score]['mean']:>14.3f}" for each in rest)
         )
     lines.append(
         f"{'mean':<14} {'':>5} {tuned[f'mean_ellipse_{score}']:>8.3f} "

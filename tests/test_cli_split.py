@@ -205,7 +205,7 @@ def test_what_nobody_annotated_is_left_out(
         return annotated(*maps, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(PromptLoss, "forward", noted)
-    monkeypatch.setattr("medsam_tune.evaluation.cases.annotated", counted)
+    monkeypatch.setattr("medsam_tune.evaluation.scores.annotated", counted)
     monkeypatch.setattr("medsam_tune.evaluation.pictures.annotated", counted)
     out, run = tmp_path / "d.json", tmp_path / "run"
     folder = nnunet(tmp_path / "scans", list("abcd"))

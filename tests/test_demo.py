@@ -24,7 +24,8 @@ Runs = list[tuple[str, list[str], dict[str, str]]]
 def summary(dice: float, ellipse: float | None) -> dict[str, object]:
     scores = {"dice": dice, "iou": dice / 2, "ellipse_dice": ellipse}
     scores["ellipse_iou"] = None if ellipse is None else ellipse / 2
-    liver = {"name": "liver", "cases": 4, **scores}
+    means = {key: {"mean": value} for key, value in scores.items()}
+    liver = {"name": "liver", "n": 4, **means}
     return {"labels": {"1": liver}, **{f"mean_{key}": value for key, value in scores.items()}}
 
 

@@ -34,6 +34,8 @@ def scans(*names: str, content: str = "") -> list[tuple[Case, PreparedCase]]:
                 components=None,
                 neighbours=False,
                 constant=frozenset(),
+                spacing=None,
+                axes="LPS",
                 content=content or name,
             ),
         )

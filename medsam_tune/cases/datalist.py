@@ -16,7 +16,15 @@ from typing import Any
 import numpy as np
 
 from medsam_tune.cases.classes import PLAIN, Coding, coding_said
-from medsam_tune.cases.description import IGNORE, Labels, known_modality, labels_said
+from medsam_tune.cases.description import (
+    IGNORE,
+    Labels,
+    columns_said,
+    known_modality,
+    labels_said,
+    region_said,
+    tolerance_said,
+)
 from medsam_tune.cases.guesses import guessed_patient
 from medsam_tune.errors import DataError, listed
 from medsam_tune.files import read_json, written_whole
@@ -48,6 +56,7 @@ class Case:
         guessed: True if nothing says the patient, and it is guessed from the scan's name.
         coding: how the mask of an image says its labels.
         region: the part of an image that the case is; None for all of it.
+        columns: what else its entry says, such as the site; results can be grouped by it.
 
     Raises:
         DataError: a name that is not safe as a file's.
@@ -62,6 +71,7 @@ class Case:
     guessed: bool = field(default=False, compare=False, repr=False)
     coding: Coding = field(default=PLAIN, compare=False, repr=False)
     region: Region | None = None
+    columns: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.name is not None and not _SAFE_NAME.fullmatch(self.name):
@@ -93,6 +103,8 @@ class Datalist:
         present: case id -> ids of the labels that it has, for label maps that had to be read to
             find the labels; not written to the file.
         coding: how masks of images say their labels; the cases have it as well.
+        tolerance: of the surface Dice in millimetres, for all labels or by name; None if it does
+            not say.
     """
 
     name: str
@@ -104,6 +116,7 @@ class Datalist:
     ignore: int | None = None
     present: Mapping[str, frozenset[int]] = field(default_factory=dict, compare=False, repr=False)
     coding: Coding = PLAIN
+    tolerance: float | Mapping[str, float] | None = None
 
     @property
     def labels_in_files(self) -> dict[int, str]:
@@ -163,6 +176,7 @@ def as_json(datalist: Datalist, folder: Path) -> str:
         "labels": {"0": "background", **{str(k): v for k, v in sorted(datalist.labels.items())}},
         **({} if datalist.ignore is None else {IGNORE: datalist.ignore}),
         **datalist.coding.describe(),
+        **({} if datalist.tolerance is None else {"tolerance": datalist.tolerance}),
         **{
             subset: [_entry(case, folder) for case in getattr(datalist, subset)]
             for subset in SUBSETS
@@ -233,6 +247,7 @@ def read_datalist(path: Path, *, with_leaks: bool = False, with_missing: bool = 
         test=coded["test"],
         ignore=labels.ignore,
         coding=coding,
+        tolerance=tolerance_said(content, labels.names, path),
     )
 
 
@@ -308,7 +323,7 @@ def _entry(case: Case, folder: Path) -> dict[str, Any]:
     optional = {"series": case.series, "name": case.name}
     said: dict[str, Any] = {key: value for key, value in optional.items() if value is not None}
     said |= {} if case.region is None else {"region": list(case.region)}
-    return {**entry, "patient": case.patient, **said}
+    return {**entry, "patient": case.patient, **said, **case.columns}
 
 
 def _relative(file: Path, folder: Path) -> str:
@@ -351,20 +366,8 @@ def _case(entry: Any, folder: Path, where: str) -> Case:
         series=entry.get("series"),
         name=entry.get("name"),
         guessed=patient is None,
-        region=_region(entry.get("region"), where),
-    )
-
-
-def _region(said: Any, where: str) -> Region | None:
-    if said is None:
-        return None
-    if isinstance(said, list) and len(said) == 4 and all(type(n) is int for n in said):
-        x0, y0, x1, y1 = said
-        if 0 <= x0 < x1 and 0 <= y0 < y1:
-            return x0, y0, x1, y1
-    raise DataError(
-        f"{where}: region is {shown(said)}; expected x0, y0, x1, y1 in pixels of the image, upper "
-        "bounds exclusive."
+        region=region_said(entry.get("region"), where),
+        columns=columns_said(entry),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from medsam_tune.cases.checks import DICOM_KINDS
 from medsam_tune.errors import DataError, listed, warn
-from medsam_tune.formats.volume import HIGHEST_ID
+from medsam_tune.formats.volume import HIGHEST_ID, Region
 
 MODALITIES = ("CT", "MR", "XR", "US", "RGB")
 """Known modalities: XR are radiographs in any depth, US ultrasound in 8 bits, RGB 2-D images in
@@ -118,6 +118,65 @@ def labels_said(content: Mapping[str, Any], source: Path) -> Labels:
             )
         ids.append((ignore, IGNORE))
     return labels_from(ids, source)
+
+
+def tolerance_said(
+    content: Mapping[str, Any], labels: Mapping[int, str], source: Path
+) -> float | dict[str, float] | None:
+    """Tolerance of the surface Dice: one number for all labels, or by their names.
+
+    Args:
+        content: content of a JSON file, of which `tolerance` is looked at; None if it says none.
+        labels: label id -> name.
+        source: that file, for messages.
+
+    Raises:
+        DataError: neither, a negative number, or a name that no label has.
+    """
+    said = content.get("tolerance")
+    named = said if isinstance(said, dict) else {"": 0.0 if said is None else said}
+    for name, value in named.items():
+        if type(value) not in (int, float) or not 0 <= value < float("inf"):
+            raise DataError(
+                f"{source}: tolerance is {shown(said)}; expected millimetres, 0 or more, for all "
+                'labels, or for some: {"spleen": 3}.'
+            )
+        if name and name not in labels.values():
+            raise DataError(
+                f"{source}: tolerance names {shown(name)}; expected one of the labels: "
+                f"{listed(labels.values())}."
+            )
+    return said
+
+
+def region_said(said: Any, where: str) -> Region | None:
+    """Part of an image that a case is: None, or x0, y0, x1, y1.
+
+    Raises:
+        DataError: anything else; `where` names the entry.
+    """
+    if said is None:
+        return None
+    if isinstance(said, list) and len(said) == 4 and all(type(n) is int for n in said):
+        x0, y0, x1, y1 = said
+        if 0 <= x0 < x1 and 0 <= y0 < y1:
+            return x0, y0, x1, y1
+    raise DataError(
+        f"{where}: region is {shown(said)}; expected x0, y0, x1, y1 in pixels of the image, upper "
+        "bounds exclusive."
+    )
+
+
+def columns_said(entry: Mapping[str, Any]) -> dict[str, str]:
+    """What the entry of a case says besides its files, such as {"site": "A"}: text and numbers."""
+    return {
+        key: str(value)
+        for key, value in entry.items()
+        if key not in _ENTRY and isinstance(value, (str, int, float)) and str(value).strip()
+    }
+
+
+_ENTRY = {"image", "label", "patient", "series", "name", "region"}
 
 
 def labels_typed(text: str) -> Labels:

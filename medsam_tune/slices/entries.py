@@ -27,7 +27,7 @@ from zarr.storage import LocalStore, StorePath
 from medsam_tune.errors import DataError
 from medsam_tune.files import flush, read_json
 
-FORMAT = 7
+FORMAT = 8
 """Version of the entries; raise it when their content changes."""
 
 MARKER = "slice_store.txt"
@@ -292,9 +292,23 @@ def _attributes(found: object, case: str) -> dict[str, Any]:
         or not _ascend(constant, start=0, below=shape[0])
     ):
         raise ValueError("the entry lists labels or slices that it cannot have")
+    _check_place(found["spacing"], found["axes"])
     if not all(isinstance(found[key], bool) for key in ("has_label", "has_truth", "has_objects")):
         raise ValueError("the entry does not say whether it has a label")
     return found
+
+
+def _check_place(spacing: object, axes: object) -> None:
+    """Refuse a spacing that is neither None nor three lengths, and axes that are no directions."""
+    steps = spacing if isinstance(spacing, list) else []
+    if spacing is not None and (len(steps) != 3 or not all(map(_is_length, steps))):
+        raise ValueError("the entry has no spacing of 3 axes")
+    if not isinstance(axes, str) or len(axes) != 3 or not set(axes) <= set("LRAPSI"):
+        raise ValueError("the entry does not say where its slices lie")
+
+
+def _is_length(value: object) -> bool:
+    return type(value) is float and 0 < value < MAX_VALUES
 
 
 def _are_boxes(rows: object, shape: Sequence[int]) -> bool:

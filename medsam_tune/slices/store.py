@@ -72,6 +72,9 @@ class PreparedCase:
         components: pixels of the smallest object, see `ScanRules`; None: a label is one object.
         neighbours: True if the channels are the slice before, the slice and the slice after.
         constant: indices of slices without content: one value in all pixels.
+        spacing: millimetres between voxels along Z, H and W of the scan's own grid, before slices
+            are resampled; None where nothing says how large a pixel is.
+        axes: directions in which columns, rows and slices run, such as "LPS".
         content: hash of the scan's voxels, and of its label's after a colon; see
             `cases.load.voxel_hash`.
     """
@@ -86,6 +89,8 @@ class PreparedCase:
     components: int | None
     neighbours: bool
     constant: frozenset[int]
+    spacing: tuple[float, float, float] | None
+    axes: str
     content: str
     _arrays: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
     _tight: dict[int, tuple[NDArray[np.int64], NDArray[np.float64]]] = field(
@@ -297,6 +302,8 @@ class SliceStore:
             components=self.rules.components,
             neighbours=self.rules.neighbours,
             constant=frozenset(attributes["constant"]),
+            spacing=attributes["spacing"] and (*attributes["spacing"],),
+            axes=attributes["axes"],
             content=attributes["content"],
         )
 
@@ -349,8 +356,11 @@ class SliceStore:
                 objects, _ = cut_label(cast(MetaTensor, label[1:]), grid)
                 write_array(group, "objects", objects.numpy().astype(np.uint32))
             boxes = [_boxes(ids) for ids in stored]
+        known = image.meta.get("spacing_known", True)
         attributes: dict[str, Any] = {
             "case": case.id,
+            "spacing": [*map(float, grid.spacing[::-1])] if known else None,
+            "axes": grid.axes,
             "content": content,
             "shape": [slices.shape[0], *slices.shape[2:]],
             "boxes": boxes,

@@ -11,7 +11,8 @@ import torch
 from ignite.engine import Engine
 
 from medsam_tune.cases.datalist import Case
-from medsam_tune.evaluation.cases import CaseScores, refuse_without_labels
+from medsam_tune.evaluation.cases import refuse_without_labels
+from medsam_tune.evaluation.scores import CaseScores
 from medsam_tune.inference.simulated import simulated_prompts
 from medsam_tune.slices.intensity import Percentiles
 from medsam_tune.slices.rules import ScanRules
@@ -51,14 +52,14 @@ def excluded_and_counted(found: tuple[list[str], dict[str, Any]]) -> None:
     assert dice == ["1.0", "", "1.0", ""]
     assert summary["mean_dice"] == 1
     spleen = summary["labels"]["2"]
-    assert (spleen["dice"], spleen["cases"], spleen["excluded"]) == (None, 0, 2)
+    assert (spleen["dice"]["mean"], spleen["n"], spleen["n_empty"]) == (None, 0, 2)
 
 
 def zero(found: tuple[list[str], dict[str, Any]]) -> None:
     dice, summary = found
     assert dice == ["1.0", "", "0.0", "0.0"]
     assert summary["mean_dice"] == (0.5 + 0) / 2
-    assert summary["labels"]["2"]["ellipse_dice"] is None
+    assert summary["labels"]["2"]["ellipse_dice"]["mean"] is None
 
 
 def nothing_is_scored(found: tuple[list[str], dict[str, Any]]) -> None:

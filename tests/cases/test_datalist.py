@@ -233,3 +233,33 @@ def test_row_76_the_highest_label_id(tmp_path, highest, refused):
             read_datalist(path)
     else:
         assert read_datalist(path).labels == {1: "liver", highest: "lesion"}
+
+
+def test_columns_and_tolerance_are_kept(tmp_path):
+    path = written(tmp_path)
+    content = json.loads(path.read_text())
+    content["test"][0] |= {"site": "A", "age": 71, "empty": " ", "list": [1]}
+    content["tolerance"] = {"liver": 3}
+    path.write_text(json.dumps(content))
+    data = read_datalist(path)
+    assert data.test[0].columns == {"site": "A", "age": "71"}
+    assert data.tolerance == {"liver": 3}
+    write_datalist(data, path)
+    assert read_datalist(path).test[0].columns == {"site": "A", "age": "71"}
+    assert read_datalist(path).tolerance == {"liver": 3}
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (-1, "tolerance is -1; expected millimetres"),
+        ("2", "tolerance is '2'; expected millimetres"),
+        ({"liver": None}, r"tolerance is {'liver': None}; expected millimetres"),
+        ({"livre": 2}, "tolerance names 'livre'; expected one of the labels: liver"),
+    ],
+)
+def test_tolerances_that_are_none(tmp_path, said, message):
+    path = written(tmp_path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "tolerance": said}))
+    with pytest.raises(DataError, match=message):
+        read_datalist(path)

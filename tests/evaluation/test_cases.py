@@ -20,13 +20,12 @@ from medsam_tune.cases.datalist import Case
 from medsam_tune.errors import DataError
 from medsam_tune.evaluation.cases import (
     CaseDataset,
-    CaseScores,
     prepare_case,
     refuse_kinds,
     refuse_without_labels,
-    write_scores,
 )
 from medsam_tune.evaluation.folder import ResultFolder
+from medsam_tune.evaluation.scores import CaseScores, write_scores
 from medsam_tune.inference.canvas import Found
 from medsam_tune.inference.inferers import EllipseInferer
 from medsam_tune.prompts import SlicePrompts
@@ -47,7 +46,7 @@ def test_files(tmp_path: Path) -> None:
     assert lines == [
         COLUMNS,
         f"a,slices,1,liver,0.5,{0.5 / 1.5},9,9,0.5,0",
-        "b,slices,1,liver,,,9,9,,0",
+        "b,slices,1,liver,,,0,0,,0",
     ]
     lines = (tmp_path / "new" / "interpolated-5" / "metrics.csv").read_text().splitlines()
     assert lines == [COLUMNS, f"a,interpolated:5,1,liver,0.25,{0.25 / 1.75},9,9,0.5,0"]
@@ -148,7 +147,7 @@ def test_evaluation_of_ellipses_scores_as_ellipses(cases: list[Any], tmp_path: P
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["method"] == "ellipse"
     assert summary["mean_dice"] == metrics["mean_dice"]
-    assert {k: (v["cases"], v["excluded"]) for k, v in summary["labels"].items()} == {
+    assert {k: (v["n"], v["n_empty"]) for k, v in summary["labels"].items()} == {
         "1": (2, 1),
         "2": (1, 2),
     }
@@ -254,7 +253,7 @@ def test_row_86_evaluation_of_nothing_writes_its_files(cases: list[Any], tmp_pat
     evaluator = evaluate(CaseDataset(cases[2:], LABELS), ellipses, handler)
     assert not evaluator.state.metrics
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert (summary["mean_dice"], summary["labels"]["1"]["excluded"]) == (None, 1)
+    assert (summary["mean_dice"], summary["labels"]["1"]["n_empty"]) == (None, 1)
     assert len((tmp_path / "out" / "metrics.csv").read_text().splitlines()) == 3
 
 
@@ -271,7 +270,7 @@ def test_row_86_an_error_ends_the_evaluation_but_not_its_files(
         evaluate(CaseDataset(cases, LABELS), second, handler)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["stopped_by"] == "DataError: the second case"
-    assert summary["labels"]["1"]["cases"] == 1
+    assert summary["labels"]["1"]["n"] == 1
 
 
 def test_row_86_cases_without_a_label_map_are_left_out(cases: list[Any]) -> None:

@@ -100,7 +100,7 @@ class Server:
 
 def _import_everything() -> None:
     for name in (
-        *("cases.folders", "cases.splits", "cli", "evaluation.cases", "evaluation.pictures"),
+        *("cases.folders", "cases.splits", "cli", "evaluation.scores", "evaluation.pictures"),
         *("inference.inferers", "inference.output", "methods.export", "training.checkpoints"),
         "transforms",
     ):

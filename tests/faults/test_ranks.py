@@ -88,7 +88,7 @@ def test_two_processes_train_and_evaluate_as_one(folder: Path) -> None:
     alone, together = (
         json.loads((folder / name / "summary.json").read_text()) for name in ("alone", "together")
     )
-    assert together == alone
+    assert together | {"seconds": 0} == alone | {"seconds": 0}
     with (folder / "together" / "metrics.csv").open() as file:
         assert len({row["case"] for row in csv.DictReader(file)}) == 2
     assert {path.name for path in (folder / "together" / "overlays").iterdir()} == {

@@ -86,6 +86,9 @@ FORGED: dict[str, tuple[Any, ...]] = {
     "empty-box": ("zarr.json", "attributes", "boxes", [[[1, 2, 0, 2, 1]]] * 6),
     "box-of-halves": ("zarr.json", "attributes", "boxes", [[[1, 0, 0, 1.5, 1]]] * 6),
     "constant": ("zarr.json", "attributes", "constant", [10**9]),
+    "spacing": ("zarr.json", "attributes", "spacing", [1.0, 0.0, 1.0]),
+    "two-steps": ("zarr.json", "attributes", "spacing", [1.0, 1.0]),
+    "directions": ("zarr.json", "attributes", "axes", "LPX"),
     "has-truth": ("zarr.json", "attributes", "has_truth", True),
     "text": ("zarr.json", "attributes", "has_label", "yes"),
 }
