@@ -155,6 +155,7 @@ def launch(processes: int, words: Sequence[str]) -> None:
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=processes,
+        run_id="medsam_tune",
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
