@@ -49,14 +49,15 @@ def seconds(run: Callable[[int], object], repeats: int) -> float:
     return statistics.median(found[2:])
 
 
-def parsed(folder: Path) -> ConfigParser:
-    """`train.yaml` with the LoRA overlay on phantoms of 512 x 512."""
-    write_phantoms(folder, count=3, shape=(SIDE, SIDE, 6), spacing=(0.7, 0.7, 5.0))
+def parsed(folder: Path, side: int = SIDE, size: int = SIZE) -> ConfigParser:
+    """`train.yaml` with the LoRA overlay on phantoms with slices of a side, in pixels."""
+    spacing = (360 / side, 360 / side, 5.0)
+    write_phantoms(folder, count=3, shape=(side, side, 6), spacing=spacing)
     write_datalist(split_cases(find_cases(folder), (1 / 3,) * 3), folder / "datalist.json")
     files = [CONFIGS / "train.yaml", CONFIGS / "method_lora.yaml"]
     parser = ConfigParser(ConfigParser.load_config_files([str(file) for file in files]))
     parser.update({"datalist": str(folder / "datalist.json"), "output_dir": str(folder / "run")})
-    parser.update({"image_size": SIZE, "batch_size": BATCH, "bias_prob": 0.3})
+    parser.update({"image_size": size, "batch_size": BATCH, "bias_prob": 0.3})
     return parser
 
 
