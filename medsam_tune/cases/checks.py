@@ -17,6 +17,7 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from medsam_tune.errors import DataError, listed
+from medsam_tune.formats.image import TURNED, is_turned_unseen
 from medsam_tune.formats.volume import (
     DIRECTION_TOLERANCE,
     POSITION_TOLERANCE,
@@ -112,6 +113,31 @@ def check_pair(
     _check_same_affine(image, label, image_path, label_path)
     _check_integers(label, label_path)
     _check_values(label, labels, label_path)
+
+
+def check_turned(
+    image: MetaTensor, image_path: Path, label_path: Path, notes: Iterable[str] = ()
+) -> None:
+    """Refuse the label of an image that EXIF turns to the same size: no size says how it lies.
+
+    Args:
+        image: image as loaded; its notes say that it was turned.
+        image_path: its file.
+        label_path: file of the label.
+        notes: what was done to the label; one that EXIF turned as well passes.
+
+    Raises:
+        DataError: see above.
+    """
+    if TURNED in notes or TURNED not in image.meta.get("notes", ()):
+        return
+    if is_turned_unseen(image_path):
+        raise DataError(
+            f"EXIF turns the image, and nothing says whether the label was drawn before or after "
+            f"({image_path}, {label_path}); expected an image that lies as it is shown. Turn its "
+            "pixels, e.g. by ImageOps.exif_transpose of Pillow, save it without EXIF, and look at "
+            "it beside the label."
+        )
 
 
 def label_values(label: Tensor) -> list[int]:

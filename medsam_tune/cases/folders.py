@@ -37,8 +37,8 @@ from medsam_tune.formats.dicom.series import choose_series
 from medsam_tune.formats.dicom.studies import Labelled, Tree, choose_labelled, read_tree
 from medsam_tune.formats.open import ENDINGS, reader_of, stem_of
 
-_GAPS = 255
-"""Id of pixels without data, where no label has it."""
+_GAPS = 254
+"""Id of pixels without data, where no label is above it; 255 is the white of masks."""
 
 
 def find_cases(
@@ -130,7 +130,7 @@ def _with_gaps(meant: Labels, cases: Iterable[Case]) -> Labels:
     ):
         return meant
     highest = max(meant.names, default=0)
-    return replace(meant, ignore=_GAPS if highest < _GAPS else highest + 1)
+    return replace(meant, ignore=_GAPS if highest < _GAPS else max(highest, 255) + 1)
 
 
 def has_pairs(folder: Path) -> bool:

@@ -24,6 +24,7 @@ from medsam_tune.errors import DataError, listed
 from medsam_tune.files import written_whole
 from medsam_tune.formats.extra import geo
 from medsam_tune.formats.ground import metres_of
+from medsam_tune.formats.image import blurred
 from medsam_tune.formats.mending import Mending
 from medsam_tune.formats.volume import (
     LPS_TO_RAS,
@@ -93,9 +94,11 @@ def read(path: Path, mending: Mending, ids: bool = False, region: Region | None 
     Raises:
         DataError: rasterio is missing; the file is damaged; it holds several images, complex
             numbers, rows and columns at no right angle, an image declared as transparency, or no
-            pixel with data; it does not fit into memory.
+            pixel with data; it does not fit into memory; ids are asked of a lossy compression.
     """
     with opened(path) as file:
+        if ids and (kind := _lossy(file)):
+            raise blurred(path, f"a TIFF compressed as {kind}")
         grid, notes = _placed(file, path, region)
         bands = bands_of(file)
         table = None if ids or len(bands) > 1 else _table(file)
@@ -292,6 +295,14 @@ def palette_of(path: Path) -> list[tuple[int, int, int]] | None:
     with opened(path) as file:
         table = _table(file)
     return None if table is None else [(int(r), int(g), int(b)) for r, g, b in table]
+
+
+def _lossy(file: Any) -> str:
+    """The name of a compression that does not keep values; empty of others."""
+    said = file.tags(ns="IMAGE_STRUCTURE")
+    kind = str(said.get("COMPRESSION", ""))
+    lossy = kind.endswith("JPEG") or said.get("COMPRESSION_REVERSIBILITY", "").startswith("LOSSY")
+    return kind if lossy else ""
 
 
 def _refuse(file: Any, path: Path) -> None:

@@ -34,12 +34,14 @@ from medsam_tune.formats.volume import (
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 WRITTEN = (".png",)
 
-LOSSY = ("JPEG", "MPO")
-"""Pillow's names of formats that do not keep values as they were; no mask is read from them."""
+TURNED = "turned as EXIF says"
+"""Note of an image that is turned or mirrored."""
 
 HIGHEST_ID = 2**16 - 1
 """Highest id that a PNG holds."""
 
+_LOSSY = {"JPEG": "a JPEG", "MPO": "a JPEG"}  # Pillow's names of formats
+_LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp")  # and of what a TIFF is compressed by
 _KINDS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")  # of Pillow; a file's content tells, not its name
 _FIRST_BYTES = 16
 _FAULTS = (
@@ -60,7 +62,8 @@ _MADE = {
     "PA": ("RGB", "the alpha channel is left out"),
     "RGBA": ("RGB", "the alpha channel is left out"),
 }
-_TURNED = range(5, 9)  # values of EXIF's orientation that swap rows and columns
+# Values of EXIF's orientation: those that keep rows and columns, those that swap them.
+_MIRRORED, _TURNED = range(2, 5), range(5, 9)
 
 
 def read(path: Path, mending: Mending, ids: bool = False) -> Volume:
@@ -80,21 +83,20 @@ def read(path: Path, mending: Mending, ids: bool = False) -> Volume:
 
     Raises:
         DataError: the file is truncated, damaged or of another kind; it has several pages or moves;
-            it does not fit into memory; ids are asked of a JPEG.
+            it does not fit into memory; ids are asked of a format that does not keep values, or of
+            colours that are transparent.
     """
     with _reading(path), path.open("rb") as file:
         image = _opened(path, file)
-        if ids and image.format in LOSSY:
-            raise DataError(
-                f"a JPEG does not keep the values of a mask ({path}): edges are blurred into other "
-                "ids; expected PNG. Export the masks again as PNG; grey ones of two values may be "
-                "thresholded: Image.open(a).convert('L').point(lambda v: 255 * (v > 127)).save(b)."
-            )
+        if ids and (kind := _lossy(image, file)):
+            raise blurred(path, kind)
         notes = [_deep(image)]
         image.load()
+        if ids:
+            _refuse_clear(path, image)
         oriented = ImageOps.exif_transpose(image)
         if oriented is not image and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-            notes.append("turned as EXIF says")
+            notes.append(TURNED)
         if not (ids and oriented.mode in ("1", "P")):
             oriented, said = _plain(path, oriented)
             notes.append(said)
@@ -190,6 +192,38 @@ def affine_of(pixel: float = 1.0) -> NDArray[np.float64]:
     return LPS_TO_RAS @ np.diag([pixel, pixel, 1.0, 1.0])
 
 
+def is_coloured(path: Path) -> bool:
+    """Whether an image is stored as red, green and blue, even if all of it is grey.
+
+    Raises:
+        DataError: the header cannot be read.
+    """
+    with _reading(path), path.open("rb") as file:
+        return len(_opened(path, file).getbands()) >= 3
+
+
+def is_turned_unseen(path: Path) -> bool:
+    """Whether EXIF turns or mirrors an image to the same size, so that no size tells it.
+
+    Raises:
+        DataError: the header cannot be read.
+    """
+    with _reading(path), path.open("rb") as file:
+        image = _opened(path, file)
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        width, height = image.size
+    return orientation in _MIRRORED or (orientation in _TURNED and width == height)
+
+
+def blurred(path: Path, kind: str) -> DataError:
+    """Refusal of a mask in a format that does not keep values, such as "a JPEG"."""
+    return DataError(
+        f"{kind} does not keep the values of a mask ({path}): edges are blurred into other "
+        "ids; expected PNG. Export the masks again as PNG; grey ones of two values may be "
+        "thresholded: Image.open(a).convert('L').point(lambda v: 255 * (v > 127)).save(b)."
+    )
+
+
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     try:
@@ -232,6 +266,37 @@ def _refuse_several(path: Path, image: ImageFile.ImageFile) -> None:
         raise DataError(
             f"it has {count} pages or frames ({path}); expected one image. Save each as a file of "
             "its own."
+        )
+
+
+def _lossy(image: ImageFile.ImageFile, file: BinaryIO) -> str:
+    """The kind of an image whose format does not keep values; empty of others."""
+    if image.format == "TIFF" and image.info.get("compression") in _LOSSY_TIFF:
+        return f"a TIFF compressed as {str(image.info['compression']).removeprefix('tiff_')}"
+    if image.format == "WEBP":
+        here = file.tell()
+        file.seek(12)
+        while len(head := file.read(8)) == 8 and head[:4] != b"VP8 ":
+            length = int.from_bytes(head[4:], "little")
+            file.seek(length + length % 2, 1)
+        file.seek(here)
+        return "a lossy WebP" if head[:4] == b"VP8 " else ""
+    return _LOSSY.get(image.format or "", "")
+
+
+def _refuse_clear(path: Path, image: Image.Image) -> None:
+    """Refuse a mask of which transparent pixels have a colour as well: either may be meant."""
+    if image.mode == "P" or not image.has_transparency_data:
+        return
+    colours = np.asarray(image.convert("RGBA"))
+    clear = colours[..., 3] == 0
+    odd = clear & colours[..., :3].any(-1)
+    if odd.any() and not clear.all():
+        red, green, blue = (int(value) for value in colours[odd][0, :3])
+        raise DataError(
+            f"{int(odd.sum())} transparent pixels of the mask have a colour, such as "
+            f"#{red:02X}{green:02X}{blue:02X} ({path}); expected a mask without transparency. If "
+            "they are background, make them black; else flatten the image."
         )
 
 

@@ -329,6 +329,18 @@ def palette_of(path: Path) -> list[tuple[int, int, int]] | None:
     return image.palette_of(path)
 
 
+def is_coloured(path: Path) -> bool:
+    """Whether an image is stored as red, green and blue, even if all of it is grey.
+
+    Raises:
+        DataError: the header cannot be read.
+    """
+    if reader_of(path) is geotiff:
+        with geotiff.opened(path) as file:
+            return len(geotiff.bands_of(file)) >= 3
+    return image.is_coloured(path)
+
+
 def format_of(path: Path) -> Format | None:
     """The format that a name's ending says; None for DICOM and all else."""
     name = path.name.lower()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,14 @@ def with_palette(folder: Path) -> Case:
     """A case whose mask has indices in another order than the ids."""
     mask = Image.fromarray(3 - IDS).convert("P")
     mask.putpalette(PALETTE[::-1].ravel().tolist())
+    mask.save(folder / "m.png")
+    return pair(folder)
+
+
+def with_other_palette(folder: Path) -> Case:
+    """A case whose mask has a palette that was made for this file alone."""
+    mask = Image.fromarray(IDS).convert("P")
+    mask.putpalette((PALETTE ^ 16).ravel().tolist())
     mask.save(folder / "m.png")
     return pair(folder)
 
@@ -100,8 +109,7 @@ def load_one(case: Case) -> Pair:
 def pillow(case: Case) -> str:
     """What Pillow makes of the two files."""
     arrays = []
-    for path in (case.image, case.label):
-        assert path is not None
+    for path in (case.image, case.label or case.image):
         with Image.open(path) as opened:
             arrays.append(np.asarray(opened))
     image, mask = arrays
@@ -150,6 +158,21 @@ def _turned() -> Image.Exif:
     return exif
 
 
+def _with_turned_photo(folder: Path) -> Case:
+    Image.fromarray(PHOTO).save(folder / "a.png", exif=_turned())
+    return pair(folder)
+
+
+def _with_turned_photo_alone(folder: Path) -> Case:
+    return replace(_with_turned_photo(folder), label=None)
+
+
+def _tiff_jpeg(folder: Path) -> Case:
+    grey = Image.fromarray((IDS == 1).astype(np.uint8) * 255)
+    grey.save(folder / "m.tif", compression="jpeg")
+    return pair(folder, Coding(), mask="m.tif")
+
+
 _SEEN = np.repeat(np.arange(256, dtype=np.uint8)[None], 48, 0)[:, :56]
 _PAGES = [Image.fromarray(PHOTO), Image.fromarray(PHOTO[::-1].copy())]
 
@@ -178,7 +201,7 @@ INPUTS: tuple[BadInput, ...] = (
     bad(
         "exif",
         "a photo that EXIF turns by 180 degrees",
-        with_photo(Image.fromarray(PHOTO), exif=_turned()),
+        _with_turned_photo_alone,
         check=photo_is(PHOTO[::-1, ::-1], "turned as EXIF says"),
         handled="turned, as a viewer shows it",
     ),
@@ -233,6 +256,31 @@ INPUTS: tuple[BadInput, ...] = (
         with_mask((IDS == 1).astype(np.uint8) * 255, "m.jpg", Coding()),
         ours=load_one,
         refused=r"a JPEG does not keep the values of a mask \(.*m\.jpg\)",
+    ),
+    bad(
+        "mask-tiff-jpeg",
+        "a mask of 0 and 255 saved as TIFF, compressed as JPEG",
+        _tiff_jpeg,
+        ours=load_one,
+        refused=r"a TIFF compressed as jpeg does not keep the values of a mask \(.*m\.tif\)",
+    ),
+    bad(
+        "mask-clear",
+        "a mask with a colour in transparent pixels",
+        with_mask(np.dstack([PALETTE[IDS], np.where(IDS == 2, 0, 255).astype(np.uint8)])),
+        refused=r"\d+ transparent pixels of the mask have a colour, such as #3C1098 \(.*m\.png\)",
+    ),
+    bad(
+        "mask-other-palette",
+        "a mask with a palette of other colours than the classes'",
+        with_other_palette,
+        refused=r"colours of no class: .*m\.png\).*If the indices of palettes are the ids",
+    ),
+    bad(
+        "mask-exif",
+        "a mask of a photo that EXIF turns by 180 degrees",
+        _with_turned_photo,
+        refused=r"EXIF turns the image, and nothing says whether the label was drawn before or",
     ),
     bad(
         "mask-blurred",

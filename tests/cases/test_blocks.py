@@ -126,3 +126,17 @@ def test_what_is_refused(tmp_path):
     geo.write(tmp_path / "d/masks/a.tif", geo.bands_and_ids(3)[1][None])
     with pytest.raises(DataError, match=r"case a: the mask has 64 x 48 pixels, the image 96 x 48"):
         in_blocks(data, side_from("24px"))
+
+
+def test_white_masks_of_images_with_pixels_without_data(tmp_path):
+    """White is the label, and the id of pixels without data another."""
+    bands, ids = geo.bands_and_ids(3)
+    bands[:, :, :5], ids[:, :5] = 0, 0
+    geo.write(tmp_path / "images/a.tif", bands, nodata=0)
+    geo.write(tmp_path / "masks/a.tif", 255 * ids[None])
+    data = find_cases(tmp_path)
+    assert (data.labels, data.ignore) == ({1: "label 1"}, 254)
+    _, label = load_case(data.training[0], data.labels_in_files)
+    np.testing.assert_array_equal(label[0, 5:, :, 0].T == 1, ids[:, 5:])
+    assert (label[0, :5] == 254).all()
+    assert (label[0, 5:] != 254).all()

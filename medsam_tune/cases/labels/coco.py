@@ -11,10 +11,12 @@ import numpy as np
 from monai.data import MetaTensor
 from numpy.typing import NDArray
 
+from medsam_tune.cases.checks import check_turned
 from medsam_tune.cases.description import IGNORE
 from medsam_tune.cases.labels.grid import of_image
 from medsam_tune.errors import DataError
 from medsam_tune.formats import coco
+from medsam_tune.formats.image import TURNED
 from medsam_tune.formats.mending import Mending
 
 _Map = NDArray[np.int32]
@@ -66,20 +68,21 @@ class CocoLabel:
         """See `LabelFile.onto`; the result has two channels.
 
         Raises:
-            DataError: no such image in the file, another size than the image's, or an object that
-                is none.
+            DataError: no such image in the file, another size than the image's, an object that is
+                none, or an image that EXIF turns.
         """
         found = coco.read(self.path)
         picture = found.picture_of(image_path)
         size = tuple(map(int, image.meta["spatial_shape"][:2]))
         if (picture.width, picture.height) != size:
-            turned = "turned as EXIF says" in image.meta.get("notes", ())
+            turned = TURNED in image.meta.get("notes", ())
             raise DataError(
                 f"{self.path} says {picture.width} x {picture.height} pixels of the image, it has "
                 f"{size[0]} x {size[1]} ({image_path}); expected the same size."
                 f"{' The image is turned, as its EXIF says.' if turned else ''} Take the image "
                 "that was annotated."
             )
+        check_turned(image, image_path, self.path)
         try:
             ids, numbers, note = _painted(picture, found.categories, labels)
         except DataError as error:

@@ -12,17 +12,21 @@ import torch
 from monai.data import MetaTensor
 from numpy.typing import NDArray
 
-from medsam_tune.cases.checks import check_pair, label_values
+from medsam_tune.cases.checks import check_pair, check_turned, label_values
 from medsam_tune.cases.classes import FILE, PLAIN, Coding, shown_colour
+from medsam_tune.cases.description import IGNORE
 from medsam_tune.cases.labels.grid import of_image
 from medsam_tune.errors import DataError, listed
+from medsam_tune.formats.image import TURNED
 from medsam_tune.formats.mending import Mending
-from medsam_tune.formats.open import is_flat, load_label, palette_of
+from medsam_tune.formats.open import is_coloured, is_flat, load_label, palette_of
 from medsam_tune.formats.volume import Region
 
 _Ids = NDArray[np.int64]
 _FULL = (2**8 - 1, 2**16 - 1)  # white of 8 and 16 bits
 _SHOWN = 6  # colours in a message
+_OF_INDICES = " If the indices of palettes are the ids, leave colours out of it."
+_GREY = 0x010101  # code of a colour whose red, green and blue are 1
 
 
 @dataclass(frozen=True)
@@ -70,20 +74,21 @@ class Mask:
         """See `LabelFile.onto`; of numbers of objects, the result has two channels.
 
         Raises:
-            DataError: another size than the image's, colours that the class map lacks, or values
-                that are no labels.
+            DataError: another size than the image's, colours that the class map lacks, values
+                that are no labels, or may be ids or colours; an image that EXIF turns.
         """
         mask = self._read()
         codes, coloured = self._codes(mask)
         size, expected = codes.shape[:2], tuple(map(int, image.meta["spatial_shape"][:2]))
         if size != expected:
-            turned = "turned as EXIF says" in image.meta.get("notes", ())
+            turned = TURNED in image.meta.get("notes", ())
             raise DataError(
                 f"the mask has {size[0]} x {size[1]} pixels, the image {expected[0]} x "
                 f"{expected[1]} ({self.path}, {image_path}); expected the same size."
                 f"{' The image is turned, as its EXIF says.' if turned else ''} Export the mask at "
                 "the size of the image."
             )
+        check_turned(image, image_path, self.path, mask.meta.get("notes", ()))
         _check_place(self.path, mask, image_path, image)
         ids = [self._decoded(codes, coloured, labels)]
         ids += [codes] if self.coding.instances else []
@@ -133,9 +138,14 @@ class Mask:
         if known is None and self.coding.colours:
             known = dict.fromkeys(self.coding.colours.values(), "")
         ids = known is None or {*found} <= {0, *known}
-        if coloured or (by_colour and (palette is not None or not ids)):
-            return _mapped(codes, {value: meant[colour[value]] for value in found})
-        if palette is not None and self.coding.colours and not ids:
+        if by_colour or coloured:
+            said = {value: meant[colour[value]] for value in found}
+            plain = said == {value: value for value in found}
+            if coloured or palette is not None or not ids or plain or is_coloured(self.path):
+                return _mapped(codes, said)
+            raise self._ambiguous(said)
+        greys = all(colour.get(value, 0) % _GREY == 0 for value in unknown)
+        if palette is not None and self.coding.colours and not (ids and greys):
             raise self._unknown([colour[value] for value in unknown if value in colour], None)
         return _mapped(codes, _white(found, labels))
 
@@ -161,7 +171,16 @@ class Mask:
         return DataError(
             f"the mask has colours of no class: {listed(few, _SHOWN)} ({self.path}); {expected}. "
             f"Name each colour in {FILE} in the folder, or in a file: medsam-tune split --classes "
-            "FILE."
+            f"FILE.{_OF_INDICES if codes is None else ''}"
+        )
+
+    def _ambiguous(self, said: Mapping[int, int]) -> DataError:
+        """Refusal of greys that are colours of classes and ids of other classes."""
+        value = next(value for value, number in said.items() if value != number)
+        return DataError(
+            f"the mask's value {value} may be the id {value}, or the colour of the class "
+            f"{said[value]} ({self.path}); expected one of them. If values are ids, leave the "
+            f"colours out of {FILE}; else give classes the ids of their greys."
         )
 
 
@@ -185,9 +204,10 @@ def _check_place(path: Path, mask: MetaTensor, image_path: Path, image: MetaTens
 
 def _white(found: Collection[int], labels: Mapping[int, str] | None) -> dict[int, int]:
     """Value -> id: ids themselves; of 0 and white alone, white is the only label."""
-    only = [*labels] if labels is not None else [1]
+    known = {1: ""} if labels is None else labels
+    only = [number for number, name in known.items() if name != IGNORE]
     white = [value for value in _FULL if value in found]
-    if white and {*found} <= {0, white[0]} and len(only) == 1 and white[0] not in only:
+    if white and {*found} <= {0, white[0]} and len(only) == 1 and white[0] not in known:
         return {0: 0, white[0]: only[0]}
     return {value: value for value in found}
 

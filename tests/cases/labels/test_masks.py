@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from medsam_tune.cases.classes import Coding
 from medsam_tune.cases.datalist import Case
@@ -109,6 +109,14 @@ def test_white_is_an_id_where_it_has_a_name(tmp_path):
         load_case(one, LABELS)
 
 
+def test_white_is_the_only_label_beside_what_is_ignored(tmp_path):
+    """Pixels without data get an id that no user chose."""
+    one = case(tmp_path, (IDS == 1).astype(np.uint8) * 255, Coding())
+    np.testing.assert_array_equal(
+        seen(load_case(one, {1: "house", 254: "ignore"})[1]), (IDS == 1).astype(int)
+    )
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32])
 def test_numbers_of_objects(tmp_path, dtype):
     """Every value is an object of the only label, touching ones too."""
@@ -138,12 +146,75 @@ def test_colours_that_no_class_has(tmp_path):
         load_case(case(tmp_path, other), LABELS)
 
 
-def test_a_jpeg_is_refused_with_the_way_out(tmp_path):
-    Image.fromarray((IDS == 1).astype(np.uint8) * 255).save(tmp_path / "mask.jpg")
+def test_a_palette_of_other_colours_is_no_list_of_ids(tmp_path):
+    """Files of one data set may have palettes in different orders."""
+    other = palette(IDS, RGB[[0, 2, 1]] ^ 8)
     with pytest.raises(
-        DataError, match=r"a JPEG does not keep the values of a mask .*mask\.jpg.*P"
+        DataError,
+        match=r"of no class: #080808, #341890, #66C9EC .*If the indices of palettes are the ids, "
+        "leave colours out of it",
     ):
-        load_case(case(tmp_path, tmp_path / "mask.jpg", Coding()), {1: "road"})
+        load_case(case(tmp_path, other), LABELS)
+    greys = palette(IDS, np.repeat(np.arange(3, dtype=np.uint8)[:, None], 3, 1))
+    np.testing.assert_array_equal(seen(load_case(case(tmp_path, greys), LABELS)[1]), IDS)
+
+
+def test_greys_that_are_ids_and_colours(tmp_path):
+    """Black is the first class: a grey 1 is the id 1, or the colour of the second."""
+    coding = Coding({"#000000": 1, "#010101": 2})
+    grey = (IDS > 0).astype(np.uint8)
+    with pytest.raises(
+        DataError, match=r"the mask's value 0 may be the id 0, or the colour of the class 1 \(.*mas"
+    ):
+        load_case(case(tmp_path, grey, coding), LABELS)
+    coloured = case(tmp_path, np.repeat(grey[..., None], 3, 2), coding)
+    np.testing.assert_array_equal(seen(load_case(coloured, LABELS)[1]), grey + 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "options"),
+    [
+        ("mask.jpg", "a JPEG", {}),
+        ("mask.webp", "a lossy WebP", {}),
+        ("mask.tif", "a TIFF compressed as jpeg", {"compression": "jpeg"}),
+    ],
+)
+def test_formats_that_do_not_keep_values_are_refused(tmp_path, name, kind, options):
+    Image.fromarray((IDS == 1).astype(np.uint8) * 255).save(tmp_path / name, **options)
+    with pytest.raises(DataError, match=rf"{kind} does not keep the values of a mask .*{name}.*P"):
+        load_case(case(tmp_path, tmp_path / name, Coding()), {1: "road"})
+
+
+def test_a_lossless_webp_is_a_mask(tmp_path):
+    Image.fromarray(RGB[IDS]).save(tmp_path / "mask.webp", lossless=True)
+    _, label = load_case(case(tmp_path, tmp_path / "mask.webp"), LABELS)
+    np.testing.assert_array_equal(seen(label), IDS)
+
+
+def test_transparent_pixels_with_a_colour_are_refused(tmp_path):
+    clear = np.dstack([RGB[IDS], np.where(IDS == 2, 0, 255).astype(np.uint8)])
+    with pytest.raises(
+        DataError, match=r"4 transparent pixels of the mask have a colour, such as #3C1098 \(.*mask"
+    ):
+        load_case(case(tmp_path, clear), LABELS)
+    clear[..., 3] = np.where(IDS == 0, 0, 255)  # black below
+    np.testing.assert_array_equal(seen(load_case(case(tmp_path, clear), LABELS)[1]), IDS)
+
+
+@pytest.mark.parametrize(("orientation", "size"), [(2, (7, 5)), (3, (7, 5)), (6, (6, 6))])
+def test_an_image_that_exif_turns_to_the_same_size(tmp_path, orientation, size):
+    """No size says whether the mask was drawn before or after."""
+    mask = np.zeros(size[::-1], np.uint8)
+    mask[:2, :1] = 1
+    one = case(tmp_path, mask, Coding(), size)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    with Image.open(one.image) as photo:
+        photo.save(one.image, exif=exif)
+    with pytest.raises(DataError, match=r"EXIF turns the image, .*photo\.png, .*mask\.png\); e"):
+        load_case(one, LABELS)
+    Image.fromarray(mask).save(one.label, exif=exif)
+    load_case(one, LABELS)
 
 
 def test_sizes_must_be_the_same(tmp_path):
