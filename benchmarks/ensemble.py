@@ -54,7 +54,7 @@ def trained(datalist: Path, work: Path, epochs: int) -> Path:
         words = [word for one in settings for word in ("--set", one)]
         resume = ["--resume"] if (run / "run.json").exists() else []
         options = ("--image-size", 128, "--datalist", datalist, "--output", run)
-        command("train", "full", *options, *words, *resume)
+        command("train", "lora", *options, *words, *resume)
         done.write_text(machine("cuda" if torch.cuda.is_available() else "cpu"))
     return run
 
@@ -130,7 +130,7 @@ def main() -> None:
 
 HEAD = """# Five folds as an ensemble
 
-Dice of {cases} held-out patients of the hippocampus task, by nano at 128 x 128, `train full` for
+Dice of {cases} held-out patients of the hippocampus task, by nano at 128 x 128, `train lora` for
 {epochs} epochs on four fifths of {known} patients, the fifth fifth chooses the checkpoint; trained
 on {machine}. The masks are those of `medsam-tune predict`, with one `--run` or with five, whose
 logits are averaged. The best fold is the best *by these held-out patients*, so it is flattered.
