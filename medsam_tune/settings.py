@@ -268,6 +268,15 @@ _EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     "prompt_batch": _whole(1),
     "embedding_budget": _whole(0),
+    "cache": _SWITCH,
+    "views": (
+        "null, or a whole number, 1 or more",
+        lambda value: value is None or (type(value) is int and 1 <= value < 2**31),
+    ),
+    "cache_dtype": (
+        "float16, bfloat16 or float32",
+        lambda value: value in ("float16", "bfloat16", "float32"),
+    ),
     "gradient_checkpointing": _SWITCH,
     "compile": _SWITCH,
     "resume": _SWITCH,

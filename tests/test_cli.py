@@ -236,6 +236,37 @@ def test_training_uses_what_prepare_made(
     assert code == 0, err
 
 
+def test_training_uses_the_embeddings_that_prepare_made(
+    tune: Tune, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datalist = tmp_path / "d.json"
+    write_datalist(read_datalist(phantoms / "d.json"), datalist)
+    code, out, err = tune(
+        "prepare", datalist, "--embeddings", "--image-size", 64, "--set", "views=1"
+    )
+    assert code == 0, err
+    assert "in 1 views; 0 are there, the others take" in err
+    assert "embeddings are made in" in out
+    words = "train decoder --model nano --image-size 64 --datalist"
+    assert f"next: medsam-tune {words} {datalist} --set cache=true --set views=1 --outp" in err
+    monkeypatch.setattr("medsam_tune.training.embedded.EmbeddingStore.put", None)
+    run = (*("--datalist", datalist, "--output"), *("--set", "cache=true", "--set", "views=1"))
+    for method in ("decoder", "prompt"):
+        code, _, err = tune("train", method, *run[:3], tmp_path / method, *run[3:], *SMALL)
+        assert code == 0, err
+        assert "the others take 0 GB" in err
+    code, _, err = tune("train", "lora", *run[:3], tmp_path / "lora", *run[3:], *SMALL)
+    assert code == 1
+    assert "cache is true, but lora trains the image encoder" in err.splitlines()[-1]
+    assert not (tmp_path / "lora").exists()
+    code, _, err = tune("prepare", datalist, "--model", "vit_b")
+    assert code == 1
+    assert "--model, --image-size and --checkpoint are for --embeddings" in err
+    code, _, err = tune("prepare", datalist, "--embeddings", "--model", "vit_b")
+    assert code == 1
+    assert "vit_b needs --checkpoint" in err
+
+
 def test_prepare_elsewhere_by_another_rule(tune: Tune, phantoms: Path, tmp_path: Path) -> None:
     datalist = tmp_path / "d.json"
     write_datalist(read_datalist(phantoms / "d.json"), datalist)

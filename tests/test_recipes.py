@@ -308,9 +308,16 @@ def test_unknown_override_is_refused_by_name(datalist: Path, tmp_path: Path) -> 
     assert not (tmp_path / "run").exists()
 
 
-def test_same_seed_same_numbers_and_resume_goes_on(datalist: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("configs", "more"),
+    [(["train.yaml", "method_adapter.yaml"], ()), (["train.yaml"], ("--cache", True))],
+    ids=["adapter", "cached decoder"],
+)
+def test_same_seed_same_numbers_and_resume_goes_on(
+    datalist: Path, tmp_path: Path, configs: list[str], more: tuple[object, ...]
+) -> None:
     settings = (*SMALL[:2], *SMALL[4:], "--datalist", datalist, "--epochs", 2, "--batch_size", 4)
-    configs = ["train.yaml", "method_adapter.yaml"]
+    settings = (*settings, *more)
     for name in ("first", "second"):
         assert not bundle_run(configs, *settings, "--output_dir", tmp_path / name).returncode
     options = (*settings, "--output_dir", tmp_path / "stopped")

@@ -5,13 +5,23 @@ from __future__ import annotations
 import os
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from medsam_tune.bundle import run_bundle
 from medsam_tune.cli.next_steps import after_check, after_prepare, after_split
-from medsam_tune.cli.options import MODALITIES, Bundle, Overwrite, Set, given
+from medsam_tune.cli.options import (
+    MODALITIES,
+    Bundle,
+    Checkpoint,
+    ImageSize,
+    Model,
+    Overwrite,
+    Set,
+    given,
+    refuse_random,
+)
 from medsam_tune.errors import DataError
 from medsam_tune.files import refuse_other_ending, refuse_taken
 from medsam_tune.settings import component_from, read_settings
@@ -195,6 +205,17 @@ def prepare(
         Path | None, typer.Option(help="Folder of the slices. Default: beside the datalist.")
     ] = None,
     jobs: Annotated[int, typer.Option(help="Scans prepared at the same time.", min=1)] = 2,
+    embeddings: Annotated[
+        bool,
+        typer.Option(
+            "--embeddings",
+            help="Encode the training slices too, for `train decoder` and `train prompt` with "
+            "--set cache=true and the same settings.",
+        ),
+    ] = False,
+    model: Model = "nano",
+    image_size: ImageSize = None,
+    checkpoint: Checkpoint = None,
     bundle: Bundle = "volume",
     set_: Set = None,
 ) -> None:
@@ -203,6 +224,18 @@ def prepare(
     Sound slices are kept, so it may be stopped and started again, and run by several processes.
     Without it, the first training prepares them.
     """
-    overrides = {"datalist": datalist, "jobs": jobs} | given(slices_dir=slices_dir)
+    overrides: dict[str, Any] = {"datalist": datalist, "jobs": jobs} | given(slices_dir=slices_dir)
+    words: list[object] = []
+    if embeddings:
+        refuse_random(model, checkpoint)
+        base = given(image_size=image_size, checkpoint=checkpoint)
+        overrides |= {"model": model, "cache": True} | base
+        words = ["--model", model]
+        words += [w for k, v in base.items() for w in (f"--{k.replace('_', '-')}", v)]
+    elif model != "nano" or image_size is not None or checkpoint is not None:
+        raise ValueError(
+            "--model, --image-size and --checkpoint are for --embeddings; slices are the same for "
+            "every model. Add --embeddings, or leave them out."
+        )
     run_bundle(bundle, ["train.yaml", "prepare.yaml"], overrides | read_settings(set_, overrides))
-    after_prepare(datalist, slices_dir, set_, bundle)
+    after_prepare(datalist, slices_dir, set_, bundle, words)

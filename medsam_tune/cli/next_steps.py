@@ -59,12 +59,18 @@ def after_check(place: Path, report: Report) -> None:
 
 
 def after_prepare(
-    datalist: Path, slices_dir: Path | None, settings: Sequence[str] | None, bundle: str
+    datalist: Path,
+    slices_dir: Path | None,
+    settings: Sequence[str] | None,
+    bundle: str,
+    embedded_by: Sequence[object] = (),
 ) -> None:
-    """Train on the prepared slices, by the same settings."""
+    """Train on the prepared slices, by the same settings; or on embeddings by a model."""
     chosen = [] if slices_dir is None else [f"slices_dir={slices_dir}"]
+    chosen += ["cache=true"] if embedded_by else []
     sets = [word for pair in [*chosen, *(settings or ())] for word in ("--set", pair)]
-    _say(_train("--datalist", datalist, *sets, bundle=bundle))
+    method = "decoder" if embedded_by else "lora"
+    _say(_train(*embedded_by, "--datalist", datalist, *sets, bundle=bundle, method=method))
 
 
 def after_download(path: Path, options: str, bundle: str) -> None:
@@ -167,9 +173,9 @@ def _train_on(datalist: Path, modality: str) -> str:
     return _train("--datalist", datalist, bundle=IMAGES if modality == "RGB" else SHIPPED)
 
 
-def _train(*words: object, bundle: str = SHIPPED) -> str:
-    output = _free(Path("runs") / "lora")
-    return medsam_tune("train", "lora", *words, "--output", output, bundle=bundle)
+def _train(*words: object, bundle: str = SHIPPED, method: str = "lora") -> str:
+    output = _free(Path("runs") / method)
+    return medsam_tune("train", method, *words, "--output", output, bundle=bundle)
 
 
 def _free(path: Path) -> Path:

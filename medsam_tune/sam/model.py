@@ -252,17 +252,20 @@ class PromptableSam(nn.Module):
         masks: Tensor | None = None,
         classes: Tensor | None = None,
         return_quality: bool = False,
+        embedded: bool = False,
     ) -> Tensor | Masks:
         """Compute `decode(encode(image), Prompts(...))` from separate tensors.
 
         Args:
-            image: (B, C, S, S) float in [0, 1], model frame.
+            image: (B, C, S, S) float in [0, 1], model frame; with `embedded` (B, D, G, G) float,
+                from `encode`.
             boxes: (B, P, 4) float, see `Prompts`.
             points: (B, P, N, 2) float, see `Prompts`.
             point_labels: (B, P, N) int, see `Prompts`.
             masks: (B, P, 4G, 4G) float, see `Prompts`.
             classes: (B, P) int64, see `Prompts`.
             return_quality: give quality and presence as well.
+            embedded: the images are embedded already, and the encoder does not run.
 
         Returns:
             logits (B, P, 4G, 4G), or with `return_quality` all of `Masks`.
@@ -271,7 +274,7 @@ class PromptableSam(nn.Module):
             ValueError: see `encode` and `decode`.
         """
         prompts = Prompts(boxes, points, point_labels, masks, classes)
-        found = self.decode(self.encode(image), prompts)
+        found = self.decode(image if embedded else self.encode(image), prompts)
         return found if return_quality else found.logits
 
     def _counted(self, embedding: Tensor, prompts: Prompts) -> tuple[int, Tensor | None]:

@@ -47,8 +47,8 @@ class Estimate:
             return f"{self.root}: all {self.cases} cases are prepared"
         return (
             f"{self.root}: {self.cases} cases, {self.there} of them prepared; {self.slices:,} "
-            f"slices to prepare, at most {_gb(self.bytes)}, typically {_gb(self.compressed)}; "
-            f"{_gb(self.free)} free"
+            f"slices to prepare, at most {gigabytes(self.bytes)}, typically "
+            f"{gigabytes(self.compressed)}; {gigabytes(self.free)} free"
         )
 
     def refuse_full_disk(self) -> None:
@@ -59,9 +59,10 @@ class Estimate:
         """
         if self.free < self.compressed:
             raise DataError(
-                f"{self.root}: {self.slices:,} slices will typically take {_gb(self.compressed)}, "
-                f"at most {_gb(self.bytes)}; {_gb(self.free)} are free on its disk. Make room, or "
-                "choose another folder with --slices-dir."
+                f"{self.root}: {self.slices:,} slices will typically take "
+                f"{gigabytes(self.compressed)}, at most {gigabytes(self.bytes)}; "
+                f"{gigabytes(self.free)} are free on its disk. Make room, or choose another folder "
+                "with --slices-dir."
             )
 
 
@@ -98,15 +99,16 @@ def estimate(store: SliceStore, cases: Sequence[Case], progress: bool = True) ->
         slices=slices,
         bytes=image_bytes + label_bytes,
         compressed=image_bytes * COMPRESSED["image"] + label_bytes * COMPRESSED["label"],
-        free=_free(store.root),
+        free=free_space(store.root),
     )
 
 
-def _free(folder: Path) -> int:
+def free_space(folder: Path) -> int:
     """Free bytes on the disk of a folder, which may not exist yet."""
     places = (folder.absolute(), *folder.absolute().parents)
     return shutil.disk_usage(next(place for place in places if place.exists())).free
 
 
-def _gb(size: float) -> str:
+def gigabytes(size: float) -> str:
+    """A number of bytes for a message."""
     return f"{size / 1e9:.3g} GB"

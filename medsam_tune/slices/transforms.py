@@ -129,6 +129,9 @@ class LoadSliced(Randomizable, Transform):
     followed to this one; `extents` says how much larger other boxes of a user are than the tight
     one: the rectangle of the object's 3-D box, and a box between those of two other slices, at
     random; see `MixedPromptsd`.
+
+    With `view` in the dictionary, the side is that of the view: after the slice in even views,
+    before it in odd ones. With `label_only`, there is no image.
     """
 
     def randomize(self, data: Any = None) -> None:
@@ -140,13 +143,18 @@ class LoadSliced(Randomizable, Transform):
         """Read one slice."""
         case, k = data["case"], data["slice"]
         self.randomize()
+        if "view" in data:
+            self._side = -1 if data["view"] % 2 else 1
+        image: dict[Hashable, Any] = {}
+        if not data.get("label_only"):
+            image["image"] = torch.from_numpy(case.image_slice(k)).float() / 255
         beside = k + self._side
         if not 0 <= beside < case.shape[0]:
             beside = k - self._side
         label, objects = _label(case, k), case.objects_slice(k)
         there = 0 <= beside < case.shape[0]
         return {
-            "image": torch.from_numpy(case.image_slice(k)).float() / 255,
+            **image,
             "label": label if objects is None else torch.cat([label, _as_label(objects)]),
             "before": _label(case, beside) if there else torch.zeros_like(label),
             "extents": self._extents(case, k),

@@ -8,21 +8,25 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 from monai.data import get_track_meta, set_track_meta
-from monai.transforms import Randomizable
+from monai.transforms import Compose, Randomizable
+from numpy.typing import NDArray
 from torch.utils.data import Dataset, Sampler
 
 from medsam_tune import ranks
 from medsam_tune.errors import DataError, listed
+from medsam_tune.slices.embeddings import EmbeddingStore, Place
 from medsam_tune.slices.store import PreparedCase
+from medsam_tune.training.views import Views
 
 
 class SliceDataset(Dataset[dict[str, Any]]):
     """Slices of prepared cases through a MONAI transform.
 
-    The index is `(index, seed)` from `SeededSampler`. The seed fixes all randomness of the sample,
-    so the number of workers does not matter. A plain index is its own seed. Slices without content
-    (one value in all pixels) are left out; a warning counts them.
+    The index is `(index, seed, view)` from `SeededSampler`. The seed fixes all randomness of the
+    sample, so the number of workers does not matter. A plain index is its own seed, in view 0.
+    Slices without content (one value in all pixels) are left out; a warning counts them.
 
     Args:
         cases: cases with labels.
@@ -31,6 +35,10 @@ class SliceDataset(Dataset[dict[str, Any]]):
             ids of the masks, one at least. `set_random_state` sets its randomness.
         empty_slices: number of slices without any of the labels to take as well, at most, as a
             share of those with one. Those next to a label come first, the others are drawn once.
+        prompts: step of the transform that draws the prompts; with it, the steps before it make
+            one of the slice's views, see `Views`. None: each sample is augmented anew.
+        embeddings: store of the views' embeddings. A sample then has `embedding` instead of
+            `image`, where it is there, and `place` (3,) int64: case, slice and view.
 
     Raises:
         DataError: no slice of any case has one of the labels.
@@ -42,10 +50,20 @@ class SliceDataset(Dataset[dict[str, Any]]):
         labels: Iterable[int],
         transform: Callable[[dict[str, Any]], Mapping[Any, Any]],
         empty_slices: float = 0.0,
+        prompts: Any = None,
+        embeddings: EmbeddingStore | None = None,
     ) -> None:
         self.cases = list(cases)
         self.labels = tuple(sorted(labels))
         self.transform = transform
+        self.embeddings = embeddings
+        self.views: Views | None = None
+        if prompts is not None:
+            if not isinstance(transform, Compose):
+                raise ValueError(f"transform is {type(transform).__name__}; views need a Compose.")
+            self.views = Views(transform, prompts, embeddings)
+        elif embeddings is not None:
+            raise ValueError("embeddings are of views; give prompts, the step that draws them.")
         empty = {case.id: len(case.constant) for case in self.cases if case.constant}
         if empty:
             where = listed(f"{case} ({count})" for case, count in empty.items())
@@ -73,22 +91,28 @@ class SliceDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+    def __getitem__(self, key: int | tuple[int, int] | tuple[int, int, int]) -> dict[str, Any]:
         """One sample from the transform, in plain tensors.
 
         Args:
-            key: index of the slice, or (index, seed).
+            key: index of the slice, (index, seed), or (index, seed, view).
 
         Raises:
             DataError: the transform left no label.
         """
-        index, seed = key if isinstance(key, tuple) else (key, key)
+        index, seed, *view = key if isinstance(key, tuple) else (key, key)
         number, k = self.index[index]
-        case = self.cases[number]
-        if isinstance(self.transform, Randomizable):
-            self.transform.set_random_state(seed=seed)
+        place = Place(self.cases[number], k, view[0] if view else 0)
+        case = place.case
         with _plain_tensors():
-            sample = dict(self.transform({"case": case, "slice": k}))
+            if self.views is not None:
+                sample = dict(self.views(place, seed))
+            else:
+                if isinstance(self.transform, Randomizable):
+                    self.transform.set_random_state(seed=seed)
+                sample = dict(self.transform({"case": case, "slice": k}))
+        if self.embeddings is not None:
+            sample["place"] = torch.tensor([number, k, place.view])
         if not len(sample["labels"]):
             raise DataError(
                 f"case {case.id}: slice {k} has none of the labels "
@@ -120,11 +144,12 @@ def _plain_tensors() -> Iterator[None]:
         set_track_meta(before)
 
 
-class SeededSampler(Sampler[tuple[int, int]]):
+class SeededSampler(Sampler[tuple[int, ...]]):
     """Pairs `(index, seed)`; their order depends on the seed and the epoch only.
 
     Epochs continue one endless sequence of shuffled passes. So each slice is drawn equally often,
-    for any length of an epoch.
+    for any length of an epoch. With K views, they are `(index, seed, view)`: K passes on end take a
+    slice in each of its views once, in a random order; so a pass has views of all numbers.
 
     Of several ranks (`medsam_tune.ranks`), each takes its batches in turn, so that together they
     take the batches that one process would take of `batch_size` times their number; an epoch is
@@ -135,13 +160,20 @@ class SeededSampler(Sampler[tuple[int, int]]):
         seed: seed of the order and of the samples.
         num_samples: length of an epoch; by default one pass.
         batch_size: samples of a batch of a rank.
+        views: K; None for slices without views.
     """
 
     def __init__(
-        self, length: int, seed: int = 0, num_samples: int | None = None, batch_size: int = 1
+        self,
+        length: int,
+        seed: int = 0,
+        num_samples: int | None = None,
+        batch_size: int = 1,
+        views: int | None = None,
     ) -> None:
         self.size = length
         self.seed = seed
+        self.views = views
         self.num_samples = self.size if num_samples is None else num_samples
         self.batch_size = batch_size
         if ranks.count() > 1:
@@ -167,7 +199,7 @@ class SeededSampler(Sampler[tuple[int, int]]):
     def __len__(self) -> int:
         return self.num_samples // ranks.count()
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[tuple[int, ...]]:
         mine = 0
         for place, sample in enumerate(self._all()):
             if place // self.batch_size % ranks.count() == ranks.rank():
@@ -175,7 +207,7 @@ class SeededSampler(Sampler[tuple[int, int]]):
                 if mine > self.done:
                     yield sample
 
-    def _all(self) -> Iterator[tuple[int, int]]:
+    def _all(self) -> Iterator[tuple[int, ...]]:
         """The samples of all ranks in an epoch."""
         start = self.epoch * self.num_samples
         stop = start + self.num_samples
@@ -183,7 +215,16 @@ class SeededSampler(Sampler[tuple[int, int]]):
         place = 0
         for number in range(start // self.size, -(-stop // self.size)):
             order = np.random.default_rng([self.seed, 0, number]).permutation(self.size)
+            views = None if self.views is None else _views(self.size, self.views, number, self.seed)
             begin = number * self.size
             for index in order[max(start - begin, 0) : stop - begin]:
-                yield int(index), int(seeds[place])
+                view = () if views is None else (int(views[index]),)
+                yield int(index), int(seeds[place]), *view
                 place += 1
+
+
+def _views(size: int, count: int, number: int, seed: int) -> NDArray[np.int64]:
+    """View of each slice (N,) in a pass, by the number of the pass."""
+    block, turn = divmod(number, count)
+    drawn = np.random.default_rng([seed, 2, block]).random((size, count))
+    return np.argsort(drawn, axis=1)[:, turn]
