@@ -27,6 +27,7 @@ from training_step import machine
 from medsam_tune.cases.datalist import write_datalist
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.cli import app
+from medsam_tune.methods import METHODS
 
 RESULTS = Path(__file__).parent / "results" / "aerial.md"
 # The colours of the masks; the data set's own classes.json has others.
@@ -39,7 +40,6 @@ CLASSES = {
 }
 IGNORED = {"name": "Unlabeled", "color": "#9B9B9B", "ignore": True}
 TILES = ("Tile 1", "Tile 2", "Tile 3", "Tile 4")
-RATES = {"adapter": "1e-3", "lora": "2e-3", "decoder": "5e-4", "full": "1e-4", "prompt": "1e-2"}
 
 
 def command(*words: object) -> float:
@@ -113,7 +113,7 @@ class Bench:
         """The folder of a method."""
         folder = self.work / f"{method}-{tile[-1]}"
         if not (folder / "evaluation").exists():
-            sets = (*self.settings, f"slices_dir={self.store}", f"lr={RATES[method]}")
+            sets = (*self.settings, f"slices_dir={self.store}")
             words = [word for pair in sets for word in ("--set", pair)]
             resume = ["--resume"] if (folder / "run.json").exists() else []
             options = ("--bundle", "image", "--datalist", datalist, "--output", folder)
@@ -146,7 +146,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("images", type=Path)
     parser.add_argument("--work", type=Path, default=Path("aerial-work"))
-    parser.add_argument("--methods", nargs="*", default=["adapter", "lora"], choices=[*RATES])
+    parser.add_argument("--methods", nargs="*", default=["adapter", "lora"], choices=[*METHODS])
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--epoch-slices", type=int, default=400)
     parser.add_argument("--tiles", nargs="*", default=list(TILES), choices=TILES)
@@ -154,7 +154,6 @@ def main() -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
     settings = (f"epochs={arguments.epochs}", f"epoch_slices={arguments.epoch_slices}")
     settings += ("turn_prob=0.75", f"val_interval={max(1, arguments.epochs // 5)}")
-    settings += ("warmup_steps=20",)
     bench = Bench(arguments.work, settings, arguments.work / "slices")
     rows: dict[str, dict[str, dict[str, float]]] = {}
     minutes, machines = [], set()

@@ -23,11 +23,12 @@ from medsam_tune.cases.datalist import write_datalist
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.splits import split_cases
 from medsam_tune.cli import app
-from medsam_tune.demo import LEARNING_RATES, prepare_demo
+from medsam_tune.demo import SUBJECTS, prepare_demo
 from medsam_tune.evaluation.statistics import FOOTNOTE, distribution_text
-from medsam_tune.methods import apply_method
+from medsam_tune.methods import METHODS, apply_method
 from medsam_tune.methods.tuned import read_header, tuned_tensors
 from medsam_tune.sam.build import RANDOM, build_sam
+from medsam_tune.training.rates import NANO, learning_rate
 
 RESULTS = Path(__file__).parent / "results" / "methods.md"
 SIZE = ("--image-size", "128")
@@ -52,14 +53,14 @@ def hippocampus(scans: Path, work: Path) -> Task:
         few = replace(data, training=data.training[:16], validation=data.validation[:4])
         write_datalist(few, datalist)
     title = "Hippocampus: brain MR, 16 training, 4 validation and 27 test patients, three epochs"
-    return Task("hippocampus", title, datalist, ("epochs=3", "val_interval=3", "warmup_steps=20"))
+    return Task("hippocampus", title, datalist, ("epochs=3", "val_interval=3"))
 
 
 def phantoms(work: Path) -> Task:
     """The demo's phantoms."""
     title = "Synthetic CT: 10 training, 2 validation and 4 test phantoms, three epochs"
-    settings = ("epochs=3", "val_interval=3", "warmup_steps=20")
-    return Task("phantoms", title, prepare_demo(work / "phantoms"), settings)
+    settings = ("epochs=3", "val_interval=3")
+    return Task("phantoms", title, prepare_demo(work / "phantoms", SUBJECTS["volume"]), settings)
 
 
 class Bench:
@@ -88,9 +89,7 @@ class Bench:
         """The summary of a method on the test cases."""
         folder = self.work / f"{task.name}-{start.split()[0]}-{method}"
         if not _summary(folder).exists():
-            settings = [
-                w for s in (*task.settings, f"lr={LEARNING_RATES[method]}") for w in ("--set", s)
-            ]
+            settings = [word for one in task.settings for word in ("--set", one)]
             words = ("--datalist", task.datalist, "--output", folder, *SIZE, *STARTS[start])
             words += ("--class-agnostic", "--set", "mixture={'box': 1}")
             resume = ["--resume"] if (folder / "run.json").exists() else []
@@ -131,7 +130,7 @@ def table(bench: Bench, task: Task) -> str:
     lines.append(["ellipse in the box", "", "", *ellipse, f"{first['mean_ellipse_dice']:.3f}"])
     for start in STARTS:
         lines.append(row(f"{start}, untouched", bench.zero_shot(task, start)))
-    for method in LEARNING_RATES:
+    for method in METHODS:
         for start in STARTS:
             lines.append(row(f"`{method}` from {start}", bench.tuned(task, start, method)))
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -148,7 +147,7 @@ def main() -> None:
     parts = [HEAD.format(machine=machine("cpu"), footnote=FOOTNOTE)]
     for task in (hippocampus(arguments.scans, arguments.work), phantoms(arguments.work)):
         parts += [f"## {task.title}", table(bench, task)]
-        rates = ", ".join(f"{method} {rate}" for method, rate in LEARNING_RATES.items())
+        rates = ", ".join(f"{method} {learning_rate(method, NANO):g}" for method in METHODS)
         parts.append(f"Settings: `{' '.join(task.settings)}`; learning rates {rates}.")
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text("\n\n".join(parts) + "\n")

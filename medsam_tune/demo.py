@@ -20,6 +20,7 @@ from medsam_tune.evaluation.cases import CaseDataset
 from medsam_tune.evaluation.pictures import draw_overlays
 from medsam_tune.inference.inferers import VolumeInferer
 from medsam_tune.inference.simulated import parse_kind
+from medsam_tune.methods import METHODS
 from medsam_tune.methods.tuned import load_tuned
 from medsam_tune.sam.build import build_sam
 from medsam_tune.slices.intensity import for_modality
@@ -30,8 +31,6 @@ from medsam_tune.synthetic.phantom import write_phantoms
 
 IMAGE_SIZE = 128
 JITTER = 0.05
-# nano is small and takes higher rates than SAM, for which the recipes are.
-LEARNING_RATES = {"decoder": 1e-3, "full": 1e-3, "adapter": 2e-3, "lora": 4e-3, "prompt": 2e-2}
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ SUBJECTS = {
     "volume": Subject(  # 16 patients; less than five minutes on two cores
         data="phantoms",
         write=lambda folder, seed: write_phantoms(folder, count=16, seed=seed),
-        settings={"epochs": 12, "warmup_steps": 20, "val_interval": 6, "jitter": JITTER},
+        settings={"epochs": 12, "val_interval": 6, "jitter": JITTER},
         kinds=("slices", "box3d", "none"),
         components=None,
         score="dice",
@@ -68,7 +67,7 @@ SUBJECTS = {
         data="aerial",
         write=lambda folder, seed: write_aerials(folder, scenes=16, parts=3, seed=seed),
         settings={
-            **{"epochs": 10, "warmup_steps": 20, "val_interval": 5, "jitter": JITTER},
+            **{"epochs": 10, "val_interval": 5, "jitter": JITTER},
             **{"epoch_slices": 200, "turn_prob": 0.75},  # nothing is up
         },
         kinds=("slices", "points", "none"),
@@ -192,16 +191,15 @@ def run_demo(folder: Path, method: str, bundle: str = "volume") -> str:
     run, zero_shot = folder / "run", folder / "zero_shot"
     if run.exists():
         raise DataError(f"{run}: a demo ran here already; delete it or choose another --output.")
-    if method not in LEARNING_RATES:
-        raise ValueError(f"method {method!r} is unknown; known: {', '.join(LEARNING_RATES)}.")
+    if method not in METHODS:
+        raise ValueError(f"method {method!r} is unknown; known: {', '.join(METHODS)}.")
     if bundle not in SUBJECTS:
         raise ValueError(f"bundle {bundle!r} has no demo; those of {', '.join(SUBJECTS)} do.")
     subject = SUBJECTS[bundle]
     datalist = prepare_demo(folder, subject)
     base = {"model": "nano", "image_size": IMAGE_SIZE}
-    settings = {**subject.settings, "lr": LEARNING_RATES[method]}
     evaluation = {"datalist": datalist, "run_dir": zero_shot, **base}
-    training = {"datalist": datalist, "output_dir": run, **base, **settings}
+    training = {"datalist": datalist, "output_dir": run, **base, **subject.settings}
     run_bundle(bundle, ["evaluate.yaml", "zero_shot.yaml"], evaluation)
     run_bundle(bundle, training_configs(method), training)
     run_bundle(bundle, ["evaluate.yaml"], {"run_dir": run, "prompts": [*subject.kinds]})

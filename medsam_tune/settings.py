@@ -259,7 +259,10 @@ _EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "lr": _number(0, open_=True),
     "layer_decay": _number(0, 1),
     "weight_decay": _number(0),
-    "warmup_steps": _whole(0),
+    "warmup_steps": (
+        "null, or a whole number, 0 or more",
+        lambda value: value is None or (type(value) is int and 0 <= value < 2**31),
+    ),
     "val_interval": _whole(1),
     "checkpoint_minutes": _number(0),
     "slice_batch": (

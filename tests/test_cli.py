@@ -24,7 +24,6 @@ from medsam_tune.cases.description import MODALITIES
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.splits import split_cases
 from medsam_tune.cli import options, tuning
-from medsam_tune.demo import LEARNING_RATES
 from medsam_tune.inference.output import FORMATS as MASK_FORMATS
 from medsam_tune.inference.simulated import KINDS
 from medsam_tune.methods import METHODS, apply_method
@@ -35,6 +34,7 @@ from medsam_tune.sam.encoder import fuse_qkv
 from medsam_tune.slices.intensity import Percentiles
 from medsam_tune.slices.rules import ScanRules
 from medsam_tune.synthetic.phantom import write_phantoms
+from medsam_tune.training.rates import RATES
 from tests.bad_inputs import INPUTS
 from tests.scans import msd_folder, small_scan, write_nifti
 
@@ -178,7 +178,7 @@ def test_help_imports_no_heavy_package() -> None:
 
 
 def test_help_names_what_there_is() -> None:
-    assert options.METHODS == tuple(METHODS) == tuple(LEARNING_RATES)
+    assert options.METHODS == tuple(METHODS) == tuple(RATES)
     assert options.MODELS == tuple(ARCHITECTURES)
     assert options.MODALITIES == MODALITIES
     assert options.MASK_FORMATS == tuple(MASK_FORMATS)

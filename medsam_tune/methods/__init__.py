@@ -6,12 +6,14 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+from torch import nn
+
 from medsam_tune.lazy import import_when_named
 from medsam_tune.methods.adapter import adapter
 from medsam_tune.methods.decoder import decoder
 from medsam_tune.methods.full import full
 from medsam_tune.methods.lora import lora
-from medsam_tune.methods.options import COUNT, refuse_odd_options
+from medsam_tune.methods.options import COUNT, FLAG, refuse_odd_options
 from medsam_tune.methods.prompt import learned_tokens, prompt
 from medsam_tune.sam.model import PromptableSam, Tuning
 
@@ -27,6 +29,11 @@ METHODS: dict[str, Callable[..., None]] = {
 # Methods that leave the decoder as it is, unless told to train it too.
 _KEEPS_DECODER = ("adapter", "lora", "prompt")
 
+_PARTS: dict[str, Callable[[PromptableSam], nn.Module]] = {
+    "prompt_encoder": lambda sam: sam.prompt_encoder,
+    "quality_head": lambda sam: sam.mask_decoder.iou_prediction_head,
+}
+
 
 def apply_method(
     sam: PromptableSam,
@@ -34,6 +41,8 @@ def apply_method(
     *,
     num_classes: int | None = None,
     class_tokens: int = 10,
+    prompt_encoder: bool = False,
+    quality_head: bool | None = None,
     **options: Any,
 ) -> PromptableSam:
     """Make a base model trainable by one method.
@@ -44,6 +53,9 @@ def apply_method(
         num_classes: K, to segment K classes without a prompt: each class has learned tokens and a
             score of its presence in the image. None for a model with prompts.
         class_tokens: number of learned tokens of each class.
+        prompt_encoder: train the prompt encoder as well.
+        quality_head: train the head of the masks' quality, or keep it as it is; None trains it
+            with the mask decoder.
         options: options of the method, see its function, e.g. `rank=8` for "lora".
 
     Returns:
@@ -64,6 +76,11 @@ def apply_method(
             f"the model is tuned by {sam.tuning.method!r} already; build a fresh base first."
         )
     refuse_odd_options(method, METHODS[method], options)
+    given = {"prompt_encoder": prompt_encoder or None, "quality_head": quality_head}
+    parts = {name: trains for name, trains in given.items() if trains is not None}
+    for name, trains in parts.items():
+        if not FLAG.fits(trains):
+            raise ValueError(f"{name} is {trains!r}; expected {FLAG.expected}.")
     if num_classes is not None:
         for name, value in (("num_classes", num_classes), ("class_tokens", class_tokens)):
             if not COUNT.fits(value):
@@ -79,6 +96,9 @@ def apply_method(
         )
     sam.requires_grad_(False)
     METHODS[method](sam, **options)
+    for name, trains in parts.items():
+        _PARTS[name](sam).requires_grad_(trains)
+    options = {**options, **parts}
     if num_classes is not None:
         sam.learned = learned_tokens(sam, class_tokens, num_classes)
         options = {**options, "num_classes": num_classes, "class_tokens": class_tokens}

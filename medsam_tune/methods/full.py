@@ -6,12 +6,11 @@ from medsam_tune.methods.blocks import train_mask_decoder
 from medsam_tune.sam.model import PromptableSam
 
 
-def full(sam: PromptableSam, prompt_encoder: bool = False, multimask: bool = False) -> None:
+def full(sam: PromptableSam, multimask: bool = False) -> None:
     """Train the image encoder and the mask decoder.
 
     Args:
         sam: base, all frozen.
-        prompt_encoder: train the prompt encoder as well.
         multimask: train the heads of SAM's three further masks too, for a loss that uses them.
 
     References:
@@ -19,4 +18,3 @@ def full(sam: PromptableSam, prompt_encoder: bool = False, multimask: bool = Fal
     """
     sam.image_encoder.requires_grad_(True)
     train_mask_decoder(sam, multimask)
-    sam.prompt_encoder.requires_grad_(prompt_encoder)

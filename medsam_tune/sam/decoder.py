@@ -33,14 +33,24 @@ class DecoderAttention(nn.Module):
         self.v_proj = nn.Linear(width, inner)
         self.out_proj = nn.Linear(inner, width)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None) -> Tensor:
-        """Attend from q to k.
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        seen: Tensor | None = None,
+        gate: Tensor | None = None,
+        learned: int = 0,
+    ) -> Tensor:
+        """Attend from q to k, and beside it to learned tokens, as far as their gate is open.
 
         Args:
             q: (N, Q, D) float.
             k: (N, T, D) float.
             v: (N, T, D) float.
-            seen: (N, 1, 1, T) bool, False for padding keys.
+            seen: (N, 1, 1, T - learned) bool, False for padding keys.
+            gate: (N, heads, 1, 1) float, weight of the learned tokens; None without them.
+            learned: number of the keys, the last ones, that are learned tokens.
 
         Returns:
             (N, Q, D) float.
@@ -49,7 +59,12 @@ class DecoderAttention(nn.Module):
             projection(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for projection, x in ((self.q_proj, q), (self.k_proj, k), (self.v_proj, v))
         )  # (N, heads, Q or T, head width)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        if gate is None:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        else:
+            own, more = slice(None, -learned), slice(-learned, None)
+            out = F.scaled_dot_product_attention(q, k[:, :, own], v[:, :, own], attn_mask=seen)
+            out = out + gate * F.scaled_dot_product_attention(q, k[:, :, more], v[:, :, more])
         return self.out_proj(out.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
@@ -72,6 +87,7 @@ def predict_masks(
     sparse: Tensor,
     absent: Tensor | None = None,
     which: slice = slice(0, 1),
+    learned: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Stock `MaskDecoder.predict_masks` for N (image, prompt) pairs and M of its four masks.
 
@@ -82,6 +98,8 @@ def predict_masks(
         sparse: (N, T, D) prompt tokens.
         absent: (N, T) bool, True for padding tokens; None if there are none.
         which: slice of the decoder's masks; the first is the single-mask output.
+        learned: learned tokens (N, L, D) and their gates (N, layers, 2, heads), see
+            `LearnedTokens`; None without them.
 
     Returns:
         logits (N, M, 4h, 4w), quality (N, M), and the quality token (N, D), the quality's source.
@@ -92,12 +110,17 @@ def predict_masks(
     seen = None
     if absent is not None:
         seen = F.pad(~absent, (len(own), 0), value=True)[:, None, None]  # (N, 1, 1, T)
+    gates = None
+    if learned is not None:
+        tokens, gates = torch.cat([tokens, learned[0]], dim=1), learned[1][..., None, None]
     hidden, image = _two_way(
         decoder.transformer,
         tokens,
         image.flatten(2).transpose(1, 2),
         image_pe.flatten(2).transpose(1, 2),
         seen,
+        gates,
+        0 if learned is None else learned[0].shape[1],
     )
     upscaled = decoder.output_upscaling(image.transpose(1, 2).reshape(n, d, h, w))
     heads = list(decoder.output_hypernetworks_mlps)[which]
@@ -108,22 +131,35 @@ def predict_masks(
 
 
 def _two_way(
-    transformer: Any, tokens: Tensor, image: Tensor, image_pe: Tensor, seen: Tensor | None
+    transformer: Any,
+    tokens: Tensor,
+    image: Tensor,
+    image_pe: Tensor,
+    seen: Tensor | None,
+    gates: Tensor | None,
+    learned: int,
 ) -> tuple[Tensor, Tensor]:
-    """Stock `TwoWayTransformer`: tokens (N, T, D) and image (N, hw, D) attend to each other."""
+    """Stock `TwoWayTransformer`: tokens (N, T, D) and image (N, hw, D) attend to each other.
+
+    The last `learned` tokens reach others through gates (N, layers, 2, heads, 1, 1) alone: those
+    of the tokens' self-attention and of the image's attention to tokens.
+    """
     queries = tokens
-    for layer in transformer.layers:
+    for number, layer in enumerate(transformer.layers):
+        among, to_image = (None, None) if gates is None else gates[:, number].unbind(1)
         if layer.skip_first_layer_pe:
-            queries = layer.self_attn(queries, queries, queries, seen)
+            queries = layer.self_attn(queries, queries, queries, seen, among, learned)
         else:
             placed = queries + tokens
-            queries = queries + layer.self_attn(placed, placed, queries, seen)
+            queries = queries + layer.self_attn(placed, placed, queries, seen, among, learned)
         queries = layer.norm1(queries)
         pixels = image + image_pe
         found = layer.cross_attn_token_to_image(queries + tokens, pixels, image)
         queries = layer.norm2(queries + found)
         queries = layer.norm3(queries + layer.mlp(queries))
-        found = layer.cross_attn_image_to_token(pixels, queries + tokens, queries, seen)
+        found = layer.cross_attn_image_to_token(
+            pixels, queries + tokens, queries, seen, to_image, learned
+        )
         image = layer.norm4(image + found)
     found = transformer.final_attn_token_to_image(queries + tokens, image + image_pe, image)
     return transformer.norm_final_attn(queries + found), image

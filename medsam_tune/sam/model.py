@@ -53,41 +53,57 @@ class Tuning:
 
 
 class LearnedTokens(nn.Module):
-    """Tokens that the mask decoder reads before the user's prompt, or instead of it.
+    """Tokens that the mask decoder reads beside the user's prompt, or instead of it.
+
+    Each attention to tokens (of the tokens among each other, and of the image to them, in each
+    layer of the decoder) takes the learned ones up as far as a gate is open, one for each head.
+    The gates start at zero, so that an untrained model gives the base's masks.
 
     Args:
         width: D, number of channels of a token.
         tokens: T, number of learned tokens for each prompt.
+        layers: number of layers of the mask decoder.
+        heads: number of heads of its attention.
         classes: K, number of classes with their own tokens; 0 for tokens that all prompts share.
-        start: (D,) float, start of all tokens, plus a little noise; zeros if None.
+        spread: standard deviation of the tokens' start, a float tensor; 1 if None.
+
+    References:
+        Zhang et al., "LLaMA-Adapter: Efficient Fine-tuning of Language Models with Zero-init
+        Attention", ICLR 2024.
     """
 
     def __init__(
-        self, width: int, tokens: int, classes: int = 0, start: Tensor | None = None
+        self,
+        width: int,
+        tokens: int,
+        layers: int,
+        heads: int,
+        classes: int = 0,
+        spread: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.classes = classes
-        noise = torch.randn(max(classes, 1), tokens, width) * 0.02
-        self.tokens = nn.Parameter(noise if start is None else noise.to(start) + start)
+        start = torch.randn(max(classes, 1), tokens, width)
+        self.tokens = nn.Parameter(start if spread is None else start.to(spread) * spread)
+        self.gates = nn.Parameter(self.tokens.new_zeros(layers, 2, heads))
         if classes:
             self.present = nn.Parameter(self.tokens.new_zeros(classes, width + 1))
 
-    def forward(self, classes: Tensor | None, count: int) -> tuple[Tensor, Tensor | None]:
-        """The tokens of N prompts.
+    def forward(self, classes: Tensor | None, count: int) -> tuple[Tensor, Tensor]:
+        """The tokens of N prompts, and how far they are let in.
 
         Args:
             classes: (N,) int64 class of each prompt, -1 for none; None for shared tokens.
             count: N.
 
         Returns:
-            (N, T, D) tokens, and (N, T) bool, True for those to ignore, or None if there are none.
+            tokens (N, T, D); gates (N, layers, 2, heads), 0 for class -1, first of the tokens'
+            self-attention, then of the image's attention to tokens.
         """
         if classes is None:
-            return self.tokens.expand(count, -1, -1), None
-        absent = (classes < 0)[:, None].expand(-1, self.tokens.shape[1])
-        # On a GPU the question whether there are any would wait for all that is under way.
-        some = absent.is_cuda or bool(absent.any())
-        return self.tokens[classes.clamp(min=0)], absent if some else None
+            return self.tokens.expand(count, -1, -1), self.gates.expand(count, -1, -1, -1)
+        known = (classes >= 0)[:, None, None, None]
+        return self.tokens[classes.clamp(min=0)], self.gates * known
 
     def presence(self, quality_token: Tensor, classes: Tensor) -> Tensor:
         """Presence (N,) of each prompt's class, a logit; 0 for class -1.
@@ -227,9 +243,7 @@ class PromptableSam(nn.Module):
         each, classes = self._counted(embedding, prompts)
         count = embedding.shape[0] * each
         sparse, dense, absent = embed_prompts(self.prompt_encoder, count, prompts.flattened())
-        if self.learned is not None:
-            learned, left_out = self.learned(classes, count)
-            sparse, absent = _before(learned, left_out, sparse, absent)
+        learned = None if self.learned is None else self.learned(classes, count)
         logits, quality, token = predict_masks(
             self.mask_decoder,
             embedding.repeat_interleave(each, dim=0) + dense,
@@ -237,6 +251,7 @@ class PromptableSam(nn.Module):
             sparse,
             absent,
             which,
+            learned,
         )
         presence = None
         if self.learned is not None and classes is not None:
@@ -308,20 +323,6 @@ class PromptableSam(nn.Module):
                 f"{self.classes - 1}, or -1 for none."
             )
         return count, classes.flatten()
-
-
-def _before(
-    first: Tensor, left_out: Tensor | None, then: Tensor, absent: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    """Tokens (N, T, D) put before others, and which of all are ignored, or None."""
-    tokens = torch.cat([first, then], dim=1)
-    if left_out is None and absent is None:
-        return tokens, None
-    masks = (
-        part.new_zeros(part.shape[:2], dtype=torch.bool) if mask is None else mask
-        for part, mask in ((first, left_out), (then, absent))
-    )
-    return tokens, torch.cat([*masks], dim=1)
 
 
 def _statistics(in_channels: int, normalisation: str) -> tuple[Tensor, Tensor]:

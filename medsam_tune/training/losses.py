@@ -26,16 +26,23 @@ class PromptLoss(nn.Module):
     Args:
         quality: weight of the squared error of the quality, an estimate of the mask's IoU.
         presence: weight of the cross-entropy of the presence.
+        masks: loss of the masks instead of Dice plus cross-entropy, from logits (N, 1, h, w) and
+            targets in [0, 1] of that shape, such as `torch.nn.BCEWithLogitsLoss()` or
+            `monai.losses.DiceFocalLoss(sigmoid=True)`. It gets empty masks too; logits that are not
+            counted are far outside in both.
 
     References:
         Ma et al., "Segment anything in medical images", Nature Communications 2024; Kirillov et
         al., "Segment Anything", ICCV 2023, for the quality.
     """
 
-    def __init__(self, quality: float = 1.0, presence: float = 0.1) -> None:
+    def __init__(
+        self, quality: float = 1.0, presence: float = 0.1, masks: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.quality = quality
         self.presence = presence
+        self.masks = masks
 
     def forward(self, output: Masks, masks: Tensor) -> Tensor:
         """Output of a network for B * P prompts, and masks (B, P, S, S) -> scalar.
@@ -48,16 +55,25 @@ class PromptLoss(nn.Module):
         target, counted = _targets(masks[:, None], logits[:, None])
         target, counted = target[:, 0], None if counted is None else counted[:, 0]
         there = (masks == 1).flatten(1).any(1)
-        dice, entropy = _dices(logits, target, counted), _entropies(logits, target, counted)
         iou = _ious(logits.detach() > 0, target, counted)
         quality = (output.quality.float().flatten() - iou).square()
-        loss = (there * (dice + self.quality * quality) + entropy).mean()
+        loss = (there * self.quality * quality).mean()
+        if self.masks is None:
+            dice, entropy = _dices(logits, target, counted), _entropies(logits, target, counted)
+            loss = loss + (there * dice + entropy).mean()
+        else:
+            loss = loss + self.masks(*_as_channel(logits, target, counted))
         if output.presence is not None:
             known = there | ~(masks == IGNORED).flatten(1).any(1)
             presence = output.presence.float().flatten()
             scores = F.binary_cross_entropy_with_logits(presence, there.float(), reduction="none")
             loss = loss + (scores * known).mean() * self.presence
         return loss
+
+
+def loss_of_prompts(loss: nn.Module) -> nn.Module:
+    """A loss for the trainer: `PromptLoss` as it is, any other as `PromptLoss(masks=loss)`."""
+    return loss if isinstance(loss, PromptLoss) else PromptLoss(masks=loss)
 
 
 def mask_losses(logits: Tensor, target: Tensor, counted: Tensor | None = None) -> Tensor:
@@ -101,6 +117,15 @@ def _entropies(logits: Tensor, target: Tensor, counted: Tensor | None) -> Tensor
 
 
 _DICE = DiceLoss(reduction="none")
+_OUTSIDE = -20.0
+"""Logit of what is not counted: no loss and no gradient where the target is 0."""
+
+
+def _as_channel(logits: Tensor, target: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Logits and targets (N, h, w) -> (N, 1, h, w), without what is not counted."""
+    if counted is not None:
+        logits, target = logits.masked_fill(~counted, _OUTSIDE), target.masked_fill(~counted, 0)
+    return logits[:, None], target[:, None]
 
 
 def _targets(masks: Tensor, logits: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -123,7 +123,7 @@ OPTIONS: list[tuple[str, dict[str, Any], str]] = [
     ("adapter", {"bottleneck": True}, "bottleneck is True; expected a whole number"),
     ("adapter", {"mask_decoder": "yes"}, "mask_decoder is 'yes'; expected true or false"),
     ("adapter", {"num_classes": 10**9}, "num_classes is 1000000000; expected a whole number"),
-    ("adapter", {"num_classes": 60000}, "2 tensors do not match the method, e.g. learned"),
+    ("adapter", {"num_classes": 60000}, "3 tensors do not match the method, e.g. learned"),
     ("adapter", {"sam": 1}, "cannot be applied"),
     ("adapter", {"placement": {}}, "placement is {}; expected text"),
     ("lora", {"rank": 10**9}, "rank is 1000000000; expected a whole number"),
@@ -215,9 +215,10 @@ def test_row_103_tensors_are_those_of_the_method(
     path = tuned("prompt")
     text = json.dumps(header_of(path))
     save_file({"mask_decoder.x": torch.ones(1)}, path, metadata={"medsam_tune": text})
-    with pytest.raises(DataError, match=r"2 tensors do not match the method, e.g. learned.tokens"):
+    with pytest.raises(DataError, match=r"3 tensors do not match the method, e.g. learned.gates"):
         load_tuned(path, tiny_sam())
-    whole = {"learned.tokens": torch.ones(1, 10, 16, dtype=torch.int64)}
+    gates = torch.ones(2, 2, 8)
+    whole = {"learned.gates": gates, "learned.tokens": torch.ones(1, 10, 16, dtype=torch.int64)}
     save_file(whole, path, metadata={"medsam_tune": text})
     with pytest.raises(DataError, match=r"learned\.tokens is I64; expected one of F16, BF16, F32"):
         load_tuned(path, tiny_sam())

@@ -1,4 +1,4 @@
-"""Learned tokens start around SAM's "not a point", and each class has its own."""
+"""Learned tokens start behind closed gates, and each class has its own."""
 
 from __future__ import annotations
 
@@ -16,18 +16,43 @@ from tests.conftest import image_and_boxes
 Build = Callable[..., PromptableSam]
 
 
-def test_tokens_start_a_little_apart_around_not_a_point(tiny_sam: Build) -> None:
+def opened(sam: PromptableSam) -> PromptableSam:
+    """The model with its gates open, as after some training."""
+    with torch.no_grad():
+        sam.learned.gates.fill_(0.5)  # type: ignore[union-attr]
+    return sam
+
+
+def test_tokens_start_apart_and_their_gates_closed(tiny_sam: Build) -> None:
     sam = tiny_sam()
-    tokens = learned_tokens(sam, 200).tokens.detach()
-    assert tokens.shape == (1, 200, 16)
-    apart = tokens - sam.prompt_encoder.not_a_point_embed.weight[0].detach()
-    assert float(apart.std()) == pytest.approx(0.02, rel=0.1)
-    assert abs(float(apart.mean())) < 0.002
-    assert learned_tokens(sam, 1).tokens.shape == (1, 1, 16)
+    learned = learned_tokens(sam, 200)
+    assert learned.tokens.shape == (1, 200, 16)
+    kinds = torch.cat([kind.weight for kind in sam.prompt_encoder.point_embeddings])
+    assert float(learned.tokens.detach().std()) == pytest.approx(
+        float(kinds.detach().std()), rel=0.1
+    )
+    assert learned.gates.shape == (2, 2, 8)  # layers, kinds of attention, heads
+    assert not learned.gates.any()
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["among tokens", "from image to tokens"])
+@pytest.mark.parametrize("layer", [0, 1])
+def test_each_gate_lets_tokens_in(tiny_sam: Build, layer: int, kind: int) -> None:
+    sam = apply_method(tiny_sam(), "prompt")
+    image, boxes = image_and_boxes()
+    masks = sam(image, boxes)
+    masks.square().mean().backward()
+    assert sam.learned.gates.grad[layer, kind].abs().min() > 0  # open at the first step
+    with torch.no_grad():
+        sam.learned.gates[layer, kind, 3] = 0.5
+        opened = sam(image, boxes)
+        assert not torch.allclose(opened, masks, atol=1e-6)
+        sam.learned.tokens += 1
+        assert not torch.allclose(sam(image, boxes), opened, atol=1e-6)
 
 
 def test_tokens_stand_before_points_that_fill_up_a_batch(tiny_sam: Build) -> None:
-    sam = apply_method(tiny_sam(), "prompt", tokens=3)
+    sam = opened(apply_method(tiny_sam(), "prompt", tokens=3))
     points = torch.rand(1, 1, 4, 2) * 96
     labels = torch.tensor([[[1, -1, 0, -1]]])
     few = Prompts(points=points[:, :, [0, 2]], point_labels=labels[..., [0, 2]])
@@ -39,7 +64,7 @@ def test_tokens_stand_before_points_that_fill_up_a_batch(tiny_sam: Build) -> Non
 
 
 def test_each_class_has_its_tokens_and_its_presence(tiny_sam: Build) -> None:
-    sam = apply_method(tiny_sam(), "decoder", num_classes=3, class_tokens=2)
+    sam = opened(apply_method(tiny_sam(), "decoder", num_classes=3, class_tokens=2))
     assert not sam.learned.present.any()
     embedding = sam.encode(image_and_boxes()[0]).detach()
     with torch.no_grad():
@@ -62,7 +87,7 @@ def test_each_class_has_its_tokens_and_its_presence(tiny_sam: Build) -> None:
 
 
 def test_a_prompt_names_its_class(tiny_sam: Build) -> None:
-    sam = apply_method(tiny_sam(), "decoder", num_classes=3, class_tokens=2)
+    sam = opened(apply_method(tiny_sam(), "decoder", num_classes=3, class_tokens=2))
     image, boxes = image_and_boxes(prompts=4)
     boxes = boxes[:, :1].expand(-1, 4, -1)
     classes = torch.tensor([[0, 2, -1, 0], [-1, 1, 1, 0]])
@@ -83,7 +108,7 @@ def test_a_prompt_names_its_class(tiny_sam: Build) -> None:
 
 
 def test_no_prompt_is_a_prompt_of_padding(tiny_sam: Build) -> None:
-    sam = apply_method(tiny_sam(), "decoder", num_classes=3)
+    sam = opened(apply_method(tiny_sam(), "decoder", num_classes=3))
     padding = torch.full((2, 3, 2), -1)
     asked = Prompts(
         points=torch.rand(2, 3, 2, 2),

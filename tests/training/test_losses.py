@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 from monai.losses import DiceCELoss
 
 from medsam_tune.sam.model import Masks
 from medsam_tune.training.batches import IGNORED
-from medsam_tune.training.losses import PromptLoss
+from medsam_tune.training.losses import PromptLoss, loss_of_prompts, shares
 
 
 def mask_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
@@ -154,3 +155,31 @@ def test_quality_is_of_what_was_annotated() -> None:
     quality = torch.zeros(1, 1, requires_grad=True)
     PromptLoss()(Masks(logits, quality), masks).backward()
     assert torch.allclose(quality.grad, torch.tensor([[-2 * 0.5]]))
+
+
+@pytest.mark.parametrize(
+    "loss", [torch.nn.BCEWithLogitsLoss(), DiceCELoss(sigmoid=True)], ids=["bce", "monai"]
+)
+def test_a_loss_of_torch_or_monai_takes_the_place_of_that_of_masks(loss: torch.nn.Module) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(2, 3, 8, 8)
+    masks = torch.rand(2, 3, 32, 32) > 0.4
+    target = shares(masks, logits).flatten(0, 1)[:, None]
+    plain = loss(logits.flatten(0, 1)[:, None], target)
+    output = Masks(logits, torch.zeros(2, 3))
+    quality = PromptLoss(quality=2)(output, masks) - PromptLoss(quality=1)(output, masks)
+    found = loss_of_prompts(loss)(output, masks)
+    assert float(found) == pytest.approx(float(plain + quality), rel=1e-5)
+    own = PromptLoss()
+    assert loss_of_prompts(own) is own
+
+
+def test_ignored_pixels_have_no_part_in_a_loss_of_torch() -> None:
+    masks = torch.full((1, 1, 8, 8), IGNORED, dtype=torch.uint8)
+    masks[..., :4] = 1
+    logits = torch.zeros(1, 1, 8, 8, requires_grad=True)
+    loss = loss_of_prompts(torch.nn.BCEWithLogitsLoss())(Masks(logits, torch.ones(1, 1)), masks)
+    loss.backward()
+    assert logits.grad is not None
+    assert not logits.grad[..., 4:].any()
+    assert logits.grad[..., :4].abs().min() > 0

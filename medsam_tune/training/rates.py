@@ -1,0 +1,43 @@
+"""Learning rates and warm-up of each method on each base model."""
+
+from __future__ import annotations
+
+NANO = "nano"
+
+RATES: dict[str, dict[str, float]] = {
+    "decoder": {NANO: 1e-3, "vit_t": 1e-4, "sam": 1e-4},
+    "full": {NANO: 1e-3, "vit_t": 5e-5, "sam": 1e-4},
+    "adapter": {NANO: 2e-3, "vit_t": 1e-3, "sam": 1e-3},
+    "lora": {NANO: 4e-3, "vit_t": 5e-3, "sam": 5e-3},
+    "prompt": {NANO: 5e-2, "vit_t": 1e-2, "sam": 1e-2},
+}
+"""Method -> learning rate on nano, on SAM's small encoders, and on vit_b, vit_l and vit_h.
+
+Those of nano come from `benchmarks/rates.py`. The others are published ones, untried here:
+decoder, mazurowski-lab/finetune-SAM; full, MedSAM, and LiteMedSAM on vit_t; lora, SAMed, whose
+scale is 1 as ours; adapter, AdaptFormer; prompt, near LLaMA-Adapter's 9e-3.
+"""
+
+WARMUP_STEPS = 100
+"""Most steps of warm-up."""
+
+
+def learning_rate(method: str, model: str) -> float:
+    """The learning rate of a method on a base model.
+
+    Args:
+        method: key of `METHODS`.
+        model: key of `ARCHITECTURES`, or another name, for which SAM's rates are taken.
+
+    Raises:
+        ValueError: an unknown method.
+    """
+    if method not in RATES:
+        raise ValueError(f"no learning rate for method {method!r}; known: {', '.join(RATES)}.")
+    rates = RATES[method]
+    return rates["vit_t" if model.startswith("vit_t") else model if model in rates else "sam"]
+
+
+def warmup(steps: int, given: int | None = None) -> int:
+    """Steps of warm-up: those given, or a tenth of a training's steps, at most `WARMUP_STEPS`."""
+    return min(WARMUP_STEPS, steps // 10) if given is None else given

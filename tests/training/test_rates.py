@@ -1,0 +1,29 @@
+"""Every method has a learning rate on every base model, and a warm-up that fits its length."""
+
+from __future__ import annotations
+
+import pytest
+
+from medsam_tune.methods import METHODS
+from medsam_tune.sam.build import ARCHITECTURES
+from medsam_tune.training.rates import RATES, learning_rate, warmup
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_a_rate_on_every_model(method: str) -> None:
+    for model in ARCHITECTURES:
+        kind = "vit_t" if model.startswith("vit_t") else "nano" if model == "nano" else "sam"
+        assert learning_rate(method, model) == RATES[method][kind] > 0
+    assert learning_rate(method, "tiny") == RATES[method]["sam"]
+
+
+def test_an_unknown_method_is_named() -> None:
+    with pytest.raises(ValueError, match="no learning rate for method 'loar'; known: decoder, ful"):
+        learning_rate("loar", "nano")
+
+
+@pytest.mark.parametrize(
+    ("steps", "given", "expected"), [(150, None, 15), (5, None, 0), (5000, None, 100), (150, 7, 7)]
+)
+def test_warm_up_fits_the_length(steps: int, given: int | None, expected: int) -> None:
+    assert warmup(steps, given) == expected
