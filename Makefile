@@ -71,7 +71,7 @@ audit: env ## advisories against what is installed, where the index has them; li
 	@$(PY) -m venv build/audit && build/audit/bin/python -m pip install --quiet --timeout 15 --retries 0 pip-audit || true
 	$(PY) benchmarks/audit.py build/audit/bin/pip-audit
 
-bench: env ## timings beside stock segment-anything: attention, and one training step of every method
+bench: env ## timings beside stock segment-anything: attention, and one training step of every method; on a GPU also benchmarks/gpu.sh
 	$(PY) benchmarks/attention.py
 	$(PY) benchmarks/training_step.py
 
