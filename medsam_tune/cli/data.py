@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from medsam_tune.bundle import run_bundle
+from medsam_tune.cli.bundles import bundle_of_data
 from medsam_tune.cli.next_steps import after_check, after_prepare, after_split
 from medsam_tune.cli.options import MODALITIES, Bundle, Overwrite, Set, given
 from medsam_tune.errors import DataError
@@ -195,7 +196,7 @@ def prepare(
         Path | None, typer.Option(help="Folder of the slices. Default: beside the datalist.")
     ] = None,
     jobs: Annotated[int, typer.Option(help="Scans prepared at the same time.", min=1)] = 2,
-    bundle: Bundle = "volume",
+    bundle: Bundle = None,
     set_: Set = None,
 ) -> None:
     """Estimate disk space, then prepare the slices of all scans for training.
@@ -203,6 +204,7 @@ def prepare(
     Sound slices are kept, so it may be stopped and started again, and run by several processes.
     Without it, the first training prepares them.
     """
+    bundle = bundle_of_data(bundle, datalist)
     overrides = {"datalist": datalist, "jobs": jobs} | given(slices_dir=slices_dir)
     run_bundle(bundle, ["train.yaml", "prepare.yaml"], overrides | read_settings(set_, overrides))
     after_prepare(datalist, slices_dir, set_, bundle)
