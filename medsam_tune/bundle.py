@@ -60,6 +60,40 @@ def bundle_folder(name: str) -> Path:
     raise DataError(f"bundle {name!r} is neither a folder with configs/ nor one of: {known}.")
 
 
+def bundle_name(folder: str) -> str:
+    """What `bundle_folder` finds a folder by: "image" of a shipped `sam_image`; else its path."""
+    path = Path(folder).resolve()
+    name = path.name.removeprefix("sam_")
+    try:
+        return name if bundle_folder(name).resolve() == path else str(path)
+    except DataError:
+        return str(path)
+
+
+def refuse_other_method(bundle: str, method: str, overlays: Iterable[str]) -> None:
+    """Refuse an overlay that sets another method than the command, and would win silently.
+
+    Args:
+        bundle: see `bundle_folder`.
+        method: a key of `METHODS`.
+        overlays: see `run_bundle`.
+
+    Raises:
+        ValueError: such an overlay.
+        DataError: an overlay that is not there.
+    """
+    for name in overlays:
+        from monai.bundle import ConfigParser
+
+        path = _config(bundle_folder(bundle) / "configs", name)
+        other = ConfigParser.load_config_file(path).get("method", method)
+        if other != method:
+            raise ValueError(
+                f"{path.name} is of the method {other}, and the command says {method}; say "
+                f"`train {other}`, or give what else it sets by --set."
+            )
+
+
 def training_configs(
     method: str, *, no_prompt: bool = False, class_agnostic: bool = False
 ) -> list[str]:
@@ -178,6 +212,8 @@ def recipe(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 def _config(folder: Path, name: str) -> Path:
     places = [Path(name)] if os.sep in name else [folder / name, Path(name)]
+    if not any(path.is_file() for path in places):
+        places = [path.with_name(f"{path.name}.yaml") for path in places]
     found = [path for path in places if path.is_file()]
     if len(found) == 2 and found[0].read_bytes() != found[1].read_bytes():
         raise DataError(

@@ -61,6 +61,7 @@ class RunRecord:
             empty where there were none.
         coding: how masks say their labels, see `cases.classes.Coding`; empty where values are ids.
         recipe: what the configs and the command line said, see `bundle.recipe`.
+        bundle: the bundle of its recipe, see `bundle.bundle_name`; empty if nothing says.
         version: version of the package.
         places: the paths above, relative to the run folder, for folders that moved together.
     """
@@ -77,6 +78,7 @@ class RunRecord:
     mixture: dict[str, Any] = field(default_factory=dict)
     coding: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
+    bundle: str = ""
     version: str = __version__
     places: dict[str, str] = field(default_factory=dict)
 
@@ -279,7 +281,7 @@ def _check_types(record: RunRecord, path: Path) -> None:
     """Refuse values of another type than the record's: the file may come from anybody."""
     text = (str, type(None))
     kinds: dict[str, Any] = {name: text for name in _PLACES}
-    kinds |= {"jitter": (int, float), "seed": int, "version": str}
+    kinds |= {"jitter": (int, float), "seed": int, "version": str, "bundle": str}
     for one in fields(record):
         value = getattr(record, one.name)
         fits = isinstance(value, kinds.get(one.name, dict)) and not isinstance(value, bool)

@@ -18,7 +18,7 @@ from medsam_tune.cases.datalist import (
     refuse_same_names,
 )
 from medsam_tune.cases.description import Labels, known_modality, of_dicom
-from medsam_tune.cases.labels.masks import Mask
+from medsam_tune.cases.labels.masks import Mask, refuse_other_palettes
 from medsam_tune.cases.labels.names import labels_of
 from medsam_tune.cases.labels.segments import labels_of_segments
 from medsam_tune.cases.pairs import (
@@ -92,6 +92,9 @@ def find_cases(
         coding = cases[0].coding
         cases, kinds = _by_headers(cases, secret)
         flat = all(Mask.recognises(case.image) for case in cases)
+        if not (coding.colours or coding.instances):
+            masks = (case.label for case in cases if case.label is not None)
+            refuse_other_palettes(path for path in masks if Mask.recognises(path))
         modality = _modality_of(modality, content, kinds, folder, flat)
     elif classes is not None:
         raise DataError(

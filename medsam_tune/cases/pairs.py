@@ -44,7 +44,8 @@ def folder_pairs(folder: Path) -> tuple[Case, ...]:
     images have in common. nnU-Net's channel goes from a name if that finds a label.
 
     Raises:
-        DataError: no such folders; images without a label, or labels without an image.
+        DataError: no such folders; images without a label, or labels without an image; two files
+            whose names differ in the ending alone.
     """
     places = _places(folder)
     if not places:
@@ -170,10 +171,22 @@ def _keyed(folder: Path, inner: set[str] | None = None) -> dict[str, Path]:
     Args:
         folder: folder of images or of labels.
         inner: relative paths of folders to look into; None for those that hold images.
+
+    Raises:
+        DataError: two files of one name and different endings.
     """
-    found = dict(_walk(folder, "", inner))
-    kept = {*scans_among(found.values())}
-    return {key: path for key, path in found.items() if path in kept or format_of(path) is None}
+    found = [*_walk(folder, "", inner)]
+    kept = {*scans_among(path for _, path in found)}
+    keyed: dict[str, Path] = {}
+    for key, path in found:
+        if path not in kept and format_of(path) is not None:
+            continue
+        if (other := keyed.setdefault(key, path)) is not path:
+            raise DataError(
+                f"{folder}: {other.name} and {path.name} differ in their endings alone; expected "
+                "one file of each name. Take one out."
+            )
+    return keyed
 
 
 def _walk(folder: Path, prefix: str, inner: set[str] | None) -> Iterator[tuple[str, Path]]:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from medsam_tune.bundle import run_bundle
+from medsam_tune.cli.bundles import bundle_of_data
 from medsam_tune.cli.next_steps import after_check, after_prepare, after_split
 from medsam_tune.cli.options import (
     MODALITIES,
@@ -216,7 +217,7 @@ def prepare(
     model: Model = "nano",
     image_size: ImageSize = None,
     checkpoint: Checkpoint = None,
-    bundle: Bundle = "volume",
+    bundle: Bundle = None,
     set_: Set = None,
 ) -> None:
     """Estimate disk space, then prepare the slices of all scans for training.
@@ -224,6 +225,7 @@ def prepare(
     Sound slices are kept, so it may be stopped and started again, and run by several processes.
     Without it, the first training prepares them.
     """
+    bundle = bundle_of_data(bundle, datalist)
     overrides: dict[str, Any] = {"datalist": datalist, "jobs": jobs} | given(slices_dir=slices_dir)
     words: list[object] = []
     if embeddings:

@@ -8,14 +8,14 @@ from typing import Annotated
 import typer
 
 from medsam_tune.bundle import bundle_folder
-from medsam_tune.cli.next_steps import after_demo, after_download
-from medsam_tune.cli.options import METHODS, MODELS, Bundle, refuse_unknown
+from medsam_tune.cli.next_steps import SHIPPED, after_demo, after_download
+from medsam_tune.cli.options import METHODS, MODELS, refuse_unknown
 
 
 def download(
     name: Annotated[str, typer.Argument(help="One of vit_t, vit_b, vit_l, vit_h, medsam.")],
     output: Annotated[Path, typer.Option(help="Folder for the file.")] = Path("checkpoints"),
-    bundle: Bundle = "volume",
+    bundle: Annotated[str, typer.Option(help="Name of a bundle, or its folder.")] = SHIPPED,
 ) -> None:
     """Download a published checkpoint and check its hash. No other command uses the network."""
     from medsam_tune import downloads

@@ -27,7 +27,13 @@ STOPPED = (130, 143)
 Datalist = Annotated[Path, typer.Option(help="Datalist, JSON, from `medsam-tune split`.")]
 Run = Annotated[Path, typer.Option(help="Folder of a training run.")]
 Model = Annotated[str, typer.Option(help=f"Base model: {', '.join(MODELS)}.")]
-Bundle = Annotated[str, typer.Option(help="Name of a bundle, or its folder.")]
+Bundle = Annotated[
+    str | None,
+    typer.Option(
+        help="Name of a bundle, or its folder. Default: that of the run, image for 2-D images, "
+        "volume for scans."
+    ),
+]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="A setting of the bundle, key=value. May be repeated."),

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from medsam_tune.bundle import run_bundle
+from medsam_tune.cli.bundles import bundle_of_run
 from medsam_tune.cli.drawn import write_drawn
 from medsam_tune.cli.next_steps import after_predict, after_refusals
 from medsam_tune.cli.options import (
@@ -132,7 +133,7 @@ def predict(
     checkpoint: CheckpointOfRun = None,
     overwrite: Overwrite = False,
     unfinished: Unfinished = False,
-    bundle: Bundle = "volume",
+    bundle: Bundle = None,
     set_: Set = None,
 ) -> None:
     """Segment a scan, or many, by prompts of any kind, or every label without prompts.
@@ -141,6 +142,7 @@ def predict(
     be done is said, and the others go on. Exit codes: 0, all are done; 3, some are refused; 1, none
     is done, or the call itself is refused.
     """
+    bundle = bundle_of_run(bundle, run[0])
     if box or point:
         if prompts is not None:
             raise ValueError("give --prompts, or --box and --point, not both.")

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from medsam_tune.bundle import run_bundle, training_configs
+from medsam_tune.bundle import refuse_other_method, run_bundle, training_configs
+from medsam_tune.cli.bundles import bundle_of_data, bundle_of_run
 from medsam_tune.cli.next_steps import (
     after_evaluate,
     after_export,
@@ -47,7 +48,7 @@ def train(
     method: Annotated[str, typer.Argument(help=f"What to train: {', '.join(METHODS)}.")],
     datalist: Datalist,
     output: Annotated[Path, typer.Option(help="Folder of the run. New, unless --resume is given.")],
-    bundle: Bundle = "volume",
+    bundle: Bundle = None,
     model: Model = "nano",
     image_size: ImageSize = None,
     checkpoint: Checkpoint = None,
@@ -71,6 +72,8 @@ def train(
     refuse_unknown("method", method, METHODS)
     refuse_random(model, checkpoint)
     kind = training_configs(method, no_prompt=no_prompt, class_agnostic=class_agnostic)
+    bundle = bundle_of_data(bundle, datalist)
+    refuse_other_method(bundle, method, overlay or [])
     configs = [*kind, *refuse_gpus(gpus), *(overlay or [])]
     overrides: dict[str, Any] = {"datalist": datalist, "output_dir": output, "model": model}
     overrides |= given(image_size=image_size, checkpoint=checkpoint)
@@ -110,7 +113,7 @@ def evaluate(
     image_size: ImageSize = None,
     checkpoint: Checkpoint = None,
     unfinished: Unfinished = False,
-    bundle: Bundle = "volume",
+    bundle: Bundle = None,
     gpus: Gpus = 1,
     overlay: Overlay = None,
     set_: Set = None,
@@ -126,6 +129,7 @@ def evaluate(
         refuse_random(model, checkpoint)
         if (output / "evaluation").exists():
             raise DataError(f"{output}: holds an evaluation already; choose another --output.")
+        bundle = bundle_of_data(bundle, datalist)
         overrides = {"datalist": datalist, "run_dir": output, "model": model}
         overrides |= given(prompts=kinds, image_size=image_size, checkpoint=checkpoint)
         configs = ["evaluate.yaml", "zero_shot.yaml", *refuse_gpus(gpus), *(overlay or [])]
@@ -139,6 +143,7 @@ def evaluate(
             "into the run's folder, or to --set output_dir=FOLDER."
         )
     else:
+        bundle = bundle_of_run(bundle, run)
         overrides = {"run_dir": run} | given(datalist=datalist, checkpoint=checkpoint)
         overrides |= given(prompts=kinds, unfinished=unfinished or None)
         configs = ["evaluate.yaml", *refuse_gpus(gpus), *(overlay or [])]

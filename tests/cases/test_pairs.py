@@ -60,6 +60,37 @@ def test_folders_below_the_images_are_groups(tmp_path):
         find_cases(tmp_path)
 
 
+@pytest.mark.parametrize("place", ["images", "masks"])
+def test_names_that_differ_in_the_ending_alone(tmp_path, place):
+    pair(tmp_path, "a")
+    with Image.open(tmp_path / place / "a.png") as opened:
+        opened.convert("RGB").save(tmp_path / place / "a.bmp")
+    with pytest.raises(
+        DataError,
+        match=rf"{place}: a\.bmp and a\.png differ in their endings alone; expected one f",
+    ):
+        find_cases(tmp_path)
+
+
+def test_palettes_of_each_file_its_own(tmp_path):
+    """Without a class map an index means a label, and a palette made anew numbers anew."""
+    for name, order in (("a", [0, 1, 2]), ("b", [0, 2, 1])):
+        pair(tmp_path, name)
+        ids = np.asarray(Image.open(tmp_path / "masks" / f"{name}.png"))
+        mask = Image.fromarray(np.argsort(order).astype(np.uint8)[ids]).convert("P")
+        mask.putpalette(PALETTE[order].ravel().tolist())
+        mask.save(tmp_path / "masks" / f"{name}.png")
+    with pytest.raises(
+        DataError,
+        match=r"index 1 is #6EC1E4 in the palette of .*a\.png, and #3C1098 in that of .*b",
+    ):
+        find_cases(tmp_path)
+    (tmp_path / "classes.json").write_text(json.dumps({"classes": CLASSES}))
+    found = find_cases(tmp_path)
+    labels = [load_case(case, found.labels_in_files)[1] for case in found.training]
+    np.testing.assert_array_equal(labels[0].numpy(), labels[1].numpy())
+
+
 def test_a_mask_may_be_a_folder(tmp_path):
     """A file for each class, beside images that lie in folders."""
     image, ids = image_and_ids(0)

@@ -184,6 +184,36 @@ class Mask:
         )
 
 
+def refuse_other_palettes(paths: Iterable[Path]) -> None:
+    """Refuse masks of a data set whose palettes give one index different colours.
+
+    Programs that make a palette for each file number the colours anew in each. Only where nothing
+    says what colours mean are indices taken as ids.
+
+    Args:
+        paths: files of masks; those without a palette pass.
+
+    Raises:
+        DataError: two masks differ in the colour of an index that both have.
+    """
+    seen: dict[int, tuple[tuple[int, int, int], Path]] = {}
+    for path in paths:
+        try:
+            palette = palette_of(path) or []
+            values = load_label(path).as_tensor().unique().int().tolist() if palette else []
+        except DataError:  # reading the case says why, and refuses it alone
+            continue
+        for index in (value for value in values if value < len(palette)):
+            colour, other = seen.setdefault(index, (palette[index], path))
+            if colour != palette[index]:
+                raise DataError(
+                    f"index {index} is {shown_colour(*colour)} in the palette of {other}, and "
+                    f"{shown_colour(*palette[index])} in that of {path}; expected one colour of "
+                    f"each index, as nothing says what colours mean. Name them in {FILE} in the "
+                    "folder, or in a file: medsam-tune split --classes FILE."
+                )
+
+
 def _check_place(path: Path, mask: MetaTensor, image_path: Path, image: MetaTensor) -> None:
     """Refuse a mask that lies elsewhere on the earth than its image."""
     own, other = (one.meta.get("georeference") for one in (mask, image))
