@@ -96,7 +96,7 @@ def main() -> None:
     store = ("--set", f"slices_dir={work / 'slices'}")
     image = ("--bundle", "image")
     if not (run / "evaluation" / "summary.json").exists():
-        sets = (f"epochs={given.epochs}", "epoch_slices=200", "val_interval=3", "warmup_steps=20")
+        sets = (f"epochs={given.epochs}", "epoch_slices=200", "val_interval=3")
         options = [word for one in sets for word in ("--set", one)]
         overlays = ("--overlay", "satellite.yaml", "--overlay", "scenes.yaml")
         resume = ["--resume"] if (run / "run.json").exists() else []
