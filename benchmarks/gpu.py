@@ -210,13 +210,14 @@ def loader(notes: Notes) -> None:
     from augmentation import parsed
 
     side, size, batch = (96, 64, 2) if notes.small else (512, 256, 32)
-    workers = (0,) if notes.small else (12, 4, 0)
-    batches = 2 if notes.small else 24
+    epochs = {0: 2} if notes.small else {12: 24, 4: 10, 0: 4}  # workers -> batches
+    methods = ("lora", "cached decoder") if notes.small else ("lora", "cached decoder", "full")
     with tempfile.TemporaryDirectory() as folder:
         parser = parsed(Path(folder), side, size)
-        methods = ("lora",) if notes.small else ("lora", "full", "decoder", "cached decoder")
         for method in methods:
-            for count in workers:
+            for count, batches in epochs.items():
+                if count == 0 and method != "lora" and not notes.small:
+                    continue
                 try:
                     found = loaded(parser, Path(folder), method, count, batch, batches)
                 except Exception as error:
