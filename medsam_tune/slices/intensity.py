@@ -103,7 +103,7 @@ class Window(Transform):
         return to_bytes(image, self.low, self.high, self.fine)
 
     def describe(self) -> dict[str, object]:
-        """`{"name": "window", "center": HU, "width": HU, "hounsfield": bool}`, with `"fine"` if it is."""
+        """`{"name": "window", "center": HU, "width": HU, "hounsfield": bool}`, and `"fine"`."""
         said: dict[str, object] = {
             "name": "window",
             "center": float(self.center),

@@ -97,9 +97,8 @@ def _moved(batch: Mapping[str, Any], device: Any) -> tuple[Tensor, Tensor, dict[
             f"{missing[0]} is missing."
         )
     images, masks = batch["images"].to(device), batch["masks"].to(device)
-    prompts = {
-        key: value.to(device) for key, value in batch["prompts"].items() if value is not None
-    }
+    given = {key: value for key, value in batch["prompts"].items() if value is not None}
+    prompts = {key: value.to(device) for key, value in given.items()}
     counts = {tuple(value.shape[:2]) for value in prompts.values()}
     if masks.ndim != 4 or len(masks) != len(images) or counts - {tuple(masks.shape[:2])}:
         shapes = {key: tuple(value.shape) for key, value in prompts.items()}
