@@ -191,12 +191,19 @@ def alone() -> dict[str, str]:
 
 def trained(work: Path, prompted: bool) -> Path:
     """A run on phantoms, made if absent: by the labels alone, or by prompts alone."""
-    from medsam_tune.demo import LEARNING_RATES, SETTINGS, prepare_demo
+    from medsam_tune.demo import SUBJECTS, prepare_demo
 
     run = work / ("prompted_run" if prompted else "run")
     if not (run / "tuned.safetensors").exists():
-        given = ["--datalist", prepare_demo(work), "--output", run, "--image-size", 128]
-        chosen = SETTINGS | {"lr": LEARNING_RATES["full"]} | ({"epochs": 1} if prompted else {})
+        given = [
+            "--datalist",
+            prepare_demo(work, SUBJECTS["volume"]),
+            "--output",
+            run,
+            "--image-size",
+            128,
+        ]
+        chosen = {**SUBJECTS["volume"].settings, **({"epochs": 1} if prompted else {})}
         words = [word for one in chosen.items() for word in ("--set", f"{one[0]}={one[1]}")]
         tune("train", "full", *given, *words, *["--class-agnostic"] * prompted)
     return run

@@ -46,14 +46,14 @@ KINDS = {
 }
 SIZE = ("--image-size", "128")
 TRAINING = (
-    *("epochs=7", "warmup_steps=50", "lr=1e-3", "val_interval=7", "objects=6"),
+    *("epochs=7", "val_interval=7", "objects=6"),
     "rules::neighbours=true",
 )
 RUNS = {
     "mixture": (),
     "boxes": ("label_tokens=false", "mixture={'box': 1}", "empty_slices=0.0"),
 }
-CT = ("epochs=50", "warmup_steps=50", "lr=1e-3", "val_interval=50")
+CT = ("epochs=50", "val_interval=50")
 ORGANS = {1: "spleen", 2: "right kidney", 3: "left kidney", 5: "liver", 52: "aorta"}
 HEAD = """# What a prompt is worth
 

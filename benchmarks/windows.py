@@ -62,7 +62,7 @@ def trained(work: Path, name: str, epochs: int) -> Path:
     datalist, run = work / "datalist.json", work / name
     if not datalist.exists():
         command("split", work / "data", "--out", datalist, "--fractions", 0.72, 0.07, 0.21)
-    settings = [f"epochs={epochs}", f"val_interval={epochs}", "warmup_steps=20"]
+    settings = [f"epochs={epochs}", f"val_interval={epochs}"]
     settings += [f"rules::window={WINDOW}"] if name == "windows" else []
     if not (run / "tuned.safetensors").exists():
         words = [word for one in settings for word in ("--set", one)]

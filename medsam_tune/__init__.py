@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from medsam_tune.methods.export import export_sam
     from medsam_tune.methods.tuned import load_tuned, save_tuned
     from medsam_tune.sam.build import build_sam
+    from medsam_tune.training.finetuning import finetune
 
 __all__ = [
     "METHODS",
@@ -23,6 +24,7 @@ __all__ = [
     "apply_method",
     "build_sam",
     "export_sam",
+    "finetune",
     "load_tuned",
     "save_tuned",
 ]
@@ -34,6 +36,7 @@ _HOMES = {
     "apply_method": "methods",
     "build_sam": "sam.build",
     "export_sam": "methods.export",
+    "finetune": "training.finetuning",
     "load_tuned": "methods.tuned",
     "save_tuned": "methods.tuned",
 }

@@ -264,6 +264,10 @@ _EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
         lambda value: value is None or (type(value) is int and 0 <= value < 2**31),
     ),
     "val_interval": _whole(1),
+    "patience": (
+        "null, or a whole number, 1 or more",
+        lambda value: value is None or (type(value) is int and 1 <= value < 2**31),
+    ),
     "checkpoint_minutes": _number(0),
     "slice_batch": (
         "null, or a whole number, 1 or more",

@@ -15,6 +15,8 @@ _CONFIGS = (
     *("train.yaml", "prepare.yaml", "evaluate.yaml", "zero_shot.yaml", "inference.yaml"),
     *("method_full.yaml", "method_adapter.yaml", "method_lora.yaml", "method_prompt.yaml"),
     *("no_prompt.yaml", "class_agnostic.yaml", "few_shot.yaml", "multi_gpu.yaml", "logging.conf"),
+    *("notes_full.yaml", "notes_decoder.yaml", "notes_lora.yaml", "notes_adapter.yaml"),
+    "notes_few_shot.yaml",
 )
 SHARED = (
     *("LICENSE", "large_files.yml", "models/README.md"),

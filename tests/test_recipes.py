@@ -125,6 +125,32 @@ def test_train_in_the_bundles_folder(
     assert "validation mean_dice" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("overlays", "trained"),
+    [
+        (["notes_full.yaml"], "image_encoder.blocks.0.attn.q_proj.weight"),
+        (["notes_decoder.yaml", "notes_ct.yaml"], "mask_decoder.iou_token.weight"),
+        (["notes_lora.yaml"], "mask_decoder.transformer.layers.0.self_attn.q_proj.lora_A.default"),
+        (["notes_adapter.yaml"], "image_encoder.blocks.0.adapter.up.weight"),
+        (["notes_few_shot.yaml", "notes_mr.yaml"], "image_encoder.blocks.0.attn.q_proj.lora_A"),
+    ],
+    ids=lambda value: value[0].removesuffix(".yaml") if isinstance(value, list) else "",
+)
+def test_recipes_of_the_notes(
+    datalist: Path, tmp_path: Path, overlays: list[str], trained: str
+) -> None:
+    run = tmp_path / "run"
+    options = ("--datalist", datalist, "--output_dir", run, *SMALL)
+    done = bundle_run(["train.yaml", *overlays], *options)
+    assert done.returncode == 0, done.stderr
+    assert any(key.startswith(trained) for key in load_file(run / "tuned.safetensors"))
+    intensity = json.loads((run / "run.json").read_text())["rules"]["intensity"]
+    if "notes_ct.yaml" in overlays:
+        assert (intensity["center"], intensity["width"], intensity["fine"]) == (1023.5, 4095, True)
+    if "notes_mr.yaml" in overlays:
+        assert intensity == {"name": "z_score", "deviations": 3.0}
+
+
 def test_no_prompt_from_training_to_a_mask(datalist: Path, tmp_path: Path) -> None:
     configs = ["train.yaml", "method_lora.yaml", "no_prompt.yaml"]
     options = ("--network_def::mask_decoder", True, "--layer_decay", 0.8)

@@ -147,6 +147,7 @@ def after_export(output: Path, format_: str, base: BaseModel) -> None:
             "bundle": f"in {output}: python -m monai.bundle run --config_file "
             "configs/inference.yaml --dataset_dir SCANS --output_dir MASKS",
             "peft": f"in Python: medsam_tune.methods.peft_folder.load_peft({path}, base)",
+            "tuned": f"in Python: medsam_tune.load_tuned({path})",
         }[format_]
     )
 

@@ -14,7 +14,8 @@ from medsam_tune.errors import nearest
 METHODS = ("decoder", "full", "adapter", "lora", "prompt")
 MODELS = ("nano", "vit_t", "vit_t_lite", "vit_b", "vit_l", "vit_h")
 MODALITIES = ("CT", "MR", "XR", "US", "RGB")
-FORMATS = ("sam", "onnx", "peft", "bundle")
+FORMATS = ("sam", "onnx", "peft", "bundle", "tuned")
+HALVES = ("float16", "bfloat16")
 MASK_FORMATS = (
     *("nii", "nii.gz", "nrrd", "mha", "tif", "tiff", "png", "gpkg", "geojson", "coco", "seg"),
     "rtstruct",

@@ -19,6 +19,7 @@ from medsam_tune.cli.next_steps import (
 )
 from medsam_tune.cli.options import (
     FORMATS,
+    HALVES,
     KINDS,
     METHODS,
     STOPPED,
@@ -155,24 +156,36 @@ def export(
     run: Run,
     output: Annotated[
         Path,
-        typer.Option(help="For sam a file, .pth or .safetensors; else a new folder."),
+        typer.Option(
+            help="For sam a file, .pth or .safetensors; for tuned one, .safetensors; else a new "
+            "folder."
+        ),
     ],
     format_: Annotated[str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")] = "sam",
+    dtype: Annotated[
+        str | None,
+        typer.Option(help=f"Type of the weights of sam and tuned: {', '.join(HALVES)}."),
+    ] = None,
     checkpoint: CheckpointOfRun = None,
     overwrite: Overwrite = False,
     unfinished: Unfinished = False,
 ) -> None:
-    """Write a run as a plain SAM checkpoint, ONNX, an adapter folder of peft, or a MONAI bundle."""
+    """Write a run as a plain SAM, ONNX, a peft folder, a MONAI bundle, or a small tuned file."""
     from medsam_tune.bundle_export import export_bundle
     from medsam_tune.methods.export import export_onnx, export_sam, is_stock
     from medsam_tune.methods.peft_folder import save_peft
-    from medsam_tune.methods.tuned import load_tuned, read_header
+    from medsam_tune.methods.tuned import HALVES as DTYPES
+    from medsam_tune.methods.tuned import load_tuned, read_header, save_tuned
     from medsam_tune.runs import TUNED, read_record, tuned_file
 
     refuse_unknown("format", format_, FORMATS)
+    if dtype is not None:
+        refuse_unknown("dtype", dtype, HALVES)
+        if format_ != "tuned" and (format_, dtype) != ("sam", "float16"):
+            raise ValueError(f"--dtype {dtype} is for tuned, or float16 for sam; not {format_}.")
     record = read_record(run)
     base = checkpoint or (None if record.checkpoint is None else Path(record.checkpoint))
-    if format_ == "sam":
+    if format_ in ("sam", "tuned"):
         refuse_taken(output, overwrite, [run / TUNED, base])
     tuned = tuned_file(run, unfinished)
     model = load_tuned(tuned, checkpoint=base)
@@ -185,8 +198,13 @@ def export(
     elif format_ == "bundle":
         export_bundle(model, record, read_header(tuned).labels, output)
         typer.echo(f"{output}: a MONAI bundle of {', '.join(read_header(tuned).labels.values())}")
+    elif format_ == "tuned":
+        labels = read_header(tuned).labels
+        save_tuned(model, output, labels, DTYPES[dtype] if dtype else None)
+        sizes = [f"{path.stat().st_size:,}" for path in (output, tuned)]
+        typer.echo(f"{output}: {sizes[0]} bytes, of {sizes[1]} before; load_tuned opens it")
     else:
-        export_sam(model, output)
+        export_sam(model, output, half=dtype is not None)
         kind = model.base
         typer.echo(f"{output}: a plain {kind.name}")
         if kind.normalisation == "medsam":

@@ -21,6 +21,9 @@ from medsam_tune.sam.build import ARCHITECTURES, RANDOM, build_sam
 from medsam_tune.sam.model import BaseModel, PromptableSam
 
 _KEY = "medsam_tune"
+HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+"""Types of two bytes that a tuned file can be kept in."""
+
 _DTYPES = ("F16", "BF16", "F32", "F64")  # in safetensors' words
 
 
@@ -44,7 +47,10 @@ def load_tuned_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: 
 
 
 def save_tuned(
-    model: PromptableSam, path: str | Path, labels: Mapping[int, str] | None = None
+    model: PromptableSam,
+    path: str | Path,
+    labels: Mapping[int, str] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Path:
     """Write the tuned tensors to a safetensors file, whole or not at all.
 
@@ -52,18 +58,22 @@ def save_tuned(
         model: model from `apply_method`.
         path: file to write.
         labels: label id -> name, kept in the header.
+        dtype: `torch.float16` or `torch.bfloat16`, half the bytes; a model loaded from the file
+            computes in float32 all the same. None keeps the model's.
 
     Returns:
         path of the file.
 
     Raises:
-        ValueError: no method was applied.
-        DataError: a weight is not finite.
+        ValueError: no method was applied, or another dtype.
+        DataError: a weight is not finite, or too large for the dtype.
         TypeError: an option of the method that JSON cannot hold.
     """
     path = Path(path)
+    if dtype not in (None, torch.float32, *HALVES.values()):
+        raise ValueError(f"dtype is {dtype}; expected {' or '.join(map(str, HALVES.values()))}.")
     header = header_text(model, labels or {})
-    tensors = {k: v.cpu().contiguous() for k, v in tuned_tensors(model).items()}
+    tensors = {k: v.to("cpu", dtype).contiguous() for k, v in tuned_tensors(model).items()}
     refuse_not_finite(tensors, str(path))
     parse_header(header, str(path))  # what is written can be read
     write_safetensors(tensors, path, {_KEY: header})

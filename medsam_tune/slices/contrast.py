@@ -64,24 +64,26 @@ def check_percentiles(lower: float, upper: float) -> None:
         raise DataError(f"percentiles are {lower} and {upper}; expected 0 <= lower < upper <= 100")
 
 
-def to_bytes(image: Tensor, low: float, high: float) -> Tensor:
+def to_bytes(image: Tensor, low: float, high: float, fine: bool = False) -> Tensor:
     """Values from `low` to `high` become 0..255, others are clipped; all 0 where there is no range.
 
     Args:
         image: any shape, float.
         low: value that becomes 0.
         high: value that becomes 255.
+        fine: keep values between whole numbers.
 
     Returns:
-        uint8 of the same shape.
+        uint8 of the same shape; float16 if `fine`.
     """
     values = plain(image)
+    kind = torch.float16 if fine else torch.uint8
     if high <= low:
-        found = torch.zeros_like(values, dtype=torch.uint8)
+        found = torch.zeros_like(values, dtype=kind)
     else:
         # One copy of the scan, then in place: a whole-body CT is half a gigabyte as float32.
-        scaled = values.clamp(low, high).sub_(low).mul_(255 / (high - low)).round_()
-        found = scaled.to(torch.uint8)
+        scaled = values.clamp(low, high).sub_(low).mul_(255 / (high - low))
+        found = (scaled if fine else scaled.round_()).to(kind)
     return with_meta_of(image, found)
 
 

@@ -43,7 +43,7 @@ DAMAGED = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeErro
 """Errors that a damaged entry leads to."""
 
 _TYPES = {  # of the arrays, and their number of axes
-    "image": (("uint8",), 4),
+    "image": (("uint8", "float16"), 4),
     "label": (("uint8", "uint16", "uint32"), 3),
     "truth": (("uint8", "uint16", "uint32"), 3),
     "objects": (("uint32",), 3),

@@ -79,6 +79,7 @@ def estimate(store: SliceStore, cases: Sequence[Case], progress: bool = True) ->
     """
     there = slices = image_bytes = label_bytes = 0
     channels = store.rules.stored.channels
+    value_bytes = 2 if getattr(store.rules.intensity, "fine", False) else 1
     id_bytes = store.label_dtype.itemsize
     for case in tracked(cases, "headers", show=progress):
         if store.find(case) is not None:
@@ -90,7 +91,7 @@ def estimate(store: SliceStore, cases: Sequence[Case], progress: bool = True) ->
         size = store.rules.grid(grid.shape, grid.affine, grid.spacing_known).size
         slices += size[2]
         voxels = math.prod(size)
-        image_bytes += voxels * channels
+        image_bytes += voxels * channels * value_bytes
         label_bytes += voxels * id_bytes if case.label else 0
     return Estimate(
         root=store.root,

@@ -1,9 +1,10 @@
 """Store of checked, windowed slices on disk.
 
-The store holds uint8 because SAM's input has 8 bits. One chunk is one slice, so a training sample
-reads one slice only. An entry is written to a temporary folder and renamed. Its slices and files
-have checksums, and its name has a hash of its sources. The process that makes an entry holds its
-lock; the kernel frees it when the process dies. So many processes can fill one store.
+The store holds uint8 because SAM's input has 8 bits, or float16 where a rule of intensity keeps
+finer steps. One chunk is one slice, so a training sample reads one slice only. An entry is written
+to a temporary folder and renamed. Its slices and files have checksums, and its name has a hash of
+its sources. The process that makes an entry holds its lock; the kernel frees it when the process
+dies. So many processes can fill one store.
 """
 
 from __future__ import annotations

@@ -52,6 +52,7 @@ class KeepBest:
         self.labels = labels
         self.metric = metric
         self.best = -math.inf
+        self.since = 0
 
     def attach(self, engine: Engine) -> None:
         """Attach to an engine after the handler of the metric; MONAI calls it."""
@@ -61,6 +62,7 @@ class KeepBest:
         """Save the model after a validation if it is the best."""
         value = engine.state.metrics[self.metric]
         better = value > self.best
+        self.since = 0 if better else self.since + 1
         if better:
             self.best = value
             if is_main():
@@ -71,12 +73,44 @@ class KeepBest:
         )
 
     def state_dict(self) -> dict[str, float]:
-        """Return the best value for the checkpoint."""
-        return {"best": self.best}
+        """Return the best value for the checkpoint, and the validations since."""
+        return {"best": self.best, "since": self.since}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Take the best value from the checkpoint."""
-        self.best = state["best"]
+        """Take the best value from the checkpoint, and the validations since."""
+        self.best, self.since = state["best"], int(state["since"])
+
+
+class StopWithoutGain:
+    """Handler of a trainer: the training is finished where validation stops to get better.
+
+    Args:
+        keep_best: handler of the validator.
+        patience: validations in a row without a new best one, after which it ends; None: never.
+
+    Raises:
+        ValueError: a patience below 1.
+    """
+
+    def __init__(self, keep_best: KeepBest, patience: int | None) -> None:
+        if patience is not None and (type(patience) is not int or patience < 1):
+            raise ValueError(f"patience is {patience!r}; expected null, or a whole number from 1.")
+        self.keep_best = keep_best
+        self.patience = patience
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to an engine after validation; MONAI calls it."""
+        if self.patience is not None:
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Make this epoch the last one if no validation was better for too long."""
+        since = self.keep_best.since
+        if self.patience is not None and since >= self.patience and not engine.should_terminate:
+            engine.logger.info(
+                f"{since} validations without a better one than {self.keep_best.best:.4f}: finished"
+            )
+            engine.state.max_epochs = engine.state.epoch
 
 
 class TunedState:

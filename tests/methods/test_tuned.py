@@ -8,10 +8,13 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from medsam_tune.errors import DataError
 from medsam_tune.methods import apply_method
 from medsam_tune.methods.export import export_sam
 from medsam_tune.methods.tuned import (
+    HALVES,
     TunedHeader,
     load_tuned,
     load_tuned_tensors,
@@ -23,7 +26,7 @@ from medsam_tune.sam.build import build_sam
 from medsam_tune.sam.model import PromptableSam, Tuning
 from medsam_tune.version import __version__
 from tests.conftest import image_and_boxes
-from tests.methods.test_methods import train
+from tests.methods.test_methods import call, train
 
 Build = Callable[..., PromptableSam]
 
@@ -131,3 +134,35 @@ def test_hashes_are_shortened_in_the_refusal(tiny_sam: Build, tmp_path: Path) ->
 def test_a_folder_is_no_tuned_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such tuned file; `medsam-tune train` writes"):
         read_header(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", HALVES.values(), ids=HALVES)
+def test_a_file_of_two_bytes_a_weight_gives_nearly_the_same_masks(
+    tiny_sam: Build, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    sam = apply_method(tiny_sam(), "lora", rank=4)
+    train(sam, steps=3)
+    whole = save_tuned(sam, tmp_path / "whole.safetensors", {1: "liver"})
+    half = save_tuned(sam, tmp_path / "half.safetensors", {1: "liver"}, dtype=dtype)
+    assert {value.dtype for value in load_file(half).values()} == {dtype}
+    values = sum(value.numel() for value in load_file(whole).values())
+    assert whole.stat().st_size - half.stat().st_size == pytest.approx(2 * values, abs=2000)
+    again = load_tuned(half, tiny_sam())
+    assert {value.dtype for value in again.state_dict().values()} == {torch.float32}
+    with torch.no_grad():
+        found, expected = call(again)[0], call(sam.eval())[0]
+    assert float((found - expected).abs().max() / expected.abs().max()) < 0.02
+    assert not torch.equal(found, expected)
+
+
+def test_a_weight_beyond_the_type_and_another_type_are_refused(
+    tiny_sam: Build, tmp_path: Path
+) -> None:
+    sam = apply_method(tiny_sam(), "prompt")
+    with torch.no_grad():
+        sam.learned.tokens[0] = 1e6  # type: ignore[union-attr]
+    with pytest.raises(DataError, match=r"hold NaN or Inf, the first is learned\.tokens"):
+        save_tuned(sam, tmp_path / "t.safetensors", dtype=torch.float16)
+    with pytest.raises(ValueError, match=r"dtype is torch\.int8; expected torch\.float16 or"):
+        save_tuned(sam, tmp_path / "t.safetensors", dtype=torch.int8)
+    assert list(tmp_path.iterdir()) == []

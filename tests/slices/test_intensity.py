@@ -15,6 +15,7 @@ from medsam_tune.slices.intensity import (
     Windows,
     ZScore,
     for_modality,
+    full_range,
     intensity_from,
     window_of,
 )
@@ -211,3 +212,18 @@ def test_windows_of_workstations() -> None:
         "temporal bone": (600, 2800),
         "full": (1023.5, 4095),
     }
+
+
+def test_the_full_range_keeps_steps_of_two_hounsfield_units() -> None:
+    values = torch.arange(-1100.0, 3200.0)[None, :, None, None]
+    rule = full_range()
+    found = rule(values)
+    assert found.dtype == torch.float16
+    assert float(found.min()) == 0
+    assert float(found.max()) == 255
+    back = found.float() / 255 * 4095 - 1024
+    assert float((back - values.clamp(-1024, 3071)).abs().max()) <= 1.01
+    coarse = WINDOWS["full"](values).float() / 255 * 4095 - 1024
+    assert float((coarse - values.clamp(-1024, 3071)).abs().max()) > 7
+    assert intensity_from(rule.describe()) == rule != WINDOWS["full"]
+    assert "fine" not in WINDOWS["full"].describe()

@@ -21,7 +21,13 @@ from medsam_tune.methods import apply_method
 from medsam_tune.methods.tuned import read_header, tuned_tensors
 from medsam_tune.runs import RunFolder, RunRecord, write_state
 from medsam_tune.sam.model import PromptableSam
-from medsam_tune.training.checkpoints import KeepBest, KeepLast, ScheduleState, TunedState
+from medsam_tune.training.checkpoints import (
+    KeepBest,
+    KeepLast,
+    ScheduleState,
+    StopWithoutGain,
+    TunedState,
+)
 from medsam_tune.training.handlers import EpochSeed
 from medsam_tune.training.samples import SeededSampler
 from medsam_tune.training.signals import StopAtSignal
@@ -39,7 +45,7 @@ def test_best_is_kept_and_worse_is_not(tiny_sam: Build, tmp_path: Path) -> None:
         validator.state.metrics = {"mean_dice": value}
         keep(validator)
         assert path.exists() is written
-    assert keep.state_dict() == {"best": 0.6}
+    assert keep.state_dict() == {"best": 0.6, "since": 0}
     assert read_header(path).labels == {1: "liver"}
     other = KeepBest(sam, path, {})
     other.load_state_dict(keep.state_dict())
@@ -47,6 +53,37 @@ def test_best_is_kept_and_worse_is_not(tiny_sam: Build, tmp_path: Path) -> None:
     path.unlink()
     other(validator)
     assert not path.exists()
+
+
+@pytest.mark.parametrize(("patience", "epochs"), [(2, 4), (3, 6), (None, 6)])
+def test_training_ends_where_validation_stops_to_get_better(
+    tiny_sam: Build, tmp_path: Path, patience: int | None, epochs: int
+) -> None:
+    keep = KeepBest(apply_method(tiny_sam(), "prompt"), tmp_path / "tuned.safetensors", {})
+    validator, trainer = Engine(lambda *_: None), Engine(lambda *_: None)
+    values = iter((0.5, 0.6, 0.6, 0.4, 0.7, 0.5))
+
+    @trainer.on(Events.EPOCH_COMPLETED)
+    def validate() -> None:
+        validator.state.metrics = {"mean_dice": next(values)}
+        keep(validator)
+
+    finished = []
+    trainer.add_event_handler(Events.COMPLETED, lambda: finished.append(True))
+    StopWithoutGain(keep, patience).attach(trainer)
+    trainer.run([0], max_epochs=6)
+    assert trainer.state.epoch == epochs
+    assert finished == [True]
+    other = KeepBest(keep.model, keep.path, {})
+    other.load_state_dict(keep.state_dict())
+    assert other.since == keep.since == {4: 2, 6: 1}[epochs]
+
+
+@pytest.mark.parametrize("patience", [0, -1, 1.5, True])
+def test_odd_patience_is_refused(tiny_sam: Build, tmp_path: Path, patience: Any) -> None:
+    keep = KeepBest(apply_method(tiny_sam(), "prompt"), tmp_path / "t", {})
+    with pytest.raises(ValueError, match=r"patience is .*; expected null, or a whole number"):
+        StopWithoutGain(keep, patience)
 
 
 def test_tuned_state_refuses_another_method(tiny_sam: Build) -> None:

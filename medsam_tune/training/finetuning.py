@@ -1,0 +1,109 @@
+"""Fine-tuning in Python, on batches of images, masks and prompts from any loader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medsam_tune.console import LOG
+from medsam_tune.methods import apply_method
+from medsam_tune.sam.model import PromptableSam
+from medsam_tune.training.losses import PromptLoss, loss_of_prompts
+from medsam_tune.training.optimizers import parameter_groups
+from medsam_tune.training.rates import learning_rate
+
+
+def finetune(
+    model: PromptableSam,
+    loader: Iterable[Mapping[str, Any]],
+    epochs: int = 10,
+    lr: float | None = None,
+    loss: nn.Module | None = None,
+    weight_decay: float = 0.01,
+    method: str = "decoder",
+) -> list[float]:
+    """Fine-tune a model on the batches of a loader, with AdamW at a constant rate.
+
+    The recipes (`medsam-tune train`) do more: augmentation, validation, checkpoints, a schedule.
+
+    Args:
+        model: model from `build_sam` or `apply_method`, on the device to train on; changed in
+            place, and left in evaluation mode.
+        loader: batches, given anew in each epoch: a `DataLoader`, or a list. A batch is a dict with
+
+            - `images` (B, C, S, S) float in [0, 1], model frame;
+            - `masks` (B, P, h, w) bool or 0 and 1, of the objects that the prompts mean; S x S, or
+              the resolution of the logits, S/4 x S/4;
+            - `prompts`, a dict of arguments of `PromptableSam.forward`, pixels of the model frame:
+              `boxes` (B, P, 4) float XYXY; `points` (B, P, N, 2) float XY with `point_labels`
+              (B, P, N) int, 1 inside, 0 outside, -1 padding; `masks`; `classes`.
+        epochs: number of passes over the loader.
+        lr: learning rate; by default the recipes', see `training.rates`.
+        loss: `PromptLoss`, or any loss of torch or MONAI on logits, such as `BCEWithLogitsLoss`.
+        weight_decay: that of AdamW.
+        method: key of `METHODS`, applied to a model that has none yet.
+
+    Returns:
+        mean loss of each epoch.
+
+    Raises:
+        ValueError: an empty loader, or tensors of other shapes than above.
+        FloatingPointError: the loss is NaN or infinite.
+
+    Example:
+        >>> model = build_sam("vit_b", "sam_vit_b_01ec64.pth")
+        >>> finetune(model, loader, epochs=10, lr=1e-4)
+        >>> save_tuned(model, "tuned.safetensors")
+    """
+    if model.tuning is None:
+        apply_method(model, method)
+    else:
+        method = model.tuning.method
+    rate = learning_rate(method, model.base.name) if lr is None else lr
+    optimizer = torch.optim.AdamW(parameter_groups(model, rate), lr=rate, weight_decay=weight_decay)
+    criterion = loss_of_prompts(loss or PromptLoss())
+    device = model.pixel_mean.device
+    means = []
+    model.train()
+    for epoch in range(1, epochs + 1):
+        losses = []
+        for batch in loader:
+            images, masks, prompts = _moved(batch, device)
+            found = criterion(model(images, **prompts, return_quality=True), masks)
+            if not torch.isfinite(found):
+                raise FloatingPointError(
+                    f"loss is {float(found)} in epoch {epoch}; lower the learning rate, {rate:g}."
+                )
+            optimizer.zero_grad()
+            found.backward()
+            optimizer.step()
+            losses.append(found.detach())
+        if not losses:
+            raise ValueError(f"the loader gives no batch in epoch {epoch}; expected one or more.")
+        means.append(float(torch.stack(losses).mean()))
+        LOG.info(f"epoch {epoch} of {epochs}: loss {means[-1]:.4f}")
+    model.eval()
+    return means
+
+
+def _moved(batch: Mapping[str, Any], device: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Images, masks as bool, and prompts of a batch, on a device."""
+    if missing := sorted({"images", "masks", "prompts"} - batch.keys()):
+        raise ValueError(
+            f"a batch has {', '.join(map(str, batch))}; expected images, masks and prompts: "
+            f"{missing[0]} is missing."
+        )
+    images, masks = batch["images"].to(device), batch["masks"].to(device)
+    given = {key: value for key, value in batch["prompts"].items() if value is not None}
+    prompts = {key: value.to(device) for key, value in given.items()}
+    counts = {tuple(value.shape[:2]) for value in prompts.values()}
+    if masks.ndim != 4 or len(masks) != len(images) or counts - {tuple(masks.shape[:2])}:
+        shapes = {key: tuple(value.shape) for key, value in prompts.items()}
+        raise ValueError(
+            f"masks have shape {tuple(masks.shape)}, images {tuple(images.shape)}, prompts "
+            f"{shapes}; expected masks (B, P, h, w), and prompts of the same B and P."
+        )
+    return images, masks > 0.5, prompts
