@@ -27,7 +27,7 @@ from medsam_tune.cli import options, tuning
 from medsam_tune.inference.output import FORMATS as MASK_FORMATS
 from medsam_tune.inference.simulated import KINDS
 from medsam_tune.methods import METHODS, apply_method
-from medsam_tune.methods.tuned import save_tuned
+from medsam_tune.methods.tuned import read_header, save_tuned
 from medsam_tune.runs import RunRecord, read_record, write_record, write_state
 from medsam_tune.sam.build import ARCHITECTURES, build_sam
 from medsam_tune.sam.encoder import fuse_qkv
@@ -147,11 +147,26 @@ def test_export_formats(tune: Tune, tmp_path: Path) -> None:
     code, _, err = tune("export", "--run", run, "--format", "onnx", "--output", tmp_path / "o")
     assert code == 0, err
     assert json.loads((tmp_path / "o" / "model.json").read_text())["labels"] == {"1": "liver"}
+    small = tmp_path / "small.safetensors"
+    words = ("--format", "tuned", "--dtype", "bfloat16", "--output", small)
+    code, out, err = tune("export", "--run", run, *words)
+    assert code == 0, err
+    sizes = [f"{path.stat().st_size:,} bytes" for path in (small, run / "tuned.safetensors")]
+    assert f"{small}: {sizes[0]}, of {sizes[1]} before" in out
+    assert read_header(small).labels == {1: "liver"}
     for words, message in (
         (("--format", "onnx", "--output", tmp_path / "o"), "o: is there already; delete it"),
         (
             ("--format", "tf", "--output", tmp_path / "t"),
             "format 'tf' is unknown; known: sam, onnx",
+        ),
+        (
+            ("--format", "peft", "--dtype", "float16", "--output", tmp_path / "q"),
+            "--dtype float16 is for tuned, or float16 for sam; not peft",
+        ),
+        (
+            ("--format", "tuned", "--dtype", "int8", "--output", tmp_path / "q"),
+            "dtype 'int8' is unknown; known: float16, bfloat16",
         ),
         (("--output", tmp_path / "plain.bin"), "expected a name that ends in .pth or .safetensors"),
     ):

@@ -201,8 +201,8 @@ def export(
     elif format_ == "tuned":
         labels = read_header(tuned).labels
         save_tuned(model, output, labels, DTYPES[dtype] if dtype else None)
-        sizes = [f"{path.stat().st_size:,}" for path in (output, tuned)]
-        typer.echo(f"{output}: {sizes[0]} bytes, of {sizes[1]} before; load_tuned opens it")
+        sizes = [f"{path.stat().st_size:,} bytes" for path in (output, tuned)]
+        typer.echo(f"{output}: {sizes[0]}, of {sizes[1]} before; load_tuned opens it")
     else:
         export_sam(model, output, half=dtype is not None)
         kind = model.base
