@@ -64,7 +64,7 @@ def check_percentiles(lower: float, upper: float) -> None:
         raise DataError(f"percentiles are {lower} and {upper}; expected 0 <= lower < upper <= 100")
 
 
-def to_bytes(image: Tensor, low: float, high: float, fine: bool = False) -> Tensor:
+def to_bytes(image: Tensor, low: float, high: float, *, fine: bool = False) -> Tensor:
     """Values from `low` to `high` become 0..255, others are clipped; all 0 where there is no range.
 
     Args:

@@ -100,7 +100,7 @@ class Window(Transform):
 
     def bytes_of(self, image: Tensor) -> Tensor:
         """(C, X, Y, Z) float HU -> uint8 of the same shape, or float16, without a warning."""
-        return to_bytes(image, self.low, self.high, self.fine)
+        return to_bytes(image, self.low, self.high, fine=self.fine)
 
     def describe(self) -> dict[str, object]:
         """`{"name": "window", "center": HU, "width": HU, "hounsfield": bool}`, and `"fine"`."""

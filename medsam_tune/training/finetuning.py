@@ -75,7 +75,8 @@ def finetune(
             found = criterion(model(images, **prompts, return_quality=True), masks)
             if not torch.isfinite(found):
                 raise FloatingPointError(
-                    f"loss is {float(found)} in epoch {epoch}; lower the learning rate, {rate:g}."
+                    f"loss is {float(found.detach())} in epoch {epoch}; lower the learning rate, "
+                    f"{rate:g}."
                 )
             optimizer.zero_grad()
             found.backward()
