@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -212,13 +212,21 @@ def seconds(step: Callable[[], None], device: str) -> float:
     return now() - start
 
 
-def speed(data: Path, model: str, size: int, batch: int, device: str, repeats: int) -> list[Row]:
+def speed(
+    data: Path,
+    model: str,
+    size: int,
+    batch: int,
+    device: str,
+    repeats: int,
+    methods: Sequence[str] = METHODS,
+) -> list[Row]:
     """All rows of a model; the steps by turns, so that a busy machine slows all alike."""
     steps: dict[str, tuple[int, Callable[[], None]]] = {
         "loop of the note": (1, loop_of_the_note(model, size, device))
     }
     made = partial(recipe, data, model, size, device=device, batch_size=batch)
-    for method in METHODS:
+    for method in methods:
         steps[f"{method}, not cached"] = batch, Steps(made(method=method)).once
         first = Steps(made(method=method, cache=True))
         steps[f"{method}, cached: a view's first epoch"] = batch, _emptied(first)
@@ -320,6 +328,7 @@ def main() -> None:
         default=["nano:256:4", "nano:128:4", "vit_b:1024:1"],
         help="name, side of the input, images in a step",
     )
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dice", type=Path, help="folder of scans for whole trainings")
@@ -345,7 +354,8 @@ def main() -> None:
         data = datalist(Path(scratch) / "phantoms")
         for one in options.models:
             model, size, batch = one.split(":")
-            rows = speed(data, model, int(size), int(batch), options.device, options.repeats)
+            sizes = (model, int(size), int(batch))
+            rows = speed(data, *sizes, options.device, options.repeats, options.methods)
             lines += [f"\n## {model} at {size}, {batch} images in a step\n", *table(rows)]
             write()
         if options.dice is not None:
