@@ -294,11 +294,10 @@ def test_each_slice_comes_in_each_view_before_one_comes_again() -> None:
     for epoch in range(6):
         sampler.set_epoch(epoch)
         passes.append({index: view for index, _, view in sampler})
-    for first in (0, 3):
+    for first in range(4):
         for index in range(10):
             assert {one[index] for one in passes[first : first + 3]} == {0, 1, 2}
     assert len({*passes[0].values()}) > 1  # a pass has views of all numbers
-    assert [passes[0][i] for i in range(10)] != [passes[3][i] for i in range(10)]
     other = SeededSampler(10, seed=4, views=3)
     assert {index: view for index, _, view in other} != passes[0]
     sampler.set_epoch(1, done=4)
