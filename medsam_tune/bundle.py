@@ -40,6 +40,7 @@ _FREE |= {
     "device",
     "val_interval",
     "slice_batch",
+    "embedding_budget",
     "checkpoint_minutes",
 }
 _FREE |= {"compile", "gradient_checkpointing", "jobs", "imports", "initialize", "run", "_meta_"}

@@ -172,4 +172,4 @@ def prepare_case(
     item: dict[str, Any], device: torch.device, non_blocking: bool = False, **_: Any
 ) -> tuple[Tensor, Tensor, tuple[dict[str, SlicePrompts | None]], dict[str, Any]]:
     """`prepare_batch` of an evaluator over `CaseDataset`; volumes stay where they are loaded."""
-    return item["image"], item["label"], (item["prompts"],), {}
+    return item["image"], item["label"], (item["prompts"],), {"name": item["case"]}

@@ -12,7 +12,7 @@ from torch import Tensor
 from medsam_tune.errors import warn
 from medsam_tune.inference.ensembles import Ensemble, EnsemblePlane
 from medsam_tune.inference.planes import Plane, WholePlane
-from medsam_tune.inference.spool import Spool
+from medsam_tune.inference.spool import MEMORY, Spool
 from medsam_tune.inference.windows import WindowedPlane
 from medsam_tune.slices.frames import ModelFrame
 from medsam_tune.slices.rules import ScanRules
@@ -68,6 +68,35 @@ class Batch:
             torch.cuda.empty_cache()
 
 
+class KeptEmbeddings:
+    """Embeddings of the slices of several volumes, which the next pass over them finds again.
+
+    They are those of one network, whose encoder does not change. The first that fit into the memory
+    stay; others are made in each pass.
+
+    Args:
+        memory: bound in bytes.
+    """
+
+    def __init__(self, memory: int = MEMORY) -> None:
+        self.memory = memory
+        self.held = 0
+        self._device = torch.device("cpu")
+        self._embeddings: dict[tuple[str, int], Tensor] = {}
+
+    def find(self, volume: str, z: int) -> Tensor | None:
+        """The embedding of a slice on the network's device, or None."""
+        found = self._embeddings.get((volume, z))
+        return None if found is None else found.to(self._device)
+
+    def put(self, volume: str, z: int, embedding: Tensor) -> None:
+        """Keep a copy of an embedding in the CPU's memory, if it fits."""
+        if self.held + embedding.nbytes <= self.memory and (volume, z) not in self._embeddings:
+            self._embeddings[volume, z] = embedding.detach().clone().cpu()
+            self._device = embedding.device
+            self.held += embedding.nbytes
+
+
 class EmbeddedVolume:
     """The slices of a volume, and their embeddings. Several threads may use it.
 
@@ -77,16 +106,24 @@ class EmbeddedVolume:
         batch: number of slices encoded at once.
         spool: place for the embeddings.
         keep: keep the embeddings; otherwise `embed` makes them for one use.
+        kept: embeddings of earlier passes, and the name of this volume among them; or None.
     """
 
     def __init__(
-        self, slices: Tensor, plane: Plane, batch: Batch, spool: Spool, keep: bool = True
+        self,
+        slices: Tensor,
+        plane: Plane,
+        batch: Batch,
+        spool: Spool,
+        keep: bool = True,
+        kept: tuple[KeptEmbeddings, str] | None = None,
     ) -> None:
         self.slices = slices
         self.plane = plane
         self.spool = spool
         self.batch = batch
         self._keep = keep
+        self._kept = kept
         self._device = slices.device
         self._content: dict[int, bool] = {}
         self._encoding = Lock()
@@ -133,10 +170,20 @@ class EmbeddedVolume:
                     self.spool[(self, z)] = embedding
 
     def _encoded(self, which: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        def work(part: Tensor) -> Tensor:
-            return self.plane.encode(self.slices[part.to(self.slices.device)])
+        return self.batch.each(which, self._encode)
 
-        return self.batch.each(which, work)
+    def _encode(self, part: Tensor) -> Tensor:
+        if self._kept is None:
+            return self.plane.encode(self.slices[part.to(self.slices.device)])
+        kept, name = self._kept
+        found = {z: kept.find(name, z) for z in part.tolist()}
+        missing = torch.tensor([z for z, one in found.items() if one is None], dtype=torch.int64)
+        if len(missing):
+            made = self.plane.encode(self.slices[missing.to(self.slices.device)])
+            for z, one in zip(missing.tolist(), made, strict=True):
+                found[z] = one
+                kept.put(name, z, one)
+        return torch.stack([one for one in found.values() if one is not None])
 
 
 def plane_for(network: Any, size: tuple[int, int], rules: ScanRules | None = None) -> Plane:

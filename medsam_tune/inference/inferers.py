@@ -14,7 +14,7 @@ from torch import Tensor
 from medsam_tune.console import tracked
 from medsam_tune.errors import DataError
 from medsam_tune.inference.canvas import Canvas, Found, Labels
-from medsam_tune.inference.embedded import Batch, EmbeddedVolume, plane_for
+from medsam_tune.inference.embedded import Batch, EmbeddedVolume, KeptEmbeddings, plane_for
 from medsam_tune.inference.prompt_files.label_maps import check_kind, prompts_of_labels
 from medsam_tune.inference.propagation import Propagation, follow
 from medsam_tune.inference.requests import Request
@@ -49,6 +49,7 @@ class VolumeInferer(Inferer):
         probabilities: keep the logits of each label, see `Found`.
         detailed: give a `Found` instead of its labels alone.
         instances: keep the numbers of the prompts' objects, see `Found`.
+        kept: embeddings of earlier calls with the same network, for volumes that have a name.
     """
 
     def __init__(
@@ -65,8 +66,10 @@ class VolumeInferer(Inferer):
         probabilities: bool = False,
         detailed: bool = False,
         instances: bool = False,
+        kept: KeptEmbeddings | None = None,
     ) -> None:
         self.labels = sorted(labels)
+        self.kept = kept
         self.rules = rules
         self.propagation = propagation or Propagation()
         self.drop_absent = drop_absent
@@ -85,6 +88,7 @@ class VolumeInferer(Inferer):
         network: Any,
         prompts: SlicePrompts | Mapping[str, SlicePrompts | None] | None = None,
         *_: Any,
+        name: str | None = None,
         **__: Any,
     ) -> Labels | Found | dict[str, Labels] | dict[str, Found]:
         """Segment a volume.
@@ -95,6 +99,7 @@ class VolumeInferer(Inferer):
             prompts: prompts in the slice frame; None for every label of the network, on the slices
                 where it says that the label is there. Of several, by name, each is answered from
                 the same embeddings.
+            name: name of the volume, by which its embeddings are kept.
 
         Returns:
             (Z, H, W) label slices in the smallest type that holds the ids, 0 = background, on the
@@ -108,7 +113,7 @@ class VolumeInferer(Inferer):
         """
         several = prompts if isinstance(prompts, Mapping) else {"": prompts}
         followed = any(one is not None and one.spread for one in several.values())
-        volume = self.open(inputs, network, keep=followed)
+        volume = self.open(inputs, network, keep=followed, name=name)
         asked = self.separate, self.probabilities, self.instances
         found = self.segment(volume, network, several, *asked)
         if self.detailed:
@@ -116,17 +121,21 @@ class VolumeInferer(Inferer):
         labels = {name: one.labels for name, one in found.items()}
         return labels if isinstance(prompts, Mapping) else labels[""]
 
-    def open(self, inputs: Tensor, network: Any, keep: bool = True) -> EmbeddedVolume:
+    def open(
+        self, inputs: Tensor, network: Any, keep: bool = True, name: str | None = None
+    ) -> EmbeddedVolume:
         """A volume to be segmented, by one set of prompts after another.
 
         Args:
             inputs: (Z, C, H, W) uint8 slices, on any device.
             network: a `PromptableSam`.
             keep: keep the embeddings for later prompts.
+            name: name of the volume, by which its embeddings are kept for later calls.
         """
         plane = plane_for(network, (inputs.shape[-2], inputs.shape[-1]), self.rules)
         batch = self._slices_for(network)
-        return EmbeddedVolume(inputs, plane, batch, Spool(self.embedding_budget), keep)
+        kept = None if self.kept is None or name is None else (self.kept, name)
+        return EmbeddedVolume(inputs, plane, batch, Spool(self.embedding_budget), keep, kept)
 
     def scene(self, path: Path, network: Any, names: Mapping[int, str]) -> Scene:
         """A scene that is segmented without prompts when it is written, see `Scene`.

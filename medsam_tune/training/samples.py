@@ -148,8 +148,8 @@ class SeededSampler(Sampler[tuple[int, ...]]):
     """Pairs `(index, seed)`; their order depends on the seed and the epoch only.
 
     Epochs continue one endless sequence of shuffled passes. So each slice is drawn equally often,
-    for any length of an epoch. With K views, they are `(index, seed, view)`: K passes on end take a
-    slice in each of its views once, in a random order; so a pass has views of all numbers.
+    for any length of an epoch. With K views, they are `(index, seed, view)`: any K passes on end
+    take a slice in each of its views once; a pass has views of all numbers.
 
     Of several ranks (`medsam_tune.ranks`), each takes its batches in turn, so that together they
     take the batches that one process would take of `batch_size` times their number; an epoch is
@@ -225,6 +225,5 @@ class SeededSampler(Sampler[tuple[int, ...]]):
 
 def _views(size: int, count: int, number: int, seed: int) -> NDArray[np.int64]:
     """View of each slice (N,) in a pass, by the number of the pass."""
-    block, turn = divmod(number, count)
-    drawn = np.random.default_rng([seed, 2, block]).random((size, count))
-    return np.argsort(drawn, axis=1)[:, turn]
+    drawn = np.random.default_rng([seed, 2]).random((size, count))
+    return np.argsort(drawn, axis=1)[:, number % count]

@@ -27,7 +27,8 @@ from medsam_tune.evaluation.cases import (
 from medsam_tune.evaluation.folder import ResultFolder
 from medsam_tune.evaluation.scores import CaseScores, write_scores
 from medsam_tune.inference.canvas import Found
-from medsam_tune.inference.inferers import EllipseInferer
+from medsam_tune.inference.embedded import KeptEmbeddings
+from medsam_tune.inference.inferers import EllipseInferer, VolumeInferer
 from medsam_tune.prompts import SlicePrompts
 from medsam_tune.slices.intensity import Window
 from medsam_tune.slices.rules import ScanRules
@@ -123,11 +124,13 @@ def ellipses(inputs: torch.Tensor, network: object, prompts: Any, **_: object) -
     }
 
 
-def evaluate(dataset: CaseDataset, inferer: object, *handlers: object) -> SupervisedEvaluator:
+def evaluate(
+    dataset: CaseDataset, inferer: object, *handlers: object, network: nn.Module | None = None
+) -> SupervisedEvaluator:
     evaluator = SupervisedEvaluator(
         device=torch.device("cpu"),
         val_data_loader=DataLoader(dataset, batch_size=None),
-        network=nn.Identity(),
+        network=network or nn.Identity(),
         inferer=inferer,
         prepare_batch=prepare_case,
         val_handlers=list(handlers),
@@ -135,6 +138,24 @@ def evaluate(dataset: CaseDataset, inferer: object, *handlers: object) -> Superv
     )
     evaluator.run()
     return evaluator
+
+
+def test_a_second_validation_encodes_nothing(cases: list[Any], tiny_sam: Any) -> None:
+    network = tiny_sam(image_size=32)
+    encoded: list[int] = []
+    network.image_encoder.register_forward_hook(lambda *_: encoded.append(1))
+    found = []
+    for kept in (KeptEmbeddings(), None):
+        inferer = VolumeInferer(kept=kept)
+        for _ in range(2):
+            encoded.clear()
+            dataset = CaseDataset(cases, LABELS, jitter=0.1, kinds="slices,box3d")
+            evaluator = evaluate(dataset, inferer, CaseScores(LABELS), network=network)
+            found.append((len(encoded), evaluator.state.metrics))
+    (first, scores), (second, again), (third, plain), (fourth, _) = found
+    assert first == third == fourth > 0
+    assert second == 0
+    assert scores == again == plain
 
 
 def test_evaluation_of_ellipses_scores_as_ellipses(cases: list[Any], tmp_path: Path) -> None:
@@ -260,7 +281,7 @@ def test_row_86_evaluation_of_nothing_writes_its_files(cases: list[Any], tmp_pat
 def test_row_86_an_error_ends_the_evaluation_but_not_its_files(
     cases: list[Any], tmp_path: Path
 ) -> None:
-    def second(*given: Any) -> dict[str, Any]:
+    def second(*given: Any, **_: object) -> dict[str, Any]:
         if handler.scores:
             raise DataError("the second case")
         return ellipses(*given)

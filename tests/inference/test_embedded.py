@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from medsam_tune.inference.embedded import Batch, EmbeddedVolume, plane_for
+from medsam_tune.inference.embedded import Batch, EmbeddedVolume, KeptEmbeddings, plane_for
 from medsam_tune.inference.spool import Spool
 from medsam_tune.inference.windows import WindowedPlane
 from medsam_tune.slices.intensity import Window
@@ -44,6 +44,23 @@ def test_embeddings_of_one_use_are_not_kept() -> None:
     assert network.encoded == [1, 2, 3, 1, 2, 3]
     assert network.calls == 4
     assert len(slices.spool) == 0
+
+
+def test_embeddings_are_found_again_in_the_next_pass() -> None:
+    network = BoxFiller()
+    plane, image, kept = plane_for(network, (24, 32)), volume(), KeptEmbeddings(4 * 5)
+    for name, encoded in (("a", 4), ("a", 0), ("b", 4), ("b", 3), ("a", 0)):
+        for keep in (True, False) if not encoded else (False,):
+            before = network.encoded.copy()
+            batch = Batch(3, "slice")
+            slices = EmbeddedVolume(image, plane, batch, Spool(), keep, (kept, name))
+            assert slices.embed(torch.tensor([3, 1, 0, 2])).tolist() == [4, 2, 1, 3]
+            assert len(network.encoded) - len(before) == encoded, name
+    assert kept.held == 20  # bytes: the four of "a", and the first of "b"
+    assert kept.find("b", 3) == 4
+    assert kept.find("b", 1) is None
+    slices = EmbeddedVolume(image, plane, Batch(3, "slice"), Spool(), True, (kept, "a"))
+    assert slices.embed(torch.tensor([4, 3, 5])).tolist() == [5, 4, 6]  # two are new
 
 
 def test_threads_do_not_encode_a_slice_twice() -> None:

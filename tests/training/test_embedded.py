@@ -64,12 +64,12 @@ class Training:
     def _count(self, _: Any, inputs: tuple[torch.Tensor], __: Any) -> None:
         self.encoded += len(inputs[0])
 
-    def run(self, epochs: int, start: int = 0) -> list[float]:
+    def run(self, epochs: int, rate: float = 1e-3) -> list[float]:
         trained = [p for p in self.network.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=1e-3)
+        optimizer = torch.optim.AdamW(trained, lr=rate)
         loader: Any = DataLoader(self.data, 1, sampler=self.sampler, collate_fn=collate)
         losses = []
-        for epoch in range(start, start + epochs):
+        for epoch in range(epochs):
             self.sampler.set_epoch(epoch)
             for batch in loader:
                 image, masks, _, asked = prepare_batch(batch, torch.device("cpu"))
@@ -89,12 +89,23 @@ def test_the_losses_are_those_without_a_cache(
     expected = plain.run(4)
     exact = Training(tiny_sam, store, prepared, "float32", method)
     assert exact.run(4) == expected
-    half = Training(tiny_sam, store, prepared, "float16", method)
-    torch.testing.assert_close(
-        torch.tensor(half.run(4)), torch.tensor(expected), rtol=1e-3, atol=1e-3
-    )
     once = len(plain.data) * VIEWS
-    assert (plain.encoded, exact.encoded, half.encoded) == (2 * once, once, once)
+    assert (plain.encoded, exact.encoded) == (2 * once, once)
+
+
+def test_half_the_bits_give_nearly_the_same_losses(
+    tiny_sam: Sam, store: SliceStore, prepared: list[PreparedCase]
+) -> None:
+    """At equal weights, as the paths of two trainings part with any rounding."""
+    expected = torch.tensor(Training(tiny_sam, store, prepared).run(2, rate=0.0))
+    half = Training(tiny_sam, store, prepared, "float16")
+    found = torch.tensor(half.run(2, rate=0.0))
+    assert not torch.equal(found, expected)
+    assert (found - expected).abs().median() < 1e-3
+    assert abs(found.mean() - expected.mean()) < 1e-3
+    # A pixel whose logit is about zero changes the IoU that the quality is taught.
+    assert (found - expected).abs().max() < 1e-2
+    assert half.encoded == len(half.data) * VIEWS
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

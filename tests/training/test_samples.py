@@ -287,6 +287,23 @@ def test_row_52_no_foreground_anywhere(store, make_case):
 # SeededSampler
 
 
+def test_each_slice_comes_in_each_view_before_one_comes_again() -> None:
+    sampler = SeededSampler(10, seed=3, views=3)
+    assert [key[:2] for key in sampler] == list(SeededSampler(10, seed=3))
+    passes = []
+    for epoch in range(6):
+        sampler.set_epoch(epoch)
+        passes.append({index: view for index, _, view in sampler})
+    for first in range(4):
+        for index in range(10):
+            assert {one[index] for one in passes[first : first + 3]} == {0, 1, 2}
+    assert len({*passes[0].values()}) > 1  # a pass has views of all numbers
+    other = SeededSampler(10, seed=4, views=3)
+    assert {index: view for index, _, view in other} != passes[0]
+    sampler.set_epoch(1, done=4)
+    assert {index: view for index, _, view in sampler}.items() < passes[1].items()
+
+
 def test_sampler_is_a_shuffled_pass():
     sampler = SeededSampler(10, seed=3)
     keys = list(sampler)
