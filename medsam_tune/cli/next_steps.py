@@ -165,7 +165,7 @@ def _results(run: Path) -> None:
     folder = run / "evaluation"
     typer.echo(
         f"results: {folder / 'metrics.csv'}, {folder / 'summary.json'}, pictures in "
-        f"{folder / 'overlays'}",
+        f"{folder / 'overlays'}\nreport: {folder / 'report.html'}",
         err=True,
     )
 
