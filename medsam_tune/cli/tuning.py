@@ -14,6 +14,7 @@ from medsam_tune.cli.bundles import bundle_of_data, bundle_of_run
 from medsam_tune.cli.next_steps import (
     after_evaluate,
     after_export,
+    after_masks,
     after_train,
     after_zero_shot,
 )
@@ -102,7 +103,7 @@ def evaluate(
         Path | None, typer.Option(help="Datalist, JSON. Default: that of --run.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Folder for the results, with --zero-shot.")
+        Path | None, typer.Option(help="Folder for the results, with --zero-shot or --masks.")
     ] = None,
     prompts: Annotated[
         list[str] | None,
@@ -113,16 +114,33 @@ def evaluate(
     ] = None,
     image_size: ImageSize = None,
     checkpoint: Checkpoint = None,
+    masks: Annotated[
+        Path | None,
+        typer.Option(
+            help="Score the masks in this folder, of another tool or reader, instead of a model."
+        ),
+    ] = None,
     unfinished: Unfinished = False,
     bundle: Bundle = None,
     gpus: Gpus = 1,
     overlay: Overlay = None,
     set_: Set = None,
 ) -> None:
-    """Measure Dice and IoU on the held-out test cases, for each kind of prompts.
+    """Measure how good masks are on the held-out test cases, for each kind of prompts.
 
-    Writes evaluation/metrics.csv and evaluation/summary.json into --run or --output.
+    Writes evaluation/report.html, metrics.csv and summary.json into --run or --output.
     """
+    if masks is not None:
+        if run is not None or zero_shot or prompts or datalist is None:
+            raise ValueError("--masks needs --datalist; it takes no --run, --zero-shot, --prompts.")
+        if overlay or set_:
+            raise ValueError("--masks takes no --overlay and no --set: no bundle runs.")
+        from medsam_tune.evaluation.masks import evaluate_masks
+
+        place = output or masks.with_name(f"{masks.name}_evaluation")
+        evaluate_masks(masks, datalist, place)
+        after_masks(place)
+        return
     kinds = [kind for text in prompts or () for kind in text.split(",")] or None
     if zero_shot:
         if run is not None or datalist is None or output is None:

@@ -151,7 +151,7 @@ def ticks(low: float, high: float) -> list[float]:
     power = 10.0 ** np.floor(np.log10(span))
     step = next(s * power for s in (0.1, 0.2, 0.25, 0.5, 1.0, 2.0) if span / (s * power) <= 7)
     first, last = np.ceil(low / step - 1e-9), np.floor((low + span) / step + 1e-9)
-    return [float(n * step) for n in np.arange(first, last + 1)]
+    return [float(n * step) + 0.0 for n in np.arange(first, last + 1)]
 
 
 def _text(x: float, y: float, text: str, anchor: str) -> str:

@@ -18,7 +18,7 @@ from medsam_tune.evaluation.results import INDEX
 from medsam_tune.evaluation.scores import CaseScores
 from medsam_tune.files import write_json
 from medsam_tune.inference.canvas import labels_of
-from medsam_tune.inference.simulated import parse_kind
+from medsam_tune.inference.simulated import MASKS, parse_kind
 from medsam_tune.prompts import SlicePrompts
 
 _MOST_KINDS = 3  # columns beside the annotator's: more are too small to see
@@ -76,9 +76,7 @@ class Overlays:
         label = batch["label"]
         if self._folder is None or not any((label == k).any() for k in self.labels):
             return
-        names = {
-            kind: f"by {parse_kind(kind).words}" for kind in [*state.output["pred"]][:_MOST_KINDS]
-        }
+        names = {kind: _title(kind) for kind in [*state.output["pred"]][:_MOST_KINDS]}
         found = (cast(Tensor, labels_of(state.output["pred"][kind])) for kind in names)
         maps = annotated(label, *found, truth=label, ignore=self.ignore)
         panel = panel_of(
@@ -104,7 +102,7 @@ class Overlays:
             panel = _panel_from(torch.load(self._kept(numbers[case]), weights_only=True))
             if self.scores is not None:
                 dice = self.scores.mean_dice(case)
-                words = {kind: f"by {parse_kind(kind).words}" for kind in dice}
+                words = {kind: _title(kind) for kind in dice}
                 panel = replace(panel, scores={words[kind]: dice[kind] for kind in dice})
             draw(self.output_dir / f"{case}.png", panel, self.labels)
             index.append(
@@ -128,6 +126,11 @@ class Overlays:
             return dict(self._dice)
         ranked = {case: next(iter(self.scores.mean_dice(case).values())) for case in self._dice}
         return {case: dice for case, dice in ranked.items() if dice is not None}
+
+
+def _title(kind: str) -> str:
+    words = parse_kind(kind).words
+    return words if kind == MASKS else f"by {words}"
 
 
 def chosen(scores: Mapping[str, float], count: int) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Any
 from medsam_tune.evaluation.metrics import EMPTY_RULES
 from medsam_tune.evaluation.statistics import FEW, FEWEST
 from medsam_tune.files import flat
-from medsam_tune.inference.simulated import parse_kind
+from medsam_tune.inference.simulated import MASKS, parse_kind
 
 _DIGITS = {"volume_difference": 2, "hd95": 2, "surface_distance": 2}
 
@@ -74,8 +74,9 @@ def plain(summary: Mapping[str, Any]) -> Iterable[str]:
 
 def by(kind: str) -> str:
     """A kind of prompts in a sentence, such as "by one 3-D box"."""
-    words = parse_kind(kind).words
-    return "without prompts" if kind == "none" else f"by {words}"
+    if kind == "none":
+        return "without prompts"
+    return "in the given masks" if kind == MASKS else f"by {parse_kind(kind).words}"
 
 
 def many(count: int, noun: str) -> str:
