@@ -115,9 +115,9 @@ def draw(path: str | Path, panel: Panel, labels: Mapping[int, str]) -> Path:
 
     Args:
         path: PNG to write.
-        panel: slices; three channels are shown as colours, else the first. The truth has the first
-            column, and white dashes in the others. Prompts are points, and boxes, dashed where a
-            user drew them and dotted on other slices.
+        panel: slices; three channels of a 2-D image are shown as colours, else the middle one is.
+            The truth has the first column, and white dashes in the others. Prompts are points, and
+            boxes, dashed where a user drew them and dotted on other slices.
         labels: label id -> name.
 
     Returns:
@@ -141,7 +141,9 @@ def draw(path: str | Path, panel: Panel, labels: Mapping[int, str]) -> Path:
         for column, (title, maps) in enumerate(panel.columns.items()):
             axis = axes[row, column]
             image = panel.image[row]
-            shown = image.permute(1, 2, 0) if image.shape[0] == 3 else image[0]
+            colours_of_photo = panel.flat and image.shape[0] == 3
+            # Of a scan, several channels are windows or neighbours: the middle one is the slice.
+            shown = image.permute(1, 2, 0) if colours_of_photo else image[len(image) // 2]
             axis.imshow(
                 *(shown.numpy(), "gray"),
                 vmin=0,

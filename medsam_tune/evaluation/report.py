@@ -255,8 +255,8 @@ def _pictures(results: Results) -> tuple[list[dict[str, Any]], str]:
         found.append(
             {
                 "data": base64.b64encode(path.read_bytes()).decode(),
-                "width": width // 2,
-                "height": height // 2,
+                "width": 7 * width // 10,
+                "height": 7 * height // 10,
                 "caption": f"{caption}{said}.",
                 "alt": f"Case {one['case']}, {where}: outlines of the annotator and of the "
                 f"prediction. Dice {said}.",

@@ -205,6 +205,15 @@ def test_directions_and_a_bar_of_millimetres(tmp_path: Path, figures: list[Figur
     assert axis.get_aspect() == 2
 
 
+def test_neighbours_of_a_slice_are_no_colours(tmp_path: Path, figures: list[Figure]) -> None:
+    three = torch.stack([image()[:, 0] // 4, image()[:, 0], image()[:, 0] // 2], 1)
+    draw_overlays(tmp_path / "a.png", three, {"truth": truth()}, LABELS, rows=1)
+    draw_overlays(tmp_path / "b.png", three[4:5], {"truth": truth()[4:5]}, LABELS, rows=1)
+    scan, photo = (figure.axes[0].images[0].get_array() for figure in figures)
+    assert np.array_equal(scan, three[4, 1].numpy())
+    assert photo.shape == (40, 50, 3)
+
+
 def test_the_truth_is_dashed_over_the_answer(tmp_path: Path, figures: list[Figure]) -> None:
     columns = {"truth": truth(), "model": truth() * 0}
     draw_overlays(tmp_path / "a.png", image(), columns, {1: "liver"}, rows=1)
