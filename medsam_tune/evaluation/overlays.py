@@ -20,6 +20,7 @@ from medsam_tune.files import write_json
 from medsam_tune.inference.canvas import labels_of
 from medsam_tune.inference.simulated import MASKS, parse_kind
 from medsam_tune.prompts import SlicePrompts
+from medsam_tune.ranks import gathered, is_main
 
 _MOST_KINDS = 3  # columns beside the annotator's: more are too small to see
 
@@ -29,7 +30,7 @@ class Overlays:
 
     The annotator has the first column, and each of the first kinds of prompts one of its own, with
     its prompts. `index.json` beside the pictures says which they are. The slices of the other cases
-    lie in a temporary folder until the end.
+    lie in a temporary folder until the end. Of several processes, each draws the cases it has.
 
     Args:
         output_dir: folder for `<case>.png`.
@@ -98,7 +99,11 @@ class Overlays:
             return
         numbers = {case: number for number, case in enumerate(self._dice)}
         index = []
-        for case, role in chosen(self._ranked(), self.count).items():
+        ranked = {case: dice for part in gathered(self._ranked()) for case, dice in part.items()}
+        roles = chosen(ranked, self.count)
+        for case, role in roles.items():
+            if case not in numbers:  # another process has it
+                continue
             panel = _panel_from(torch.load(self._kept(numbers[case]), weights_only=True))
             if self.scores is not None:
                 dice = self.scores.mean_dice(case)
@@ -115,8 +120,9 @@ class Overlays:
                     "axes": panel.place.axes,
                 }
             )
-        if index:
-            write_json(self.output_dir / INDEX, {"pictures": index})
+        drawn = {one["case"]: one for part in gathered(index) for one in part}
+        if drawn and is_main():
+            write_json(self.output_dir / INDEX, {"pictures": [drawn[case] for case in roles]})
         self._folder.cleanup()
         self._folder = None
 
