@@ -9,7 +9,7 @@ from medsam_tune.errors import DataError, listed
 from medsam_tune.inference.simulated import parse_kind
 from medsam_tune.ranks import is_main, wait
 
-_OURS = {"metrics.csv", "summary.json", "overlays", "report.html", "report.md"}
+_OURS = {"metrics.csv", "summary.json", "overlays", "report.html", "report.md", "jitter.json"}
 
 
 class ResultFolder:

@@ -20,14 +20,13 @@ from PIL import Image
 
 from medsam_tune.evaluation.figures import bland_altman, box_plot, curves
 from medsam_tune.evaluation.markdown import markdown
-from medsam_tune.evaluation.results import INDEX, Results, read_results
+from medsam_tune.evaluation.results import INDEX, JITTER, Results, read_results
 from medsam_tune.evaluation.statistics import FEW, FEWEST
 from medsam_tune.evaluation.words import by, facts, many, number, plain, rules, subtitle, warnings
 from medsam_tune.files import read_json, written_whole
 from medsam_tune.inference.simulated import parse_kind
 
 REPORT = "report.html"
-JITTER = "jitter.json"
 _PER_CASE = {
     "case": "case",
     "name": "label",

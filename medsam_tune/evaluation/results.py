@@ -14,6 +14,9 @@ from medsam_tune.inference.simulated import parse_kind
 INDEX = "index.json"
 """File beside the pictures that says which cases they show."""
 
+JITTER = "jitter.json"
+"""File of the curve of Dice over the noise of the prompts."""
+
 
 @dataclass(frozen=True)
 class Results:
