@@ -30,11 +30,11 @@ RESULTS = Path(__file__).parent / "results" / "spacenet.md"
 def entry(folder: Path, kind: str = "") -> list[str]:
     """Blocks, ellipse, Dice with its interval, and IoU of the houses."""
     label = json.loads((folder / "evaluation" / kind / "summary.json").read_text())["labels"]["1"]
-    low, high = label["dice_interval"] or (float("nan"),) * 2
-    ellipse = label["ellipse_dice"]
-    dice = f"{label['dice']:.3f} ({low:.3f} to {high:.3f})"
+    low, high = label["dice"]["interval"] or (float("nan"),) * 2
+    ellipse = label["ellipse_dice"]["mean"]
+    dice = f"{label['dice']['mean']:.3f} ({low:.3f} to {high:.3f})"
     ellipse = "" if ellipse is None else f"{ellipse:.3f}"
-    return [str(label["cases"]), ellipse, dice, f"{label['iou']:.3f}"]
+    return [str(label["n"]), ellipse, dice, f"{label['iou']['mean']:.3f}"]
 
 
 def scene_scores(scene: Path, mask: Path, houses: Path, datalist: Path) -> tuple[float, float]:

@@ -206,7 +206,7 @@ def test_what_nobody_annotated_is_left_out(
 
     monkeypatch.setattr(PromptLoss, "forward", noted)
     monkeypatch.setattr("medsam_tune.evaluation.scores.annotated", counted)
-    monkeypatch.setattr("medsam_tune.evaluation.pictures.annotated", counted)
+    monkeypatch.setattr("medsam_tune.evaluation.overlays.annotated", counted)
     out, run = tmp_path / "d.json", tmp_path / "run"
     folder = nnunet(tmp_path / "scans", list("abcd"))
     code, said, _ = tune("split", folder, "--out", out, "--fractions", 0.5, 0.25, 0.25)

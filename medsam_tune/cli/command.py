@@ -20,6 +20,7 @@ from medsam_tune.cli.data import check, prepare, split
 from medsam_tune.cli.models import demo, download, info
 from medsam_tune.cli.predict import predict
 from medsam_tune.cli.prompts import prompts
+from medsam_tune.cli.report import report
 from medsam_tune.cli.tuning import evaluate, export, train
 from medsam_tune.console import calm, close_bars, debugging
 from medsam_tune.failures import PIPE, explain, is_closed_pipe
@@ -35,7 +36,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
-    *(split, check, prepare, train, evaluate, prompts, predict),
+    *(split, check, prepare, train, evaluate, report, prompts, predict),
     *(export, download, info, demo),
 ):
     app.command()(command)

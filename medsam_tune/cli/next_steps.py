@@ -107,6 +107,12 @@ def after_zero_shot(
     _say(_train("--model", model, *weights, "--datalist", datalist, bundle=bundle))
 
 
+def after_masks(output: Path) -> None:
+    """Read the report."""
+    _results(output)
+    _say(f"open {output / 'evaluation' / 'report.html'} in a browser")
+
+
 def after_prompts(
     scan: Path, series: str | None, run: Path | None, output: Path, filled: bool
 ) -> None:
@@ -165,7 +171,7 @@ def _results(run: Path) -> None:
     folder = run / "evaluation"
     typer.echo(
         f"results: {folder / 'metrics.csv'}, {folder / 'summary.json'}, pictures in "
-        f"{folder / 'overlays'}",
+        f"{folder / 'overlays'}\nreport: {folder / 'report.html'}",
         err=True,
     )
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +16,7 @@ from medsam_tune.cli.bundles import bundle_of_data, bundle_of_run
 from medsam_tune.cli.next_steps import (
     after_evaluate,
     after_export,
+    after_masks,
     after_train,
     after_zero_shot,
 )
@@ -102,7 +105,7 @@ def evaluate(
         Path | None, typer.Option(help="Datalist, JSON. Default: that of --run.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Folder for the results, with --zero-shot.")
+        Path | None, typer.Option(help="Folder for the results, with --zero-shot or --masks.")
     ] = None,
     prompts: Annotated[
         list[str] | None,
@@ -113,17 +116,48 @@ def evaluate(
     ] = None,
     image_size: ImageSize = None,
     checkpoint: Checkpoint = None,
+    masks: Annotated[
+        Path | None,
+        typer.Option(
+            help="Score the masks in this folder, of another tool or reader, instead of a model."
+        ),
+    ] = None,
+    jitter: Annotated[
+        str | None,
+        typer.Option(
+            help="Also score by worse boxes, for a curve in the report: deviations of each side as "
+            "shares of the box, such as 0,0.05,0.1,0.2. With --run."
+        ),
+    ] = None,
     unfinished: Unfinished = False,
     bundle: Bundle = None,
     gpus: Gpus = 1,
     overlay: Overlay = None,
     set_: Set = None,
 ) -> None:
-    """Measure Dice and IoU on the held-out test cases, for each kind of prompts.
+    """Measure how good masks are on the held-out test cases, for each kind of prompts.
 
-    Writes evaluation/metrics.csv and evaluation/summary.json into --run or --output.
+    Writes evaluation/report.html, metrics.csv and summary.json into --run or --output.
     """
+    if masks is not None:
+        if run is not None or zero_shot or prompts or datalist is None:
+            raise ValueError("--masks needs --datalist; it takes no --run, --zero-shot, --prompts.")
+        if overlay or set_:
+            raise ValueError("--masks takes no --overlay and no --set: no bundle runs.")
+        from medsam_tune.evaluation.masks import evaluate_masks
+
+        place = output or masks.with_name(f"{masks.name}_evaluation")
+        evaluate_masks(masks, datalist, place)
+        after_masks(place)
+        return
     kinds = [kind for text in prompts or () for kind in text.split(",")] or None
+    noises: list[float] = []
+    if jitter is not None:
+        from medsam_tune.evaluation.jitter import parse_jitters
+
+        if run is None or any(one.startswith("output_dir") for one in set_ or ()):
+            raise ValueError("--jitter needs --run, and results in the run's folder.")
+        noises = parse_jitters(jitter)
     if zero_shot:
         if run is not None or datalist is None or output is None:
             raise ValueError("--zero-shot needs --datalist and --output, and takes no --run.")
@@ -148,8 +182,29 @@ def evaluate(
         overrides = {"run_dir": run} | given(datalist=datalist, checkpoint=checkpoint)
         overrides |= given(prompts=kinds, unfinished=unfinished or None)
         configs = ["evaluate.yaml", *refuse_gpus(gpus), *(overlay or [])]
-        run_bundle(bundle, configs, overrides | read_settings(set_, overrides), gpus)
+        settings = overrides | read_settings(set_, overrides)
+        run_bundle(bundle, configs, settings, gpus)
+        if noises:
+            _evaluate_noises(noises, run, bundle, configs, settings, gpus)
         after_evaluate(run, bundle, unfinished)
+
+
+def _evaluate_noises(
+    noises: Sequence[float],
+    run: Path,
+    bundle: str,
+    configs: Sequence[str],
+    settings: Mapping[str, Any],
+    gpus: int,
+) -> None:
+    """Evaluate by boxes of each noise, and add the curve to the evaluation of the run."""
+    from medsam_tune.evaluation.jitter import write_curve
+
+    with TemporaryDirectory(prefix="medsam_tune-") as folder:
+        places = {noise: Path(folder) / str(number) for number, noise in enumerate(noises)}
+        for noise, place in places.items():
+            run_bundle(bundle, configs, {**settings, "jitter": noise, "output_dir": place}, gpus)
+        write_curve(run / "evaluation", places)
 
 
 def export(

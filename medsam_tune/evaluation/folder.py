@@ -9,7 +9,7 @@ from medsam_tune.errors import DataError, listed
 from medsam_tune.inference.simulated import parse_kind
 from medsam_tune.ranks import is_main, wait
 
-_OURS = {"metrics.csv", "summary.json", "overlays"}
+_OURS = {"metrics.csv", "summary.json", "overlays", "report.html", "report.md", "jitter.json"}
 
 
 class ResultFolder:
@@ -45,7 +45,11 @@ class ResultFolder:
                 if one.name != "metrics.csv"
             }
             pictures = folder / "overlays"
-            others |= {one.name for one in pictures.glob("*") if one.suffix != ".png"}
+            others |= {
+                one.name
+                for one in pictures.glob("*")
+                if one.suffix != ".png" and one.name != "index.json"
+            }
             if others:
                 raise DataError(
                     f"{folder}: holds other files ({listed(sorted(others), 3)}), and would be "

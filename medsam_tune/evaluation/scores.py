@@ -28,6 +28,7 @@ from medsam_tune.evaluation.metrics import (
     annotated,
     score_case,
 )
+from medsam_tune.evaluation.report import write_report
 from medsam_tune.evaluation.statistics import format_summary, summarise_kinds
 from medsam_tune.evaluation.surfaces import IMPLEMENTATION
 from medsam_tune.files import written_whole
@@ -54,8 +55,8 @@ class CaseScores:
 
     Args:
         labels: label id -> name.
-        output_dir: folder for the files of `write_scores`, replaced as a whole at the end; None
-            writes nothing.
+        output_dir: folder for the files of `write_scores` and the report, replaced as a whole
+            at the end; None writes nothing.
         about: more entries of `summary.json`, such as the model.
         ignore: id of voxels that nobody annotated; they are left out of the scores.
         measures: what is measured beside the overlap; None for nothing.
@@ -137,6 +138,14 @@ class CaseScores:
         )
         return score_case(case, self.labels, self.measures)
 
+    def mean_dice(self, case: str) -> dict[str, float | None]:
+        """Kind of prompts -> Dice of a case, the mean of its labels; None where there is none."""
+        found: dict[str, float | None] = {}
+        for kind, scores in self.scores.items():
+            dice = [s.dice for s in scores if s.case == case and s.dice is not None]
+            found[kind] = float(np.mean(dice)) if dice else None
+        return found
+
     def _finish(self, engine: Engine) -> None:
         self.scores = together(gathered(self.scores))
         summary = summarise_kinds(self.scores, self._columns)
@@ -162,6 +171,7 @@ class CaseScores:
             }
             write_scores(self.results.scratch, self.scores, content)
             self.results.finish()
+            write_report(self.results.path)
             table = format_summary(summary["by_prompts"])
             engine.logger.info(f"{self.results.path}:\n{table}")
 

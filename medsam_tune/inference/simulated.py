@@ -27,7 +27,11 @@ _WORDS = {
     "middle-range": "a box on one slice and the range",
     "points": "one point",
     "none": "no prompt",
+    "masks": "given masks",
 }
+MASKS = "masks"
+"""What stands for the kind of prompts where masks are scored that somebody else made."""
+
 _INTERPOLATED = re.compile(r"interpolated:([0-9]{1,9})")
 
 
@@ -63,11 +67,11 @@ class Kind:
         return self.name in ("slices", "box3d", "interpolated")
 
 
-def parse_kind(text: str, known: Sequence[str] = KINDS) -> Kind:
+def parse_kind(text: str, known: Sequence[str] = (*KINDS, MASKS)) -> Kind:
     """Read a kind of prompts.
 
     Args:
-        text: one of `known`.
+        text: one of `known`, by default of `KINDS` and `MASKS`.
         known: kinds that may be given, of `KINDS` and beside them.
 
     Raises:
@@ -100,7 +104,7 @@ def parse_kinds(given: str | Iterable[str]) -> list[str]:
         ValueError: an unknown kind, one twice, or none at all.
     """
     texts = given.strip("[]()").split(",") if isinstance(given, str) else [*given]
-    kinds = [str(parse_kind(str(text).strip(" '\""))) for text in texts]
+    kinds = [str(parse_kind(str(text).strip(" '\""), KINDS)) for text in texts]
     if not kinds:
         raise ValueError(f"prompts are []; expected at least one of {', '.join(KINDS)}.")
     twice = sorted({kind for kind in kinds if kinds.count(kind) > 1})

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
@@ -14,7 +14,9 @@ from ignite.engine import Engine
 from matplotlib.figure import Figure
 from PIL import Image
 
-from medsam_tune.evaluation.pictures import Overlays, draw_overlays
+from medsam_tune.evaluation.overlays import Overlays, chosen
+from medsam_tune.evaluation.pictures import COLOURS, Place, draw, draw_overlays, panel_of
+from medsam_tune.evaluation.results import INDEX
 from medsam_tune.inference.simulated import simulated_prompts
 from medsam_tune.prompts import SlicePrompts
 
@@ -34,9 +36,9 @@ def image() -> torch.Tensor:
 
 
 def pixels(path: Path, colour: int) -> int:
-    """How many pixels of a PNG are of a colour of matplotlib's tab10."""
+    """How many pixels of a PNG are of one of `COLOURS`."""
     picture = np.asarray(Image.open(path).convert("RGB")).astype(int)
-    wanted = np.round(np.array(mpl.colormaps["tab10"](colour)[:3]) * 255)
+    wanted = np.round(np.array(COLOURS[colour]) * 255)
     return int((np.abs(picture - wanted).max(-1) <= 3).sum())
 
 
@@ -170,9 +172,54 @@ def batch(case: str, label: torch.Tensor | None = None, *kinds: str) -> dict[str
     return {"case": case, "image": image(), "label": label, "prompts": prompts}
 
 
-def test_overlays_of_the_first_cases(tmp_path: Path) -> None:
-    run(Overlays(tmp_path / "out", LABELS, count=2), [batch(name) for name in "abc"])
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.png", "b.png"]
+def test_overlays_of_the_worst_median_and_best_cases(tmp_path: Path) -> None:
+    cases = {f"c{n}": float(n) for n in range(9)}
+    roles = {"c0": "worst", "c1": "worst", "c3": "median", "c4": "median"}
+    assert chosen(cases, 2) == {**roles, "c8": "best", "c7": "best"}
+    assert chosen({"a": 1.0, "b": 0.5}, 2) == {"b": "worst", "a": "worst"}
+    assert list(chosen({f"c{n}": n / 9 for n in range(3)}, 1)) == ["c0", "c1", "c2"]
+    half = torch.where(torch.arange(9).view(-1, 1, 1) > 3, truth(), 0)
+    answers = {"a": truth(), "b": half, "c": truth() * 0, "d": truth()}
+    engine = Engine(lambda _, one: {"pred": {"slices": answers[str(one["case"])]}})
+    Overlays(tmp_path / "out", LABELS, count=1, window={"name": "abdomen"}).attach(engine)
+    engine.run([batch(name) for name in answers])
+    index = json.loads((tmp_path / "out" / INDEX).read_text())["pictures"]
+    shown = {one["case"]: one["role"] for one in index}
+    assert shown == {"c": "worst", "b": "median", "d": "best"}
+    assert index[0]["window"] == {"name": "abdomen"}
+    names = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert names == ["b.png", "c.png", "d.png", INDEX]
+
+
+def test_directions_and_a_bar_of_millimetres(tmp_path: Path, figures: list[Figure]) -> None:
+    columns = {"truth": truth(), "model": truth()}
+    panel = panel_of(image(), columns, LABELS, rows=1, place=Place((2.0, 4.0), "LPS"))
+    draw(tmp_path / "a.png", panel, LABELS)
+    axis = figures[0].axes[0]
+    places = {text.get_text(): text.get_position() for text in axis.texts}
+    assert places["R"][0] < 0.5 < places["L"][0]
+    assert places["P"][1] < 0.5 < places["A"][1]  # from below
+    (bar,) = axis.lines
+    start, end = bar.get_xdata()
+    assert f"{(end - start) * 2:g} mm" in places
+    assert axis.get_aspect() == 2
+
+
+def test_neighbours_of_a_slice_are_no_colours(tmp_path: Path, figures: list[Figure]) -> None:
+    three = torch.stack([image()[:, 0] // 4, image()[:, 0], image()[:, 0] // 2], 1)
+    draw_overlays(tmp_path / "a.png", three, {"truth": truth()}, LABELS, rows=1)
+    draw_overlays(tmp_path / "b.png", three[4:5], {"truth": truth()[4:5]}, LABELS, rows=1)
+    scan, photo = (figure.axes[0].images[0].get_array() for figure in figures)
+    assert np.array_equal(scan, three[4, 1].numpy())
+    assert photo.shape == (40, 50, 3)
+
+
+def test_the_truth_is_dashed_over_the_answer(tmp_path: Path, figures: list[Figure]) -> None:
+    columns = {"truth": truth(), "model": truth() * 0}
+    draw_overlays(tmp_path / "a.png", image(), columns, {1: "liver"}, rows=1)
+    own, model = (axis.collections for axis in figures[0].axes)
+    assert [len(own), len(model)] == [1, 1]
+    assert model[0].get_edgecolor()[0].tolist() == [1, 1, 1, 1]
 
 
 def test_all_columns_show_the_same_part(tmp_path: Path, figures: list[Figure]) -> None:
@@ -192,7 +239,7 @@ def test_row_101_each_kind_has_its_column_and_name(tmp_path: Path, figures: list
 
 def test_cases_without_labels_have_no_picture(tmp_path: Path) -> None:
     run(Overlays(tmp_path, LABELS), [batch("a", truth() * 0), batch("b")])
-    assert [p.name for p in tmp_path.iterdir()] == ["b.png"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["b.png", INDEX]
 
 
 def test_nothing_is_drawn_where_nobody_annotated(tmp_path: Path, figures: list[Figure]) -> None:

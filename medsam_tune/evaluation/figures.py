@@ -1,0 +1,167 @@
+"""Figures of a report as SVG: plain shapes, coloured by the page, without scripts.
+
+Classes of the shapes are those of `report.html.j2`. Every text is escaped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+
+import numpy as np
+
+_WIDTH, _LEFT, _RIGHT = 640, 150, 20
+_ROW = 34
+
+
+def box_plot(
+    title: str, groups: Mapping[str, Sequence[float]], low: float, high: float, axis: str
+) -> str:
+    """Horizontal box plots: the box from quartile to quartile, the median, a dot for each case.
+
+    Args:
+        title: what is shown, for screen readers.
+        groups: name -> values.
+        low: left end of the axis.
+        high: right end of the axis.
+        axis: name of the axis.
+    """
+    height = _ROW * len(groups) + 58
+    scale = _Scale(low, high)
+    parts = _axis(low, high, 12, height - 42, axis, height - 6)
+    said = []
+    for row, (name, values) in enumerate(groups.items()):
+        y = 12 + _ROW * row + _ROW / 2
+        parts.append(_text(_LEFT - 10, y + 4, name, "end"))
+        if not len(values):
+            continue
+        q0, q1, q2, q3, q4 = (float(q) for q in np.percentile(values, [0, 25, 50, 75, 100]))
+        said.append(f"{name}: median {q2:.3g}, quartiles {q1:.3g} to {q3:.3g}")
+        x = [scale(q) for q in (q0, q1, q2, q3, q4)]
+        parts.append(f'<path class="whisker" d="M{x[0]:.1f} {y}H{x[4]:.1f}"/>')
+        parts.append(
+            f'<rect class="box" x="{x[1]:.1f}" y="{y - 9}" width="{max(x[3] - x[1], 1):.1f}" '
+            'height="18"/>'
+        )
+        # Dots keep apart by a fixed pattern: the same report twice is the same file.
+        for index, value in enumerate(sorted(values)):
+            offset = (index * 7 % 13 - 6) * 0.9
+            parts.append(
+                f'<circle class="dot" cx="{scale(value):.1f}" cy="{y + offset:.1f}" r="2"/>'
+            )
+        parts.append(f'<path class="median" d="M{x[2]:.1f} {y - 10}v20"/>')
+    return _svg(title, ". ".join(said), height, parts)
+
+
+def bland_altman(title: str, pairs: Sequence[tuple[float, float]], unit: str) -> str:
+    """Difference of two volumes over their mean, with the mean difference and 1.96 deviations.
+
+    Args:
+        title: what is shown.
+        pairs: true and predicted volume of each case.
+        unit: unit of the volumes.
+    """
+    truth, predicted = np.array(pairs).T
+    mean, difference = (truth + predicted) / 2, predicted - truth
+    bias = float(difference.mean())
+    spread = 1.96 * float(difference.std(ddof=1)) if len(pairs) > 1 else 0.0
+    height, top, bottom = 300, 16, 252
+    scale = _Scale(0.0, float(mean.max()) * 1.05 or 1.0)
+    reach = max(float(np.abs(difference).max()), abs(bias) + spread) * 1.15 or 1.0
+
+    def down(value: float) -> float:
+        return top + (reach - value) / (2 * reach) * (bottom - top)
+
+    parts = _axis(0.0, float(mean.max()) * 1.05 or 1.0, top, bottom, f"mean of both, {unit}", 292)
+    lines = [(0.0, "grid", ""), (bias, "median", f"mean {bias:+.3g}")]
+    if spread:
+        lines += [
+            (bias + side * spread, "limit", f"{bias + side * spread:+.3g}") for side in (1, -1)
+        ]
+    for value, kind, name in lines:
+        y = down(value)
+        parts.append(f'<path class="{kind}" d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}"/>')
+        parts.append(_text(_LEFT - 10, y + 4, name, "end"))
+    parts += [
+        f'<circle class="dot" cx="{scale(float(x)):.1f}" cy="{down(float(y)):.1f}" r="3"/>'
+        for x, y in zip(mean, difference, strict=True)
+    ]
+    said = f"mean difference {bias:+.3g} {unit}, 95 % of cases within {spread:.3g} of it"
+    return _svg(title, said, height, parts)
+
+
+def curves(title: str, lines: Mapping[str, Sequence[tuple[float, float]]], axis: str) -> str:
+    """Values from 0 to 1 over a number, a line with marks for each name.
+
+    Args:
+        title: what is shown.
+        lines: name -> pairs of x and y, ascending in x.
+        axis: name of the x axis.
+    """
+    ends = [x for points in lines.values() for x, _ in points]
+    low, high = min(ends), max(ends)
+    high = high if high > low else low + 1
+    height, top, bottom = 300, 16, 232
+    scale = _Scale(low, high)
+
+    def down(value: float) -> float:
+        return bottom - value * (bottom - top)
+
+    parts = _axis(low, high, top, bottom, axis, 272)
+    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
+        parts.append(f'<path class="grid" d="M{_LEFT} {down(tick):.1f}H{_WIDTH - _RIGHT}"/>')
+        parts.append(_text(_LEFT - 10, down(tick) + 4, f"{tick:g}", "end"))
+    said = []
+    for number, (name, points) in enumerate(lines.items()):
+        places = [(scale(x), down(y)) for x, y in points]
+        way = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
+        parts.append(f'<path class="line line{number % 4}" d="M{way}"/>')
+        parts += [f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in places]
+        x = _LEFT + number * 120
+        parts.append(f'<path class="line line{number % 4}" d="M{x} {height - 8}h24"/>')
+        parts.append(_text(x + 30, height - 4, name, "start"))
+        said.append(f"{name}: " + ", ".join(f"{y:.3f} at {x:g}" for x, y in points))
+    return _svg(title, ". ".join(said), height, parts)
+
+
+class _Scale:
+    """A number of the axis -> pixels."""
+
+    def __init__(self, low: float, high: float) -> None:
+        self.low, self.high = low, high if high > low else low + 1
+
+    def __call__(self, value: float) -> float:
+        share = (value - self.low) / (self.high - self.low)
+        return _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
+
+
+def _axis(low: float, high: float, top: float, bottom: float, name: str, below: float) -> list[str]:
+    scale = _Scale(low, high)
+    parts = [f'<path class="axis" d="M{_LEFT} {bottom}H{_WIDTH - _RIGHT}"/>']
+    for tick in ticks(low, high):
+        x = scale(tick)
+        parts.append(f'<path class="grid" d="M{x:.1f} {top}V{bottom}"/>')
+        parts.append(_text(x, bottom + 16, f"{tick:.3g}", "middle"))
+    return [*parts, _text((_LEFT + _WIDTH - _RIGHT) / 2, below, name, "middle")]
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Round numbers of an axis, 4 to 8 of them."""
+    span = high - low if high > low else 1.0
+    power = 10.0 ** np.floor(np.log10(span))
+    step = next(s * power for s in (0.1, 0.2, 0.25, 0.5, 1.0, 2.0) if span / (s * power) <= 7)
+    first, last = np.ceil(low / step - 1e-9), np.floor((low + span) / step + 1e-9)
+    return [float(n * step) + 0.0 for n in np.arange(first, last + 1)]
+
+
+def _text(x: float, y: float, text: str, anchor: str) -> str:
+    short = text if len(text) <= 22 else f"{text[:21]}\u2026"
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(short)}</text>'
+
+
+def _svg(title: str, said: str, height: float, parts: Sequence[str]) -> str:
+    name = escape(f"{title}. {said}" if said else title)
+    return (
+        f'<svg viewBox="0 0 {_WIDTH} {height:g}" role="img" aria-label="{name}">'
+        f"{''.join(parts)}</svg>"
+    )

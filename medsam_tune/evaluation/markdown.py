@@ -1,0 +1,42 @@
+"""The numbers of a report as Markdown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+
+def markdown(context: Mapping[str, Any]) -> str:
+    """The same numbers as Markdown, without figures."""
+    parts = [f"# {escaped(context['title'])}", escaped(context["subtitle"])]
+    parts += [escaped(line) for line in context["plain"]]
+    parts += [f"> {escaped(line)}" for line in context["warnings"]]
+    for table in [*context["tables"], *context["groups"]]:
+        parts += [f"## {escaped(table['caption'])}", _table(table["head"], table["rows"])]
+    if context["jitter"] is not None:
+        table = context["jitter"]["table"]
+        parts += [f"## {escaped(table['caption'])}", _table(table["head"], table["rows"])]
+    parts.append(escaped(context["footnote"]))
+    parts += [
+        "## Rules of the scores",
+        "\n".join(f"- {escaped(line)}" for line in context["rules"]),
+    ]
+    table = context["cases"]
+    parts += [f"## {escaped(table['caption'])}", _table(table["head"], table["rows"])]
+    for part in context["facts"]:
+        parts += [f"## {escaped(part['name'])}", _table(["what", "value"], part["rows"])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(
+        f"| {' | '.join(cell if cell == '---' else escaped(cell) for cell in line)} |"
+        for line in lines
+    )
+
+
+def escaped(text: object) -> str:
+    """A text that Markdown shows as it is, on one line."""
+    return re.sub(r"([\\`*_\[\]<>|#&])", r"\\\1", " ".join(str(text).split()))

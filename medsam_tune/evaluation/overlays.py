@@ -1,0 +1,191 @@
+"""Pictures of the worst, median and best cases of an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+import torch
+from ignite.engine import Engine, Events
+from torch import Tensor
+
+from medsam_tune.evaluation.metrics import annotated
+from medsam_tune.evaluation.pictures import Panel, Place, draw, panel_of
+from medsam_tune.evaluation.results import INDEX
+from medsam_tune.evaluation.scores import CaseScores
+from medsam_tune.files import write_json
+from medsam_tune.inference.canvas import labels_of
+from medsam_tune.inference.simulated import MASKS, parse_kind
+from medsam_tune.prompts import SlicePrompts
+from medsam_tune.ranks import gathered, is_main
+
+_MOST_KINDS = 3  # columns beside the annotator's: more are too small to see
+
+
+class Overlays:
+    """Handler of an evaluator over `CaseDataset`: pictures of the worst, median and best cases.
+
+    The annotator has the first column, and each of the first kinds of prompts one of its own, with
+    its prompts. `index.json` beside the pictures says which they are. The slices of the other cases
+    lie in a temporary folder until the end. Of several processes, each draws the cases it has.
+
+    Args:
+        output_dir: folder for `<case>.png`.
+        labels: label id -> name.
+        count: number of cases of each: worst, median, best.
+        ignore: id of voxels that nobody annotated; nothing is drawn there.
+        window: description of the grey values, see `slices.intensity`.
+        scores: handler that knows the scores, attached after this one; without it cases are
+            compared by the Dice of their slices.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        labels: Mapping[int, str],
+        count: int = 2,
+        ignore: int | None = None,
+        window: Mapping[str, Any] | None = None,
+        scores: CaseScores | None = None,
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.labels = labels
+        self.count = count
+        self.ignore = ignore
+        self.window = dict(window or {})
+        self.scores = scores
+        self._folder: TemporaryDirectory[str] | None = None
+        self._dice: dict[str, float] = {}
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to an engine; MONAI calls it."""
+        engine.add_event_handler(Events.STARTED, lambda _: self._start())
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, lambda _: self._finish())
+
+    def _start(self) -> None:
+        self._folder = TemporaryDirectory(prefix="medsam_tune-")
+        self._dice.clear()
+
+    def __call__(self, engine: Engine) -> None:
+        """Keep some slices of a case after it was segmented."""
+        state: Any = engine.state
+        batch = state.batch
+        label = batch["label"]
+        if self._folder is None or not any((label == k).any() for k in self.labels):
+            return
+        names = {kind: _title(kind) for kind in [*state.output["pred"]][:_MOST_KINDS]}
+        found = (cast(Tensor, labels_of(state.output["pred"][kind])) for kind in names)
+        maps = annotated(label, *found, truth=label, ignore=self.ignore)
+        panel = panel_of(
+            batch["image"],
+            dict(zip(["annotator", *names.values()], maps, strict=True)),
+            self.labels,
+            {names[kind]: batch["prompts"][kind] for kind in names},
+            place=_place(batch),
+        )
+        self._dice[batch["case"]] = panel.scores[next(iter(names.values()))] or 0.0
+        torch.save(_plain_panel(panel), self._kept(len(self._dice) - 1))
+
+    def _kept(self, number: int) -> Path:
+        assert self._folder is not None  # for mypy: made when the engine started
+        return Path(self._folder.name) / f"{number}.pt"
+
+    def _finish(self) -> None:
+        if self._folder is None:
+            return
+        numbers = {case: number for number, case in enumerate(self._dice)}
+        index = []
+        ranked = {case: dice for part in gathered(self._ranked()) for case, dice in part.items()}
+        roles = chosen(ranked, self.count)
+        for case, role in roles.items():
+            if case not in numbers:  # another process has it
+                continue
+            panel = _panel_from(torch.load(self._kept(numbers[case]), weights_only=True))
+            if self.scores is not None:
+                dice = self.scores.mean_dice(case)
+                words = {kind: _title(kind) for kind in dice}
+                panel = replace(panel, scores={words[kind]: dice[kind] for kind in dice})
+            draw(self.output_dir / f"{case}.png", panel, self.labels)
+            index.append(
+                {
+                    "case": case,
+                    "role": role,
+                    "slices": panel.slices,
+                    "columns": [*panel.columns],
+                    "window": self.window,
+                    "axes": panel.place.axes,
+                }
+            )
+        drawn = {one["case"]: one for part in gathered(index) for one in part}
+        if drawn and is_main():
+            write_json(self.output_dir / INDEX, {"pictures": [drawn[case] for case in roles]})
+        self._folder.cleanup()
+        self._folder = None
+
+    def _ranked(self) -> dict[str, float]:
+        """Case -> Dice by the first kind of prompts."""
+        if self.scores is None:
+            return dict(self._dice)
+        ranked = {case: next(iter(self.scores.mean_dice(case).values())) for case in self._dice}
+        return {case: dice for case, dice in ranked.items() if dice is not None}
+
+
+def _title(kind: str) -> str:
+    words = parse_kind(kind).words
+    return words if kind == MASKS else f"by {words}"
+
+
+def chosen(scores: Mapping[str, float], count: int) -> dict[str, str]:
+    """Cases to show -> "worst", "median" or "best", each case once.
+
+    Args:
+        scores: case -> score, the higher the better.
+        count: number of cases of each.
+    """
+    ranked = sorted(scores, key=lambda case: (scores[case], case))
+    middle = max((len(ranked) - count) // 2, 0)
+    parts = {
+        "worst": ranked[:count],
+        "best": ranked[::-1][:count],
+        "median": ranked[middle : middle + count],
+    }
+    found: dict[str, str] = {}
+    for role, cases in parts.items():
+        for case in cases:
+            found.setdefault(case, role)
+    order = ("worst", "median", "best")
+    return dict(sorted(found.items(), key=lambda pair: order.index(pair[1])))
+
+
+def _place(batch: Mapping[str, Any]) -> Place:
+    """Where the slices of a case lie, in the grid of its label."""
+    spacing, axes = batch.get("spacing"), batch.get("axes", "")
+    label, truth = batch["label"], batch.get("truth", batch["label"])
+    if len(label) == 1:
+        return Place()
+    if spacing is None:
+        return Place(None, axes)
+    dy, dx = (float(spacing[k]) * truth.shape[k] / label.shape[k] for k in (1, 2))
+    return Place((dx, dy), axes)
+
+
+def _plain_panel(panel: Panel) -> dict[str, Any]:
+    """A panel as tensors, numbers and text alone, which `torch.load` takes without pickle."""
+    prompts = {
+        title: None if given is None else {**vars(given), "spread": {}}
+        for title, given in panel.prompts.items()
+    }
+    place = {"pixel": panel.place.pixel, "axes": panel.place.axes}
+    return {**vars(panel), "prompts": prompts, "place": place}
+
+
+def _panel_from(content: Mapping[str, Any]) -> Panel:
+    prompts = {
+        title: None if given is None else SlicePrompts(**given)
+        for title, given in content["prompts"].items()
+    }
+    return Panel(**{**content, "prompts": prompts, "place": Place(**content["place"])})

@@ -1,0 +1,232 @@
+"""The report: its numbers are those of the files, it is safe, and it needs nothing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from medsam_tune.errors import DataError
+from medsam_tune.evaluation.figures import bland_altman, box_plot, curves, ticks
+from medsam_tune.evaluation.folder import ResultFolder
+from medsam_tune.evaluation.metrics import Measures, Score
+from medsam_tune.evaluation.report import write_report
+from medsam_tune.evaluation.results import INDEX
+from medsam_tune.evaluation.scores import measured_by, write_scores
+from medsam_tune.evaluation.statistics import summarise_kinds
+
+NASTY = "<script>alert(1)</script>\"'`|&*[x](http://evil.example)"
+
+
+def scores(kind: str, names: dict[int, str], dice: float) -> list[Score]:
+    rng = np.random.default_rng(0)
+    found = []
+    for number in range(8):
+        for label, name in names.items():
+            own = dice - float(rng.uniform(0, 0.2))
+            found.append(
+                Score(
+                    *(f"case_{number}", kind, label, name, own, own / (2 - own), 900, 800, 0.5, 1),
+                    **{"patient": str(number), "unit": "mm", "tolerance": 2.0, "nsd": own / 2},
+                    **{"hd95": 3.0, "surface_distance": 1.0, "truth_volume": 1.0 + number},
+                    **{"predicted_volume": 1.1 + number, "volume_difference": 0.1, "lesions": 1},
+                    **{"lesions_found": 1, "false_lesions": 0, "precision": 0.8, "recall": 0.9},
+                )
+            )
+    return found
+
+
+def evaluated(folder: Path, name: str = "liver", **about: Any) -> Path:
+    names = {1: name, 2: "spleen"}
+    kinds = {"slices": scores("slices", names, 0.9), "none": scores("none", names, 0.7)}
+    columns = {"site": {f"case_{n}": name if n % 2 else "B" for n in range(8)}}
+    summary = summarise_kinds(kinds, columns)
+    known = {"subset": "test", "cases": 8, "seconds": 2.5, "stopped_by": None}
+    write_scores(folder, kinds, {**known, **measured_by(Measures()), **summary, **about})
+    overlays = folder / "overlays"
+    overlays.mkdir()
+    Image.new("RGB", (40, 20), "gray").save(overlays / "case_3.png")
+    picture = {"case": "case_3", "role": "worst", "slices": [1], "columns": ["annotator"]}
+    picture |= {"window": {"name": "abdomen", "width": 350}, "axes": "LPS"}
+    (overlays / INDEX).write_text(json.dumps({"pictures": [picture]}))
+    return folder
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, scripts, and the rows of each table."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.tables: list[list[list[str]]] = []
+        self.captions: list[str] = []
+        self.scripts: list[str] = []
+        self._inside: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._inside.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        while self._inside and self._inside.pop() != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        if "script" in self._inside:
+            self.scripts.append(data)
+        elif "caption" in self._inside:
+            self.captions.append(data)
+        elif {"td", "th"} & {*self._inside}:
+            self.tables[-1][-1][-1] += data
+
+
+def test_numbers_are_those_of_the_summary(tmp_path: Path) -> None:
+    folder = evaluated(tmp_path / "run" / "evaluation")
+    page = write_report(tmp_path / "run")
+    assert page == folder / "report.html"
+    text, summary = page.read_text(), json.loads((folder / "summary.json").read_text())
+    tables = dict(zip(Page(text).captions, Page(text).tables, strict=True))
+    for kind, words in (("slices", "a box on every slice"), ("none", "no prompt")):
+        head, *rows = tables[f"Means over cases, prompts: {words}"]
+        labels = summary["by_prompts"][kind]["labels"].values()
+        for row, entry in zip(rows, labels, strict=True):
+            cells = dict(zip(head, row, strict=True))
+            low, high = entry["dice"]["interval"]
+            dice = f"{entry['dice']['mean']:.3f} ({low:.3f} to {high:.3f})*"
+            assert (cells["label"], cells["Dice (95 % interval)"]) == (entry["name"], dice)
+            assert (cells["n"], cells["empty"], cells["missed"]) == ("8", "0", "0")
+            assert cells["NSD"] == f"{entry['nsd']['mean']:.3f}"
+            assert cells["HD95, mm"] == f"{entry['hd95']['mean']:.2f}"
+            assert cells["volume difference, ml"] == "0.10"
+    assert len(tables["Scores of each case and label, prompts: a box on every slice"]) == 1 + 16
+    assert f"The Dice is {summary['mean_dice']:.3f} (95 % interval" in text
+    assert "Measured on 8 held-out cases of 8 patients" in text
+    assert "Fewer than 30 patients" in text
+    groups = tables["Scores by site"]
+    assert [row[0] for row in groups[1:]] == ["B", "B", "liver", "liver"]
+    words = (folder / "report.md").read_text()
+    assert f"{summary['mean_dice']:.3f}" in words
+    ResultFolder(folder).refuse_others()
+
+
+def test_the_page_is_whole_and_needs_no_network(tmp_path: Path) -> None:
+    page = Page(write_report(evaluated(tmp_path)).read_text())
+    sources = [
+        value or ""
+        for _, attributes in page.tags
+        for key, value in attributes.items()
+        if key in ("src", "href", "srcset", "action", "data", "poster", "xlink:href")
+    ]
+    assert sources
+    assert all(source.startswith(("#", "data:image/png;base64,")) for source in sources)
+    text = (tmp_path / "report.html").read_text()
+    assert not re.search(r"https?://|@import|url\(", text)
+    (policy,) = [a["content"] for t, a in page.tags if a.get("http-equiv")]
+    digest = base64.b64encode(hashlib.sha256("".join(page.scripts).encode()).digest()).decode()
+    allowed = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+    assert policy == f"{allowed}script-src 'sha256-{digest}'"
+
+
+def test_screen_readers_find_their_way(tmp_path: Path) -> None:
+    page = Page(write_report(evaluated(tmp_path)).read_text())
+    assert len(page.captions) == len(page.tables) > 4
+    assert all(a.get("scope") in ("col", "row") for tag, a in page.tags if tag == "th")
+    pictures = [a for tag, a in page.tags if tag == "img"]
+    assert pictures
+    assert all("Dice liver" in (a["alt"] or "") for a in pictures)
+    assert all(a.get("aria-label") for tag, a in page.tags if tag == "svg")
+    ids = [a["id"] for _, a in page.tags if a.get("id")]
+    assert len(ids) == len({*ids})
+    assert {a["href"] for t, a in page.tags if t == "a"} <= {f"#{one}" for one in ids}
+    assert dict(page.tags)["html"] == {"lang": "en"}
+
+
+def test_names_are_shown_and_never_run(tmp_path: Path) -> None:
+    about = {
+        "data": {"name": NASTY, "modality": "CT", "subset": "test", "sha256": "0", "subsets": {}},
+        "run": {"split": {}, "configuration": {"recipe": {NASTY: NASTY}}},
+        "stopped_by": NASTY,
+    }
+    text = write_report(evaluated(tmp_path, NASTY, **about)).read_text()
+    page = Page(text)
+    assert len(page.scripts) == 1
+    assert "alert" not in page.scripts[0]
+    assert sum(tag == "script" for tag, _ in page.tags) == 1
+    assert NASTY in {cell for table in page.tables for row in table for cell in row}
+    assert not any(key.startswith("on") for _, attributes in page.tags for key in attributes)
+    markdown = (tmp_path / "report.md").read_text()
+    assert "<script" not in markdown.replace("\\<", "")
+    assert "](http" not in markdown.replace("\\]", "")
+    heads = [
+        line.count("|") - line.count("\\|") for line in markdown.splitlines() if line[:1] == "|"
+    ]
+    assert {*heads} <= {*range(3, 25)}
+
+
+def test_nothing_scored_has_a_page_too(tmp_path: Path) -> None:
+    write_scores(tmp_path, {}, {**summarise_kinds({}), "stopped_by": "KeyError: 'x'"})
+    text = write_report(tmp_path).read_text()
+    assert "Nothing could be scored" in text
+    assert "stopped by an error: KeyError" in text
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda folder: (folder / "summary.json").unlink(), "no evaluation in it"),
+        (lambda folder: (folder / "summary.json").write_text("{}"), "damaged or of another vers"),
+        (lambda folder: (folder / "none" / "metrics.csv").unlink(), "the evaluation is not whole"),
+    ],
+)
+def test_results_that_are_not_whole(
+    tmp_path: Path, break_it: Callable[[Path], object], message: str
+) -> None:
+    folder = evaluated(tmp_path / "evaluation")
+    break_it(folder)
+    with pytest.raises(DataError, match=message):
+        write_report(tmp_path)
+
+
+def test_the_command(tmp_path: Path, tune: Callable[..., tuple[int, str, str]]) -> None:
+    evaluated(tmp_path / "run" / "evaluation")
+    page = tmp_path / "page.html"
+    code, said, _ = tune("report", "--run", tmp_path / "run", "--output", page)
+    assert (code, said) == (0, f"report: {page}\n")
+    assert page.with_suffix(".md").is_file()
+    code, _, error = tune("report", "--run", tmp_path / "run", "--output", page)
+    assert (code, "is there already" in error) == (1, True)
+    code, _, error = tune("report", "--run", tmp_path / "run", "--output", tmp_path / "a.pdf")
+    assert (code, "ends in .html" in error) == (1, True)
+    assert tune("report", "--run", tmp_path)[0] == 1
+
+
+def test_figures_say_their_numbers() -> None:
+    boxes = box_plot("Dice", {"a<b": [0.1, 0.5, 0.9]}, 0.0, 1.0, "Dice")
+    assert "a&lt;b: median 0.5, quartiles 0.3 to 0.7" in boxes
+    assert boxes.count('class="dot"') == 3
+    volumes = bland_altman("V", [(1.0, 1.5), (2.0, 2.5)], "ml")
+    assert "mean difference +0.5 ml" in volumes
+    lines = curves("Dice", {"box": [(0.0, 0.9), (0.2, 0.5)]}, "noise")
+    assert "box: 0.900 at 0, 0.500 at 0.2" in lines
+
+
+def test_ticks_are_round() -> None:
+    assert ticks(0.0, 1.0) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
+    assert ticks(0.8, 1.0) == pytest.approx([0.8, 0.85, 0.9, 0.95, 1.0])
+    assert ticks(0.0, 2.31) == pytest.approx([0, 0.5, 1, 1.5, 2])
