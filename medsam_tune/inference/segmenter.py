@@ -36,7 +36,13 @@ from medsam_tune.inference.output import (
 )
 from medsam_tune.inference.probabilities import probability_paths, write_probabilities
 from medsam_tune.inference.prompt_files.drawn import content_of, label_named
-from medsam_tune.inference.records import own_files, record_of, refuse_input, refuse_lost
+from medsam_tune.inference.records import (
+    own_files,
+    record_of,
+    refuse_input,
+    refuse_lost,
+    refuse_owned,
+)
 from medsam_tune.inference.scans import Affine, LoadPromptedScan, Scan
 from medsam_tune.inference.tuned_runs import TunedRuns
 from medsam_tune.prompts import SlicePrompts
@@ -295,6 +301,7 @@ class Segmenter:
             refuse_taken(path, overwrite, inputs, way_out)
         refuse_taken(record, True, inputs)
         refuse_input(record, targets, inputs)
+        refuse_owned(record, targets)
         if not overwrite:
             refuse_lost(record, targets, way_out)
         return record
