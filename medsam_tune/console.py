@@ -200,6 +200,8 @@ _TRUST = "configs are programs: run only bundles and overlays that you trust (SE
 _LOGS = (
     # The command line above it says the same. The logger's handler writes to standard output.
     ("monai.bundle.scripts", r"--- input summary|> |---"),
+    # Our own line says what is in a file of polygons.
+    ("pyogrio._io", r"Created \d+ records"),
     # The file belongs to the bundle.
     ("monai.bundle.workflows", r"Setting logging properties"),
     # Our own lines say when an epoch ends, and the last line says why a run stops.

@@ -125,10 +125,24 @@ def after_prompts(
     _say(medsam_tune("predict", scan, *chosen, *words, *mask))
 
 
-def after_predict(scans: Path, masks: Path) -> None:
-    """Look at the mask, or at those of a folder."""
-    if masks.suffix.lower() == ".png":
-        _say(f"open {masks} beside {scans}; its values are the ids of the labels, so it looks dark")
+def after_predict(scans: Path, masks: Path, objects: bool = False) -> None:
+    """Look at the mask, or at those of a folder.
+
+    Args:
+        scans: scan, or folder of scans.
+        masks: mask, or folder of masks.
+        objects: values are numbers of objects.
+    """
+    ending = masks.suffix.lower()
+    if ending == ".png":
+        values = "numbers of objects" if objects else "ids of the labels"
+        _say(f"open {masks} beside {scans}; its values are the {values}, so it looks dark")
+        return
+    if ending in (".tif", ".tiff", ".gpkg", ".geojson"):
+        _say(f"open {masks} over {scans}, e.g. in QGIS")
+        return
+    if ending == ".json":
+        _say(f"look at the objects of {masks} on {scans}, e.g. by pycocotools")
         return
     which = "a mask of " if masks.is_dir() else ""
     over = "its scan" if masks.is_dir() else scans

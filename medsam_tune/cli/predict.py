@@ -45,8 +45,8 @@ def predict(
         Path,
         typer.Option(
             help="Mask to write, in the scan's own grid: .nii.gz, .nii, .nrrd, .mha; or .dcm, of a "
-            "DICOM series; or .png, of a 2-D image. Or a folder, where masks are named after the "
-            "scans."
+            "DICOM series; or of a 2-D image .png, .tif, .gpkg, .geojson or .json (COCO). Or a "
+            "folder, where masks are named after the scans."
         ),
     ],
     prompts: Annotated[
@@ -164,4 +164,4 @@ def predict(
         if error.code == REFUSED:
             after_refusals()
         raise
-    after_predict(scans, output)
+    after_predict(scans, output, instances or everything)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -94,15 +94,44 @@ def read(path: Path, mending: Mending, ids: bool = False) -> Volume:
         image.load()
         if ids:
             _refuse_clear(path, image)
-        oriented = ImageOps.exif_transpose(image)
-        if oriented is not image and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-            notes.append(TURNED)
-        if not (ids and oriented.mode in ("1", "P")):
-            oriented, said = _plain(path, oriented)
-            notes.append(said)
-        values = np.asarray(oriented)
+        return volume_of(image, path, ids, notes)
+
+
+def volume_of(
+    image: Image.Image, path: Path, ids: bool = False, notes: Iterable[str] = ()
+) -> Volume:
+    """An image that Pillow opened, as `read` returns it; EXIF's orientation is applied.
+
+    Args:
+        image: image of any mode.
+        path: its file, for messages.
+        ids: see `read`.
+        notes: what was changed before.
+
+    Raises:
+        DataError: a mode that is neither grey, colours nor a palette.
+    """
+    said = [*notes]
+    oriented = ImageOps.exif_transpose(image)
+    if oriented is not image and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        said.append(TURNED)
+    if not (ids and oriented.mode in ("1", "P")):
+        oriented, note = _plain(path, oriented)
+        said.append(note)
+    values = np.asarray(oriented)
     if values.dtype == bool:
         values = values.astype(np.uint8)
+    return volume_from(values, ids, said)
+
+
+def volume_from(values: NDArray[Any], ids: bool = False, notes: Iterable[str] = ()) -> Volume:
+    """An image as an array, as `read` returns it.
+
+    Args:
+        values: (H, W) or (H, W, C) of any real type.
+        ids: see `read`.
+        notes: what was changed before.
+    """
     stored = values.dtype.newbyteorder("=").name
     if values.ndim == 3 and (values == values[..., :1]).all():
         values = values[..., 0]
@@ -113,7 +142,7 @@ def read(path: Path, mending: Mending, ids: bool = False) -> Volume:
         affine_of(),
         notes=tuple(note for note in notes if note),
         spacing_known=False,
-        channels=3 if array.ndim == 4 else 1,
+        channels=len(array) if array.ndim == 4 else 1,
         stored=stored,
     )
 

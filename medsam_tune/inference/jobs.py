@@ -17,7 +17,7 @@ from medsam_tune.formats.listing import entries_of
 from medsam_tune.formats.open import files_of, name_from, scan_files, stem_of
 from medsam_tune.inference.output import ending_of, masks_at
 from medsam_tune.inference.probabilities import probability_paths
-from medsam_tune.inference.records import RECORD, record_of, refuse_input
+from medsam_tune.inference.records import RECORD, record_of, refuse_input, refuse_owned
 
 _MARKUPS = (".mrk.json", ".json")
 
@@ -161,18 +161,28 @@ def refuse_taken_jobs(
         inputs: further files that are read.
 
     Raises:
-        DataError: see above.
+        DataError: see above; a file of two jobs, or of another scan's prediction.
     """
     given = [*inputs]
     of_jobs = [path for job in jobs for path in (job.case.image, job.prompts)]
     read = [path for path in (*of_jobs, *given) if path is not None]
     inputs = {os.path.realpath(path) for path in read}
     there = []
+    owners: dict[str, Job] = {}
     for job in jobs:
         own = [job.case.image, job.prompts, *given]
         alone = replace or len(jobs) > 1
         *targets, record = job.targets(labels, separate, probabilities)
         refuse_taken(record, True, own)  # without its mask it is of no use
+        for path in (*targets, record):
+            other = owners.setdefault(os.path.realpath(path), job)
+            if other is not job:
+                raise DataError(
+                    f"{path}: is a file of the cases {other.case.id} and {job.case.id}, as masks "
+                    "by label and probabilities are named after the scan and the label; expected "
+                    "one case for each file. Rename one of the scans."
+                )
+        refuse_owned(record, targets)
         for target in targets:
             refuse_taken(target, alone, own)
             if os.path.realpath(target) in inputs:

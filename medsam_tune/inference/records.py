@@ -110,6 +110,34 @@ def refuse_lost(record: Path, files: Iterable[Path], way_out: str = "say --overw
         )
 
 
+def refuse_owned(record: Path, files: Iterable[Path]) -> None:
+    """Refuse to replace what belongs to another scan, whatever was asked for.
+
+    Names of masks by label may be those of other scans' masks: m_1_liver.nii.gz.
+
+    Args:
+        record: the record of the scan.
+        files: files that may be written.
+
+    Raises:
+        DataError: one is the mask of another record, or is listed in one beside it.
+    """
+    there = [path for path in files if os.path.lexists(path)]
+    if not there:
+        return
+    own = {path.name for path in own_files(record)}
+    strange = [path for path in there if path.name not in own]
+    others = [one for one in record.parent.glob(f"*{RECORD}") if one != record] if strange else []
+    for other in others:
+        listed_there = {path.name for path in own_files(other)}
+        for path in strange:
+            if path.name in listed_there:
+                raise DataError(
+                    f"{path}: belongs to the prediction of another scan, {other.name}, and would "
+                    "be replaced. Choose another output, or rename one of the scans."
+                )
+
+
 def refuse_foreign(record: Path, files: Iterable[Path]) -> None:
     """Refuse to replace files that no prediction wrote, or that were changed since.
 

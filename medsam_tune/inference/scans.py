@@ -13,11 +13,13 @@ from monai.data import MetaTensor
 from monai.data.utils import orientation_ras_lps
 from monai.utils import convert_to_numpy
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from medsam_tune.cases.datalist import Case
 from medsam_tune.cases.load import check_scan, load_case
 from medsam_tune.errors import DataError, about, warn
+from medsam_tune.formats import image as pictures
 from medsam_tune.formats.mending import Mending
 from medsam_tune.formats.open import one_volume
 from medsam_tune.formats.volume import Volume, check_extent, image_from
@@ -28,8 +30,9 @@ from medsam_tune.slices.cut import cut
 from medsam_tune.slices.frames import ScanGrid
 from medsam_tune.slices.rules import ScanRules
 
-Scan = str | Path | Tensor | NDArray[Any]
-"""A file, a DICOM folder, or an image in memory: a MetaTensor, or an array with an affine."""
+Scan = str | Path | Tensor | NDArray[Any] | Image.Image
+"""A file, a DICOM folder, or an image in memory: a MetaTensor, or an array with an affine; of a 2-D
+image Pillow's, or an array (H, W) or (H, W, C) without an affine."""
 
 Affine = Tensor | NDArray[Any]
 """(4, 4) from indices of an array to RAS+ millimetres."""
@@ -111,8 +114,9 @@ class LoadPromptedScan:
 
         Args:
             scan: file, DICOM folder, or image (1, I, J, K) or (I, J, K) of any real type, in the
-                scanner's unit (CT: Hounsfield units). It is checked as a file is.
-            affine: affine of an array, as in NIfTI; a MetaTensor has its own.
+                scanner's unit (CT: Hounsfield units); or a 2-D image, see `Scan`. It is checked as
+                a file is.
+            affine: affine of an array, as in NIfTI; a MetaTensor has its own, a 2-D image none.
             series: SeriesInstanceUID (or its end) where a folder holds several.
             name: name of the case; by default that of its file.
 
@@ -125,12 +129,19 @@ class LoadPromptedScan:
             if isinstance(scan, (str, Path)):
                 image, _ = load_case(case, self.labels, self.mending, self.rules.expected)
             else:
-                image = _in_memory(scan, affine)
+                flat = affine is None and self._is_flat(scan)
+                image = _picture(scan) if flat else _in_memory(scan, affine)
                 image = one_volume(image, self.mending.volume_index, _IN_MEMORY)
                 check_scan(image, _IN_MEMORY, self.mending, self.rules.expected)
             if self.rules.modality != "RGB":  # a page of black and white is no label map
                 _warn_of_a_label_map(image)
             return case.id, *cut(image, self.rules)
+
+    def _is_flat(self, scan: Tensor | NDArray[Any] | Image.Image) -> bool:
+        """Whether an image without an affine is a 2-D image."""
+        if isinstance(scan, (Image.Image, MetaTensor)):
+            return isinstance(scan, Image.Image)
+        return scan.ndim == 2 or (scan.ndim == 3 and self.rules.modality == "RGB")
 
     def refuse(self, prompts: object) -> None:
         """Refuse prompts that are missing, or that the model does not take.
@@ -156,7 +167,14 @@ class LoadPromptedScan:
         return read_prompts(source, grid, self.labels, components=components, **self.reading)
 
 
-def _in_memory(image: Tensor | NDArray[Any], affine: Affine | None) -> MetaTensor:
+def _picture(image: Tensor | NDArray[Any] | Image.Image) -> MetaTensor:
+    """A 2-D image, as a file of it would be loaded."""
+    if isinstance(image, Image.Image):
+        return image_from(pictures.volume_of(image, _IN_MEMORY))
+    return image_from(pictures.volume_from(np.array(convert_to_numpy(image))))
+
+
+def _in_memory(image: Tensor | NDArray[Any] | Image.Image, affine: Affine | None) -> MetaTensor:
     """A copy of an image (1, I, J, K) or (I, J, K), as a file of it would be loaded.
 
     Raises:
@@ -164,6 +182,8 @@ def _in_memory(image: Tensor | NDArray[Any], affine: Affine | None) -> MetaTenso
         ValueError: an affine is missing, there twice, or not (4, 4).
     """
     meta: Mapping[str, Any] = {}
+    if isinstance(image, Image.Image):
+        raise ValueError("affine is given, and a 2-D image has none; leave it out.")
     if isinstance(image, MetaTensor):
         if affine is not None:
             raise ValueError("affine is given, but the image has its own; leave it out.")

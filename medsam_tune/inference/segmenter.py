@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from monai.data import MetaTensor
+from numpy.typing import NDArray
 from torch import Tensor
 
 from medsam_tune.files import refuse_taken
@@ -34,7 +35,14 @@ from medsam_tune.inference.output import (
     write_masks,
 )
 from medsam_tune.inference.probabilities import probability_paths, write_probabilities
-from medsam_tune.inference.records import own_files, record_of, refuse_input, refuse_lost
+from medsam_tune.inference.prompt_files.drawn import content_of, label_named
+from medsam_tune.inference.records import (
+    own_files,
+    record_of,
+    refuse_input,
+    refuse_lost,
+    refuse_owned,
+)
 from medsam_tune.inference.scans import Affine, LoadPromptedScan, Scan
 from medsam_tune.inference.tuned_runs import TunedRuns
 from medsam_tune.prompts import SlicePrompts
@@ -42,8 +50,9 @@ from medsam_tune.sam.model import PromptableSam
 from medsam_tune.slices.frames import ScanGrid
 from medsam_tune.slices.rules import ScanRules
 
-PromptSource = str | Path | Mapping[str, Any]
-"""A prompt file, or its content; see `inference.prompt_files.read_prompts`."""
+PromptSource = str | Path | Mapping[str, Any] | Sequence[Any] | NDArray[Any] | Tensor
+"""A prompt file, or its content, see `inference.prompt_files.read_prompts`; of a 2-D image a box or
+points, see `inference.prompt_files.drawn.content_of`."""
 
 
 class Segmenter:
@@ -114,29 +123,42 @@ class Segmenter:
         return cls(runs.network(), runs.rules, runs.labels, **known | options)
 
     def segment(
-        self, scan: Scan, prompts: PromptSource | None = None, affine: Affine | None = None
+        self,
+        scan: Scan,
+        prompts: PromptSource | None = None,
+        affine: Affine | None = None,
+        label: int | str | None = None,
     ) -> MetaTensor:
         """Segment a scan.
 
         Args:
             scan: NIfTI, NRRD or MetaImage file, or a DICOM folder; a MetaTensor (1, I, J, K) or
                 (I, J, K); or such an array with its affine. An image in memory has any real type,
-                is in the scanner's unit (CT: Hounsfield units), and is checked as a file is.
-            prompts: prompt file, its content, or None for all labels of the model.
+                is in the scanner's unit (CT: Hounsfield units), and is checked as a file is. Or a
+                2-D image: its file, Pillow's image, or an array (H, W) or (H, W, C).
+            prompts: prompt file, its content, the name of a label, or None for all labels of the
+                model. Of a 2-D image, also a box x0, y0, x1, y1, several such boxes, or points
+                (x, y, 1) and (x, y, 0), in its pixels.
             affine: (4, 4) from the indices (i, j, k) of an array to RAS+ millimetres, as nibabel
-                has it; a MetaTensor has its own.
+                has it; a MetaTensor has its own, and a 2-D image none.
+            label: id or name of the label of a box or points, if the model has several.
 
         Returns:
             (1, I, J, K) label ids on the scan's own grid, 0 = background, in the smallest type that
-            holds them; affine in RAS+ millimetres.
+            holds them; affine in RAS+ millimetres. Of a 2-D image I = W, J = H and K = 1, so that
+            `mask[0, :, :, 0].T` is (H, W).
 
         Raises:
             DataError: an unusable scan, or prompts that are unusable, missing or not taken.
-            ValueError: an array without an affine, or a MetaTensor with a second one.
+            ValueError: an array without an affine, or a MetaTensor with a second one; a box or
+                points of another shape, or of no label.
         """
-        item = self.load({"scan": scan, "affine": affine, "prompts": prompts})
-        found = self._answer(self._opened(item.image, item.prompts), item.prompts)
-        return self._on_grid(found, item.grid)
+        if (named := label_named(prompts, self.labels)) is not None:
+            prompts = None
+        content = content_of(prompts, self.labels, label)
+        item = self.load({"scan": scan, "affine": affine, "prompts": content})
+        volume = self._opened(item.image, item.prompts)
+        return self._mask(volume, item.prompts, item.grid, named)
 
     def probabilities(
         self, scan: Scan, prompts: PromptSource | None = None, affine: Affine | None = None
@@ -152,7 +174,8 @@ class Segmenter:
             label id -> (1, I, J, K) float32 in [0, 1] on the scan's own grid; 0 (1e-7) on slices
             where the label was not asked for, or is said to be absent. Labels may overlap.
         """
-        item = self.load({"scan": scan, "affine": affine, "prompts": prompts})
+        content = content_of(prompts, self.labels)
+        item = self.load({"scan": scan, "affine": affine, "prompts": content})
         volume = self._opened(item.image, item.prompts)
         logits = self._answer(volume, item.prompts, probabilities=True).logits
         assert logits is not None
@@ -232,7 +255,8 @@ class Segmenter:
         )
         instances = instances or format_for(output, format) == COCO
         refuse_separate_objects(separate, instances)
-        item = self.load({"scan": scan, "affine": affine, "series": series, "prompts": prompts})
+        content = content_of(prompts, self.labels)
+        item = self.load({"scan": scan, "affine": affine, "series": series, "prompts": content})
         if instances:
             refuse_volume(item.image)
         volume = self._opened(item.image, item.prompts)
@@ -277,6 +301,7 @@ class Segmenter:
             refuse_taken(path, overwrite, inputs, way_out)
         refuse_taken(record, True, inputs)
         refuse_input(record, targets, inputs)
+        refuse_owned(record, targets)
         if not overwrite:
             refuse_lost(record, targets, way_out)
         return record
@@ -299,11 +324,18 @@ class Segmenter:
             asked, options = {"": prompts}, (separate, probabilities, instances)
             return self.inferer.segment(volume, self.model, asked, *options)[""]
 
-    def _on_grid(self, found: Found, grid: ScanGrid) -> MetaTensor:
-        """(Z, H, W) label slices -> (1, I, J, K) on the scan's own grid."""
-        array = on_grid(
-            cast(Tensor, found.labels), grid, self.aftercare
-        ).copy()  # without odd strides
+    def _mask(
+        self,
+        volume: EmbeddedVolume,
+        prompts: SlicePrompts | None,
+        grid: ScanGrid,
+        named: int | None,
+    ) -> MetaTensor:
+        """(1, I, J, K) label ids on the scan's own grid; of one label alone if it is named."""
+        found = self._answer(volume, prompts, separate=named is not None).labels
+        if named is not None:
+            found = cast(Mapping[int, Tensor], found)[named].to(torch.int32) * named
+        array = on_grid(cast(Tensor, found), grid, self.aftercare).copy()  # without odd strides
         return image_from(Volume(array, grid.affine, guess=grid.guess, codes=grid.codes))
 
 
@@ -325,9 +357,14 @@ class Session:
         self._segmenter = segmenter
         self._volume = segmenter.inferer.open(slices, segmenter.model)
 
-    def segment(self, prompts: PromptSource | None = None) -> MetaTensor:
+    def segment(
+        self, prompts: PromptSource | None = None, label: int | str | None = None
+    ) -> MetaTensor:
         """Segment the scan; see `Segmenter.segment`."""
         segmenter = self._segmenter
-        segmenter.load.refuse(prompts)
-        asked = segmenter.load.prompts(prompts, self.grid)
-        return segmenter._on_grid(segmenter._answer(self._volume, asked), self.grid)
+        if (named := label_named(prompts, segmenter.labels)) is not None:
+            prompts = None
+        content = content_of(prompts, segmenter.labels, label)
+        segmenter.load.refuse(content)
+        asked = segmenter.load.prompts(content, self.grid)
+        return segmenter._mask(self._volume, asked, self.grid, named)

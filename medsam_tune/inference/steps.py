@@ -21,6 +21,7 @@ from medsam_tune.console import LOG
 from medsam_tune.errors import DataError, about
 from medsam_tune.failures import MEMORY, explain, unexpected
 from medsam_tune.formats.dicom.series import is_uid
+from medsam_tune.formats.open import is_flat
 from medsam_tune.inference.aftercare import Aftercare
 from medsam_tune.inference.canvas import Found
 from medsam_tune.inference.inferers import VolumeInferer
@@ -211,9 +212,9 @@ class WritePrediction:
         content = self._record(item, found, grid, masks, maps, state.device)
         end_record(job.record, content, [*masks, *maps.values()])
         self.predictions.done += 1
+        what = "pixels of the image" if is_flat(job.case.image) else "voxels of the scan"
         for path, counts in masks.items():
-            voxels = sum(counts.values())
-            LOG.info(f"{path}: {voxels} voxels of the scan are in the mask")
+            LOG.info(f"{path}: {sum(counts.values())} {what} are in the mask")
 
     @staticmethod
     def _grid(item: ReadScan, found: Found | Scene) -> ScanGrid:

@@ -43,6 +43,41 @@ def test_masks_are_named_after_the_cases(tmp_path: Path) -> None:
         jobs_for(scans, tmp_path / "m.nii", ".nii", None)
 
 
+def test_files_of_two_cases(tmp_path: Path) -> None:
+    """The probability of a label of one case has the name of another case's mask."""
+    scans = scans_of(tmp_path / "in", "m", "m_probability_1_liver")
+    jobs = jobs_for(scans, tmp_path, ".nii.gz", None)
+    refuse_taken_jobs(jobs, {1: "liver"})
+    with pytest.raises(
+        DataError,
+        match=r"m_probability_1_liver\.nii\.gz: is a file of the cases m and m_probability",
+    ):
+        refuse_taken_jobs(jobs, {1: "liver"}, probabilities=True)
+
+
+@pytest.mark.parametrize("first", ["m", "m_1_liver"])
+def test_files_of_another_scans_prediction_stay(tmp_path: Path, first: str) -> None:
+    """Also where files may be replaced."""
+    mask = tmp_path / "m_1_liver.nii.gz"
+    mask.touch()
+    end_record(tmp_path / f"{first}.prediction.json", {}, [mask])
+    jobs = {
+        name: jobs_for(scans_of(tmp_path / "in", name), tmp_path / f"{name}.nii.gz", "", None)
+        for name in ("m", "m_1_liver")
+    }
+    separate = {"m": True, "m_1_liver": False}
+    for name, of_case in jobs.items():
+        flags = {"separate": separate[name], "replace": True}
+        if name == first:
+            refuse_taken_jobs(of_case, {1: "liver"}, **flags)
+            continue
+        with pytest.raises(
+            DataError,
+            match=rf"m_1_liver\.nii\.gz: belongs to the prediction of another scan, {first}\.pre",
+        ):
+            refuse_taken_jobs(of_case, {1: "liver"}, **flags)
+
+
 def test_prompts_are_found_by_name(tmp_path: Path) -> None:
     folder = tmp_path / "p"
     scans = scans_of(folder, "a", "b", "c", "d", "e")  # prompts may lie beside the scans
