@@ -216,6 +216,8 @@ def test_each_command_says_the_next(
         "next: medsam-tune train lora --model vit_b --checkpoint w.pth --datalist d.json --output "
         "runs/lora_2"
     )
+    next_steps.after_predict(Path("scene.tif"), Path("map.gpkg"))
+    assert said()[-1] == "next: open map.gpkg over scene.tif in a GIS, e.g. QGIS"
 
 
 def test_check_says_what_to_do(tune: Tune, scan: Path, tmp_path: Path) -> None:

@@ -144,6 +144,9 @@ def after_predict(scans: Path, masks: Path, objects: bool = False) -> None:
     if ending == ".json":
         _say(f"look at the objects of {masks} on {scans}, e.g. by pycocotools")
         return
+    if masks.suffix.lower() in (".gpkg", ".geojson", ".tif", ".tiff"):
+        _say(f"open {masks} over {scans} in a GIS, e.g. QGIS")
+        return
     which = "a mask of " if masks.is_dir() else ""
     over = "its scan" if masks.is_dir() else scans
     _say(f"open {which}{masks} over {over} in a viewer, e.g. 3D Slicer or ITK-SNAP")
