@@ -415,6 +415,12 @@ def test_a_domain_is_an_overlay_of_known_settings(config: str) -> None:
     start(["run", "--config_file", f"['{path / 'train.yaml'}','{path / config}.yaml']"])
 
 
+def test_infrared_and_scenes_go_together() -> None:
+    path = IMAGES / "configs"
+    files = [path / f"{name}.yaml" for name in ("train", "satellite_nir", "scenes")]
+    start(["run", "--config_file", str([*map(str, files)]), "--bands", "[1,2,3]"])
+
+
 @BOTH
 def test_bundle_has_what_the_specification_requires(bundle: Path) -> None:
     for name in ("LICENSE", "configs/metadata.json", "docs/README.md", "models"):
