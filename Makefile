@@ -1,4 +1,4 @@
-# One word per task; `make help` lists them. Variables: PYTHON, VENV, EXTRAS, CONSTRAINTS, JOBS, THREADS, TESTS.
+# One word per task; `make help` lists them. Variables: PYTHON, VENV, EXTRAS, CONSTRAINTS, JOBS, THREADS, TESTS, TUTORIALS.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -17,12 +17,13 @@ CONSTRAINTS ?= constraints.txt
 JOBS ?= 2
 THREADS ?= 1
 TESTS ?= tests
+TUTORIALS ?= tutorials
 
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 PYTEST = OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) $(PY) -m pytest -n $(JOBS) $(TESTS)
 
-.PHONY: help env demo test test-faults test-all mutation lint format types audit bench docs bundles build clean
+.PHONY: help env demo test test-tutorials test-faults test-all mutation lint format types audit bench docs bundles build clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,6 +46,9 @@ demo: env ## train and evaluate the nano model on made-up scans, on CPU
 
 test: env ## the fast tier: no network, no GPU, minutes
 	$(PYTEST) -m "not slow and not faults"
+
+test-tutorials: env ## run every notebook of tutorials/, without network; each takes up to three minutes
+	OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) $(PY) -m pytest -n $(JOBS) --nbmake --nbmake-timeout=600 $(TUTORIALS)
 
 test-faults: env ## kills, full disks, little memory, dead workers, names of patients: a quarter of an hour
 	$(PYTEST) -m "faults and not slow"

@@ -202,8 +202,8 @@ _LOGS = (
     ("monai.bundle.scripts", r"--- input summary|> |---"),
     # Our own line says what is in a file of polygons.
     ("pyogrio._io", r"Created \d+ records"),
-    # The file belongs to the bundle.
-    ("monai.bundle.workflows", r"Setting logging properties"),
+    # The file belongs to the bundle, and so does metadata.json; overlays may lie elsewhere.
+    ("monai.bundle.workflows", r"Setting logging properties|Not all config files are in"),
     # Our own lines say when an epoch ends, and the last line says why a run stops.
     *(
         (

@@ -22,6 +22,7 @@ from medsam_tune.sam.build import build_sam
 from medsam_tune.slices.frames import ScanGrid
 from medsam_tune.slices.intensity import Percentiles
 from medsam_tune.slices.rules import ScanRules
+from medsam_tune.synthetic.archive import write_archive
 from tests.dicom_series import COUNT, SIZE, read, write_series
 from tests.scans import LABELS, small_scan, write_nifti
 from tests.segmentation import NAMES, masks, write_seg
@@ -215,6 +216,8 @@ def test_each_command_says_the_next(
         "next: medsam-tune train lora --model vit_b --checkpoint w.pth --datalist d.json --output "
         "runs/lora_2"
     )
+    next_steps.after_predict(Path("scene.tif"), Path("map.gpkg"))
+    assert said()[-1] == "next: open map.gpkg over scene.tif in a GIS, e.g. QGIS"
 
 
 def test_check_says_what_to_do(tune: Tune, scan: Path, tmp_path: Path) -> None:
@@ -232,3 +235,14 @@ def test_check_says_what_to_do(tune: Tune, scan: Path, tmp_path: Path) -> None:
         "next: mend the refused scans as they say, or take them out, then medsam-tune check "
         "broken.nii.gz"
     ]
+
+
+def test_check_of_dicom_studies_says_to_split_them(tune: Tune, tmp_path: Path) -> None:
+    pytest.importorskip("highdicom", reason="the extra dicom is not installed")
+    small = {"shape": (32, 24, 6), "spacing": (10.0, 9.0, 20.0)}
+    write_archive(tmp_path / "studies", count=1, **small)
+    write_archive(tmp_path / "unlabelled", count=1, labelled=False, **small)
+    code, _, err = tune("check", "studies")
+    assert code == 0
+    assert err.splitlines()[-1] == "next: medsam-tune split studies --out datalist.json"
+    assert "next" not in tune("check", "unlabelled")[2]

@@ -138,6 +138,8 @@ def test_calm_shows_one_line_for_each_thing(
     with calm():
         engine.setLevel(logging.INFO)
         logging.getLogger("monai.bundle.scripts").warning("--- input summary of run ---")
+        logging.getLogger("monai.bundle.workflows").warning("Not all config files are in configs.")
+        logging.getLogger("pyogrio._io").warning("Created 15 records")
         engine.info("Engine run resuming from iteration 0, epoch 0 until 2 epochs")
         engine.info("Epoch[1] Complete. Time taken: 00:00:10.401")
         engine.info("validation mean_dice 0.8")

@@ -128,10 +128,20 @@ def test_train_in_the_bundles_folder(
 @pytest.mark.parametrize(
     ("overlays", "trained"),
     [
-        (["notes_full.yaml"], "image_encoder.blocks.0.attn.q_proj.weight"),
+        pytest.param(
+            ["notes_full.yaml"], "image_encoder.blocks.0.attn.q_proj.weight", marks=pytest.mark.slow
+        ),
         (["notes_decoder.yaml", "notes_ct.yaml"], "mask_decoder.iou_token.weight"),
-        (["notes_lora.yaml"], "mask_decoder.transformer.layers.0.self_attn.q_proj.lora_A.default"),
-        (["notes_adapter.yaml"], "image_encoder.blocks.0.adapter.up.weight"),
+        pytest.param(
+            ["notes_lora.yaml"],
+            "mask_decoder.transformer.layers.0.self_attn.q_proj.lora_A.default",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["notes_adapter.yaml"],
+            "image_encoder.blocks.0.adapter.up.weight",
+            marks=pytest.mark.slow,
+        ),
         (["notes_few_shot.yaml", "notes_mr.yaml"], "image_encoder.blocks.0.attn.q_proj.lora_A"),
     ],
     ids=lambda value: value[0].removesuffix(".yaml") if isinstance(value, list) else "",
@@ -413,6 +423,12 @@ DOMAINS = (
 def test_a_domain_is_an_overlay_of_known_settings(config: str) -> None:
     path = IMAGES / "configs"
     start(["run", "--config_file", f"['{path / 'train.yaml'}','{path / config}.yaml']"])
+
+
+def test_infrared_and_scenes_go_together() -> None:
+    path = IMAGES / "configs"
+    files = [path / f"{name}.yaml" for name in ("train", "satellite_nir", "scenes")]
+    start(["run", "--config_file", str([*map(str, files)]), "--bands", "[1,2,3]"])
 
 
 @BOTH

@@ -52,7 +52,7 @@ def after_check(place: Path, report: Report) -> None:
         _say(f"put all scans of a patient into one subset (split does), then {again}")
     elif report.outcome == REFUSED:
         _say(f"mend the refused scans as they say, or take them out, then {again}")
-    elif has_pairs(place):
+    elif has_pairs(place) or (place.is_dir() and any(one.labels for one in report.findings)):
         _say(medsam_tune("split", place, "--out", _free(Path("datalist.json"))))
     elif place.suffix == ".json":
         _say(_train_on(place, report.modality))
@@ -143,6 +143,9 @@ def after_predict(scans: Path, masks: Path, objects: bool = False) -> None:
         return
     if ending == ".json":
         _say(f"look at the objects of {masks} on {scans}, e.g. by pycocotools")
+        return
+    if masks.suffix.lower() in (".gpkg", ".geojson", ".tif", ".tiff"):
+        _say(f"open {masks} over {scans} in a GIS, e.g. QGIS")
         return
     which = "a mask of " if masks.is_dir() else ""
     over = "its scan" if masks.is_dir() else scans
