@@ -232,3 +232,11 @@ def test_check_says_what_to_do(tune: Tune, scan: Path, tmp_path: Path) -> None:
         "next: mend the refused scans as they say, or take them out, then medsam-tune check "
         "broken.nii.gz"
     ]
+
+
+def test_masks_of_images_are_named_as_png(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, mask in (("a.png", "mask.png"), ("a.nii.gz", "mask.nii.gz")):
+        next_steps.after_prompts(Path(name), None, None, Path("boxes.json"), True)
+        assert capsys.readouterr().err.endswith(f"--prompts boxes.json --output {mask}\n")
