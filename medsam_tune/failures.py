@@ -21,7 +21,8 @@ USER = 1
 USAGE = 2
 """A command or an option that does not exist, or one that is missing."""
 REFUSED = 3
-"""Some scans are refused, by `check` or `predict`; of the others there is a result."""
+"""Some scans are refused, by `check` or `predict`, or some methods of `compare` failed; of the
+others there is a result."""
 # 4 is of `check`: a patient or scan is in two subsets.
 DISK = 5
 """The disk is full, the quota is used up, or a place cannot be read or written to."""
@@ -67,6 +68,8 @@ _LOWER = {
     "train": "--set batch_size=4 (or 1), --set objects=1, --set slice_batch=1, a smaller "
     "--image-size, or --set gradient_checkpointing=true",
     "evaluate": "--set slice_batch=1",
+    "compare": "--set batch_size=4 (or 1), --set objects=1, --set slice_batch=1, or a smaller "
+    "--image-size, in another --output",
     "predict": "--set slice_batch=1",
     "prepare": "--jobs 1",
     "check": "--jobs 1",

@@ -1,7 +1,7 @@
 """The run folder: whose it is, how far its training is, what it was trained on, and its files.
 
     run.json            the record, written once, when the training starts
-    state.json          started, stopped or finished, and the epoch
+    state.json          started, stopped or finished, the epoch, and the time that it took
     split.json          the patients and scans that were trained and validated on
     last.pt             what a training needs to go on
     tuned.safetensors   the weights of the best epoch so far
@@ -145,7 +145,12 @@ class RunFolder:
     @property
     def state(self) -> str:
         """What `set_state` wrote last; empty if nothing was written."""
-        return str(_read_state(self.path).get("state", ""))
+        return str(read_state(self.path).get("state", ""))
+
+    @property
+    def seconds(self) -> float:
+        """Time that the training took so far, as `set_state` wrote it last."""
+        return float(read_state(self.path).get("seconds", 0.0))
 
     def refuse(self) -> None:
         """Refuse a folder that `open` would refuse; nothing is written, and nothing is held.
@@ -222,16 +227,23 @@ class RunFolder:
                 "another output folder; epochs, lr, workers and device may change."
             )
 
-    def set_state(self, state: str, epoch: int, epochs: int) -> None:
+    def close(self) -> None:
+        """Leave the folder to others; the end of the process does so too."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def set_state(self, state: str, epoch: int, epochs: int, seconds: float = 0.0) -> None:
         """Write how far the training is.
 
         Args:
             state: "started", "stopped" (it can be resumed) or "finished".
             epoch: epochs that are complete.
             epochs: epochs that are wanted.
+            seconds: time that they took, with their validations.
         """
         if is_main():
-            write_state(self.path, state, epoch, epochs)
+            write_state(self.path, state, epoch, epochs, seconds)
 
 
 def write_record(run: str | Path, record: RunRecord) -> None:
@@ -296,14 +308,17 @@ def _check_types(record: RunRecord, path: Path) -> None:
             raise DataError(f"{path}: is damaged or of another version (places::{name} {place!r}).")
 
 
-def write_state(run: str | Path, state: str, epoch: int = 0, epochs: int | None = None) -> None:
+def write_state(
+    run: str | Path, state: str, epoch: int = 0, epochs: int | None = None, seconds: float = 0.0
+) -> None:
     """Write how far a training is, see `RunFolder.set_state`."""
-    write_json(Path(run) / STATE, {"state": state, "epoch": epoch, "epochs": epochs})
+    content = {"state": state, "epoch": epoch, "epochs": epochs, "seconds": round(seconds, 1)}
+    write_json(Path(run) / STATE, content)
 
 
-def _read_state(run: Path) -> dict[str, Any]:
+def read_state(run: str | Path) -> dict[str, Any]:
     """What `write_state` wrote; nothing if it did not."""
-    path = run / STATE
+    path = Path(run) / STATE
     return read_json(path) if path.is_file() else {}
 
 
@@ -319,7 +334,7 @@ def tuned_file(run: str | Path, unfinished: bool = False) -> Path:
     """
     run = Path(run)
     read_record(run)
-    tuned, state = run / TUNED, _read_state(run)
+    tuned, state = run / TUNED, read_state(run)
     if not tuned.is_file():
         raise DataError(
             f"{run}: no {TUNED} in it yet: no epoch was validated. Continue it with --resume."

@@ -23,7 +23,7 @@ STOREYS = [
     ["evaluation", "transforms"],
     ["synthetic"],
     ["bundle", "downloads"],
-    ["demo", "bundle_export"],
+    ["demo", "comparison", "bundle_export"],
     ["cli"],
 ]
 HEIGHT = {room: storey for storey, rooms in enumerate(STOREYS) for room in rooms}

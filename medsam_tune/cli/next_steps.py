@@ -112,6 +112,13 @@ def after_masks(output: Path) -> None:
     _say(f"open {output / 'evaluation' / 'report.html'} in a browser")
 
 
+def after_compare(output: Path) -> None:
+    """Read the page."""
+    page = output / "compare.html"
+    typer.echo(f"results: {page}, with .md, .csv and .json beside it", err=True)
+    _say(f"open {page} in a browser")
+
+
 def after_prompts(
     scan: Path, series: str | None, run: Path | None, output: Path, filled: bool
 ) -> None:

@@ -1,6 +1,6 @@
 """Figures of a report as SVG: plain shapes, coloured by the page, without scripts.
 
-Classes of the shapes are those of `report.html.j2`. Every text is escaped.
+Classes of the shapes are those of `page.html.j2`. Every text is escaped.
 """
 
 from __future__ import annotations

@@ -12,24 +12,25 @@ def markdown(context: Mapping[str, Any]) -> str:
     parts = [f"# {escaped(context['title'])}", escaped(context["subtitle"])]
     parts += [escaped(line) for line in context["plain"]]
     parts += [f"> {escaped(line)}" for line in context["warnings"]]
-    for table in [*context["tables"], *context["groups"]]:
-        parts += [f"## {escaped(table['caption'])}", _table(table["head"], table["rows"])]
+    for one in [*context["tables"], *context["groups"]]:
+        parts += [f"## {escaped(one['caption'])}", table(one["head"], one["rows"])]
     if context["jitter"] is not None:
-        table = context["jitter"]["table"]
-        parts += [f"## {escaped(table['caption'])}", _table(table["head"], table["rows"])]
+        one = context["jitter"]["table"]
+        parts += [f"## {escaped(one['caption'])}", table(one["head"], one["rows"])]
     parts.append(escaped(context["footnote"]))
     parts += [
         "## Rules of the scores",
         "\n".join(f"- {escaped(line)}" for line in context["rules"]),
     ]
-    table = context["cases"]
-    parts += [f"## {escaped(table['caption'])}", _table(table["head"], table["rows"])]
+    one = context["cases"]
+    parts += [f"## {escaped(one['caption'])}", table(one["head"], one["rows"])]
     for part in context["facts"]:
-        parts += [f"## {escaped(part['name'])}", _table(["what", "value"], part["rows"])]
+        parts += [f"## {escaped(part['name'])}", table(["what", "value"], part["rows"])]
     return "\n\n".join(parts) + "\n"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table; every cell is escaped."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(
         f"| {' | '.join(cell if cell == '---' else escaped(cell) for cell in line)} |"

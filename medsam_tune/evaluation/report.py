@@ -1,25 +1,23 @@
 """One page about an evaluation, made from its files alone: report.html and report.md.
 
 The page needs no network and no script, and holds no name of a file or a patient besides the ids of
-the cases. What users named is escaped, and a policy in the page lets no other script run.
+the cases.
 """
 
 from __future__ import annotations
 
 import base64
-import hashlib
 import re
 from collections.abc import Iterable, Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
 from medsam_tune.evaluation.figures import bland_altman, box_plot, curves
 from medsam_tune.evaluation.markdown import markdown
+from medsam_tune.evaluation.pages import render
 from medsam_tune.evaluation.results import INDEX, JITTER, Results, read_results
 from medsam_tune.evaluation.statistics import FEW, FEWEST
 from medsam_tune.evaluation.words import by, facts, many, number, plain, rules, subtitle, warnings
@@ -62,20 +60,11 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
     results = read_results(folder)
     output = results.folder / REPORT if output is None else Path(output)
     context = _context(results)
-    script = _resource("report.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    html = page.from_string(_resource("report.html.j2")).render(
-        **context, script=script, script_hash=digest
-    )
+    html = render("report.html.j2", context, "report.js")
     for path, text in ((output, html), (output.with_suffix(".md"), markdown(context))):
         with written_whole(path) as file:
             file.write_text(text, encoding="utf-8")
     return output
-
-
-def _resource(name: str) -> str:
-    return (files("medsam_tune.evaluation") / name).read_text(encoding="utf-8")
 
 
 def _context(results: Results) -> dict[str, Any]:

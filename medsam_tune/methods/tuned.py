@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -95,6 +96,21 @@ def read_header(path: str | Path) -> TunedHeader:
     if _KEY not in metadata:
         raise DataError(f"{path}: a safetensors file, but not written by save_tuned.")
     return parse_header(metadata[_KEY], str(path))
+
+
+def tuned_size(path: str | Path) -> tuple[int, int]:
+    """Number of tuned parameters in a tuned file, and the file's bytes; no weights are read.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+
+    def count(file: Any) -> int:
+        return sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())
+
+    path = Path(path)
+    parameters: int = _opened(path, count)
+    return parameters, path.stat().st_size
 
 
 def _opened(path: Path, read: Callable[[Any], Any]) -> Any:

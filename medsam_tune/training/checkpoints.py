@@ -224,6 +224,8 @@ class KeepLast:
         self.random = Randomness()
         self._saved_at = 0.0
         self._saved_step = 0
+        self._started_at = 0.0
+        self._spent = 0.0  # seconds, before this process
         self._resumed: dict[str, Any] | None = None  # until the first step after it
 
     def attach(self, engine: Engine) -> None:
@@ -236,7 +238,7 @@ class KeepLast:
         engine.add_event_handler(Events.COMPLETED, self._finished)
 
     def _start(self, engine: Engine) -> None:
-        self._saved_at = time.monotonic()
+        self._saved_at = self._started_at = time.monotonic()
         if self.split is not None and is_main():
             keep_split(
                 self.folder,
@@ -274,7 +276,8 @@ class KeepLast:
                 f"{self.folder.path}: is at {done} epochs already, {epochs} are wanted. Train "
                 f"further with more: --set epochs={2 * done}."
             )
-        self.folder.set_state("started", done, epochs or 0)
+        self._spent = self.folder.seconds
+        self._set_state("started", done, epochs)
         engine.logger.info(f"resumed from {path}, step {engine.state.iteration}")
         self.random.load_state_dict(within)
         if engine.state.iteration % _length(engine):
@@ -310,7 +313,7 @@ class KeepLast:
     def _after_epoch(self, engine: Engine) -> None:
         if not self._stops:  # otherwise its validation was cut short, and is made again
             self._save(engine, pending=False)
-            self.folder.set_state("started", engine.state.epoch, engine.state.max_epochs or 0)
+            self._set_state("started", engine.state.epoch, engine.state.max_epochs)
 
     @property
     def _stops(self) -> bool:
@@ -320,14 +323,18 @@ class KeepLast:
         epoch, epochs = engine.state.iteration // _length(engine), engine.state.max_epochs or 0
         if self._saved_step != engine.state.iteration or engine.state.iteration % _length(engine):
             self._save(engine, pending=engine.state.iteration % _length(engine) == 0)
-        self.folder.set_state("stopped", epoch, epochs)
+        self._set_state("stopped", epoch, epochs)
         engine.logger.info(
             f"stopped at step {engine.state.iteration}, {epoch} of {epochs} epochs done; "
             f"{self.folder.last} continues it: run the same command with --resume"
         )
 
     def _finished(self, engine: Engine) -> None:
-        self.folder.set_state("finished", engine.state.epoch, engine.state.max_epochs or 0)
+        self._set_state("finished", engine.state.epoch, engine.state.max_epochs)
+
+    def _set_state(self, state: str, epoch: int, epochs: int | None) -> None:
+        seconds = self._spent + time.monotonic() - self._started_at
+        self.folder.set_state(state, epoch, epochs or 0, seconds)
 
 
 def _length(engine: Engine) -> int:

@@ -1,0 +1,278 @@
+"""Trainings and evaluations of many methods on one split, and their comparison.
+
+    O/settings.json         what the comparison is of; another one is refused
+    O/zero_shot             the untuned model
+    O/lora, O/lora-seed1    a run for each method and seed
+    O/NAME                  the evaluation of masks that somebody else made
+    O/compare.html          with .md, .csv and .json
+
+What is done is not done again: a finished training is kept, a stopped one is continued, and an
+evaluation by all kinds of prompts is read.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from medsam_tune.bundle import bundle_folder, run_bundle, training_configs
+from medsam_tune.console import LOG, debugging
+from medsam_tune.errors import DataError, listed
+from medsam_tune.evaluation.compare import ZERO_SHOT, Method, read_method
+from medsam_tune.evaluation.compare_page import write_comparison
+from medsam_tune.evaluation.masks import evaluate_masks
+from medsam_tune.evaluation.results import read_results
+from medsam_tune.failures import explain
+from medsam_tune.files import LOCK, file_hash, hold_folder, read_json, write_json
+from medsam_tune.runs import RECORD, read_record, read_state
+from medsam_tune.settings import Typed
+
+SETTINGS = "settings.json"
+KINDS = ("slices", "box3d", "none")
+"""Kinds of prompts by default, as far as a model takes them."""
+
+# Settings that a training and an evaluation have in common, by the name before the first "::".
+_OF_MACHINE = {"slice_batch", "device", "amp"}
+_OF_SLICES = {
+    "slices_dir",
+    "intensity",
+    "rules",
+    "mending",
+    "jitter",
+}  # a run has them in its record
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared.
+
+    Attributes:
+        datalist: datalist, .json.
+        output: folder of the comparison.
+        methods: "zero_shot" and keys of `METHODS`.
+        bundle: see `bundle_folder`.
+        model: base model.
+        checkpoint: weights of the base model; None for the embedded ones.
+        image_size: side of the model's input, pixels; None is the model's own.
+        epochs: epochs of each training; None is the recipe's number.
+        minutes: time of each training instead, its validations included; at least one epoch.
+        seeds: number of trainings of each method, with the seeds 0, 1, ...
+        kinds: kinds of prompts; each model is evaluated by those that it takes.
+        masks: name -> folder of masks that another tool or reader made.
+        settings: further settings; each recipe gets those that it has.
+    """
+
+    datalist: Path
+    output: Path
+    methods: Sequence[str]
+    bundle: str = "volume"
+    model: str = "nano"
+    checkpoint: Path | None = None
+    image_size: int | None = None
+    epochs: int | None = None
+    minutes: float | None = None
+    seeds: int = 1
+    kinds: Sequence[str] = KINDS
+    masks: Mapping[str, Path] = field(default_factory=dict)
+    settings: Mapping[str, Typed] = field(default_factory=dict)
+
+
+def compare(plan: Plan) -> tuple[str, dict[str, str]]:
+    """Train and evaluate what is missing, and write the comparison of all.
+
+    A run that fails does not end the others.
+
+    Returns:
+        the table as text; and name of a run that failed -> why.
+
+    Raises:
+        DataError: the output folder holds something else, or nothing at all could be evaluated.
+        SystemExit: a training was stopped by a signal; the same call continues it.
+    """
+    _refuse_others(plan)
+    plan.output.mkdir(parents=True, exist_ok=True)
+    lock = hold_folder(plan.output, "compares")
+    try:
+        write_json(plan.output / SETTINGS, _said(plan))
+        return _compare(plan)
+    finally:
+        lock.release()
+
+
+def _compare(plan: Plan) -> tuple[str, dict[str, str]]:
+    failed: dict[str, str] = {}
+    methods: list[Method] = []
+    for name in plan.methods:
+        seeds = 1 if name == ZERO_SHOT else plan.seeds
+        places = [plan.output / (f"{name}-seed{seed}" if seed else name) for seed in range(seeds)]
+        done = [
+            place
+            for seed, place in enumerate(places)
+            if _tried(place.name, failed, partial(_made, plan, name, place, seed))
+        ]
+        if done:
+            methods.append(read_method(name, done))
+    for name, folder in plan.masks.items():
+        place = plan.output / name
+        if _tried(name, failed, partial(_score, plan, folder, place)):
+            methods.append(read_method(name, [place]))
+    if not methods:
+        why = "; ".join(f"{name}: {line}" for name, line in failed.items())
+        raise DataError(f"{plan.output}: nothing could be evaluated. {why}")
+    return write_comparison(plan.output, methods, failed), failed
+
+
+def _tried(name: str, failed: dict[str, str], job: Callable[[], None]) -> bool:
+    """Do a job; whether it came to its end. What it failed by is kept."""
+    LOG.info(f"compare: {name}")
+    try:
+        job()
+    except Exception as error:
+        line, _ = explain(error)
+        if debugging() or not line:
+            traceback.print_exception(error)
+        failed[name] = line or f"{type(error).__name__}: {error}"
+        LOG.error(f"{name} failed, the others go on: {failed[name]}")
+        return False
+    finally:
+        logging.getLogger().handlers.clear()  # each run of a bundle adds its own
+    return True
+
+
+def _made(plan: Plan, method: str, place: Path, seed: int) -> None:
+    """Train and evaluate one method, as far as it is not done."""
+    if method == ZERO_SHOT:
+        kinds = [kind for kind in plan.kinds if kind != "none"]
+        if kinds and _evaluated(place, kinds):
+            return
+        own = {"datalist": plan.datalist, "run_dir": place, **_base(plan)}
+        configs = ["evaluate.yaml", "zero_shot.yaml"]
+    else:
+        _train(plan, method, place, seed)
+        prompted = read_record(place).prompted
+        kinds = [k for k in plan.kinds if prompted is None or prompted is (k != "none")]
+        if kinds and _evaluated(place, kinds):
+            return
+        own = {"run_dir": place, "datalist": plan.datalist, "seed": 0}
+        own |= {} if plan.checkpoint is None else {"checkpoint": plan.checkpoint}
+        configs = ["evaluate.yaml"]
+    if not kinds:
+        raise ValueError(f"prompts are {listed(plan.kinds)}; {method} takes none of them.")
+    settings = _for_evaluation(plan, method == ZERO_SHOT)
+    run_bundle(plan.bundle, configs, {**own, "prompts": kinds, **settings})
+
+
+def _train(plan: Plan, method: str, run: Path, seed: int) -> None:
+    state = read_state(run)
+    epochs = plan.epochs if plan.minutes is None else _epochs_in(plan.minutes, state)
+    if state.get("state") == "finished" and (plan.minutes is None or epochs is None):
+        return
+    own = {"datalist": plan.datalist, "output_dir": run, "seed": seed, **_base(plan)}
+    own |= {} if epochs is None else {"epochs": epochs}
+    own |= {"resume": True} if (run / RECORD).is_file() else {}
+    known, of_evaluation = _keys(plan, "train.yaml"), _keys(plan, "evaluate.yaml")
+    settings = {
+        key: value
+        for key, value in plan.settings.items()
+        if _first(key) in known or _first(key) not in of_evaluation
+    }
+    run_bundle(plan.bundle, training_configs(method), {**own, **settings})
+    if plan.minutes is not None:
+        _train(plan, method, run, seed)  # the first epoch is measured, the others follow
+
+
+def _epochs_in(minutes: float, state: Mapping[str, Any]) -> int | None:
+    """Epochs that a training within some minutes has; None where it is finished.
+
+    It starts with one epoch, and goes on with as many as the time of that one allows.
+    """
+    epoch, epochs, seconds = (state.get(key) or 0 for key in ("epoch", "epochs", "seconds"))
+    if state.get("state") != "finished":
+        return max(1, epochs)
+    if epoch > 1 or seconds <= 0:
+        return None
+    wanted = int(60 * minutes / seconds)
+    return wanted if wanted > epoch else None
+
+
+def _score(plan: Plan, masks: Path, place: Path) -> None:
+    if not _evaluated(place, []):
+        evaluate_masks(masks, plan.datalist, place)
+
+
+def _evaluated(place: Path, kinds: Sequence[str]) -> bool:
+    """Whether a whole evaluation by these kinds of prompts is in a folder."""
+    if not (place / "evaluation" / "summary.json").is_file():
+        return False
+    summary = read_results(place).summary
+    return summary.get("stopped_by") is None and {*kinds} <= {*summary["by_prompts"]}
+
+
+def _base(plan: Plan) -> dict[str, Any]:
+    found = {
+        "model": plan.model,
+        "checkpoint": plan.checkpoint,
+        "image_size": plan.image_size,
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _for_evaluation(plan: Plan, zero_shot: bool) -> dict[str, Typed]:
+    """The settings of an evaluation: its own, and those that it has in common with a training."""
+    own = _keys(plan, "evaluate.yaml") - _keys(plan, "train.yaml")
+    own |= _OF_MACHINE | (_OF_SLICES if zero_shot else set())
+    return {key: value for key, value in plan.settings.items() if _first(key) in own}
+
+
+def _keys(plan: Plan, config: str) -> set[str]:
+    from monai.bundle import ConfigParser
+
+    return {*ConfigParser.load_config_file(bundle_folder(plan.bundle) / "configs" / config)}
+
+
+def _first(key: str) -> str:
+    return key.split("::")[0]
+
+
+def _said(plan: Plan) -> dict[str, Any]:
+    """What all rows of a comparison have in common."""
+    return {
+        "datalist": file_hash(plan.datalist),
+        "bundle": plan.bundle,
+        "model": plan.model,
+        "checkpoint": None if plan.checkpoint is None else str(plan.checkpoint.absolute()),
+        "image_size": plan.image_size,
+        "epochs": plan.epochs,
+        "minutes": plan.minutes,
+        "settings": {key: str(value) for key, value in sorted(plan.settings.items())},
+    }
+
+
+def _refuse_others(plan: Plan) -> None:
+    output = plan.output
+    if output.exists() and not output.is_dir():
+        raise DataError(f"{output}: is a file; expected a folder for the comparison.")
+    if not plan.datalist.is_file():
+        raise DataError(f"{plan.datalist}: no such datalist; `medsam-tune split` writes one.")
+    if (output / SETTINGS).is_file():
+        before, now = read_json(output / SETTINGS), _said(plan)
+        changed = [
+            f"{key} was {before.get(key)!r}, now {now[key]!r}"
+            for key in now
+            if before.get(key) != now[key]
+        ]
+        if changed:
+            raise DataError(
+                f"{output}: holds another comparison: {listed(changed, 8, '; ')}. Give the same "
+                "again, or choose another --output; methods, seeds, prompts and masks may change."
+            )
+    elif output.is_dir() and (others := {one.name for one in output.iterdir()} - {LOCK}):
+        raise DataError(
+            f"{output}: holds other files ({listed(sorted(others), 3)}); expected a new or an "
+            "empty folder, or a comparison to continue."
+        )

@@ -1,0 +1,257 @@
+"""Comparison of methods on the same cases: means, their intervals, what they cost, paired tests."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from medsam_tune.errors import DataError, listed
+from medsam_tune.evaluation.results import Results, read_results
+from medsam_tune.evaluation.statistics import (
+    Row,
+    bootstrap_interval,
+    interval_note,
+    paired_tests,
+)
+from medsam_tune.inference.simulated import MASKS
+from medsam_tune.methods.tuned import tuned_size
+from medsam_tune.runs import RECORD, TUNED, read_state
+
+ZERO_SHOT = "zero_shot"
+"""Name of the untuned model among methods; they are tested against it."""
+
+SCORES = {"dice": "Dice", "nsd": "NSD"}
+"""Measures that are compared -> their names."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a comparison knows of a method.
+
+    Attributes:
+        name: name in every table.
+        folders: folders of its runs, or of evaluations: one for each seed.
+        results: their evaluations, in the same order.
+    """
+
+    name: str
+    folders: tuple[Path, ...]
+    results: tuple[Results, ...] = field(repr=False)
+
+    @property
+    def kinds(self) -> list[str]:
+        """Kinds of prompts that every seed was evaluated by."""
+        first, *others = (one.rows for one in self.results)
+        return [kind for kind in first if all(kind in each for each in others)]
+
+    def values(self, kind: str, key: str, seed: int | None = None) -> dict[Hashable, float]:
+        """A measure of each case and label, the mean over the seeds.
+
+        Args:
+            kind: kind of prompts; masks that somebody made count for every kind.
+            key: key of `SCORES`.
+            seed: place of the seed; None for all.
+
+        Returns:
+            (case, label) -> value; without the cases that have none.
+        """
+        own = MASKS if self.kinds == [MASKS] else kind
+        found: dict[Hashable, list[float]] = {}
+        for one in self.results if seed is None else [self.results[seed]]:
+            for row in one.rows.get(own, []):
+                if row.get(key):
+                    found.setdefault((row["case"], row["label"]), []).append(float(row[key]))
+        return {place: float(np.mean(values)) for place, values in found.items()}
+
+
+def read_method(name: str, folders: Sequence[str | Path]) -> Method:
+    """Read the evaluations of a method.
+
+    Args:
+        name: name of the method.
+        folders: folder of a run or of an evaluation for each seed.
+
+    Raises:
+        DataError: no evaluation in a folder, see `read_results`.
+    """
+    paths = tuple(map(Path, folders))
+    return Method(name, paths, tuple(read_results(path) for path in paths))
+
+
+def compare_methods(methods: Sequence[Method]) -> dict[str, Any]:
+    """Compare methods, by each kind of prompts, as JSON.
+
+    Means are over the labels of the means over their cases; intervals are over patients, who keep
+    their cases; of several seeds, a case's score is the mean of theirs.
+
+    Args:
+        methods: in the order of the tables.
+
+    Returns:
+        `methods`: name -> `seeds`, their number; `parameters`, `bytes`, `epochs` and
+        `minutes_per_epoch` of a training (None of what was not trained); `by_prompts`: kind ->
+        measure -> `n`, `n_patients`, `mean`, `interval`, `note`, `seeds` (the mean of each), and
+        `labels`: name -> the same.
+        `by_prompts`: kind -> `reference`, whom the others are tested against: the untuned model,
+        or else the best; and `tests`: measure -> see `paired_tests`.
+
+    Raises:
+        DataError: fewer than one method, or one that was scored on other cases.
+    """
+    if not methods:
+        raise DataError("no method was evaluated; there is nothing to compare.")
+    _refuse_other_cases(methods)
+    patients, names = _patients(methods), _label_names(methods)
+    found: dict[str, Any] = {"methods": {}, "by_prompts": {}}
+    for method in methods:
+        by_prompts = {
+            kind: {key: _measure(method, kind, key, patients, names) for key in SCORES}
+            for kind in method.kinds
+        }
+        about = {"seeds": len(method.results), **_cost(method.folders)}
+        found["methods"][method.name] = {**about, "by_prompts": by_prompts}
+    kinds = dict.fromkeys(kind for one in methods for kind in one.kinds if kind != MASKS)
+    for kind in kinds or [MASKS]:
+        there = [one for one in methods if one.values(kind, "dice")]
+        tests = {
+            key: paired_tests({one.name: one.values(kind, key) for one in there}, patients)
+            for key in SCORES
+        }
+        entry = {"reference": _reference(there, kind), "tests": tests}
+        found["by_prompts"][kind] = entry
+    return found
+
+
+def test_against(tests: Sequence[Mapping[str, Any]], name: str, other: str) -> dict[str, Any]:
+    """The test of a method against another one, of `paired_tests`; empty for the same method.
+
+    Its `difference`, `interval` and `effect` are positive where `name` is better.
+    """
+    for test in tests:
+        if (test["first"], test["second"]) == (other, name):
+            return dict(test)
+        if (test["first"], test["second"]) == (name, other):
+            low_high = test["interval"]
+            return {
+                **test,
+                "difference": _negative(test["difference"]),
+                "interval": low_high and [-low_high[1], -low_high[0]],
+                "effect": _negative(test["effect"]),
+            }
+    return {}
+
+
+def _negative(value: float | None) -> float | None:
+    return None if value is None else -value
+
+
+def _refuse_other_cases(methods: Sequence[Method]) -> None:
+    cases = {}
+    for method in methods:
+        for folder, one in zip(method.folders, method.results, strict=True):
+            cases[folder] = {row["case"] for row in one.first}
+    first, *others = cases
+    for folder in others:
+        if other := cases[folder] ^ cases[first]:
+            raise DataError(
+                f"{folder}: was evaluated on other cases than {first}: {listed(sorted(other), 3)} "
+                "in one of them alone. Evaluate both on the same datalist."
+            )
+
+
+def _patients(methods: Sequence[Method]) -> dict[Hashable, Hashable]:
+    """(Case, label) -> patient, as the first evaluation numbers them."""
+    of_case: dict[str, str] = {}
+    found: dict[Hashable, Hashable] = {}
+    for method in methods:
+        for one in method.results:
+            for row in (row for rows in one.rows.values() for row in rows):
+                patient = row.get("patient") or row["case"]
+                found[(row["case"], row["label"])] = of_case.setdefault(row["case"], patient)
+    return found
+
+
+def _label_names(methods: Sequence[Method]) -> dict[str, str]:
+    return {
+        row["label"]: row["name"]
+        for method in methods
+        for one in method.results
+        for rows in one.rows.values()
+        for row in rows
+    }
+
+
+def _measure(
+    method: Method,
+    kind: str,
+    key: str,
+    patients: Mapping[Hashable, Hashable],
+    names: Mapping[str, str],
+) -> dict[str, Any]:
+    values = method.values(kind, key)
+    by_label: dict[str, list[Row]] = {}
+    for place, value in values.items():
+        label = _label(place)
+        by_label.setdefault(label, []).append((patients[place], label, value))
+    seeds = [_mean(method.values(kind, key, seed)) for seed in range(len(method.results))]
+    return {
+        **_spread([row for rows in by_label.values() for row in rows], _mean(values)),
+        "seeds": seeds,
+        "labels": {
+            names[label]: _spread(rows, float(np.mean([row[2] for row in rows])))
+            for label, rows in by_label.items()
+        },
+    }
+
+
+def _spread(rows: Sequence[Row], mean: float | None) -> dict[str, Any]:
+    patients = len({row[0] for row in rows})
+    return {
+        "n": len(rows),
+        "n_patients": patients,
+        "mean": mean,
+        "interval": bootstrap_interval(rows),
+        "note": interval_note(patients),
+    }
+
+
+def _label(place: Hashable) -> str:
+    """Label of a (case, label)."""
+    return cast(tuple[str, str], place)[1]
+
+
+def _mean(values: Mapping[Hashable, float]) -> float | None:
+    """Mean over labels of the means over cases."""
+    by_label: dict[Hashable, list[float]] = {}
+    for place, value in values.items():
+        by_label.setdefault(_label(place), []).append(value)
+    return float(np.mean([np.mean(one) for one in by_label.values()])) if by_label else None
+
+
+def _reference(methods: Sequence[Method], kind: str) -> str | None:
+    """The untuned model; else the method with the best Dice."""
+    names = [one.name for one in methods]
+    if ZERO_SHOT in names or not names:
+        return ZERO_SHOT if names else None
+    return max(methods, key=lambda one: _mean(one.values(kind, "dice")) or 0.0).name
+
+
+def _cost(folders: Sequence[Path]) -> dict[str, Any]:
+    """What the trainings in some folders took; the mean of the seeds."""
+    trained = [path for path in folders if (path / RECORD).is_file() and (path / TUNED).is_file()]
+    if not trained:
+        return dict.fromkeys(("parameters", "bytes", "epochs", "minutes_per_epoch"))
+    states = [read_state(path) for path in trained]
+    epochs = [state.get("epoch", 0) for state in states]
+    seconds = sum(state.get("seconds", 0.0) for state in states)
+    parameters, size = tuned_size(trained[0] / TUNED)
+    return {
+        "parameters": parameters,
+        "bytes": size,
+        "epochs": float(np.mean(epochs)),
+        "minutes_per_epoch": seconds / 60 / sum(epochs) if sum(epochs) and seconds else None,
+    }

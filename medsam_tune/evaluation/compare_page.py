@@ -1,0 +1,299 @@
+"""A comparison of methods as text, Markdown, CSV, JSON and one page, from `compare_methods`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+from medsam_tune.evaluation.compare import (
+    SCORES,
+    Method,
+    compare_methods,
+    test_against,
+)
+from medsam_tune.evaluation.figures import box_plot
+from medsam_tune.evaluation.markdown import escaped, table
+from medsam_tune.evaluation.pages import render
+from medsam_tune.evaluation.report import REPORT
+from medsam_tune.evaluation.statistics import FEW, FEWEST, FOOTNOTE, mean_text
+from medsam_tune.evaluation.words import by, number
+from medsam_tune.files import written_whole
+from medsam_tune.inference.simulated import MASKS, parse_kind
+
+NAME = "compare"
+"""Name of the files of a comparison, without the ending."""
+
+_HEAD = (
+    *("method", "prompts", "Dice (95 % interval)", "NSD (95 % interval)", "against", "Dice"),
+    *("p (Holm)", "parameters", "bytes", "min/epoch"),
+)
+
+
+def write_comparison(
+    folder: str | Path, methods: Sequence[Method], failed: Mapping[str, str] | None = None
+) -> str:
+    """Write compare.html, compare.md, compare.csv and compare.json.
+
+    Args:
+        folder: folder for the files; the page links to the reports of the methods from there.
+        methods: evaluated methods, in the order of the tables.
+        failed: name of a run that failed -> why.
+
+    Returns:
+        the table as text.
+
+    Raises:
+        DataError: see `compare_methods`.
+    """
+    folder, failed = Path(folder), failed or {}
+    found = {**compare_methods(methods), "failed": dict(failed)}
+    context = _context(folder, methods, found)
+    files = {
+        ".html": render("compare.html.j2", context),
+        ".md": _markdown(context),
+        ".csv": _csv(found),
+        ".json": json.dumps(found, indent=2) + "\n",
+    }
+    for ending, text in files.items():
+        with written_whole(folder / f"{NAME}{ending}") as file:
+            file.write_text(text, encoding="utf-8")
+    return comparison_text(found)
+
+
+def comparison_text(found: Mapping[str, Any]) -> str:
+    """The table of a comparison as text.
+
+    Args:
+        found: from `compare_methods`.
+    """
+    rows = [_HEAD, *_rows(found)]
+    widths = [max(len(row[n]) for row in rows) for n in range(len(_HEAD))]
+    ways = "<<<<<>>>>>"
+    lines = [
+        "  ".join(f"{c:{w}{n}}" for c, w, n in zip(row, ways, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    return "\n".join([*lines, *_notes(found)])
+
+
+def _rows(found: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
+    """Rows of the table, one for each method and kind of prompts."""
+    for name, method in found["methods"].items():
+        for place, (kind, scores) in enumerate(method["by_prompts"].items()):
+            means = (
+                mean_text(one["mean"], one["interval"], one["n_patients"])
+                for one in (scores["dice"], scores["nsd"])
+            )
+            cost = (
+                _whole(method["parameters"]),
+                _whole(method["bytes"]),
+                number(method["minutes_per_epoch"], "minutes"),
+            )
+            yield (
+                *(name if not place else "", kind, *means, *_tested(found, name, kind)),
+                *(cost if not place else ("", "", "")),
+            )
+
+
+def _tested(found: Mapping[str, Any], name: str, kind: str) -> tuple[str, str, str]:
+    """Whom a method is tested against, the difference of the Dice and its corrected p."""
+    kinds = found["by_prompts"]
+    entry = kinds[kind if kind in kinds else next(iter(kinds))]
+    test = test_against(entry["tests"]["dice"], name, entry["reference"])
+    if not test or test["difference"] is None:
+        return "-", "-", "-"
+    return str(entry["reference"]), f"{test['difference']:+.3f}", _p(test["p_holm"])
+
+
+def _p(value: float | None) -> str:
+    return "-" if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _whole(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"
+
+
+def _notes(found: Mapping[str, Any]) -> Iterable[str]:
+    if any(
+        scores["dice"]["note"]
+        for method in found["methods"].values()
+        for scores in method["by_prompts"].values()
+    ):
+        yield FOOTNOTE
+    yield from (f"failed: {name}: {why}" for name, why in found["failed"].items())
+
+
+def _csv(found: Mapping[str, Any]) -> str:
+    """A row for each method, kind of prompts, measure and label; label "" is the mean of all."""
+    text = io.StringIO()
+    head = ["method", "prompts", "measure", "label", "n", "n_patients", "mean", "low", "high"]
+    cost = ["seeds", "parameters", "bytes", "epochs", "minutes_per_epoch"]
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*head, *cost])
+    for name, method in found["methods"].items():
+        for kind, scores in method["by_prompts"].items():
+            for key, whole in scores.items():
+                for label, one in {"": whole, **whole["labels"]}.items():
+                    ends = one["interval"] or ("", "")
+                    values = [one["n"], one["n_patients"], one["mean"], *ends]
+                    writer.writerow([name, kind, key, label, *values, *(method[c] for c in cost)])
+    return text.getvalue()
+
+
+def _context(folder: Path, methods: Sequence[Method], found: Mapping[str, Any]) -> dict[str, Any]:
+    """What the page shows."""
+    data = methods[0].results[0].summary.get("data") or {}
+    figures = [*_figures(methods, found)]
+    sections = [("summary", "Summary"), ("methods", "Methods"), ("spread", "Spread")]
+    sections += [("labels", "Labels"), ("tests", "Tests"), ("reports", "Reports")]
+    return {
+        "title": f"Which method? {data.get('name', 'Segmentation')}",
+        "subtitle": ", ".join(map(str, filter(None, (data.get("modality"), "held-out cases")))),
+        "sections": sections,
+        "plain": [*_plain(found)],
+        "warnings": [*_warnings(found)],
+        "table": {"caption": "Means over cases", "head": _HEAD, "rows": [*_filled(found)]},
+        "footnote": f"In brackets: 95 % interval of the mean over patients (bootstrap); * of fewer "
+        f"than {FEW} patients, so it is too narrow; none below {FEWEST}. Of several labels: the "
+        "mean of their means. The second Dice is the mean difference from the method of the column "
+        "before, over patients; p is of Wilcoxon's signed-rank test on it, corrected by Holm for "
+        "all pairs of methods. Parameters and bytes are those that were tuned; the minutes of an "
+        "epoch include its validation.",
+        "figures": figures,
+        "labels": [*_label_tables(found)],
+        "tests": [*_test_tables(found)],
+        "reports": [*_reports(folder, methods)],
+    }
+
+
+def _filled(found: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
+    """Rows of the table with the name of the method in each."""
+    name = ""
+    for row in _rows(found):
+        name = row[0] or name
+        yield (name, *row[1:])
+
+
+def _plain(found: Mapping[str, Any]) -> Iterable[str]:
+    """The result in words."""
+    for kind, entry in found["by_prompts"].items():
+        means = {
+            name: one["by_prompts"][kind]["dice"]["mean"]
+            for name, one in found["methods"].items()
+            if kind in one["by_prompts"] and one["by_prompts"][kind]["dice"]["mean"] is not None
+        }
+        if not means:
+            continue
+        best = max(means, key=lambda name: means[name])
+        text = f"{by(kind)[0].upper()}{by(kind)[1:]}, {best} is best: Dice {means[best]:.3f}"
+        others = [name for name in means if name != best]
+        alike = [
+            name
+            for name in others
+            if (p := test_against(entry["tests"]["dice"], best, name).get("p_holm")) is None
+            or p >= 0.05
+        ]
+        if alike:
+            text += f"; it is not shown to differ from {', '.join(alike)}"
+        elif others:
+            text += "; each other method is lower by more than chance (p < 0.05)"
+        yield f"{text}."
+
+
+def _warnings(found: Mapping[str, Any]) -> Iterable[str]:
+    for name, why in found["failed"].items():
+        yield f"{name} failed and is not in the tables: {why}"
+    patients = max(
+        (
+            scores["dice"]["n_patients"]
+            for method in found["methods"].values()
+            for scores in method["by_prompts"].values()
+        ),
+        default=0,
+    )
+    if patients < FEWEST:
+        yield f"Fewer than {FEWEST} patients: no interval and no test; the numbers say little."
+    elif patients < FEW:
+        yield f"Fewer than {FEW} patients: the intervals are unsure, and rather too narrow."
+
+
+def _figures(methods: Sequence[Method], found: Mapping[str, Any]) -> Iterable[dict[str, str]]:
+    """A box plot of the Dice of each method, for each kind of prompts."""
+    for kind in found["by_prompts"]:
+        groups = {
+            one.name: values for one in methods if (values := [*one.values(kind, "dice").values()])
+        }
+        if groups:
+            lowest = min(min(values) for values in groups.values())
+            low = max(0.0, float(np.floor(10 * lowest - 0.5)) / 10) if lowest > 0.3 else 0.0
+            words = by(kind)
+            yield {
+                "svg": box_plot(f"Dice of each method {words}", groups, low, 1.0, "Dice"),
+                "caption": f"Dice of each case and label {words}; the box holds the middle half of "
+                "them, the thick line is the median.",
+            }
+
+
+def _label_tables(found: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+    for key, words in SCORES.items():
+        names = dict.fromkeys(
+            label
+            for method in found["methods"].values()
+            for scores in method["by_prompts"].values()
+            for label in scores[key]["labels"]
+        )
+        rows = [
+            [name, kind, *(_label_cell(scores[key]["labels"].get(label)) for label in names)]
+            for name, method in found["methods"].items()
+            for kind, scores in method["by_prompts"].items()
+        ]
+        if names:
+            head = ["method", "prompts", *names]
+            yield {"caption": f"{words} of each label", "head": head, "rows": rows}
+
+
+def _label_cell(one: Mapping[str, Any] | None) -> str:
+    return "-" if one is None else mean_text(one["mean"], one["interval"], one["n_patients"])
+
+
+def _test_tables(found: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+    head = ["first", "second", "measure", "patients", "difference (95 % interval)", "p", "p (Holm)"]
+    for kind, entry in found["by_prompts"].items():
+        rows = []
+        for key, tests in entry["tests"].items():
+            for test in tests:
+                difference = number(test["difference"])
+                if test["interval"]:
+                    difference += " ({:.3f} to {:.3f})".format(*test["interval"])
+                pair = (test["first"], test["second"], SCORES[key], str(test["n_patients"]))
+                p = (_p(test["p"]), _p(test["p_holm"]))
+                rows.append([*pair, difference, *p, number(test["effect"])])
+        if rows:
+            words = "given masks" if kind == MASKS else parse_kind(kind).words
+            caption = f"Second minus first, prompts: {words}"
+            yield {"caption": caption, "head": [*head, "effect"], "rows": rows}
+
+
+def _reports(folder: Path, methods: Sequence[Method]) -> Iterable[dict[str, str]]:
+    """Links to the reports of all runs, relative to the page."""
+    for method in methods:
+        for place, one in zip(method.folders, method.results, strict=True):
+            link = Path(os.path.relpath(one.folder / REPORT, folder)).as_posix()
+            yield {"name": place.name, "link": quote(link)}
+
+
+def _markdown(context: Mapping[str, Any]) -> str:
+    parts = [f"# {escaped(context['title'])}", *map(escaped, context["plain"])]
+    parts += [f"> {escaped(line)}" for line in context["warnings"]]
+    for one in (context["table"], *context["labels"], *context["tests"]):
+        parts += [f"## {escaped(one['caption'])}", table(one["head"], one["rows"])]
+    parts.append(escaped(context["footnote"]))
+    return "\n\n".join(parts) + "\n"
