@@ -2,7 +2,8 @@
 
 Exit codes: 0 done; 1 an error that the user can correct; 2 a mistyped command or option; 3 some
 scans are refused (`check`, `predict`), or some methods failed (`compare`); 4 leaks (`check`); 5 the
-disk; 6 memory; 70 a fault of the package; 130 and 143 stopped by Ctrl-C and SIGTERM. `failures` tells them apart.
+disk; 6 memory; 70 a fault of the package; 130 and 143 stopped by Ctrl-C and SIGTERM. `failures`
+tells them apart.
 """
 
 from __future__ import annotations
