@@ -170,7 +170,7 @@ def _metadata(
         "authors": "not given",
         "copyright": "not given",
         "data_source": "not given",
-        "data_type": "NIfTI, NRRD, MetaImage or DICOM",
+        "data_type": _files(trained)[0],
         "label_classes": "label map, see channel_def of the output",
         "pred_classes": "label map, see channel_def of the output",
         "network_data_format": {"inputs": inputs, "outputs": {"pred": pred}},
@@ -179,6 +179,14 @@ def _metadata(
 
 def _version(package: str) -> str:
     return __version__ if package == "medsam_tune" else version(package)
+
+
+def _files(trained: Mapping[str, Any]) -> tuple[str, str]:
+    """The formats of what is segmented, and what a folder of it holds, in words."""
+    if trained["rules"].get("modality") == "RGB":
+        return "PNG, JPEG, TIFF", "PNG, JPEG or TIFF images; masks are PNG"
+    inside = "NIfTI, NRRD or MetaImage files, or a folder for each DICOM series"
+    return "NIfTI, NRRD, MetaImage or DICOM", inside
 
 
 def _way(trained: Mapping[str, Any]) -> str:
@@ -209,7 +217,7 @@ python -m monai.bundle run --config_file configs/inference.yaml \\
     --dataset_dir SCANS{maps} --output_dir MASKS
 ```
 
-SCANS holds NIfTI, NRRD or MetaImage files, or a folder for each DICOM series.
+SCANS holds {_files(trained)[1]}.
 `--displayable_configs::largest_component true` and its neighbours clean the masks.
 {_MAPS if trained["prompted"] else _LABEL}
 ## MONAI Deploy

@@ -17,6 +17,7 @@ import torch
 from monai.bundle import ConfigParser, verify_metadata, verify_net_in_out
 from monai.data import MetaTensor
 from monai.transforms import LoadImaged, MapTransform, SaveImaged
+from PIL import Image
 
 from medsam_tune.bundle import start
 from medsam_tune.bundle_export import export_bundle
@@ -28,8 +29,9 @@ from medsam_tune.methods.tuned import save_tuned
 from medsam_tune.runs import RunRecord, write_record, write_state
 from medsam_tune.sam.build import build_sam
 from medsam_tune.sam.model import PromptableSam
-from medsam_tune.slices.intensity import Window
+from medsam_tune.slices.intensity import Colours, Window
 from medsam_tune.slices.rules import ScanRules
+from tests.images import image_and_ids
 from tests.inference.made import SAGITTAL, scan
 from tests.scans import write_nifti
 
@@ -58,6 +60,7 @@ def tuned(**options: Any) -> PromptableSam:
             with torch.no_grad():
                 model.learned.present[:, -1] = 1
                 model.learned.tokens.normal_(std=0.3)
+                model.learned.gates.fill_(1)
     return model.eval()
 
 
@@ -321,6 +324,37 @@ def test_monai_runs_it_with_a_folder_of_label_maps(
     written = nib.load(tmp_path / "masks" / "scan_mask.nii.gz")
     np.testing.assert_array_equal(written.dataobj, wanted)
     assert "--prompts_dir MAPS" in (folder / "docs" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("by_maps", [False, True], ids=["alone", "by label maps"])
+def test_images_in_colours_get_the_masks_of_predict(
+    model: PromptableSam,
+    prompted: tuple[PromptableSam, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    by_maps: bool,
+) -> None:
+    images, maps = tmp_path / "images", None
+    images.mkdir()
+    pixels, ids = image_and_ids(1)
+    Image.fromarray(pixels).save(images / "a.png")
+    rules = ScanRules(Colours(), modality="RGB", gsd=0.1)  # of no known pixel, so left out
+    folders = {"dataset_dir": str(images), "output_dir": str(tmp_path / "masks")}
+    if by_maps:
+        model, maps = prompted[0], tmp_path / "maps" / "a.png"
+        maps.parent.mkdir()
+        Image.fromarray(np.where(ids == 1, 7, ids == 2).astype(np.uint8)).save(maps)
+        folders["prompts_dir"] = str(maps.parent)
+    record = replace(RECORD, rules=rules.describe(), mending={}, mixture={"box": 1, "none": 1})
+    record = replace(record, mixture={"box": 1}) if by_maps else record
+    folder = export_bundle(model, record, LABELS, tmp_path / "b")
+    monkeypatch.chdir(folder)
+    monai.bundle.run(config_file="configs/inference.yaml", device="cpu", **folders)
+    wanted = Segmenter(model, rules, LABELS, "cpu").segment(images / "a.png", maps)[0]
+    written = np.asarray(Image.open(tmp_path / "masks" / "a_mask.png"))
+    np.testing.assert_array_equal(written, wanted.numpy()[..., 0].T)
+    assert len(np.unique(written)) > 1
+    assert "masks are PNG" in (folder / "docs" / "README.md").read_text()
 
 
 def test_the_command(model: PromptableSam, tune: Any, tmp_path: Path) -> None:

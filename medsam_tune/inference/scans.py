@@ -39,6 +39,11 @@ Affine = Tensor | NDArray[Any]
 
 _FEW = 8  # different values of a label map; scanners make more
 _IN_MEMORY = Path("image in memory")  # stands for the file's name in messages
+# What a file says of an image beside its voxels and its place, as `Volume.meta` names it.
+_SAID = (
+    *("modality", "guess", "codes", "channels", "stored", "gaps"),
+    *("spacing_known", "georeference"),
+)
 
 
 @dataclass(frozen=True)
@@ -199,9 +204,11 @@ def _in_memory(image: Tensor | NDArray[Any] | Image.Image, affine: Affine | None
     if place.shape != (4, 4):
         raise ValueError(f"affine has shape {place.shape}; expected (4, 4), RAS+ millimetres.")
     array = np.array(convert_to_numpy(image), dtype=np.float32)  # a copy, to be mended
-    check_extent(_IN_MEMORY, array.shape[-3:], place)
-    known = {name: meta[name] for name in ("modality", "guess", "codes") if meta.get(name)}
-    return image_from(Volume(array, place, **known))
+    known = {name: meta[name] for name in _SAID if meta.get(name) is not None}
+    volume = Volume(array, place, **known)
+    if volume.spacing_known and volume.georeference is None:  # those of 2-D images have any size
+        check_extent(_IN_MEMORY, array.shape[-3:], place)
+    return image_from(volume)
 
 
 def _warn_of_a_label_map(image: Tensor) -> None:

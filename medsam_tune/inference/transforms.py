@@ -32,8 +32,8 @@ class ScanRulesd(MapTransform, InvertibleTransform):
 
     Args:
         keys: scans, MetaTensors (1, I, J, K) or (I, J, K) in the scanner's unit (CT: Hounsfield
-            units), checked as files are; they become (C, X, Y, Z) uint8, whose slices along Z are
-            the model's.
+            units), or channels of a 2-D image (C, I, J, 1), checked as files are; they become
+            (C, X, Y, Z) uint8, whose slices along Z are the model's.
         rules: rules from scans to slices.
         mending: choice of faults to mend, as in training; by default all are refused.
         allow_missing_keys: skip keys that are absent.
@@ -73,7 +73,7 @@ class ScanRulesd(MapTransform, InvertibleTransform):
         for key in self.key_iterator(found):
             done = self.pop_transform(found[key])
             affine = np.asarray(convert_to_numpy(done["extra_info"]["affine"]))
-            grid = self.rules.grid(done["orig_size"], affine)
+            grid = self.rules.grid(done["orig_size"], affine, _has_spacing(found[key]))
             slices = slices_from_volume(convert_to_tensor(found[key], track_meta=False))
             arrays = [torch.from_numpy(grid.to_file(channel)) for channel in slices.unbind(1)]
             found[key] = _placed(found[key], torch.stack(arrays), grid.affine)
@@ -112,7 +112,8 @@ class PromptMapd(MapTransform):
         """The dictionary with its label maps on slices."""
         found = dict(data)
         scan = found[self.image]
-        grid = self.rules.grid(scan.shape[-3:], np.asarray(scan.affine, dtype=np.float64))
+        affine = np.asarray(scan.affine, dtype=np.float64)
+        grid = self.rules.grid(scan.shape[-3:], affine, _has_spacing(scan))
         grid = replace(grid, guess=scan.meta.get("guess", ""))
         for key in self.key_iterator(found):
             path = Path(found[key].meta.get("filename_or_obj", str(key)))
@@ -148,11 +149,17 @@ class Aftercared(MapTransform):
         found = dict(data)
         for key in self.key_iterator(found):
             mask = found[key]
-            grid = self.rules.grid(mask.shape[1:], np.asarray(mask.affine, dtype=np.float64))
+            affine = np.asarray(mask.affine, dtype=np.float64)
+            grid = self.rules.grid(mask.shape[1:], affine, _has_spacing(mask))
             labels = convert_to_numpy(mask[0])
             cleaned = self.aftercare.labels(labels, grid.voxel_ml, grid.slice_axis)
             found[key] = with_meta_of(mask, torch.from_numpy(cleaned)[None].to(mask.device))
         return found
+
+
+def _has_spacing(image: MetaTensor) -> bool:
+    """Whether an image's millimetres are true, see `Volume`."""
+    return bool(image.meta.get("spacing_known", True))
 
 
 def _placed(image: MetaTensor, voxels: Tensor, affine: NDArray[np.float64]) -> MetaTensor:
