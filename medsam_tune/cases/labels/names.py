@@ -6,13 +6,18 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from medsam_tune.cases.classes import FILE
 from medsam_tune.cases.datalist import Case
 from medsam_tune.cases.description import Labels, labels_said
+from medsam_tune.cases.labels.masks import Mask
 from medsam_tune.cases.labels.open import LabelFile, open_label
 from medsam_tune.cases.labels.seg import Segmentation
 from medsam_tune.cases.labels.segments import labels_of_segments
 from medsam_tune.errors import DataError, about, listed
 from medsam_tune.files import read_json
+
+MOST_UNNAMED = 32
+"""Most values of masks of images that may be ids without a name; more are numbers of objects."""
 
 _Read = tuple[Case, LabelFile, Mapping[int, str]]
 
@@ -35,7 +40,8 @@ def labels_of(
         the labels; and case id -> label ids, of the label maps that were read for them.
 
     Raises:
-        DataError: ids or names that are none, or of two meanings; labels that do not fit `given`.
+        DataError: ids or names that are none, or of two meanings; labels that do not fit `given`;
+            masks of images with more than `MOST_UNNAMED` values and no name.
     """
     if given is None:
         said = labels_said(content or {}, folder / "dataset.json")
@@ -50,6 +56,7 @@ def labels_of(
     if given is not None:
         _refuse_other_labels(given, read, folder)
         return given, present
+    _refuse_objects(read, folder)
     return Labels(_labels_in(read, folder)), present
 
 
@@ -58,6 +65,23 @@ def _read_label(case: Case, path: Path) -> tuple[LabelFile, dict[int, str]]:
     with about(f"case {case.id}"):
         label = open_label(path, case.coding, case.region, case.image)
         return label, label.names()
+
+
+def _refuse_objects(read: Iterable[_Read], folder: Path) -> None:
+    """Refuse masks of images whose values are numbers of objects, as nothing names them."""
+    values = {
+        value
+        for _, label, ids in read
+        if isinstance(label, Mask) and not label.coding.colours
+        for value in ids
+    }
+    if len(values) > MOST_UNNAMED:
+        raise DataError(
+            f"{folder}: the masks have {len(values)} values without a name, from {min(values)} to "
+            f"{max(values)}; expected at most {MOST_UNNAMED}. If they are numbers of objects, "
+            f'write so in {FILE} in the folder: {{"classes": [{{"name": "object"}}], "instances": '
+            "true}. If they are ids of classes, name each there or by --labels."
+        )
 
 
 def _refuse_other_labels(given: Labels, read: Iterable[_Read], folder: Path) -> None:

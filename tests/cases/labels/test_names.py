@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from medsam_tune.cases.description import Labels
 from medsam_tune.cases.folders import find_cases
@@ -46,3 +47,22 @@ def test_labels_json_may_be_nnunets(tmp_path: Path) -> None:
     (tmp_path / "labels.json").write_text(json.dumps({"labels": {"liver": 1, "ignore": 2}}))
     data = find_cases(tmp_path, modality="CT")
     assert (data.labels, data.ignore) == ({1: "liver"}, 2)
+
+
+def test_masks_of_numbers_of_objects_need_a_class_map(tmp_path: Path) -> None:
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    ids = np.arange(34, dtype=np.uint8).reshape(2, 17)  # 33 objects
+    for name, values in (("images", 7 * ids), ("masks", ids)):
+        Image.fromarray(values).save(tmp_path / name / "a.png")
+    with pytest.raises(
+        DataError,
+        match=r"masks have 33 values without a name, from 1 to 33; expected at most 32\. .*"
+        r'classes\.json in the folder: .*"instances": true.* or by --labels\.$',
+    ):
+        find_cases(tmp_path)
+    (tmp_path / "classes.json").write_text('{"classes": [{"name": "object"}], "instances": true}')
+    assert find_cases(tmp_path).labels == {1: "object"}
+    (tmp_path / "classes.json").unlink()
+    Image.fromarray(ids.clip(0, 32)).save(tmp_path / "masks" / "a.png")
+    assert len(find_cases(tmp_path).labels) == 32
