@@ -246,3 +246,11 @@ def test_check_of_dicom_studies_says_to_split_them(tune: Tune, tmp_path: Path) -
     assert code == 0
     assert err.splitlines()[-1] == "next: medsam-tune split studies --out datalist.json"
     assert "next" not in tune("check", "unlabelled")[2]
+
+
+def test_masks_of_images_are_named_as_png(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, mask in (("a.png", "mask.png"), ("a.nii.gz", "mask.nii.gz")):
+        next_steps.after_prompts(Path(name), None, None, Path("boxes.json"), True)
+        assert capsys.readouterr().err.endswith(f"--prompts boxes.json --output {mask}\n")

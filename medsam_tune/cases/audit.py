@@ -43,6 +43,8 @@ SOUND, LEAKING = 0, 4
 """What `medsam-tune check` exits with, beside `REFUSED`; 1 is an error of the call itself, 2 of its
 options. Where scans are refused and others leak, it is `LEAKING`."""
 
+_MILLIMETRES = 1000.0  # of a metre
+
 
 @dataclass
 class Finding:
@@ -51,6 +53,7 @@ class Finding:
     Attributes:
         case: id of the case, or description of the series in a folder of DICOM.
         subset: subset of the datalist; empty without one.
+        flat: True of a 2-D image.
         problem: reason of the refusal; empty for a sound scan.
         shape: (I, J, K) number of voxels of the file's array.
         spacing: millimetres along those axes; empty where nothing says them.
@@ -63,6 +66,7 @@ class Finding:
 
     case: str
     subset: str = ""
+    flat: bool = False
     problem: str = ""
     shape: tuple[int, ...] = ()
     spacing: tuple[float, ...] = ()
@@ -122,14 +126,22 @@ class Report:
 
 
 def _line(one: Finding) -> str:
-    size = " x ".join(map(str, one.shape))
-    spacing = " x ".join(f"{mm:.4g}" for mm in one.spacing)
-    spacing = f"{spacing} mm" if spacing else "of no known spacing"
     low, high = one.range
-    parts = [f"{one.case}: {size}, {spacing}, {one.orientation}, {low:g} to {high:g}"]
+    parts = [f"{one.case}: {_size(one)}, {low:g} to {high:g}"]
     if one.labels:
         parts.append("labels " + ", ".join(f"{k} ({n})" for k, n in one.labels.items()))
     return "; ".join([*parts, *one.notes])
+
+
+def _size(one: Finding) -> str:
+    """Size of a scan and of its voxels, in words; of a 2-D image in pixels and metres."""
+    if one.flat:
+        sides = dict.fromkeys(f"{mm / _MILLIMETRES:.4g}" for mm in one.spacing[:2])
+        pixel = f" of {' x '.join(sides)} m" if sides else ""
+        return f"{one.shape[0]} x {one.shape[1]} pixels{pixel}"
+    spacing = " x ".join(f"{mm:.4g}" for mm in one.spacing)
+    spacing = f"{spacing} mm" if spacing else "of no known spacing"
+    return f"{' x '.join(map(str, one.shape))}, {spacing}, {one.orientation}"
 
 
 def check_place(
@@ -230,12 +242,13 @@ def _task(finding: Finding, read: Callable[[], tuple[MetaTensor, MetaTensor | No
 def _case_task(
     case: Case, subset: str, labels: Mapping[int, str], mending: Mending, expected: Expected
 ) -> _Task:
-    return _task(Finding(case.id, subset), lambda: load_case(case, labels, mending, expected))
+    finding = Finding(case.id, subset, is_flat(case.image))
+    return _task(finding, lambda: load_case(case, labels, mending, expected))
 
 
 def _scan_task(path: Path, mending: Mending) -> _Task:
     case = Case(path, None, "")
-    return _task(Finding(case.id), lambda: load_case(case, {}, mending))
+    return _case_task(case, "", {}, mending, Expected())
 
 
 def _tree_tasks(place: Path, optional: bool, mending: Mending) -> list[_Task]:

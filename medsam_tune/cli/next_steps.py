@@ -88,13 +88,12 @@ def after_evaluate(run: Path, bundle: str, unfinished: bool = False) -> None:
     """Predict a held-out scan by the run."""
     _results(run)
     scan, series = _held_out(run)
-    ending = ".png" if bundle == IMAGES else ".nii.gz"
     chosen = ("--series", series) if series else ()
     if _prompted(run):
         boxes = _free(Path("boxes.json"))
         _say(medsam_tune("prompts", scan, *chosen, "--run", run, "--output", boxes))
     else:
-        mask = ("--output", _free(Path(f"mask{ending}")), *["--unfinished"] * unfinished)
+        mask = ("--output", _mask_of(scan, bundle), *["--unfinished"] * unfinished)
         _say(medsam_tune("predict", scan, *chosen, "--run", run, *mask, bundle=bundle))
 
 
@@ -119,7 +118,7 @@ def after_prompts(
     """Fill in the boxes, then predict."""
     chosen = ("--series", series) if series else ()
     words = ("--run", run or Path("RUN"), "--prompts", output)
-    mask = ("--output", _free(Path("mask.nii.gz")))
+    mask = ("--output", _mask_of(scan))
     if not filled:
         _say(f"fill in the boxes of {output}, remove objects without one")
     _say(medsam_tune("predict", scan, *chosen, *words, *mask))
@@ -200,6 +199,13 @@ def _train_on(datalist: Path, modality: str) -> str:
 def _train(*words: object, bundle: str = SHIPPED, method: str = "lora") -> str:
     output = _free(Path("runs") / method)
     return medsam_tune("train", method, *words, "--output", output, bundle=bundle)
+
+
+def _mask_of(scan: Path, bundle: str = SHIPPED) -> Path:
+    """A free name for the mask of a scan; of 2-D images, and by their bundle, a PNG."""
+    from medsam_tune.formats.open import is_flat
+
+    return _free(Path("mask.png" if bundle == IMAGES or is_flat(scan) else "mask.nii.gz"))
 
 
 def _free(path: Path) -> Path:

@@ -6,9 +6,10 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from medsam_tune.cases import audit
-from medsam_tune.cases.audit import LEAKING, SOUND, check_place
+from medsam_tune.cases.audit import LEAKING, SOUND, Finding, Report, check_place
 from medsam_tune.cases.datalist import Datalist, read_datalist, write_datalist
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.load import load_case
@@ -226,3 +227,12 @@ def test_row_76_ids_are_counted_one_by_one(make_case):
     (finding,) = check_place(path, progress=False).findings
     counts = np.bincount(small_scan()[1].ravel())
     assert finding.labels == {315: counts[1], 2**31 - 1: counts[2]}
+
+
+def test_images_are_told_in_pixels(tmp_path):
+    pixels = np.arange(40, dtype=np.uint8).reshape(5, 8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert check_place(tmp_path / "a.png").lines()[0] == "a: 8 x 5 pixels, 0 to 39"
+    scene = Finding("b", "", True, shape=(8, 5, 1), spacing=(500.0, 500.0, 1.0), range=(0.0, 1.0))
+    report = Report("d.json", (scene,), (), ())
+    assert report.lines()[0] == "b: 8 x 5 pixels of 0.5 m, 0 to 1"
