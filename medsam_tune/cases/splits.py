@@ -15,6 +15,8 @@ from medsam_tune.cases.labels.open import open_label
 from medsam_tune.console import tracked
 from medsam_tune.errors import DataError, about
 from medsam_tune.files import all_written_whole
+from medsam_tune.formats import geotiff
+from medsam_tune.formats.open import reader_of
 
 
 def split_cases(
@@ -45,8 +47,8 @@ def split_cases(
             "of 0 or more that add up to 1, e.g. 0.7 0.1 0.2."
         )
     patients = _shuffled(datalist.cases, seed)
-    groups = _grouped(patients, _share(len(patients), fractions), present)
-    return _with_subsets(datalist, groups)
+    shares = _share(len(patients), fractions, datalist.cases)
+    return _with_subsets(datalist, _grouped(patients, shares, present))
 
 
 def fold_cases(
@@ -73,7 +75,8 @@ def fold_cases(
             f"{folds} folds; expected at least 3: one to test, one to validate, one to train."
         )
     patients = _shuffled(datalist.cases, seed)
-    groups = _grouped(patients, _share(len(patients), [1 / folds] * folds), present)
+    shares = _share(len(patients), [1 / folds] * folds, datalist.cases)
+    groups = _grouped(patients, shares, present)
     lists = []
     for i in range(folds):
         test, validation = i, (i + 1) % folds
@@ -241,13 +244,16 @@ def _with_subsets(datalist: Datalist, groups: Sequence[Collection[str]]) -> Data
     return replace(datalist, training=training, validation=validation, test=test)
 
 
-def _share(patients: int, fractions: Sequence[float]) -> list[int]:
+def _share(patients: int, fractions: Sequence[float], cases: Sequence[Case]) -> list[int]:
     """Whole patients for each subset, by largest remainder, at least one where asked for any."""
     wanted = sum(fraction > 0 for fraction in fractions)
     if patients < wanted:
+        noun, more = "patients", "or add scans"
+        if cases and all(reader_of(case.image) is geotiff for case in cases):
+            noun, more = "scenes or groups", "add scenes, or cut them by --blocks, such as 120m"
         raise DataError(
-            f"{patients} patients cannot fill {wanted} subsets (fractions {tuple(fractions)}); "
-            "expected at least one patient for each. Set a fraction to 0, or add scans."
+            f"{patients} {noun} cannot fill {wanted} subsets (fractions {tuple(fractions)}); "
+            f"expected at least one for each. Set a fraction to 0, {more}."
         )
     exact = [patients * fraction for fraction in fractions]
     counts = [int(share + 1e-9) for share in exact]
