@@ -33,7 +33,7 @@ _HEADERS = ({"image", "img", "file"}, {"label", "mask", "annotation"})
 
 def has_folders(folder: Path) -> bool:
     """Whether there are a folder of images and one of labels, in it or in each of its folders."""
-    return bool(_places(folder))
+    return bool(folders_of_pairs(folder))
 
 
 def folder_pairs(folder: Path) -> tuple[Case, ...]:
@@ -47,7 +47,7 @@ def folder_pairs(folder: Path) -> tuple[Case, ...]:
         DataError: no such folders; images without a label, or labels without an image; two files
             whose names differ in the ending alone.
     """
-    places = _places(folder)
+    places = folders_of_pairs(folder)
     if not places:
         raise DataError(f"{folder}: no known layout; expected a dataset.json{OR_PAIRS}.")
     found: list[Case] = []
@@ -140,7 +140,7 @@ def safe_name(text: str) -> str:
     return f"{name[: _LONGEST - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def _places(folder: Path) -> dict[str, tuple[Path, Path]]:
+def folders_of_pairs(folder: Path) -> dict[str, tuple[Path, Path]]:
     """Name of a folder of the data set, or "" of itself -> its folders of images and of labels."""
     if own := image_and_label_folders(folder):
         return {"": own}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from medsam_tune.cases.datalist import Case, read_datalist, refuse_same_names
 from medsam_tune.cases.description import of_dicom
-from medsam_tune.cases.pairs import image_and_label_folders
+from medsam_tune.cases.pairs import folders_of_pairs
 from medsam_tune.errors import DataError, warn
 from medsam_tune.formats.dicom.series import Series, find_objects, is_uid
 from medsam_tune.formats.dicom.studies import folder_of, series_below
@@ -49,8 +49,9 @@ def find_scans(
     above it are named.
 
     Args:
-        place: a scan; a folder, which is searched with its sub-folders (of `images/` and `labels/`,
-            the images); or a datalist, .json, whose labels are not looked at.
+        place: a scan; a folder, which is searched with its sub-folders (of `images/` and `labels/`
+            or `masks/`, in it or in each of its folders, the images); or a datalist, .json, whose
+            labels are not looked at.
         subset: subset of a datalist; None takes all.
         series: SeriesInstanceUID, or its end: `place` is then one scan.
         modality: modality of the scans that are wanted. Series of another one are left out with a
@@ -73,8 +74,10 @@ def find_scans(
         raise DataError(f"{place}: is no datalist, so it has no subset {subset!r}. Leave it out.")
     if series is not None or not place.is_dir() or place.name.lower().endswith(ENDINGS):
         return Scans((Case(place, None, "", series),), place.parent)
-    folders = image_and_label_folders(place)
-    found = _of_folder(folders[0] if folders else place, modality, leave_out)
+    pairs = folders_of_pairs(place)
+    own = pairs.get("")
+    leave_out = [*leave_out, *(labels for _, labels in pairs.values())]
+    found = _of_folder(place if own is None else own[0], modality, leave_out)
     if not found.cases and not found.refused:
         raise DataError(
             f"{place}: no scan in it; expected files that end in {', '.join(ENDINGS)}, or images "

@@ -41,6 +41,16 @@ def test_of_images_and_labels_the_images(tmp_path: Path) -> None:
     assert found.folder == tmp_path / "images"
 
 
+def test_masks_beside_images_are_no_images(tmp_path: Path) -> None:
+    files = [f"{folder}/a.png" for folder in ("x/images", "x/masks", "y/images", "y/labels")]
+    touch(tmp_path / "one", "images/a.png", "masks/a.png", "masks/b.png")
+    touch(tmp_path / "tiles", *(file.replace("y/images/a", "y/images/b") for file in files))
+    assert names(find_scans(tmp_path / "one")) == ["a"]
+    found = find_scans(tmp_path / "tiles")
+    assert names(found) == ["a", "b"]
+    assert all(case.image.parent.name == "images" for case in found.cases)
+
+
 def test_one_scan(tmp_path: Path) -> None:
     path = write_nifti(tmp_path / "a.nii.gz", small_scan()[0])
     assert find_scans(path) == Scans((Case(path, None, ""),), tmp_path)
