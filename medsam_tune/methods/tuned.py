@@ -24,6 +24,7 @@ _KEY = "medsam_tune"
 HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 """Types of two bytes that a tuned file can be kept in."""
 
+_OTHER = "The run is of another version of medsam_tune, or its file was changed; train it again."
 _DTYPES = ("F16", "BF16", "F32", "F64")  # in safetensors' words
 
 
@@ -260,11 +261,14 @@ def _refuse_other_tensors(
     """Refuse tensors, name -> shape, that are not those of a method."""
     if own.keys() != found.keys():
         odd = sorted(own.keys() ^ found.keys())
-        raise DataError(f"{source}: {len(odd)} tensors do not match the method, e.g. {odd[0]}.")
+        raise DataError(
+            f"{source}: {len(odd)} tensors do not match the method, e.g. {odd[0]}. {_OTHER}"
+        )
     for key, shape in found.items():
         if shape != tuple(own[key].shape):
             raise DataError(
-                f"{source}: {key} has shape {shape}, the model needs {tuple(own[key].shape)}."
+                f"{source}: {key} has shape {shape}, the model needs {tuple(own[key].shape)}. "
+                f"{_OTHER}"
             )
 
 
