@@ -52,9 +52,9 @@ def predict(
     prompts: Annotated[
         Path | None,
         typer.Option(
-            help="Prompt file, markups of 3D Slicer (.mrk.json), or a label map; of many scans a "
-            "folder with a file for each, named after it. None: every label is found where the "
-            "model says that it is."
+            help="Prompt file, markups of 3D Slicer (.mrk.json), a label map, or of 2-D images "
+            "COCO's JSON; of many scans a folder with a file for each, named after it. None: every "
+            "label is found where the model says that it is."
         ),
     ] = None,
     prompts_as: Annotated[

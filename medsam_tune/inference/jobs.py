@@ -13,6 +13,7 @@ from medsam_tune.cases.datalist import Case
 from medsam_tune.cases.places import Scans
 from medsam_tune.errors import DataError, listed
 from medsam_tune.files import file_hash, files_hash, flat, named_hash, read_json, refuse_taken
+from medsam_tune.formats import coco
 from medsam_tune.formats.listing import entries_of
 from medsam_tune.formats.open import files_of, name_from, scan_files, stem_of
 from medsam_tune.inference.output import ending_of, masks_at
@@ -72,7 +73,8 @@ def jobs_for(
         output: folder of the masks, which get the names of the cases; or for one scan the mask.
         ending: ending of masks in a folder.
         prompts: a folder with a file for each case, named after it: `a.json`, `a.mrk.json`, or a
-            label map such as `a.nii.gz`; or the prompts of the only scan; or None.
+            label map such as `a.nii.gz`; or COCO's JSON of all; or the prompts of the only scan; or
+            None.
 
     Raises:
         DataError: one mask or one file of prompts for several scans; no such folder of prompts.
@@ -100,8 +102,8 @@ def jobs_for(
 def _prompts_of(cases: Sequence[Case], prompts: Path) -> dict[str, Path | str]:
     """Case id -> its prompts, or why there are none."""
     if not prompts.is_dir():
-        if len(cases) == 1:
-            return {cases[0].id: prompts}
+        if len(cases) == 1 or coco.is_coco(prompts):
+            return {case.id: prompts for case in cases}
         raise DataError(
             f"{prompts}: is no folder, and there are {len(cases)} scans; expected a folder of "
             "prompts with a file for each, named after it."

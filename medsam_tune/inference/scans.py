@@ -106,7 +106,9 @@ class LoadPromptedScan:
         case, slices, grid = self.opened(
             item["scan"], item.get("affine"), item.get("series"), item.get("name")
         )
-        return PromptedScan(case, slices, self.prompts(item["prompts"], grid), grid)
+        scan = item["scan"]
+        file = Path(scan) if isinstance(scan, (str, Path)) else None
+        return PromptedScan(case, slices, self.prompts(item["prompts"], grid, file), grid)
 
     def opened(
         self,
@@ -163,13 +165,17 @@ class LoadPromptedScan:
             )
 
     def prompts(
-        self, source: str | Path | Mapping[str, Any] | None, grid: ScanGrid
+        self,
+        source: str | Path | Mapping[str, Any] | None,
+        grid: ScanGrid,
+        scan: Path | None = None,
     ) -> SlicePrompts | None:
         """Prompts on the slices of a grid, see `read_prompts`; None stays None."""
         if source is None:
             return None
         components = self.rules.components
-        return read_prompts(source, grid, self.labels, components=components, **self.reading)
+        options = {"components": components, "scan": scan, **self.reading}
+        return read_prompts(source, grid, self.labels, **options)
 
 
 def _picture(image: Tensor | NDArray[Any] | Image.Image) -> MetaTensor:

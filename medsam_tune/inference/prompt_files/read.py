@@ -8,8 +8,9 @@ from typing import Any
 
 from medsam_tune.errors import DataError
 from medsam_tune.files import read_json
-from medsam_tune.formats import vectors
+from medsam_tune.formats import coco, vectors
 from medsam_tune.formats.open import dicom_modality, format_of
+from medsam_tune.inference.prompt_files.coco import read_coco
 from medsam_tune.inference.prompt_files.given import on_slices
 from medsam_tune.inference.prompt_files.label_maps import read_label_map
 from medsam_tune.inference.prompt_files.markups import is_markups, read_markups
@@ -29,8 +30,9 @@ def read_prompts(
     seed: int = 0,
     components: int | None = None,
     coding: Mapping[str, Any] | None = None,
+    scan: Path | None = None,
 ) -> SlicePrompts:
-    """Prompts for the slices of one scan, from a file of any of three kinds.
+    """Prompts for the slices of one scan, from a file of any of four kinds.
 
     **A prompt file**, JSON: `{"space": "voxel" | "world", "objects": [...]}`. An object has `label`
     and one or more of
@@ -69,6 +71,10 @@ def read_prompts(
     belongs to the objects of its list, else of its label, on the same slice. Points that are hidden
     or not placed, and markups that are hidden, are left out.
 
+    **COCO's JSON**, of a 2-D image that it lists by its file's name: the box of each annotation, or
+    that of its outline where it has none. The label is the one that is named as the category, in
+    any case. Crowds are left out, with a warning.
+
     **A label map** on the scan's grid, or what else `cases.labels.open` opens: the prompts that
     `simulated_prompts` takes of it by `prompts_as`, or by "scribbles" its voxels as points inside,
     at most 16 on a slice, from which each label is followed. Polygons on the ground are one too: of
@@ -87,6 +93,7 @@ def read_prompts(
         components: with a label map, pixels of the smallest piece that is an object of its own, see
             `ScanRules`.
         coding: with the mask of an image, how it says its labels, see `RunRecord.coding`.
+        scan: file of the scan, by whose name COCO's JSON speaks of it; None in memory.
 
     Returns:
         prompts in the slice frame, by slice and then by label, one row at least.
@@ -115,6 +122,8 @@ def read_prompts(
         )
     if vectors.is_vector(path):
         return read_label_map(path, grid, labels, prompts_as, jitter, seed, components, coding)
+    if coco.is_coco(path):
+        return on_slices(read_coco(path, grid, labels, scan), grid, str(path))
     if path.is_file() and (path.suffix.lower() == ".json" or _holds_json(path)):
         stem = path.name.removesuffix(path.suffix).removesuffix(".mrk")
         return _of_json(read_json(path), grid, labels, str(path), stem)
@@ -127,13 +136,15 @@ def read_prompts(
 
 
 def kind_of_prompts(path: Path) -> str:
-    """What a file of prompts is: "prompt file", "markups", "polygons" or "label map".
+    """What a file of prompts is: "prompt file", "markups", "polygons", "COCO" or "label map".
 
     Raises:
         DataError: JSON that cannot be read.
     """
     if vectors.is_vector(path):
         return "polygons"
+    if coco.is_coco(path):
+        return "COCO"
     if path.is_file() and (path.suffix.lower() == ".json" or _holds_json(path)):
         return "markups" if is_markups(read_json(path)) else "prompt file"
     return "label map"
