@@ -13,7 +13,8 @@ RATES: dict[str, dict[str, float]] = {
 }
 """Method -> learning rate on nano, on SAM's small encoders, and on vit_b, vit_l and vit_h.
 
-Those of nano come from `benchmarks/rates.py`. The others are published ones, untried here:
+Those of nano were found by hand on phantoms; `benchmarks/rates.py` searches on validation
+cases. The others are published ones, untried here:
 decoder, mazurowski-lab/finetune-SAM; full, MedSAM, and LiteMedSAM on vit_t; lora, SAMed, whose
 scale is 1 as ours; adapter, AdaptFormer; prompt, near LLaMA-Adapter's 9e-3.
 """

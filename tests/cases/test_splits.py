@@ -19,6 +19,7 @@ from medsam_tune.cases.splits import (
     split_cases,
 )
 from medsam_tune.errors import DataError
+from medsam_tune.formats import geotiff
 from medsam_tune.formats.open import case_id, load_image
 from tests.scans import listed, plain_folder, write_nifti
 
@@ -198,6 +199,12 @@ def test_each_wanted_subset_gets_a_patient():
 def test_fewer_patients_than_subsets():
     with pytest.raises(DataError, match=r"2 patients cannot fill 3 subsets \(fractions"):
         split_cases(listed(2, per_patient=5), (0.6, 0.2, 0.2), 0)
+
+
+def test_one_scene_is_cut_into_blocks(monkeypatch):
+    monkeypatch.setattr("medsam_tune.cases.splits.reader_of", lambda path: geotiff)
+    with pytest.raises(DataError, match=r"1 scenes or groups cannot fill 3 subsets .* by --blocks"):
+        split_cases(listed(1), (0.6, 0.2, 0.2), 0)
 
 
 @pytest.mark.parametrize(
