@@ -1,0 +1,81 @@
+"""Comparison of methods: means over seeds and labels, tests, and what the files say."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from medsam_tune.errors import DataError
+from medsam_tune.evaluation.compare import compare_methods, read_method
+from medsam_tune.evaluation.compare_page import write_comparison
+from medsam_tune.evaluation.metrics import Score
+from medsam_tune.evaluation.scores import write_scores
+from medsam_tune.evaluation.statistics import summarise_kinds
+from medsam_tune.inference.simulated import MASKS
+
+
+def evaluated(folder: Path, dice: float, *kinds: str, cases: int = 8) -> Path:
+    scores = {
+        kind: [
+            Score(
+                *(f"case_{n}", kind, label, name, dice - 0.01 * n, 0.5, 9, 9, None, 1),
+                **{"patient": str(n), "unit": "mm", "tolerance": 2.0, "nsd": dice / 2},
+            )
+            for n in range(cases)
+            for label, name in ((1, "<b>liver"), (2, "spleen"))
+        ]
+        for kind in kinds
+    }
+    summary = {"subset": "test", "cases": cases, "stopped_by": None, **summarise_kinds(scores)}
+    write_scores(folder / "evaluation", scores, summary)
+    return folder
+
+
+def test_seeds_are_averaged_and_masks_count_for_every_kind(tmp_path: Path) -> None:
+    methods = [
+        read_method("zero_shot", [evaluated(tmp_path / "zero_shot", 0.5, "slices")]),
+        read_method(
+            "lora",
+            [evaluated(tmp_path / f"lora{n}", 0.8 + n / 10, "slices", "none") for n in (0, 1)],
+        ),
+        read_method("reader", [evaluated(tmp_path / "reader", 0.95, MASKS)]),
+    ]
+    found = compare_methods(methods)
+    lora = found["methods"]["lora"]["by_prompts"]["slices"]["dice"]
+    assert lora["seeds"] == pytest.approx([0.765, 0.865])
+    assert lora["mean"] == pytest.approx(0.815)
+    assert (lora["n"], lora["n_patients"]) == (16, 8)
+    assert lora["interval"][0] < 0.815 < lora["interval"][1]
+    assert found["by_prompts"]["slices"]["reference"] == "zero_shot"
+    assert found["by_prompts"]["none"]["reference"] == "reader"  # the best of those that have it
+    pairs = [(t["first"], t["second"]) for t in found["by_prompts"]["slices"]["tests"]["dice"]]
+    assert pairs == [("zero_shot", "lora"), ("zero_shot", "reader"), ("lora", "reader")]
+    text = write_comparison(tmp_path, methods, {"full": "out of memory"})
+    row = next(line for line in text.splitlines() if line.startswith("lora"))
+    assert "0.815 (" in row
+    assert "zero_shot" in row
+    assert "+0.350" in row
+    assert "failed: full: out of memory" in text
+    page = (tmp_path / "compare.html").read_text()
+    assert "&lt;b&gt;liver" in page
+    assert "<b>liver" not in page
+    assert 'href="lora1/evaluation/report.html"' in page
+    assert "script-src 'none'" in page
+    assert "<script" not in page
+    rows = list(csv.DictReader((tmp_path / "compare.csv").open()))
+    whole = [r for r in rows if (r["method"], r["prompts"], r["label"]) == ("lora", "slices", "")]
+    assert [float(r["mean"]) for r in whole] == pytest.approx([0.815, 0.425])
+    assert json.loads((tmp_path / "compare.json").read_text())["failed"]["full"] == "out of memory"
+    assert "| lora | slices | 0.815" in (tmp_path / "compare.md").read_text()
+
+
+def test_evaluations_of_other_cases_are_refused(tmp_path: Path) -> None:
+    methods = [
+        read_method("a", [evaluated(tmp_path / "a", 0.5, "slices")]),
+        read_method("b", [evaluated(tmp_path / "b", 0.5, "slices", cases=7)]),
+    ]
+    with pytest.raises(DataError, match=r"was evaluated on other cases than .*case_7 in one"):
+        compare_methods(methods)

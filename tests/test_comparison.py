@@ -1,0 +1,83 @@
+"""`compare`: what it runs, what it does not run again, and that a failure loses no other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medsam_tune import comparison
+from medsam_tune.comparison import Plan, compare
+from medsam_tune.errors import DataError
+from medsam_tune.runs import RunRecord, read_state, write_record, write_state
+from medsam_tune.settings import Typed
+from tests.evaluation.test_compare import evaluated
+
+Calls = list[tuple[list[str], dict[str, str]]]
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    """The bundle runs, as configs and settings; a training of `full` fails."""
+    seen: Calls = []
+
+    def run(_: str, configs: list[str], given: dict[str, Any]) -> None:
+        seen.append((configs, {key: str(value) for key, value in given.items()}))
+        if "run_dir" in given:
+            evaluated(Path(given["run_dir"]), 0.5, *given["prompts"])
+        elif "method_full.yaml" in configs:
+            raise DataError("full: no memory for it.")
+        else:
+            folder, epochs = Path(given["output_dir"]), given.get("epochs", 20)
+            folder.mkdir(exist_ok=True)
+            record = RunRecord(None, None, None, {}, {}, 0.05, 0, mixture={"box": 1, "none": 1})
+            write_record(folder, record)
+            write_state(folder, "finished", epochs, epochs, 60.0 * epochs)
+
+    monkeypatch.setattr(comparison, "run_bundle", run)
+    return seen
+
+
+def plan(folder: Path, **changes: Any) -> Plan:
+    (folder / "d.json").write_text("{}")
+    given: dict[str, Any] = {"methods": ["zero_shot", "full", "lora"], "epochs": 2, "seeds": 2}
+    return Plan(folder / "d.json", folder / "O", **(given | changes))
+
+
+def test_what_is_done_is_not_done_again(calls: Calls, tmp_path: Path) -> None:
+    settings = {"lr": Typed("1e-3"), "tolerance": Typed("3"), "jitter": Typed("0.1")}
+    table, failed = compare(plan(tmp_path, settings=settings))
+    assert {*failed} == {"full", "full-seed1"}
+    assert "failed: full: full: no memory for it." in table
+    zero, _, _, lora, scored, second, _ = calls
+    assert zero[0] == ["evaluate.yaml", "zero_shot.yaml"]
+    assert zero[1]["prompts"] == "['slices', 'box3d']"
+    assert (zero[1]["jitter"], zero[1]["tolerance"], "lr" in zero[1]) == ("0.1", "3", False)
+    assert lora[0] == ["train.yaml", "method_lora.yaml"]
+    assert (lora[1]["epochs"], lora[1]["seed"], second[1]["seed"]) == ("2", "0", "1")
+    assert (lora[1]["lr"], lora[1]["jitter"], "tolerance" in lora[1]) == ("1e-3", "0.1", False)
+    assert scored[1]["prompts"] == "['slices', 'box3d', 'none']"
+    assert (scored[1]["seed"], scored[1]["tolerance"], "jitter" in scored[1]) == ("0", "3", False)
+    calls.clear()
+    compare(plan(tmp_path, settings=settings))
+    assert [configs for configs, _ in calls] == [["train.yaml", "method_full.yaml"]] * 2
+    calls.clear()
+    write_state(tmp_path / "O" / "lora", "stopped", 1, 2)
+    compare(plan(tmp_path, settings=settings, methods=["lora"]))
+    assert [given.get("resume") for _, given in calls] == ["True"]
+    with pytest.raises(DataError, match="holds another comparison: epochs was 2, now 3"):
+        compare(plan(tmp_path, settings=settings, epochs=3))
+
+
+def test_minutes_become_epochs(calls: Calls, tmp_path: Path) -> None:
+    compare(plan(tmp_path, methods=["lora"], epochs=None, minutes=5.5, seeds=1))
+    assert [given.get("epochs") for _, given in calls] == ["1", "5", None]
+    assert read_state(tmp_path / "O" / "lora")["epoch"] == 5
+
+
+def test_another_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "O").mkdir()
+    (tmp_path / "O" / "mine.txt").write_text("")
+    with pytest.raises(DataError, match=r"holds other files \(mine.txt\)"):
+        compare(plan(tmp_path))
