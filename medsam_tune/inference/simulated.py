@@ -84,8 +84,9 @@ def parse_kind(text: str, known: Sequence[str] = (*KINDS, MASKS)) -> Kind:
             )
         return Kind("interpolated", int(match[1]))
     if text not in known or text == "interpolated:N":
+        asked = [kind for kind in known if kind != MASKS]
         raise ValueError(
-            f"kind of prompts {text[:40]!r} is unknown; known: {', '.join(known)} (N boxes, such "
+            f"kind of prompts {text[:40]!r} is unknown; known: {', '.join(asked)} (N boxes, such "
             f"as interpolated:5).{nearest(text, known)}"
         )
     return Kind(text)

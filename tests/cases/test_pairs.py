@@ -187,4 +187,4 @@ def test_images_beside_scans_are_previews(tmp_path):
     (tmp_path / "images" / "a.nii.gz").unlink()
     report = check_place(tmp_path / "images", progress=False)
     assert [one.case for one in report.findings] == ["preview"]
-    assert "of no known spacing" in report.lines()[0]
+    assert "preview: 56 x 48 pixels" in report.lines()[0]

@@ -135,6 +135,7 @@ def write_run(
     sam = apply_method(build_sam("nano", image_size=64), "decoder", num_classes=classes)
     if sam.learned is not None:
         sam.learned.present.data[:, -1] = 1.0
+        sam.learned.gates.data.fill_(1)  # untrained, tokens have no say
     with torch.no_grad():  # another seed is another run
         next(p for p in sam.parameters() if p.requires_grad).add_(0.01 * seed)
     save_tuned(sam, folder / "tuned.safetensors", labels)

@@ -137,14 +137,14 @@ def test_eight_bits_are_taken_as_they_are(tmp_path):
 
 def test_pixels_without_data_are_black_and_ignored(tmp_path):
     data = find_cases(folder(tmp_path / "d", nodata=0))
-    assert data.ignore == 255
+    assert data.ignore == 254
     store = SliceStore(tmp_path / "s", RULES, data.labels_in_files)
     case = store.prepare(data.training, False)[0]
     _, ids = geo.bands_and_ids(0)
     assert (case.image()[0, :, :7] == 0).all()
-    assert (case.label()[0, :7] == 255).all()
+    assert (case.label()[0, :7] == 254).all()
     np.testing.assert_array_equal(case.label()[0, 7:], ids[7:])
-    assert 255 not in data.labels
+    assert 254 not in data.labels
     # The range of values is that of pixels with data.
     assert np.median(case.image()[0, 3, 7:]) > 128
 
