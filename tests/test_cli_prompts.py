@@ -200,7 +200,8 @@ def test_each_command_says_the_next(
         Datalist("x", "CT", LABELS, (), test=(Case(scan, label, "b", series="1.2"),)), datalist
     )
     next_steps.after_evaluate(run, "volume")
-    results, line = said()
+    results, report, line = said()
+    assert report == f"report: {run}/evaluation/report.html"
     assert results.startswith(f"results: {run}/evaluation/metrics.csv")
     words = ["prompts", str(scan), "--series", "1.2", "--run", str(run), "--output", "boxes_2.json"]
     assert shlex.split(line) == ["next:", "medsam-tune", *words]
@@ -217,7 +218,7 @@ def test_each_command_says_the_next(
         "runs/lora_2"
     )
     next_steps.after_predict(Path("scene.tif"), Path("map.gpkg"))
-    assert said()[-1] == "next: open map.gpkg over scene.tif in a GIS, e.g. QGIS"
+    assert said()[-1] == "next: open map.gpkg over scene.tif, e.g. in QGIS"
 
 
 def test_check_says_what_to_do(tune: Tune, scan: Path, tmp_path: Path) -> None:

@@ -32,7 +32,9 @@ def test_ellipse_baseline_of_the_hippocampus(hippocampus: Path, tmp_path: Path) 
         device=torch.device("cpu"),
         val_data_loader=torch.utils.data.DataLoader(dataset, batch_size=None),
         network=torch.nn.Identity(),
-        inferer=lambda image, _, by: {kind: EllipseInferer()(image, _, by[kind]) for kind in by},
+        inferer=lambda image, _, by, **__: {
+            kind: EllipseInferer()(image, _, by[kind]) for kind in by
+        },
         prepare_batch=prepare_case,
         val_handlers=[scores],
         decollate=False,

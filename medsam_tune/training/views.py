@@ -7,10 +7,10 @@ embeddings on disk. There is no augmentation of an embedding.
 from __future__ import annotations
 
 import copy
-import marshal
 import zlib
 from collections.abc import Mapping, Sequence
 from enum import Enum
+from marshal import dumps
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -184,4 +184,4 @@ def _settings(value: Any) -> Any:
 def _code(code: CodeType) -> bytes:
     """What a function does, wherever it stands."""
     constants = [_code(c) if isinstance(c, CodeType) else repr(c).encode() for c in code.co_consts]
-    return marshal.dumps([code.co_code, constants, code.co_names])
+    return dumps([code.co_code, constants, code.co_names])

@@ -101,6 +101,7 @@ class Yard:
         """What differs between a run and the undisturbed one; empty if nothing does."""
         whole, other = self.whole(method), self.folder / run
         state = json.loads((other / "state.json").read_text())
+        state.pop("seconds", None)
         if state != {"state": "finished", "epoch": 3, "epochs": 3}:
             return f"state {state}"
         pairs = [

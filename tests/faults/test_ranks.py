@@ -119,7 +119,7 @@ def test_a_killed_process_ends_both_and_the_run_goes_on(folder: Path) -> None:
     text = done(started(folder, 2, "train.yaml", output_dir="killed", batch_size=2, **settings))
     assert "resumed from" in text
     state = json.loads((folder / "killed" / "state.json").read_text())
-    assert state == {"state": "finished", "epoch": 3, "epochs": 3}
+    assert (state["state"], state["epoch"]) == ("finished", 3)
 
 
 def test_a_folder_that_is_taken_is_refused_by_both(folder: Path) -> None:

@@ -196,6 +196,7 @@ class Walk:
 
     def state(self) -> dict[str, Any]:
         content: dict[str, Any] = json.loads((self.path / "state.json").read_text())
+        assert content.pop("seconds", 0) >= 0
         return content
 
 
