@@ -12,7 +12,14 @@ BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
 SOURCE, COPY = BUNDLES / "sam_volume", BUNDLES / "sam_image"
 
 _CONFIGS = (
-    *("train.yaml", "prepare.yaml", "evaluate.yaml", "zero_shot.yaml", "inference.yaml"),
+    *(
+        "train.yaml",
+        "prepare.yaml",
+        "prepare_embeddings.yaml",
+        "evaluate.yaml",
+        "zero_shot.yaml",
+        "inference.yaml",
+    ),
     *("method_full.yaml", "method_adapter.yaml", "method_lora.yaml", "method_prompt.yaml"),
     *("no_prompt.yaml", "class_agnostic.yaml", "few_shot.yaml", "multi_gpu.yaml", "logging.conf"),
     *("notes_full.yaml", "notes_decoder.yaml", "notes_lora.yaml", "notes_adapter.yaml"),

@@ -40,7 +40,10 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
     """The bundle runs that demo and command line ask for, written as arguments; results made up."""
     seen: Runs = []
 
-    def record(bundle: str, configs: list[str], overrides: dict[str, object]) -> None:
+    def record(
+        bundle: str, configs: list[str], overrides: dict[str, object], processes: int = 1
+    ) -> None:
+        assert processes == 1
         seen.append((bundle, list(configs), {k: str(v) for k, v in overrides.items()}))
         if "run_dir" in overrides:
             folder = Path(str(overrides["run_dir"])) / "evaluation"

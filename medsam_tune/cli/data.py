@@ -231,7 +231,7 @@ def prepare(
     if embeddings:
         refuse_random(model, checkpoint)
         base = given(image_size=image_size, checkpoint=checkpoint)
-        overrides |= {"model": model, "cache": True} | base
+        overrides |= {"model": model} | base
         words = ["--model", model]
         words += [w for k, v in base.items() for w in (f"--{k.replace('_', '-')}", v)]
     elif model != "nano" or image_size is not None or checkpoint is not None:
@@ -239,5 +239,6 @@ def prepare(
             "--model, --image-size and --checkpoint are for --embeddings; slices are the same for "
             "every model. Add --embeddings, or leave them out."
         )
-    run_bundle(bundle, ["train.yaml", "prepare.yaml"], overrides | read_settings(set_, overrides))
+    configs = ["train.yaml", "prepare.yaml", *["prepare_embeddings.yaml"] * embeddings]
+    run_bundle(bundle, configs, overrides | read_settings(set_, overrides))
     after_prepare(datalist, slices_dir, set_, bundle, words)
