@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from segment_anything.modeling.image_encoder import Attention as StockAttention
@@ -39,7 +40,6 @@ def measure(layer: str, variant: str, train: bool) -> tuple[list[float], float]:
         )
     else:
         attention = encoder.Attention(768, 12, grid)
-        encoder._attend = getattr(encoder, variant)
     for name in ("rel_pos_h", "rel_pos_w"):
         nn.init.normal_(getattr(attention, name), std=0.1)
     attention.to(DEVICE)
@@ -47,7 +47,8 @@ def measure(layer: str, variant: str, train: bool) -> tuple[list[float], float]:
 
     def once() -> None:
         amp = torch.autocast("cuda", torch.bfloat16, enabled=DEVICE == "cuda")
-        with torch.set_grad_enabled(train), amp:
+        chosen = encoder._attend if variant == "stock" else getattr(encoder, variant)
+        with torch.set_grad_enabled(train), amp, patch.object(encoder, "_attend", chosen):
             y = attention(x)
         if train:
             y.sum().backward()

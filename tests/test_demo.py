@@ -96,7 +96,7 @@ def test_the_demo_is_what_the_commands_do(runs: Runs, tmp_path: Path) -> None:
     datalist, zero, run = (tmp_path / name for name in ("datalist.json", "zero_shot", "run"))
     size = demo.IMAGE_SIZE
     shutil.rmtree(zero)  # an evaluation is not written over
-    settings = [f"{k}={v}" for k, v in {**demo.SUBJECTS["volume"].settings, "lr": 0.004}.items()]
+    settings = [f"{k}={v}" for k, v in demo.SUBJECTS["volume"].settings.items()]
     tuning.evaluate(zero_shot=True, datalist=datalist, output=zero, image_size=size)
     tuning.train("lora", datalist, run, image_size=size, set_=settings)
     tuning.evaluate(run=run, prompts=["slices,box3d", "none"])
@@ -122,7 +122,7 @@ def test_the_demo_of_images_is_what_the_commands_do(runs: Runs, tmp_path: Path) 
     size = demo.IMAGE_SIZE
     shutil.rmtree(zero)
     subject = demo.SUBJECTS["image"]
-    settings = [f"{k}={v}" for k, v in {**subject.settings, "lr": 0.001}.items()]
+    settings = [f"{k}={v}" for k, v in subject.settings.items()]
     tuning.evaluate(zero_shot=True, datalist=datalist, output=zero, image_size=size, bundle="image")
     tuning.train("decoder", datalist, run, image_size=size, set_=settings, bundle="image")
     tuning.evaluate(run=run, prompts=["slices,points", "none"], bundle="image")

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from medsam_tune.errors import DataError, about, warn
 from medsam_tune.formats import coco
 from medsam_tune.inference.prompt_files.given import GivenObject, refuse_too_many
@@ -79,7 +81,7 @@ def _box_of(one: coco.Annotation, picture: coco.Picture) -> tuple[float, float, 
                 f"annotation {one.id}: its outline has no pixel; expected one at least. Correct or "
                 "remove it."
             )
-        rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         low, high = (columns[0], rows[0]), (columns[-1] + 1, rows[-1] + 1)
         return float(low[0]), float(low[1]), float(high[0]), float(high[1])
     coco.mask_of(replace(one, segmentation=None), picture)  # refuses a box that is none
