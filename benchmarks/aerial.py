@@ -14,19 +14,16 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import shlex
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from torch import cuda
+from commands import command
 from training_step import machine
 
 from medsam_tune.cases.datalist import write_datalist
 from medsam_tune.cases.folders import find_cases
-from medsam_tune.cli import app
 from medsam_tune.methods import METHODS
 
 RESULTS = Path(__file__).parent / "results" / "aerial.md"
@@ -40,15 +37,6 @@ CLASSES = {
 }
 IGNORED = {"name": "Unlabeled", "color": "#9B9B9B", "ignore": True}
 TILES = ("Tile 1", "Tile 2", "Tile 3", "Tile 4")
-
-
-def command(*words: object) -> float:
-    """Run a `medsam-tune` command in this process; the minutes that it took."""
-    argv = [str(word) for word in words]
-    print("$ medsam-tune", shlex.join(argv), flush=True)
-    start = time.monotonic()
-    app(argv, standalone_mode=False)
-    return (time.monotonic() - start) / 60
 
 
 def folds(images: Path, work: Path) -> dict[str, Path]:
@@ -119,7 +107,7 @@ class Bench:
             options = ("--bundle", "image", "--datalist", datalist, "--output", folder)
             minutes = command("train", method, *options, *words, *resume)
             (folder / "minutes").write_text(f"{minutes:.1f}")
-            (folder / "machine").write_text(machine("cuda" if cuda.is_available() else "cpu"))
+            (folder / "machine").write_text(machine())
             command("evaluate", "--bundle", "image", "--run", folder)
         return folder
 
@@ -171,7 +159,7 @@ def main() -> None:
                 found = scores(folder, kind)
                 rows.setdefault(way, {})[tile] = {k: v[0] for k, v in found.items()}
     text = HEAD.format(
-        machine="; ".join(sorted(machines)) or machine("cpu"),
+        machine="; ".join(sorted(machines)) or machine(),
         settings=" ".join(settings),
         minutes=f"{mean(minutes):.0f}",
     )

@@ -18,7 +18,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import torch
-from aerial import command
+from commands import command
 from training_step import machine
 
 from medsam_tune.cases.datalist import Datalist, write_datalist
@@ -55,7 +55,7 @@ def trained(datalist: Path, work: Path, epochs: int) -> Path:
         resume = ["--resume"] if (run / "run.json").exists() else []
         options = ("--image-size", 128, "--datalist", datalist, "--output", run)
         command("train", "lora", *options, *words, *resume)
-        done.write_text(machine("cuda" if torch.cuda.is_available() else "cpu"))
+        done.write_text(machine())
     return run
 
 

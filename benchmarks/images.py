@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from aerial import command
-from torch import cuda
+from commands import command
 from training_step import machine
 
 RESULTS = Path(__file__).parent / "results" / "images.md"
@@ -71,7 +70,7 @@ def runs(subject: Subject, datalist: Path, work: Path, method: str, sets: Sequen
         resume = ["--resume"] if (tuned / "run.json").exists() else []
         options = ("--overlay", subject.overlay, "--datalist", datalist, "--output", tuned)
         command("train", method, *image, *options, *words, *resume)
-        (tuned / "machine").write_text(machine("cuda" if cuda.is_available() else "cpu"))
+        (tuned / "machine").write_text(machine())
         command("evaluate", *image, "--run", tuned, "--prompts", "slices,points,none")
     ways = {"zero-shot, boxes": zero / "evaluation", f"{method}, boxes": tuned / "evaluation"}
     ways |= {f"{method}, {kind}": tuned / "evaluation" / kind for kind in ("points", "none")}

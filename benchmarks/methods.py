@@ -11,18 +11,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from commands import command
 from training_step import machine
 
 from medsam_tune.cases.datalist import write_datalist
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.splits import split_cases
-from medsam_tune.cli import app
 from medsam_tune.demo import SUBJECTS, prepare_demo
 from medsam_tune.evaluation.statistics import FOOTNOTE, distribution_text
 from medsam_tune.methods import METHODS, apply_method
@@ -69,20 +67,12 @@ class Bench:
     def __init__(self, work: Path) -> None:
         self.work = work
 
-    def command(self, *words: object) -> float:
-        """Run a `medsam-tune` command in this process; the minutes that it took."""
-        argv = [str(word) for word in words]
-        print("$ medsam-tune", shlex.join(argv), flush=True)
-        start = time.monotonic()
-        app(argv, standalone_mode=False)
-        return (time.monotonic() - start) / 60
-
     def zero_shot(self, task: Task, start: str) -> dict[str, Any]:
         """The summary of the untouched model on the test cases."""
         folder = self.work / f"{task.name}-{start.split()[0]}"
         if not _summary(folder).exists():
             words = ("--zero-shot", "--datalist", task.datalist, "--output", folder)
-            self.command("evaluate", *words, *SIZE, *STARTS[start])
+            command("evaluate", *words, *SIZE, *STARTS[start])
         return dict(json.loads(_summary(folder).read_text()), minutes=0.0, trains=0)
 
     def tuned(self, task: Task, start: str, method: str) -> dict[str, Any]:
@@ -93,9 +83,9 @@ class Bench:
             words = ("--datalist", task.datalist, "--output", folder, *SIZE, *STARTS[start])
             words += ("--class-agnostic", "--set", "mixture={'box': 1}")
             resume = ["--resume"] if (folder / "run.json").exists() else []
-            minutes = self.command("train", method, *words, *settings, *resume)
+            minutes = command("train", method, *words, *settings, *resume)
             (folder / "minutes").write_text(f"{minutes:.2f}")
-            self.command("evaluate", "--run", folder)
+            command("evaluate", "--run", folder)
         minutes = float((folder / "minutes").read_text())
         summary = json.loads(_summary(folder).read_text())
         return dict(summary, minutes=minutes, trains=trained_parameters(folder))

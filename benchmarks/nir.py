@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import rasterio
+from commands import command
 from scipy import ndimage
 from training_step import machine
 
@@ -27,14 +25,6 @@ RESULTS = Path(__file__).parent / "results" / "nir.md"
 SCENES, SIDE, PIXEL = 40, 200, 0.3
 IMAGES = 112  # of an epoch: each scene of training four times
 WAYS = {"red, green, blue": ["in_channels=3", "bands=[1, 2, 3]"], "and near infrared": []}
-
-
-def command(*words: object) -> None:
-    """Run a `medsam-tune` command."""
-    argv = [str(word) for word in words]
-    print("$ medsam-tune", shlex.join(argv), flush=True)
-    code = "from medsam_tune.cli import app; app()"
-    subprocess.run([sys.executable, "-c", code, *argv], check=True)
 
 
 def write(path: Path, bands: np.ndarray, corner: float) -> None:

@@ -14,10 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +21,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
+from commands import command
 from training_step import machine
 
 from medsam_tune.cases.datalist import Case, Datalist, write_datalist
@@ -81,16 +78,6 @@ whole CT at 3 mm of another patient. Both kidneys were in no training slice. The
 TotalSegmentator's, not a person's. Columns are Dice, and *zero* is the untouched *nano*.
 
 """
-
-
-def command(*words: object) -> float:
-    """Run a `medsam-tune` command; the minutes that it took."""
-    argv = [str(word) for word in words]
-    print("$ medsam-tune", shlex.join(argv), flush=True)
-    start = time.monotonic()
-    code = "from medsam_tune.cli import app; app()"
-    subprocess.run([sys.executable, "-c", code, *argv], check=True)
-    return (time.monotonic() - start) / 60
 
 
 def trained(work: Path, name: str, *words: object) -> Path:

@@ -10,17 +10,16 @@ is finished in WORK is not run again. The table goes to benchmarks/results/rates
 from __future__ import annotations
 
 import argparse
-import shlex
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from commands import command
 from training_step import machine
 
 from medsam_tune.cases.datalist import write_datalist
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.splits import split_cases
-from medsam_tune.cli import app
 from medsam_tune.training.rates import NANO, RATES
 
 RESULTS = Path(__file__).parent / "results" / "rates.md"
@@ -44,8 +43,7 @@ def validation_dice(path: Path, work: Path, method: str, rate: float) -> float:
         sets = [word for one in (*SETTINGS, f"lr={rate}") for word in ("--set", one)]
         words = ["train", method, "--datalist", str(path), "--output", str(folder)]
         words += ["--image-size", "128", "--class-agnostic", *sets]
-        print("$ medsam-tune", shlex.join(words), flush=True)
-        app(words, standalone_mode=False)
+        command(*words)
         last = torch.load(folder / "last.pt", weights_only=True)
         (folder / "dice").write_text(f"{last['best']['best']:.4f}")
     return float((folder / "dice").read_text())

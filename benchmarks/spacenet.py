@@ -19,7 +19,7 @@ import geopandas
 import matplotlib.pyplot as plt
 import numpy as np
 import rasterio
-from aerial import command
+from commands import command
 from training_step import machine
 
 from medsam_tune.cases.datalist import read_datalist

@@ -258,8 +258,10 @@ def matrix_peak() -> float:
     return 20 * 2 * 8192**3 / (time.perf_counter() - start)
 
 
-def machine(device: str) -> str:
-    """Where this was measured."""
+def machine(device: str | None = None) -> str:
+    """Where this was measured; None is where a training runs by itself: a GPU, if there is one."""
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
     lines = Path("/proc/cpuinfo").read_text().splitlines()

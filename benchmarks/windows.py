@@ -11,14 +11,12 @@ WORK is not made again. Writes benchmarks/results/windows.md.
 from __future__ import annotations
 
 import argparse
-import shlex
-import subprocess
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from commands import command
 from matplotlib.figure import Figure
 from scipy import ndimage
 from torch import Tensor
@@ -45,14 +43,6 @@ STARTS = [0, 64, 128, 192]  # of windows that overlap by half
 SHIFT = 32  # half of the 64 pixels from one window to the next
 KINDS = ("box", "point", "label alone")
 WAYS = ("whole slices", "windows", "shifted", "tiles")
-
-
-def command(*words: object) -> None:
-    """Run a `medsam-tune` command."""
-    argv = [str(word) for word in words]
-    print("$ medsam-tune", shlex.join(argv), flush=True)
-    code = "from medsam_tune.cli import app; app()"
-    subprocess.run([sys.executable, "-c", code, *argv], check=True)
 
 
 def trained(work: Path, name: str, epochs: int) -> Path:
