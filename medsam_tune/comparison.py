@@ -12,7 +12,6 @@ evaluation by all kinds of prompts is read.
 
 from __future__ import annotations
 
-import logging
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -139,8 +138,6 @@ def _tried(name: str, failed: dict[str, str], job: Callable[[], None]) -> bool:
         failed[name] = line or f"{type(error).__name__}: {error}"
         LOG.error(f"{name} failed, the others go on: {failed[name]}")
         return False
-    finally:
-        logging.getLogger().handlers.clear()  # each run of a bundle adds its own
     return True
 
 

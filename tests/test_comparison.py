@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,19 @@ def test_what_is_done_is_not_done_again(calls: Calls, tmp_path: Path) -> None:
     assert [given.get("resume") for _, given in calls] == ["True"]
     with pytest.raises(DataError, match="holds another comparison: epochs was 2, now 3"):
         compare(plan(tmp_path, settings=settings, epochs=3))
+
+
+def test_each_step_is_said_where_the_log_goes(
+    calls: Calls, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    handlers = logging.getLogger().handlers[:]
+    compare(plan(tmp_path, seeds=1))
+    assert logging.getLogger().handlers == handlers
+    said = [record.message for record in caplog.records]
+    assert [line for line in said if line.startswith("compare: ")] == [
+        *("compare: zero_shot", "compare: full", "compare: lora")
+    ]
 
 
 def test_minutes_become_epochs(calls: Calls, tmp_path: Path) -> None:
