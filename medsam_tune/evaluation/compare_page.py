@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import numpy as np
-
 from medsam_tune.evaluation.compare import (
     SCORES,
     Method,
@@ -24,9 +22,9 @@ from medsam_tune.evaluation.markdown import escaped, table
 from medsam_tune.evaluation.pages import render
 from medsam_tune.evaluation.report import REPORT
 from medsam_tune.evaluation.statistics import FEW, FEWEST, FOOTNOTE, mean_text
-from medsam_tune.evaluation.words import by, number
+from medsam_tune.evaluation.words import BRACKETS, by, number
 from medsam_tune.files import written_whole
-from medsam_tune.inference.simulated import MASKS, parse_kind
+from medsam_tune.inference.simulated import parse_kind
 
 NAME = "compare"
 """Name of the files of a comparison, without the ending."""
@@ -161,12 +159,10 @@ def _context(folder: Path, methods: Sequence[Method], found: Mapping[str, Any]) 
         "plain": [*_plain(found)],
         "warnings": [*_warnings(found)],
         "table": {"caption": "Means over cases", "head": _HEAD, "rows": [*_filled(found)]},
-        "footnote": f"In brackets: 95 % interval of the mean over patients (bootstrap); * of fewer "
-        f"than {FEW} patients, so it is too narrow; none below {FEWEST}. Of several labels: the "
-        "mean of their means. The second Dice is the mean difference from the method of the column "
-        "before, over patients; p is of Wilcoxon's signed-rank test on it, corrected by Holm for "
-        "all pairs of methods. Parameters and bytes are those that were tuned; the minutes of an "
-        "epoch include its validation.",
+        "footnote": f"{BRACKETS} Of several labels: the mean of their means. The second Dice is "
+        "the mean difference from the method of the column before, over patients; p is of "
+        "Wilcoxon's signed-rank test on it, corrected by Holm for all pairs of methods. Parameters "
+        "and bytes are those that were tuned; the minutes of an epoch include its validation.",
         "figures": figures,
         "labels": [*_label_tables(found)],
         "tests": [*_test_tables(found)],
@@ -232,11 +228,9 @@ def _figures(methods: Sequence[Method], found: Mapping[str, Any]) -> Iterable[di
             one.name: values for one in methods if (values := [*one.values(kind, "dice").values()])
         }
         if groups:
-            lowest = min(min(values) for values in groups.values())
-            low = max(0.0, float(np.floor(10 * lowest - 0.5)) / 10) if lowest > 0.3 else 0.0
             words = by(kind)
             yield {
-                "svg": box_plot(f"Dice of each method {words}", groups, low, 1.0, "Dice"),
+                "svg": box_plot(f"Dice of each method {words}", groups, "Dice"),
                 "caption": f"Dice of each case and label {words}; the box holds the middle half of "
                 "them, the thick line is the median.",
             }
@@ -277,8 +271,7 @@ def _test_tables(found: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
                 p = (_p(test["p"]), _p(test["p_holm"]))
                 rows.append([*pair, difference, *p, number(test["effect"])])
         if rows:
-            words = "given masks" if kind == MASKS else parse_kind(kind).words
-            caption = f"Second minus first, prompts: {words}"
+            caption = f"Second minus first, prompts: {parse_kind(kind).words}"
             yield {"caption": caption, "head": [*head, "effect"], "rows": rows}
 
 

@@ -14,21 +14,21 @@ _WIDTH, _LEFT, _RIGHT = 640, 150, 20
 _ROW = 34
 
 
-def box_plot(
-    title: str, groups: Mapping[str, Sequence[float]], low: float, high: float, axis: str
-) -> str:
+def box_plot(title: str, groups: Mapping[str, Sequence[float]], axis: str) -> str:
     """Horizontal box plots: the box from quartile to quartile, the median, a dot for each case.
+
+    The axis ends at 1, and begins at 0, or nearer where all values are high.
 
     Args:
         title: what is shown, for screen readers.
-        groups: name -> values.
-        low: left end of the axis.
-        high: right end of the axis.
+        groups: name -> values, 0..1, one at least.
         axis: name of the axis.
     """
     height = _ROW * len(groups) + 58
-    scale = _Scale(low, high)
-    parts = _axis(low, high, 12, height - 42, axis, height - 6)
+    lowest = min(min(values) for values in groups.values() if len(values))
+    low = max(0.0, float(np.floor(10 * lowest - 0.5)) / 10) if lowest > 0.3 else 0.0
+    scale = _Scale(low, 1.0)
+    parts = _axis(low, 1.0, 12, height - 42, axis, height - 6)
     said = []
     for row, (name, values) in enumerate(groups.items()):
         y = 12 + _ROW * row + _ROW / 2

@@ -12,15 +12,23 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from medsam_tune.evaluation.figures import bland_altman, box_plot, curves
 from medsam_tune.evaluation.markdown import markdown
 from medsam_tune.evaluation.pages import render
 from medsam_tune.evaluation.results import INDEX, JITTER, Results, read_results
-from medsam_tune.evaluation.statistics import FEW, FEWEST
-from medsam_tune.evaluation.words import by, facts, many, number, plain, rules, subtitle, warnings
+from medsam_tune.evaluation.words import (
+    BRACKETS,
+    by,
+    facts,
+    many,
+    number,
+    plain,
+    rules,
+    subtitle,
+    warnings,
+)
 from medsam_tune.files import read_json, written_whole
 from medsam_tune.inference.simulated import parse_kind
 
@@ -91,10 +99,8 @@ def _context(results: Results) -> dict[str, Any]:
         "tables": [
             _label_table(kind, each["labels"]) for kind, each in summary["by_prompts"].items()
         ],
-        "footnote": f"In brackets: 95 % interval of the mean over patients (bootstrap); * of fewer "
-        f"than {FEW} patients, so it is too narrow; none below {FEWEST}. n counts cases; empty: "
-        "neither annotated nor predicted; missed: annotated, nothing predicted; false: predicted, "
-        "not annotated.",
+        "footnote": f"{BRACKETS} n counts cases; empty: neither annotated nor predicted; missed: "
+        "annotated, nothing predicted; false: predicted, not annotated.",
         "boxes": boxes,
         "pictures": pictures,
         "picture_note": picture_note,
@@ -194,9 +200,7 @@ def _boxes(results: Results) -> list[dict[str, str]]:
         if groups:
             caption = f"{name} of each case {by(results.summary['prompts'])}; the box holds the "
             caption += "middle half of the cases, the thick line is the median."
-            lowest = min(min(values) for values in groups.values())
-            low = max(0.0, np.floor(10 * lowest - 0.5) / 10) if lowest > 0.3 else 0.0
-            found.append({"svg": box_plot(name, groups, low, 1.0, name), "caption": caption})
+            found.append({"svg": box_plot(name, groups, name), "caption": caption})
     return found
 
 

@@ -10,6 +10,12 @@ from medsam_tune.evaluation.statistics import FEW, FEWEST
 from medsam_tune.files import flat
 from medsam_tune.inference.simulated import MASKS, parse_kind
 
+BRACKETS = (
+    f"In brackets: 95 % interval of the mean over patients (bootstrap); * of fewer than {FEW} "
+    f"patients, so it is too narrow; none below {FEWEST}."
+)
+"""What stands under a table of means with their intervals."""
+
 _DIGITS = {"volume_difference": 2, "hd95": 2, "surface_distance": 2}
 
 

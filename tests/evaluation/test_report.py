@@ -217,7 +217,7 @@ def test_the_command(tmp_path: Path, tune: Callable[..., tuple[int, str, str]]) 
 
 
 def test_figures_say_their_numbers() -> None:
-    boxes = box_plot("Dice", {"a<b": [0.1, 0.5, 0.9]}, 0.0, 1.0, "Dice")
+    boxes = box_plot("Dice", {"a<b": [0.1, 0.5, 0.9]}, "Dice")
     assert "a&lt;b: median 0.5, quartiles 0.3 to 0.7" in boxes
     assert boxes.count('class="dot"') == 3
     volumes = bland_altman("V", [(1.0, 1.5), (2.0, 2.5)], "ml")
