@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from medsam_tune import ranks
+from medsam_tune.errors import DataError
+from medsam_tune.runs import RunFolder, RunRecord
 from medsam_tune.training.samples import SeededSampler
 
 
@@ -66,6 +70,22 @@ def test_an_epoch_is_lengthened_until_all_have_as_many(monkeypatch: pytest.Monke
     as_rank(monkeypatch, 1, 2)
     sampler = SeededSampler(10, num_samples=9, batch_size=4)
     assert len(sampler) == len([*sampler]) == 8
+
+
+def test_the_first_rank_alone_writes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    record = RunRecord(None, None, None, {}, {}, 0.05, 0)
+    folder = RunFolder(tmp_path / "run", record)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "tuned.safetensors").touch()  # of a run that is there
+    as_rank(monkeypatch, 1, 2)
+    folder.refuse()
+    folder.set_state("finished", 1, 1)
+    assert [path.name for path in folder.path.iterdir()] == ["tuned.safetensors"]
+    as_rank(monkeypatch, 0, 2)
+    with pytest.raises(DataError, match="holds a run already"):
+        folder.refuse()
+    folder.set_state("finished", 1, 1)
+    assert folder.state == "finished"
 
 
 def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
