@@ -53,9 +53,13 @@ def page(folder: Path) -> str:
     missing = [x for x in lines if "failed" in x and x["failed"] != "out of memory"]
     if missing:
         text.append("\n## What failed\n")
-        text += [f"- {x['part']} {x.get('model', '')} {x['row']}: {x['failed']}" for x in missing]
+        keys = ("part", "model", "layer", "mode", "row", "kernel")
+        text += [f"- {' '.join(x[k] for k in keys if x.get(k))}: {x['failed']}" for x in missing]
     done = ", ".join(f"{x['part']} {x['finished']:.0f}" for x in lines if "finished" in x)
     text.append(f"\nSeconds of each part that came to its end: {done}.\n")
+    ended = {x["part"] for x in lines if "finished" in x}
+    if cut := [*dict.fromkeys(x["part"] for x in lines if x.get("part", "") not in {*ended, ""})]:
+        text.append(f"Cut by the limit of their time, with fewer rows: {', '.join(cut)}.\n")
     found = "\n".join(text)
     with written_whole(folder / "gpu.md") as beside:
         beside.write_text(found)
