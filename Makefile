@@ -21,7 +21,7 @@ TUTORIALS ?= tutorials
 
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-PYTEST = OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) $(PY) -m pytest -n $(JOBS) $(TESTS)
+PYTEST = OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) $(PY) -m pytest -n $(JOBS) --dist worksteal $(TESTS)
 
 .PHONY: help env demo test test-tutorials test-faults test-all mutation lint format types audit bench docs bundles build clean
 

@@ -33,7 +33,7 @@ from medsam_tune.files import written_whole  # noqa: E402
 from tests.faults import rows, trials  # noqa: E402
 from tests.faults.mishaps import may_mount  # noqa: E402
 from tests.faults.runs import METHODS, Yard  # noqa: E402
-from tests.faults.server import Server  # noqa: E402
+from tests.server import Server  # noqa: E402
 
 OUTPUT = ROOT / "benchmarks" / "results" / "faults.md"
 KILLS = 40  # at each place

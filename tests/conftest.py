@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from medsam_tune.slices.intensity import Window
 from medsam_tune.slices.rules import ScanRules
 from medsam_tune.slices.store import PreparedCase, SliceStore
 from tests.scans import LABELS, small_scan, write_nifti
+from tests.server import Server
 
 # Windowed and global blocks, 2 x 2 windows with padding at 80 pixels, in well under a second.
 TINY = Architecture(
@@ -44,6 +45,14 @@ def tiny_sam(monkeypatch: pytest.MonkeyPatch) -> Callable[..., PromptableSam]:
         return sam
 
     return build
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Runs commands in processes of their own, without the seconds that imports take."""
+    made = Server(tmp_path_factory.mktemp("server"))
+    yield made
+    made.close()
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from pydicom.dataset import Dataset
 
 from medsam_tune.synthetic.phantom import write_phantoms
 from tests.dicom_series import write_series
-from tests.faults.server import Outcome, Server
 from tests.segmentation import masks, write_seg
+from tests.server import Outcome, Server
 
 NAME, NUMBER, BORN = "Doe^Jane", "MRN123456", "19700101"
 FILE = "Roe_Mary"  # in names of files and folders

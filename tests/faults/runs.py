@@ -13,7 +13,7 @@ import zarr
 from safetensors.torch import load_file
 
 from medsam_tune.synthetic.phantom import write_phantoms
-from tests.faults.server import Outcome, Server
+from tests.server import Outcome, Server
 
 METHODS = ("decoder", "full", "adapter", "lora", "prompt")
 SETTINGS = {"epochs": 3, "batch_size": 4, "warmup_steps": 2, "checkpoint_minutes": 0.005}

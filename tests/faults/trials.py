@@ -16,7 +16,7 @@ from tests.faults.runs import (
     masks_differ,
     store_differs,
 )
-from tests.faults.server import Command, Outcome
+from tests.server import Command, Outcome
 
 DISK, MEMORY = 5, 6
 """Exit codes of a full disk, and of too little memory or a dead worker."""

@@ -158,6 +158,14 @@ OPTIONS = {
 }
 ROWS = {**PLAIN, **LABELS, **OPTIONS}
 matrix = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+# What takes many steps: by default the methods themselves, whose options train in the other tests.
+long_matrix = pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param(row, id=name, marks=[] if name in PLAIN else [pytest.mark.slow])
+        for name, row in ROWS.items()
+    ],
+)
 
 
 def call(sam: PromptableSam) -> Masks:
@@ -217,7 +225,7 @@ def test_trained_weights_move_and_frozen_ones_stay_bit_equal(tiny_sam: Build, ro
     } == set()
 
 
-@matrix
+@long_matrix
 def test_loss_falls(tiny_sam: Build, row: Row) -> None:
     torch.manual_seed(0)
     sam = apply_method(tiny_sam(), row.method, **row.options)

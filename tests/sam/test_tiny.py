@@ -213,7 +213,7 @@ def test_any_size(name: str, size: int) -> None:
     assert nir.encode(torch.rand(1, 4, size, size)).isfinite().all()
 
 
-def test_checkpointing_compiling_and_statistics() -> None:
+def test_checkpointing_and_statistics() -> None:
     sam = tiny("vit_t", 64).train()
     encoder = sam.image_encoder
     assert isinstance(encoder, TinyViT)
@@ -228,6 +228,12 @@ def test_checkpointing_compiling_and_statistics() -> None:
     for key, gradient in gradients[0].items():
         assert torch.allclose(gradients[1][key], gradient, rtol=1e-4, atol=1e-7), key
     assert all(torch.equal(v, before[k]) for k, v in encoder.named_buffers())
+
+
+@pytest.mark.slow
+def test_it_compiles_without_a_graph_break() -> None:
+    encoder = tiny("vit_t", 64).train().image_encoder
+    image, _ = image_and_boxes(size=64)
     with torch.no_grad():
         compiled = torch.compile(encoder, fullgraph=True, backend="aot_eager")
         assert torch.allclose(compiled(image), encoder(image), atol=1e-4)

@@ -1,6 +1,6 @@
 """A process that has imported everything and forks for each command, so that a trial is short.
 
-    python -m tests.faults.server  # a JSON line of commands in, a JSON line of outcomes out
+    python -m tests.server  # a JSON line of commands in, a JSON line of outcomes out
 
 Commands of one line run at the same time. `Server` is the side of the caller.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -20,16 +21,19 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command line of `medsam-tune`, and what goes wrong while it runs.
+    """A command line, and what goes wrong while it runs.
 
     Attributes:
-        words: words after `medsam-tune`.
-        after: seconds after which it gets `number`; None for never.
+        words: words after `medsam-tune`, or after `python -m MODULE`.
+        module: the module; empty for `medsam-tune`.
+        folder: its working directory; empty for that of the server.
+        after: seconds after which it gets `number`, or the text after which it does, once it is
+            printed; None for never.
         number: the signal.
         mishap: name of a function in `mishaps`, called in its process before it starts.
         options: arguments of that function.
@@ -37,7 +41,9 @@ class Command:
     """
 
     words: tuple[str, ...]
-    after: float | None = None
+    module: str = ""
+    folder: str = ""
+    after: float | str | None = None
     number: int = signal.SIGKILL
     mishap: str = ""
     options: dict[str, Any] | None = None
@@ -76,7 +82,7 @@ class Server:
         """Run commands at the same time; return when all have ended."""
         if self._process is None:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.faults.server", str(self.folder)],
+                [sys.executable, "-m", "tests.server", str(self.folder)],
                 **{"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True},
                 cwd=ROOT,
                 env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
@@ -121,18 +127,23 @@ def _child(command: Command, log: Path) -> int:
     for ours, theirs in ((nothing, 0), (target, 1), (target, 2)):
         os.dup2(ours, theirs)
     after: Callable[[], None] | None = None
-    sys.argv = ["medsam-tune", *command.words]
+    sys.argv = [command.module or "medsam-tune", *command.words]
+    if command.folder:
+        os.chdir(command.folder)
     try:
         if command.mishap:
             after = getattr(mishaps, command.mishap)(**command.options or {})
-        cli.main()
+        if command.module:
+            runpy.run_module(command.module, run_name="__main__", alter_sys=True)
+        else:
+            cli.main()
         code = 0
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(bool(error.code))
     except KeyboardInterrupt:
         code = 130
     except BaseException:
-        traceback.print_exc()
+        sys.excepthook(*sys.exc_info())  # as at the end of a process
         code = 1
     sys.stdout.flush()
     sys.stderr.flush()
@@ -154,8 +165,16 @@ def _start(command: Command, log: Path) -> int:
         os._exit(code)
 
 
+def _is_time(after: float | str | None, now: float, log: Path) -> bool:
+    if isinstance(after, str):
+        return log.exists() and after in log.read_text(errors="replace")
+    return after is not None and now >= after
+
+
 def _together(commands: list[Command], folder: Path) -> list[Outcome]:
     logs = [folder / f".log_{os.getpid()}_{number}" for number in range(len(commands))]
+    for log in logs:
+        log.unlink(missing_ok=True)  # of the command before
     begin = time.monotonic()
     running = {_start(*each): at for at, each in enumerate(zip(commands, logs, strict=True))}
     told: set[int] = set()
@@ -171,7 +190,7 @@ def _together(commands: list[Command], folder: Path) -> list[Outcome]:
                 text = logs[at].read_text(errors="replace") if logs[at].exists() else ""
                 code = os.waitstatus_to_exitcode(status)
                 outcomes[at] = Outcome(code, text, round(now, 2), at in hung)
-            elif command.after is not None and now >= command.after and at not in told:
+            elif at not in told and _is_time(command.after, now, logs[at]):
                 told.add(at)
                 os.kill(process, command.number)
             elif now >= command.limit:
