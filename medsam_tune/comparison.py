@@ -3,6 +3,8 @@
     O/settings.json         what the comparison is of; another one is refused
     O/zero_shot             the untuned model
     O/lora, O/lora-seed1    a run for each method and seed
+    O/lora-5, O/lora-5-seed1, O/few_shot/5-seed0.json
+                            the same with 5 training patients, and which ones; each seed has others
     O/NAME                  the evaluation of masks that somebody else made
     O/compare.html          with .md, .csv and .json
 
@@ -14,12 +16,14 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from medsam_tune.bundle import bundle_folder, run_bundle, training_configs
+from medsam_tune.cases.datalist import read_datalist, write_datalist
+from medsam_tune.cases.splits import few_shots, labels_of_patients
 from medsam_tune.console import LOG, debugging
 from medsam_tune.errors import DataError, listed
 from medsam_tune.evaluation.compare import ZERO_SHOT, Method, read_method
@@ -63,6 +67,8 @@ class Plan:
         seeds: number of trainings of each method, with the seeds 0, 1, ...
         kinds: kinds of prompts; each model is evaluated by those that it takes.
         masks: name -> folder of masks that another tool or reader made.
+        few_shot: numbers of training patients. Each method is then trained with each of them, by
+            few_shot.yaml, in place of once with all.
         settings: further settings; each recipe gets those that it has.
     """
 
@@ -78,6 +84,7 @@ class Plan:
     seeds: int = 1
     kinds: Sequence[str] = KINDS
     masks: Mapping[str, Path] = field(default_factory=dict)
+    few_shot: Sequence[int] = ()
     settings: Mapping[str, Typed] = field(default_factory=dict)
 
 
@@ -106,16 +113,16 @@ def compare(plan: Plan) -> tuple[str, dict[str, str]]:
 def _compare(plan: Plan) -> tuple[str, dict[str, str]]:
     failed: dict[str, str] = {}
     methods: list[Method] = []
-    for name in plan.methods:
-        seeds = 1 if name == ZERO_SHOT else plan.seeds
-        places = [plan.output / (f"{name}-seed{seed}" if seed else name) for seed in range(seeds)]
+    for training in _trainings(plan):
         done = [
-            place
-            for seed, place in enumerate(places)
-            if _tried(place.name, failed, partial(_made, plan, name, place, seed))
+            one.place
+            for one in training
+            if _tried(one.place.name, failed, partial(_made, plan, one))
         ]
         if done:
-            methods.append(read_method(name, done))
+            first = training[0]
+            family = None if first.patients is None else first.method
+            methods.append(read_method(first.place.name, done, family, first.patients or 0))
     for name, folder in plan.masks.items():
         place = plan.output / name
         if _tried(name, failed, partial(_score, plan, folder, place)):
@@ -124,6 +131,56 @@ def _compare(plan: Plan) -> tuple[str, dict[str, str]]:
         why = "; ".join(f"{name}: {line}" for name, line in failed.items())
         raise DataError(f"{plan.output}: nothing could be evaluated. {why}")
     return write_comparison(plan.output, methods, failed), failed
+
+
+@dataclass(frozen=True)
+class _Training:
+    """A method with a seed, and where it is: its folder, its datalist, its number of patients."""
+
+    method: str
+    seed: int
+    place: Path
+    datalist: Path
+    patients: int | None = None
+
+
+def _trainings(plan: Plan) -> list[list[_Training]]:
+    """All that is trained: rows of the table, each with its seeds."""
+    lists = _few_shot_lists(plan)
+    rows = []
+    for method in plan.methods:
+        alone = method == ZERO_SHOT
+        for patients in [None] if alone or not plan.few_shot else sorted({*plan.few_shot}):
+            name = method if patients is None else f"{method}-{patients}"
+            rows.append(
+                [
+                    _Training(
+                        *(method, seed, plan.output / (f"{name}-seed{seed}" if seed else name)),
+                        *(lists.get((patients, seed), plan.datalist), patients),
+                    )
+                    for seed in range(1 if alone else plan.seeds)
+                ]
+            )
+    return rows
+
+
+def _few_shot_lists(plan: Plan) -> dict[tuple[int | None, int], Path]:
+    """(Number of patients, seed) -> its datalist, drawn once."""
+    if not plan.few_shot:
+        return {}
+    datalist = read_datalist(plan.datalist)
+    found: dict[tuple[int | None, int], Path] = {}
+    present = None
+    for seed in range(plan.seeds):
+        for patients in plan.few_shot:
+            path = plan.output / "few_shot" / f"{patients}-seed{seed}.json"
+            found[patients, seed] = path
+            if not path.is_file():
+                if present is None:
+                    present = labels_of_patients(replace(datalist, validation=(), test=()))
+                path.parent.mkdir(exist_ok=True)
+                write_datalist(few_shots(datalist, patients, seed, present), path)
+    return found
 
 
 def _tried(name: str, failed: dict[str, str], job: Callable[[], None]) -> bool:
@@ -141,8 +198,9 @@ def _tried(name: str, failed: dict[str, str], job: Callable[[], None]) -> bool:
     return True
 
 
-def _made(plan: Plan, method: str, place: Path, seed: int) -> None:
+def _made(plan: Plan, training: _Training) -> None:
     """Train and evaluate one method, as far as it is not done."""
+    method, place = training.method, training.place
     if method == ZERO_SHOT:
         kinds = [kind for kind in plan.kinds if kind != "none"]
         if kinds and _evaluated(place, kinds):
@@ -150,7 +208,7 @@ def _made(plan: Plan, method: str, place: Path, seed: int) -> None:
         own = {"datalist": plan.datalist, "run_dir": place, **_base(plan)}
         configs = ["evaluate.yaml", "zero_shot.yaml"]
     else:
-        _train(plan, method, place, seed)
+        _train(plan, training)
         prompted = read_record(place).prompted
         kinds = [k for k in plan.kinds if prompted is None or prompted is (k != "none")]
         if kinds and _evaluated(place, kinds):
@@ -164,12 +222,17 @@ def _made(plan: Plan, method: str, place: Path, seed: int) -> None:
     run_bundle(plan.bundle, configs, {**own, "prompts": kinds, **settings})
 
 
-def _train(plan: Plan, method: str, run: Path, seed: int) -> None:
+def _train(plan: Plan, training: _Training) -> None:
+    run = training.place
     state = read_state(run)
     epochs = plan.epochs if plan.minutes is None else _epochs_in(plan.minutes, state)
     if state.get("state") == "finished" and (plan.minutes is None or epochs is None):
         return
-    own = {"datalist": plan.datalist, "output_dir": run, "seed": seed, **_base(plan)}
+    own = {"datalist": training.datalist, "output_dir": run, "seed": training.seed, **_base(plan)}
+    configs = training_configs(training.method)
+    if training.patients is not None:
+        own["slices_dir"] = plan.datalist.with_suffix(".slices")  # shared by all
+        configs.append("few_shot.yaml")
     own |= {} if epochs is None else {"epochs": epochs}
     own |= {"resume": True} if (run / RECORD).is_file() else {}
     known, of_evaluation = _keys(plan, "train.yaml"), _keys(plan, "evaluate.yaml")
@@ -178,9 +241,9 @@ def _train(plan: Plan, method: str, run: Path, seed: int) -> None:
         for key, value in plan.settings.items()
         if _first(key) in known or _first(key) not in of_evaluation
     }
-    run_bundle(plan.bundle, training_configs(method), {**own, **settings})
+    run_bundle(plan.bundle, configs, {**own, **settings})
     if plan.minutes is not None:
-        _train(plan, method, run, seed)  # the first epoch is measured, the others follow
+        _train(plan, training)  # the first epoch is measured, the others follow
 
 
 def _epochs_in(minutes: float, state: Mapping[str, Any]) -> int | None:
@@ -266,7 +329,8 @@ def _refuse_others(plan: Plan) -> None:
         if changed:
             raise DataError(
                 f"{output}: holds another comparison: {listed(changed, 8, '; ')}. Give the same "
-                "again, or choose another --output; methods, seeds, prompts and masks may change."
+                "again, or choose another --output; methods, seeds, numbers of patients, prompts "
+                "and masks may change."
             )
     elif output.is_dir() and (others := {one.name for one in output.iterdir()} - {LOCK}):
         raise DataError(

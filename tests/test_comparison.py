@@ -6,14 +6,17 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from medsam_tune import comparison
+from medsam_tune.cases.datalist import Case, Datalist, read_datalist, write_datalist
 from medsam_tune.comparison import Plan, compare
 from medsam_tune.errors import DataError
 from medsam_tune.runs import RunRecord, read_state, write_record, write_state
 from medsam_tune.settings import Typed
 from tests.evaluation.test_compare import evaluated
+from tests.scans import write_nifti
 
 Calls = list[tuple[list[str], dict[str, str]]]
 
@@ -69,6 +72,41 @@ def test_what_is_done_is_not_done_again(calls: Calls, tmp_path: Path) -> None:
     assert [given.get("resume") for _, given in calls] == ["True"]
     with pytest.raises(DataError, match="holds another comparison: epochs was 2, now 3"):
         compare(plan(tmp_path, settings=settings, epochs=3))
+
+
+def test_numbers_of_patients(calls: Calls, tmp_path: Path) -> None:
+    """Each number and seed is drawn once; patients of fewer are among those of more."""
+    files = [tmp_path / f"{n:02}.nii" for n in range(12)]
+    cases = [Case(file, file, file.stem) for file in files]
+    for file in files:
+        write_nifti(file, np.ones((2, 2, 2), np.uint8))
+    data = Datalist("d", "MR", {1: "liver"}, tuple(cases[:10]), (cases[10],), (cases[11],))
+    asked = plan(tmp_path, methods=["zero_shot", "lora"], few_shot=[2, 8, 4])
+    write_datalist(data, asked.datalist)
+    table, failed = compare(asked)
+    assert not failed
+    assert [line.split()[0] for line in table.splitlines() if line.startswith("lora")] == [
+        *("lora-2", "lora-4", "lora-8")
+    ]
+    trainings = [given for configs, given in calls if configs[0] == "train.yaml"]
+    assert [configs for configs, _ in calls if configs[0] == "train.yaml"] == [
+        ["train.yaml", "method_lora.yaml", "few_shot.yaml"]
+    ] * 6
+    drawn = {}
+    for given in trainings:
+        few = read_datalist(Path(given["datalist"]))
+        drawn[Path(given["output_dir"]).name] = {case.patient for case in few.training}
+        assert (few.validation, few.test) == (data.validation, data.test)
+        assert given["slices_dir"] == str(tmp_path / "d.slices")
+    assert [len(one) for one in drawn.values()] == [2, 2, 4, 4, 8, 8]
+    assert drawn["lora-2"] < drawn["lora-4"] < drawn["lora-8"]
+    assert drawn["lora-4"] != drawn["lora-4-seed1"]
+    page = (asked.output / "compare.html").read_text()
+    assert "Learning curve" in page
+    assert "the scores do not rise" in page  # every double scores alike
+    calls.clear()
+    compare(asked)
+    assert not calls
 
 
 def test_each_step_is_said_where_the_log_goes(

@@ -85,7 +85,12 @@ def fold_cases(
     return lists
 
 
-def few_shots(datalist: Datalist, shots: int, seed: int = 0) -> Datalist:
+def few_shots(
+    datalist: Datalist,
+    shots: int,
+    seed: int = 0,
+    present: Mapping[str, Collection[int]] | None = None,
+) -> Datalist:
     """So many of the training patients with all their scans; validation and test as they are.
 
     With the same seed, the patients of fewer shots are among those of more.
@@ -94,6 +99,8 @@ def few_shots(datalist: Datalist, shots: int, seed: int = 0) -> Datalist:
         datalist: datalist after the split.
         shots: patients kept, at least 1.
         seed: seed of the choice.
+        present: patient -> label ids, from `labels_of_patients`; the first patients then have all
+            labels between them.
 
     Raises:
         DataError: no shot, or more shots than training patients.
@@ -106,8 +113,23 @@ def few_shots(datalist: Datalist, shots: int, seed: int = 0) -> Datalist:
             f"{shots} shots, but {len(patients)} training patients in {datalist.name}; expected at "
             "most as many. Ask for fewer shots, raise the training fraction, or add scans."
         )
-    kept = set(patients[:shots])
+    kept = {*_all_labels_first(patients, present or {})[:shots]}
     return replace(datalist, training=tuple(c for c in datalist.training if c.patient in kept))
+
+
+def _all_labels_first(
+    patients: Sequence[str], present: Mapping[str, Collection[int]]
+) -> Sequence[str]:
+    """The order of the patients, but whoever brings a label that those before lack comes sooner."""
+    left, ordered, seen = [*patients], [], set[int]()
+    while left:
+        following = next((one for one in left if {*present.get(one, ())} - seen), None)
+        if following is None:
+            break
+        left.remove(following)
+        ordered.append(following)
+        seen.update(present[following])
+    return [*ordered, *left]
 
 
 def labels_of_patients(datalist: Datalist, jobs: int = 2) -> dict[str, set[int]]:

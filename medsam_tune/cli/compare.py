@@ -58,6 +58,13 @@ def compare(
     seeds: Annotated[
         int, typer.Option(min=1, help="Trainings of each method; a case's score is their mean.")
     ] = 1,
+    few_shot: Annotated[
+        str | None,
+        typer.Option(
+            help="Numbers of training patients, such as 5,10,50: each method is trained with each "
+            "of them by few_shot.yaml, in place of once with all; the page has the learning curve."
+        ),
+    ] = None,
     prompts: Annotated[
         list[str] | None,
         typer.Option(
@@ -91,6 +98,7 @@ def compare(
         raise ValueError("--minutes takes a number above 0, and no --epochs beside it.")
     settings = read_settings(set_, _TAKEN)
     given = _masks(masks or [])
+    shots = _numbers(few_shot)
     from medsam_tune.comparison import KINDS as USUAL
     from medsam_tune.comparison import Plan
     from medsam_tune.comparison import compare as compare_plan
@@ -112,6 +120,7 @@ def compare(
         seeds=seeds,
         kinds=kinds or USUAL,
         masks=given,
+        few_shot=shots,
         settings=settings,
     )
     words = sys.argv[1:]
@@ -132,6 +141,18 @@ def _words(texts: Sequence[str] | None) -> list[str]:
     return [*dict.fromkeys(word for text in texts or () for word in text.split(",") if word)]
 
 
+def _numbers(text: str | None) -> list[int]:
+    """Numbers of patients, with commas between them.
+
+    Raises:
+        ValueError: a word that is no number above 0.
+    """
+    words = [] if text is None else text.split(",")
+    if not all(word.strip().isdecimal() and int(word) > 0 for word in words):
+        raise ValueError(f"--few-shot {text}: expected numbers of patients, such as 5,10,50.")
+    return sorted({int(word) for word in words})
+
+
 def _masks(pairs: Sequence[str]) -> dict[str, Path]:
     """Name -> folder.
 
@@ -145,8 +166,8 @@ def _masks(pairs: Sequence[str]) -> dict[str, Path]:
             raise ValueError(
                 f"--masks {pair!r}: expected NAME=FOLDER, the name of letters, digits, - and _."
             )
-        method = name.partition("-seed")[0]
-        if method in _KNOWN or name in found:
+        method = name.partition("-")[0]
+        if method in _KNOWN or name in {*found, "few_shot"}:
             raise ValueError(f"--masks {pair!r}: the name {name} is taken; choose another one.")
         found[name] = Path(folder)
     return found

@@ -149,7 +149,7 @@ def split(
     else:
         lists = fold_cases(found, folds, seed, present)
     if shots is not None:
-        lists = [few_shots(datalist, shots, seed) for datalist in lists]
+        lists = [few_shots(datalist, shots, seed, present) for datalist in lists]
     if key is None:
         write_splits(dict(zip(names, lists, strict=True)))
     else:

@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 
 from medsam_tune.errors import DataError, listed
+from medsam_tune.evaluation.learning import foretell
 from medsam_tune.evaluation.results import Results, read_results
 from medsam_tune.evaluation.statistics import (
     Row,
@@ -36,11 +37,15 @@ class Method:
         name: name in every table.
         folders: folders of its runs, or of evaluations: one for each seed.
         results: their evaluations, in the same order.
+        family: the method of a learning curve, whose point this is; None for no curve.
+        patients: number of patients that it was trained with there.
     """
 
     name: str
     folders: tuple[Path, ...]
     results: tuple[Results, ...] = field(repr=False)
+    family: str | None = None
+    patients: int = 0
 
     @property
     def kinds(self) -> list[str]:
@@ -68,18 +73,22 @@ class Method:
         return {place: float(np.mean(values)) for place, values in found.items()}
 
 
-def read_method(name: str, folders: Sequence[str | Path]) -> Method:
+def read_method(
+    name: str, folders: Sequence[str | Path], family: str | None = None, patients: int = 0
+) -> Method:
     """Read the evaluations of a method.
 
     Args:
         name: name of the method.
         folders: folder of a run or of an evaluation for each seed.
+        family: the method of a learning curve, whose point this is.
+        patients: number of patients that it was trained with there.
 
     Raises:
         DataError: no evaluation in a folder, see `read_results`.
     """
     paths = tuple(map(Path, folders))
-    return Method(name, paths, tuple(read_results(path) for path in paths))
+    return Method(name, paths, tuple(map(read_results, paths)), family, patients)
 
 
 def compare_methods(methods: Sequence[Method]) -> dict[str, Any]:
@@ -98,6 +107,8 @@ def compare_methods(methods: Sequence[Method]) -> dict[str, Any]:
         `labels`: name -> the same.
         `by_prompts`: kind -> `reference`, whom the others are tested against: the untuned model,
         or else the best; and `tests`: measure -> see `paired_tests`.
+        `learning`: method of a learning curve -> kind -> `points` (`patients`, `name`, and `n`,
+        `mean`, ... of the Dice as above), and what `foretell` gives.
 
     Raises:
         DataError: fewer than one method, or one that was scored on other cases.
@@ -123,7 +134,35 @@ def compare_methods(methods: Sequence[Method]) -> dict[str, Any]:
         }
         entry = {"reference": _reference(there, kind), "tests": tests}
         found["by_prompts"][kind] = entry
+    found["learning"] = _learning(methods, found, patients)
     return found
+
+
+def _learning(
+    methods: Sequence[Method], found: Mapping[str, Any], patients: Mapping[Hashable, Hashable]
+) -> dict[str, Any]:
+    """The learning curves, by method and kind of prompts."""
+    curves: dict[str, Any] = {}
+    for family in dict.fromkeys(one.family for one in methods if one.family):
+        members = sorted(
+            (one for one in methods if one.family == family), key=lambda one: one.patients
+        )
+        curves[family] = {}
+        for kind in members[0].kinds:
+            there = [one for one in members if kind in one.kinds]
+            trainings = {
+                one.patients: [one.values(kind, "dice", n) for n in range(len(one.results))]
+                for one in there
+            }
+            points = [
+                {
+                    **{"patients": one.patients, "name": one.name},
+                    **found["methods"][one.name]["by_prompts"][kind]["dice"],
+                }
+                for one in there
+            ]
+            curves[family][kind] = {"points": points, **foretell(trainings, patients)}
+    return curves
 
 
 def test_against(tests: Sequence[Mapping[str, Any]], name: str, other: str) -> dict[str, Any]:

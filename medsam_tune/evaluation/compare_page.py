@@ -17,7 +17,7 @@ from medsam_tune.evaluation.compare import (
     compare_methods,
     test_against,
 )
-from medsam_tune.evaluation.figures import box_plot
+from medsam_tune.evaluation.figures import box_plot, learning_curve
 from medsam_tune.evaluation.markdown import escaped, table
 from medsam_tune.evaluation.pages import render
 from medsam_tune.evaluation.report import REPORT
@@ -151,6 +151,8 @@ def _context(folder: Path, methods: Sequence[Method], found: Mapping[str, Any]) 
     data = methods[0].results[0].summary.get("data") or {}
     figures = [*_figures(methods, found)]
     sections = [("summary", "Summary"), ("methods", "Methods"), ("spread", "Spread")]
+    learning = [*_curves(found)]
+    sections += [("learning", "Learning curve")] if learning else []
     sections += [("labels", "Labels"), ("tests", "Tests"), ("reports", "Reports")]
     return {
         "title": f"Which method? {data.get('name', 'Segmentation')}",
@@ -164,6 +166,8 @@ def _context(folder: Path, methods: Sequence[Method], found: Mapping[str, Any]) 
         "Wilcoxon's signed-rank test on it, corrected by Holm for all pairs of methods. Parameters "
         "and bytes are those that were tuned; the minutes of an epoch include its validation.",
         "figures": figures,
+        "learning": learning,
+        "curves": [*_curve_tables(found)],
         "labels": [*_label_tables(found)],
         "tests": [*_test_tables(found)],
         "reports": [*_reports(folder, methods)],
@@ -236,6 +240,46 @@ def _figures(methods: Sequence[Method], found: Mapping[str, Any]) -> Iterable[di
             }
 
 
+def _curves(found: Mapping[str, Any]) -> Iterable[dict[str, str]]:
+    """A figure of the learning curves for each kind of prompts."""
+    learning = found["learning"]
+    for kind in dict.fromkeys(kind for kinds in learning.values() for kind in kinds):
+        lines: dict[str, list[dict[str, Any]]] = {}
+        for name, kinds in learning.items():
+            further = [{**one, "foretold": True} for one in kinds.get(kind, {}).get("next", ())]
+            points = [*kinds.get(kind, {}).get("points", ()), *further]
+            lines |= {name: [one for one in points if one["mean"] is not None]}
+        lines = {name: points for name, points in lines.items() if points}
+        if lines:
+            title = f"Dice over the number of training patients {by(kind)}"
+            yield {
+                "svg": learning_curve(title, lines, "training patients"),
+                "caption": f"{title}: means over the held-out cases with 95 % intervals over "
+                "their patients. What is dashed is foretold by a power of the number of patients, "
+                "not measured; it holds for patients like these.",
+            }
+
+
+def _curve_tables(found: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+    """What more patients bring, as numbers."""
+    rows = []
+    for name, kinds in found["learning"].items():
+        for kind, curve in kinds.items():
+            for one in curve["points"]:
+                dice = mean_text(one["mean"], one["interval"], one["n_patients"])
+                seeds = ", ".join(number(seed) for seed in one["seeds"])
+                rows.append([name, kind, str(one["patients"]), dice, seeds])
+            for one in curve.get("next", ()):
+                low, high = one["interval"]
+                dice = f"{one['mean']:.3f} ({low:.3f} to {high:.3f})"
+                rows.append([name, kind, str(one["patients"]), dice, "foretold"])
+            if "why" in curve:
+                rows.append([name, kind, "more", "-", f"not foretold: {curve['why']}"])
+    if rows:
+        head = ["method", "prompts", "training patients", "Dice (95 % interval)", "of each seed"]
+        yield {"caption": "Training patients and Dice", "head": head, "rows": rows}
+
+
 def _label_tables(found: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
     for key, words in SCORES.items():
         names = dict.fromkeys(
@@ -286,7 +330,7 @@ def _reports(folder: Path, methods: Sequence[Method]) -> Iterable[dict[str, str]
 def _markdown(context: Mapping[str, Any]) -> str:
     parts = [f"# {escaped(context['title'])}", *map(escaped, context["plain"])]
     parts += [f"> {escaped(line)}" for line in context["warnings"]]
-    for one in (context["table"], *context["labels"], *context["tests"]):
+    for one in (context["table"], *context["curves"], *context["labels"], *context["tests"]):
         parts += [f"## {escaped(one['caption'])}", table(one["head"], one["rows"])]
     parts.append(escaped(context["footnote"]))
     return "\n\n".join(parts) + "\n"

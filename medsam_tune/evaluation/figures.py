@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -122,6 +124,64 @@ def curves(title: str, lines: Mapping[str, Sequence[tuple[float, float]]], axis:
         parts.append(_text(x + 30, height - 4, name, "start"))
         said.append(f"{name}: " + ", ".join(f"{y:.3f} at {x:g}" for x, y in points))
     return _svg(title, ". ".join(said), height, parts)
+
+
+def learning_curve(title: str, lines: Mapping[str, Sequence[Mapping[str, Any]]], axis: str) -> str:
+    """Scores over the number of patients, which doubles at even steps: means and intervals.
+
+    Args:
+        title: what is shown.
+        lines: name -> points with `patients`, `mean` 0..1, `interval` or None, and `foretold`
+            where nobody measured it: that part of a line is dashed.
+        axis: name of the x axis.
+    """
+    sizes = sorted({point["patients"] for points in lines.values() for point in points})
+    values = [v for points in lines.values() for p in points for v in (p["mean"], *_ends(p))]
+    lowest = max(0.0, float(np.floor(10 * min(values))) / 10)
+    height, top, bottom = 320, 16, 232
+    scale = _Scale(float(np.log2(sizes[0])), float(np.log2(sizes[-1])))
+
+    def across(patients: int) -> float:
+        return scale(float(np.log2(patients)))
+
+    def down(value: float) -> float:
+        return bottom - (value - lowest) / (1 - lowest) * (bottom - top)
+
+    parts = [f'<path class="axis" d="M{_LEFT} {bottom}H{_WIDTH - _RIGHT}"/>']
+    for size in sizes:
+        parts.append(f'<path class="grid" d="M{across(size):.1f} {top}V{bottom}"/>')
+        parts.append(_text(across(size), bottom + 16, str(size), "middle"))
+    parts.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, bottom + 36, axis, "middle"))
+    for tick in ticks(lowest, 1.0):
+        parts.append(f'<path class="grid" d="M{_LEFT} {down(tick):.1f}H{_WIDTH - _RIGHT}"/>')
+        parts.append(_text(_LEFT - 10, down(tick) + 4, f"{tick:.3g}", "end"))
+    said = []
+    for number, (name, points) in enumerate(lines.items()):
+        kind, aside = f"line line{number % 4}", (number % 4 - 1.5) * 4  # whiskers stand apart
+        for before, after in pairwise(points):
+            dashed = ' stroke-dasharray="5 4"' if after.get("foretold") else ""
+            parts.append(
+                f'<path class="{kind}"{dashed} d="M{across(before["patients"]):.1f} '
+                f"{down(before['mean']):.1f}L{across(after['patients']):.1f} "
+                f'{down(after["mean"]):.1f}"/>'
+            )
+        for point in points:
+            x, ends = across(point["patients"]), _ends(point)
+            if ends:
+                parts.append(
+                    f'<path class="whisker" d="M{x + aside:.1f} {down(ends[0]):.1f}'
+                    f'V{down(ends[1]):.1f}"/>'
+                )
+            parts.append(f'<circle class="dot" cx="{x:.1f}" cy="{down(point["mean"]):.1f}" r="3"/>')
+        x = _LEFT + number * 120
+        parts.append(f'<path class="{kind}" d="M{x} {height - 16}h24"/>')
+        parts.append(_text(x + 30, height - 12, name, "start"))
+        said.append(f"{name}: " + ", ".join(f"{p['mean']:.3f} at {p['patients']}" for p in points))
+    return _svg(title, ". ".join(said), height, parts)
+
+
+def _ends(point: Mapping[str, Any]) -> tuple[float, ...]:
+    return tuple(point["interval"] or ())
 
 
 class _Scale:

@@ -156,6 +156,16 @@ def test_few_shots_keep_patients_of_training_only():
     assert few_shots(split, 14) == split
 
 
+def test_few_shots_have_each_label():
+    split = split_cases(listed(20), (0.7, 0.1, 0.2), 0)
+    patients = sorted(patients_of(split.training))
+    present = {patient: {1} for patient in patients} | {patients[3]: {1, 2}, patients[9]: {3}}
+    for seed in range(5):
+        kept = patients_of(few_shots(split, 3, seed, present).training)
+        assert kept >= {patients[3], patients[9]}
+        assert kept < patients_of(few_shots(split, 6, seed, present).training)
+
+
 def test_few_shots_of_too_few_patients():
     split = split_cases(listed(20), (0.7, 0.1, 0.2), 0)
     with pytest.raises(
