@@ -255,7 +255,7 @@ def _curves(found: Mapping[str, Any]) -> Iterable[dict[str, str]]:
             yield {
                 "svg": learning_curve(title, lines, "training patients"),
                 "caption": f"{title}: means over the held-out cases with 95 % intervals over "
-                "their patients. What is dashed is foretold by a power of the number of patients, "
+                "their patients. What is pale is foretold by a power of the number of patients, "
                 "not measured; it holds for patients like these.",
             }
 

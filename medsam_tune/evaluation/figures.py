@@ -132,7 +132,7 @@ def learning_curve(title: str, lines: Mapping[str, Sequence[Mapping[str, Any]]],
     Args:
         title: what is shown.
         lines: name -> points with `patients`, `mean` 0..1, `interval` or None, and `foretold`
-            where nobody measured it: that part of a line is dashed.
+            where nobody measured it: that part is pale.
         axis: name of the x axis.
     """
     sizes = sorted({point["patients"] for points in lines.values() for point in points})
@@ -159,9 +159,8 @@ def learning_curve(title: str, lines: Mapping[str, Sequence[Mapping[str, Any]]],
     for number, (name, points) in enumerate(lines.items()):
         kind, aside = f"line line{number % 4}", (number % 4 - 1.5) * 4  # whiskers stand apart
         for before, after in pairwise(points):
-            dashed = ' stroke-dasharray="5 4"' if after.get("foretold") else ""
             parts.append(
-                f'<path class="{kind}"{dashed} d="M{across(before["patients"]):.1f} '
+                f'<path class="{kind}"{_pale(after)} d="M{across(before["patients"]):.1f} '
                 f"{down(before['mean']):.1f}L{across(after['patients']):.1f} "
                 f'{down(after["mean"]):.1f}"/>'
             )
@@ -169,15 +168,22 @@ def learning_curve(title: str, lines: Mapping[str, Sequence[Mapping[str, Any]]],
             x, ends = across(point["patients"]), _ends(point)
             if ends:
                 parts.append(
-                    f'<path class="whisker" d="M{x + aside:.1f} {down(ends[0]):.1f}'
+                    f'<path class="whisker"{_pale(point)} d="M{x + aside:.1f} {down(ends[0]):.1f}'
                     f'V{down(ends[1]):.1f}"/>'
                 )
-            parts.append(f'<circle class="dot" cx="{x:.1f}" cy="{down(point["mean"]):.1f}" r="3"/>')
+            parts.append(
+                f'<circle class="dot"{_pale(point)} cx="{x:.1f}" cy="{down(point["mean"]):.1f}" '
+                'r="3"/>'
+            )
         x = _LEFT + number * 120
         parts.append(f'<path class="{kind}" d="M{x} {height - 16}h24"/>')
         parts.append(_text(x + 30, height - 12, name, "start"))
         said.append(f"{name}: " + ", ".join(f"{p['mean']:.3f} at {p['patients']}" for p in points))
     return _svg(title, ". ".join(said), height, parts)
+
+
+def _pale(point: Mapping[str, Any]) -> str:
+    return ' opacity="0.4"' if point.get("foretold") else ""
 
 
 def _ends(point: Mapping[str, Any]) -> tuple[float, ...]:
