@@ -129,6 +129,14 @@ def evaluate(
             "shares of the box, such as 0,0.05,0.1,0.2. With --run."
         ),
     ] = None,
+    confidence: Annotated[
+        bool,
+        typer.Option(
+            "--confidence",
+            help="Also learn from the validation cases which Dice the model's own estimate of a "
+            "mask stands for; the report judges it, and `predict` writes it. With --run.",
+        ),
+    ] = False,
     unfinished: Unfinished = False,
     bundle: Bundle = None,
     gpus: Gpus = 1,
@@ -150,13 +158,18 @@ def evaluate(
         evaluate_masks(masks, datalist, place)
         after_masks(place)
         return
+    places = ("output_dir", "subset")
+    further = {"--jitter": jitter is not None, "--confidence": confidence}
+    for option in (name for name, asked in further.items() if asked):
+        if run is None or unfinished or any(one.startswith(places) for one in set_ or ()):
+            raise ValueError(
+                f"{option} needs --run, finished, its test cases, and results in its folder."
+            )
     kinds = [kind for text in prompts or () for kind in text.split(",")] or None
     noises: list[float] = []
     if jitter is not None:
         from medsam_tune.evaluation.jitter import parse_jitters
 
-        if run is None or any(one.startswith("output_dir") for one in set_ or ()):
-            raise ValueError("--jitter needs --run, and results in the run's folder.")
         noises = parse_jitters(jitter)
     if zero_shot:
         if run is not None or datalist is None or output is None:
@@ -186,6 +199,12 @@ def evaluate(
         run_bundle(bundle, configs, settings, gpus)
         if noises:
             _evaluate_noises(noises, run, bundle, configs, settings, gpus)
+        if confidence:
+            from medsam_tune.evaluation.confidence import write_confidence
+
+            known = run / "evaluation_validation"
+            run_bundle(bundle, configs, {**settings, "subset": "validation"}, gpus)
+            write_confidence(run, known, run / "evaluation")
         after_evaluate(run, bundle, unfinished)
 
 

@@ -92,6 +92,35 @@ def bland_altman(title: str, pairs: Sequence[tuple[float, float]], unit: str) ->
     return _svg(title, said, height, parts)
 
 
+def scatter(title: str, pairs: Sequence[tuple[float, float, bool]], axes: tuple[str, str]) -> str:
+    """Values from 0 to 1 over values from 0 to 1, with the line where both are equal.
+
+    Args:
+        title: what is shown.
+        pairs: x, y, and whether the dot is filled; the others are rings.
+        axes: names of x and y.
+    """
+    height, top, bottom = 330, 16, 282
+    low = max(0.0, float(np.floor(10 * min(min(x, y) for x, y, _ in pairs))) / 10)
+    low = min(low, 0.9)
+    scale = _Scale(low, 1.0)
+
+    def down(value: float) -> float:
+        return bottom - (value - low) / (1 - low) * (bottom - top)
+
+    parts = _axis(low, 1.0, top, bottom, axes[0], height - 6)
+    for tick in ticks(low, 1.0):
+        parts.append(f'<path class="grid" d="M{_LEFT} {down(tick):.1f}H{_WIDTH - _RIGHT}"/>')
+        parts.append(_text(_LEFT - 10, down(tick) + 4, f"{tick:.3g}", "end"))
+    parts.append(_text(_LEFT - 50, top + 4, axes[1], "end"))
+    parts.append(f'<path class="limit" d="M{scale(low):.1f} {bottom}L{scale(1.0):.1f} {top}"/>')
+    for x, y, filled in pairs:
+        ring = "" if filled else ' fill-opacity="0" stroke="currentColor"'
+        parts.append(f'<circle class="dot"{ring} cx="{scale(x):.1f}" cy="{down(y):.1f}" r="3"/>')
+    said = f"{len(pairs)} dots, {sum(one[2] for one in pairs)} of them filled"
+    return _svg(title, said, height, parts)
+
+
 def curves(title: str, lines: Mapping[str, Sequence[tuple[float, float]]], axis: str) -> str:
     """Values from 0 to 1 over a number, a line with marks for each name.
 

@@ -115,6 +115,8 @@ class Score:
         found_objects: number of objects of the prediction.
         paired_objects: number of pairs of them.
         paired_iou: sum of the IoU of the pairs.
+        quality: the model's own estimate of the IoU, mean over the slices with a mask; None without
+            a mask, and of models that give none.
     """
 
     case: str
@@ -150,6 +152,7 @@ class Score:
     found_objects: int | None = None
     paired_objects: int | None = None
     paired_iou: float | None = None
+    quality: float | None = None
 
     @property
     def empty(self) -> bool:
@@ -178,6 +181,7 @@ class Answer:
             is one object.
         spacing: millimetres between voxels along Z, H and W; None where they are unknown.
         patient: see `Score`.
+        qualities: label id -> predicted quality, see `Score`.
     """
 
     case: str
@@ -189,6 +193,7 @@ class Answer:
     numbers: tuple[NDArray[np.int32], NDArray[np.int32]] | None = None
     spacing: Sequence[float] | None = None
     patient: str = ""
+    qualities: Mapping[int, float] = field(default_factory=dict)
 
 
 def score_case(
@@ -249,6 +254,7 @@ def _score(
         ellipse_dice=overlap(ellipse[0], true)[0] if ellipse else None,
         objects=answer.objects.get(label, 0),
         patient=answer.patient,
+        quality=answer.qualities.get(label),
         **own,
     )
 

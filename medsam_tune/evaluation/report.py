@@ -14,10 +14,10 @@ from typing import Any
 
 from PIL import Image
 
-from medsam_tune.evaluation.figures import bland_altman, box_plot, curves
+from medsam_tune.evaluation.figures import bland_altman, box_plot, curves, scatter
 from medsam_tune.evaluation.markdown import markdown
 from medsam_tune.evaluation.pages import render
-from medsam_tune.evaluation.results import INDEX, JITTER, Results, read_results
+from medsam_tune.evaluation.results import CONFIDENCE, INDEX, JITTER, Results, read_results
 from medsam_tune.evaluation.words import (
     BRACKETS,
     by,
@@ -49,6 +49,7 @@ _PER_CASE = {
     "lesions_found": "found",
     "false_lesions": "false",
     "ellipse_dice": "ellipse Dice",
+    "quality": "own estimate of IoU",
 }
 
 
@@ -82,11 +83,13 @@ def _context(results: Results) -> dict[str, Any]:
     boxes, volumes = _boxes(results), _volumes(results)
     pictures, picture_note = _pictures(results)
     jitter = _jitter(results.folder)
+    confidence = [*_confidence(results.folder)]
     groups = [*_groups(summary)]
     sections = [("summary", "Summary"), ("labels", "Labels")]
     sections += [("spread", "Spread")] * bool(boxes) + [("pictures", "Pictures")] * bool(pictures)
     sections += [("volumes", "Volumes")] * bool(volumes) + [("groups", "Groups")] * bool(groups)
     sections += [("jitter", "Box quality")] * (jitter is not None)
+    sections += [("confidence", "Confidence")] * bool(confidence)
     behind = [*facts(summary)]
     sections += [("cases", "Cases"), ("rules", "Rules")] + [(f["id"], f["name"]) for f in behind]
     return {
@@ -107,6 +110,7 @@ def _context(results: Results) -> dict[str, Any]:
         "volumes": volumes,
         "groups": groups,
         "jitter": jitter,
+        "confidence": confidence,
         "cases": _case_table(results),
         "rules": [*rules(summary)],
         "facts": behind,
@@ -295,6 +299,26 @@ def _jitter(folder: Path) -> dict[str, Any] | None:
             "rows": rows,
         },
     }
+
+
+def _confidence(folder: Path) -> Iterable[dict[str, str]]:
+    """How well the model knows its own masks, for each kind of prompts, if it was measured."""
+    if not (folder / CONFIDENCE).is_file():
+        return
+    for kind, found in read_json(folder / CONFIDENCE).items():
+        pairs = [(one["expected"], one["true"], one["flagged"]) for one in found["masks"]]
+        caption = (
+            f"{by(kind)[0].upper()}{by(kind)[1:]}: the expected Dice is off by "
+            f"{found['error']:.3f} on average ({found['bias']:+.3f} with its sign), over "
+            f"{many(found['n'], 'mask')}. {found['flagged']} are flagged for review; among them "
+            f"are {found['caught']} of the {found['worst']} worst. Calibrated on "
+            f"{many(found['calibrated_on'], 'mask')} of validation cases."
+        )
+        axes = ("expected Dice", "Dice")
+        yield {
+            "svg": scatter(f"True over expected Dice {by(kind)}", pairs, axes),
+            "caption": caption,
+        }
 
 
 def _case_table(results: Results) -> dict[str, Any]:

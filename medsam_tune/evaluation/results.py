@@ -14,6 +14,9 @@ from medsam_tune.inference.simulated import parse_kind
 INDEX = "index.json"
 """File beside the pictures that says which cases they show."""
 
+CONFIDENCE = "confidence.json"
+"""File of how well the model knows its own masks."""
+
 JITTER = "jitter.json"
 """File of the curve of Dice over the noise of the prompts."""
 

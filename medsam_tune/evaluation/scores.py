@@ -32,7 +32,7 @@ from medsam_tune.evaluation.report import write_report
 from medsam_tune.evaluation.statistics import format_summary, summarise_kinds
 from medsam_tune.evaluation.surfaces import IMPLEMENTATION
 from medsam_tune.files import written_whole
-from medsam_tune.inference.canvas import Found, labels_of
+from medsam_tune.inference.canvas import Found, FoundObject, labels_of
 from medsam_tune.inference.inferers import EllipseInferer
 from medsam_tune.inference.simulated import parse_kind
 from medsam_tune.prompts import SlicePrompts
@@ -135,6 +135,7 @@ class CaseScores:
             numbers=_numbers(batch, prediction, truth, found),
             spacing=batch.get("spacing"),
             patient=self._patients.get(batch["case"], ""),
+            qualities=_qualities(answer.objects) if isinstance(answer, Found) else {},
         )
         return score_case(case, self.labels, self.measures)
 
@@ -241,6 +242,16 @@ def _numbers(
     if found is not None and found.shape == truth.shape:
         return found.cpu().numpy().astype(np.int32), objects
     return numbered(prediction.cpu().numpy(), smallest), objects
+
+
+def _qualities(objects: Sequence[FoundObject]) -> dict[int, float]:
+    """Label -> mean of the qualities of its objects, by their numbers of slices."""
+    found = {}
+    for label in {one.label for one in objects if one.slices}:
+        own = [one for one in objects if one.label == label]
+        weights = [one.slices for one in own]
+        found[label] = float(np.average([one.quality for one in own], weights=weights))
+    return found
 
 
 def _means(by_prompts: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:

@@ -23,7 +23,7 @@ from medsam_tune.failures import MEMORY, explain, unexpected
 from medsam_tune.formats.dicom.series import is_uid
 from medsam_tune.formats.open import is_flat
 from medsam_tune.inference.aftercare import Aftercare
-from medsam_tune.inference.canvas import Found
+from medsam_tune.inference.canvas import Found, FoundObject
 from medsam_tune.inference.inferers import VolumeInferer
 from medsam_tune.inference.instances import refuse_volume, write_instances
 from medsam_tune.inference.jobs import Job
@@ -166,7 +166,9 @@ class WritePrediction:
         masks, probabilities    names of the files
         volumes_ml      label id -> volume in the masks, millilitres
         objects         label, number of slices and predicted quality (mean over these) of each
-                        object of the prompts; without prompts, of each label
+                        object of the prompts; without prompts, of each label. Of a run with
+                        calibration.json also the Dice that is to be expected of it, and whether
+                        it should be looked at
         settings        what else changes the masks
         versions, device, seconds
         files           name of each mask and of each file of probabilities -> SHA-256
@@ -289,10 +291,7 @@ class WritePrediction:
             "masks": [path.name for path in masks],
             "probabilities": [path.name for path in maps.values()],
             "volumes_ml": {str(k): round(n * millilitres, 4) for k, n in voxels.items()},
-            "objects": [
-                {"label": one.label, "slices": one.slices, "quality": round(one.quality, 4)}
-                for one in objects
-            ],
+            "objects": [self._about(one, job.prompts is not None) for one in objects],
             "versions": {
                 "medsam_tune": __version__,
                 "torch": torch.__version__,
@@ -302,3 +301,11 @@ class WritePrediction:
             "device": str(device),
             "seconds": round(item.seconds + perf_counter() - self._start, 2),
         }
+
+    def _about(self, one: FoundObject, prompted: bool) -> dict[str, Any]:
+        found: dict[str, Any] = {"label": one.label, "slices": one.slices}
+        found["quality"] = round(one.quality, 4)
+        calibration = self.predictions.runs.calibration if one.slices else None
+        if calibration and (known := calibration.least(one.label, one.quality, prompted)):
+            found |= {"expected_dice": round(known[0], 4), "review": known[1]}
+        return found

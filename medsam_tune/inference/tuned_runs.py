@@ -11,6 +11,7 @@ from typing import Any
 from medsam_tune.errors import DataError, listed
 from medsam_tune.files import file_hash, files_hash
 from medsam_tune.formats.mending import Mending
+from medsam_tune.inference.confidence import Calibration, read_calibration
 from medsam_tune.inference.ensembles import Ensemble, differences
 from medsam_tune.inference.output import Source
 from medsam_tune.methods.header import TunedHeader
@@ -114,6 +115,11 @@ class TunedRuns:
     def tuned_hash(self) -> str:
         """SHA-256 of the tuned file; of several, see `files.files_hash`."""
         return files_hash(run.tuned for run in self._runs)
+
+    @cached_property
+    def calibration(self) -> Calibration | None:
+        """What the qualities of its masks mean; None of several runs, and where nobody measured."""
+        return None if self.several else read_calibration(self._runs[0].folder)
 
     @cached_property
     def description(self) -> list[dict[str, Any]]:
