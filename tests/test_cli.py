@@ -24,11 +24,13 @@ from medsam_tune.cases.description import MODALITIES
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.splits import split_cases
 from medsam_tune.cli import options, tuning
+from medsam_tune.files import file_hash
+from medsam_tune.inference.confidence import calibrate, write_calibration
 from medsam_tune.inference.output import FORMATS as MASK_FORMATS
 from medsam_tune.inference.simulated import KINDS
 from medsam_tune.methods import METHODS, apply_method
 from medsam_tune.methods.tuned import read_header, save_tuned
-from medsam_tune.runs import RunRecord, read_record, write_record, write_state
+from medsam_tune.runs import TUNED, RunRecord, read_record, write_record, write_state
 from medsam_tune.sam.build import ARCHITECTURES, build_sam
 from medsam_tune.sam.encoder import fuse_qkv
 from medsam_tune.slices.intensity import Percentiles
@@ -66,6 +68,8 @@ def test_the_whole_job(tune: Tune, phantoms: Path, tmp_path: Path) -> None:
     code, _, err = tune("evaluate", "--run", run)
     assert code == 0, err
     assert "Dice (95 % interval)" in err
+    curve = {2: [(0.02 * n, 0.5 + 0.01 * n) for n in range(51)]}
+    write_calibration(run, calibrate({"slices": curve}, file_hash(run / TUNED)))
     case = json.loads(datalist.read_text())["test"][0]
     boxes.write_text(json.dumps({"objects": [{"label": 2, "box3d": [5, 5, 1, 20, 20, 4]}]}))
     scan, mask = datalist.parent / case["image"], tmp_path / "mask.nii.gz"
@@ -73,6 +77,9 @@ def test_the_whole_job(tune: Tune, phantoms: Path, tmp_path: Path) -> None:
     code, _, err = tune("predict", scan, *flags)
     assert code == 0, err
     assert set(np.unique(nib.load(mask).dataobj)) <= {0, 2}
+    (known,) = json.loads((tmp_path / "mask.prediction.json").read_text())["objects"]
+    assert known["expected_dice"] == pytest.approx(0.5 + known["quality"] / 2, abs=1e-3)
+    assert known["review"] is (known["expected_dice"] < 0.6)
     boxes.write_text(json.dumps({"objects": [{"label": 9, "box3d": [5, 5, 1, 20, 20, 4]}]}))
     mask.unlink()
     code, _, err = tune("predict", scan, *flags)

@@ -6,10 +6,12 @@ import shutil
 from pathlib import Path
 
 from medsam_tune.errors import DataError, listed
+from medsam_tune.evaluation.results import CONFIDENCE, JITTER
 from medsam_tune.inference.simulated import parse_kind
 from medsam_tune.ranks import is_main, wait
 
-_OURS = {"metrics.csv", "summary.json", "overlays", "report.html", "report.md", "jitter.json"}
+_OURS = {"metrics.csv", "summary.json", "overlays", "report.html", "report.md"}
+_OURS |= {CONFIDENCE, JITTER}
 
 
 class ResultFolder:

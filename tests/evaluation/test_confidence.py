@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from medsam_tune.cli import tuning
 from medsam_tune.errors import DataError
 from medsam_tune.evaluation.confidence import write_confidence
+from medsam_tune.evaluation.folder import ResultFolder
 from medsam_tune.evaluation.metrics import Score
 from medsam_tune.evaluation.scores import _qualities, write_scores
 from medsam_tune.evaluation.statistics import summarise_kinds
@@ -62,3 +66,28 @@ def test_too_few_validation_masks(tmp_path: Path) -> None:
 def test_quality_of_a_label_is_the_mean_over_slices() -> None:
     objects = [FoundObject(1, 3, 0.9), FoundObject(1, 1, 0.5), FoundObject(2, 0, 0.0)]
     assert _qualities(objects) == {1: pytest.approx(0.8)}
+
+
+def test_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tune: Callable[..., tuple[int, str, str]]
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / TUNED).write_bytes(b"weights")
+    seen: list[Any] = []
+
+    def record(bundle: str, configs: object, settings: Mapping[str, Any], gpus: int = 1) -> None:
+        subset = settings.get("subset", "test")
+        seen.append((subset, settings["run_dir"], settings["prompts"]))
+        evaluated(run / ("evaluation" if subset == "test" else f"evaluation_{subset}"), 0.0, 20)
+
+    monkeypatch.setattr(tuning, "run_bundle", record)
+    monkeypatch.setattr(tuning, "bundle_of_run", lambda bundle, run: "volume")
+    words = ("evaluate", "--run", run, "--confidence", "--prompts", "slices")
+    code, _, said = tune(*words)
+    assert code == 0, said
+    assert seen == [("test", run, ["slices"]), ("validation", run, ["slices"])]
+    assert read_calibration(run) is not None
+    ResultFolder(run / "evaluation").refuse_others()
+    code, _, said = tune(*words, "--set", "subset=training")
+    assert (code, "--confidence needs --run, finished, its test cases" in said) == (1, True)
