@@ -9,7 +9,7 @@ find_python = for p in python3.11 python3.12 python3.13 python3 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done; true
 PYTHON ?= $(shell $(find_python))
 VENV ?= .venv
-EXTRAS ?= dev,dicom,geo
+EXTRAS ?= dev,docs,dicom,geo
 # Exact torch and torchvision are pinned here, so that a wheel folder configured on the machine cannot pick others.
 # `make env CONSTRAINTS=` takes the newest releases that pyproject.toml allows.
 CONSTRAINTS ?= constraints.txt
@@ -79,8 +79,8 @@ bench: env ## timings beside stock segment-anything: attention, and one training
 	$(PY) benchmarks/attention.py
 	$(PY) benchmarks/training_step.py
 
-docs: env ## API pages from the docstrings, into build/docs
-	$(PY) -m pdoc --docformat google --output-directory build/docs medsam_tune
+docs: env ## the site: all pages, and the API from the docstrings, into build/docs; a warning is an error
+	OMP_NUM_THREADS=$(THREADS) $(PY) -m sphinx -q -W --keep-going -c docs/sphinx -d build/doctrees . build/docs
 
 bundles: env ## write the configs that bundles/sam_image shares with bundles/sam_volume
 	$(PY) -m tests.bundle_copies

@@ -21,7 +21,7 @@ from medsam_tune.errors import DataError, nearest
 from medsam_tune.failures import DISK, FAULT, MEMORY, USER, explain, is_closed_pipe
 
 COMMAND = "from medsam_tune.cli import main; main()"
-README = Path(__file__).parents[1] / "README.md"
+ERRORS = Path(__file__).parents[1] / "docs" / "errors.md"
 
 
 def wrapped(error: BaseException) -> BaseException:
@@ -207,8 +207,8 @@ def test_the_nearest_name_is_asked_for() -> None:
         refuse_unknown("format", "onx", ["sam", "onnx"])
 
 
-def test_the_readme_lists_the_codes() -> None:
-    table = re.search(r"\| exit code \|.*?\n\n", README.read_text(encoding="utf-8"), re.DOTALL)
+def test_the_page_of_errors_lists_the_codes() -> None:
+    table = re.search(r"\| exit code \|.*?\n\n", ERRORS.read_text(encoding="utf-8"), re.DOTALL)
     assert table is not None
     rows = re.findall(r"^\| ([\d, ]+) \|", table[0], re.MULTILINE)
     listed = {int(code) for row in rows for code in row.split(",")}

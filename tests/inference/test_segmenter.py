@@ -325,14 +325,14 @@ def test_threads_share_a_session(tiny_sam: Build, tmp_path: Path) -> None:
     assert len(session._volume.spool) == 6  # nothing but embeddings is left
 
 
-def test_example_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_example_of_the_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(0).uniform(0, 200, (82, 62, 32)).astype(np.float32)
     path = write_nifti(tmp_path / "scan.nii.gz", values)
     content = objects({"label": 2, "box3d": [9, 5, 0, 31, 17, 3]})
     (tmp_path / "boxes.json").write_text(json.dumps(content))
     write_run(tmp_path / "runs" / "lora", ScanRules(Window(100, 200)), classes=2)
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(from medsam_tune import Segmenter.*?)```", readme, re.DOTALL)
+    page = (Path(__file__).parents[2] / "docs" / "prediction.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(from medsam_tune import Segmenter.*?)```", page, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     exec(code, {})
     mask = nib.load(tmp_path / "mask.nii.gz")

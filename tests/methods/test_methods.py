@@ -84,7 +84,7 @@ class Row:
 PROMPT: Names = lambda _: {"learned.tokens", "learned.gates"}  # noqa: E731
 QUALITY = _starting_with("mask_decoder.iou_prediction_head.")
 
-# The rows that README names, each with SAM's own prompts and with labels, and the options.
+# The rows that docs/models.md names, each with SAM's own prompts and with labels, and the options.
 PLAIN = {
     "decoder": Row("decoder", {}, DECODER),
     "full": Row("full", {}, _both(_starting_with("image_encoder."), DECODER)),
