@@ -1,7 +1,8 @@
 """The run folder: whose it is, how far its training is, what it was trained on, and its files.
 
     run.json            the record, written once, when the training starts
-    state.json          started, stopped or finished, the epoch, and the time that it took
+    state.json          started, stopped or finished, the epoch, the time that it took, the Dice of
+                        its validations, and the most memory that it held
     split.json          the patients and scans that were trained and validated on
     last.pt             what a training needs to go on
     tuned.safetensors   the weights of the best epoch so far
@@ -13,7 +14,7 @@ A killed process leaves its state as it was; the kernel frees its lock.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -233,17 +234,20 @@ class RunFolder:
             self._lock.release()
             self._lock = None
 
-    def set_state(self, state: str, epoch: int, epochs: int, seconds: float = 0.0) -> None:
+    def set_state(
+        self, state: str, epoch: int, epochs: int, seconds: float = 0.0, **more: Any
+    ) -> None:
         """Write how far the training is.
 
         Args:
-            state: "started", "stopped" (it can be resumed) or "finished".
+            state: this and all others: see `write_state`.
             epoch: epochs that are complete.
             epochs: epochs that are wanted.
-            seconds: time that they took, with their validations.
+            seconds: time that they took.
+            more: the other arguments of `write_state`.
         """
         if is_main():
-            write_state(self.path, state, epoch, epochs, seconds)
+            write_state(self.path, state, epoch, epochs, seconds, **more)
 
 
 def write_record(run: str | Path, record: RunRecord) -> None:
@@ -309,11 +313,28 @@ def _check_types(record: RunRecord, path: Path) -> None:
 
 
 def write_state(
-    run: str | Path, state: str, epoch: int = 0, epochs: int | None = None, seconds: float = 0.0
+    run: str | Path,
+    state: str,
+    epoch: int = 0,
+    epochs: int | None = None,
+    seconds: float = 0.0,
+    validations: Sequence[Mapping[str, float]] = (),
+    peak_bytes: int | None = None,
 ) -> None:
-    """Write how far a training is, see `RunFolder.set_state`."""
+    """Write how far a training is.
+
+    Args:
+        run: folder of the run.
+        state: "started", "stopped" (it can be resumed) or "finished".
+        epoch: epochs that are complete.
+        epochs: epochs that are wanted.
+        seconds: time that they took, with their validations.
+        validations: `epoch`, `dice` and `seconds` since the start of each.
+        peak_bytes: the most memory that it held, see `training.memory`; None if nobody knows.
+    """
     content = {"state": state, "epoch": epoch, "epochs": epochs, "seconds": round(seconds, 1)}
-    write_json(Path(run) / STATE, content)
+    more = {"validations": [*validations], "peak_bytes": peak_bytes}
+    write_json(Path(run) / STATE, {**content, **more})
 
 
 def read_state(run: str | Path) -> dict[str, Any]:

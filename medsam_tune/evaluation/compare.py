@@ -28,6 +28,15 @@ ZERO_SHOT = "zero_shot"
 SCORES = {"dice": "Dice", "nsd": "NSD"}
 """Measures that are compared -> their names."""
 
+NEARLY = 0.95
+"""Share of the best validation Dice whose time is told."""
+
+COSTS = (
+    *("parameters", "bytes", "epochs", "minutes_per_epoch", "minutes_to_nearly_best"),
+    "peak_bytes",
+)
+"""What a training costs."""
+
 
 @dataclass(frozen=True)
 class Method:
@@ -101,8 +110,8 @@ def compare_methods(methods: Sequence[Method]) -> dict[str, Any]:
         methods: in the order of the tables.
 
     Returns:
-        `methods`: name -> `seeds`, their number; `parameters`, `bytes`, `epochs` and
-        `minutes_per_epoch` of a training (None of what was not trained); `by_prompts`: kind ->
+        `methods`: name -> `seeds`, their number; `COSTS` of a training (None of what was not
+        trained); `by_prompts`: kind ->
         measure -> `n`, `n_patients`, `mean`, `interval`, `note`, `seeds` (the mean of each), and
         `labels`: name -> the same.
         `by_prompts`: kind -> `reference`, whom the others are tested against: the untuned model,
@@ -283,14 +292,26 @@ def _cost(folders: Sequence[Path]) -> dict[str, Any]:
     """What the trainings in some folders took; the mean of the seeds."""
     trained = [path for path in folders if (path / RECORD).is_file() and (path / TUNED).is_file()]
     if not trained:
-        return dict.fromkeys(("parameters", "bytes", "epochs", "minutes_per_epoch"))
+        return dict.fromkeys(COSTS)
     states = [read_state(path) for path in trained]
     epochs = [state.get("epoch", 0) for state in states]
     seconds = sum(state.get("seconds", 0.0) for state in states)
     parameters, size = tuned_size(trained[0] / TUNED)
+    peaks = [state["peak_bytes"] for state in states if state.get("peak_bytes")]
+    reached = [minutes for state in states if (minutes := _minutes_to(NEARLY, state)) is not None]
     return {
         "parameters": parameters,
         "bytes": size,
         "epochs": float(np.mean(epochs)),
         "minutes_per_epoch": seconds / 60 / sum(epochs) if sum(epochs) and seconds else None,
+        "minutes_to_nearly_best": float(np.mean(reached)) if reached else None,
+        "peak_bytes": max(peaks, default=None),
     }
+
+
+def _minutes_to(share: float, state: Mapping[str, Any]) -> float | None:
+    """Minutes until a validation had so much of the best Dice; None of a training without one."""
+    validations = state.get("validations") or ()
+    best = max((one["dice"] for one in validations), default=0.0)
+    reached = (one["seconds"] / 60 for one in validations if one["dice"] >= share * best)
+    return next(reached, None)

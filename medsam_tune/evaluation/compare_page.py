@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from medsam_tune.evaluation.compare import (
+    COSTS,
     SCORES,
     Method,
     compare_methods,
@@ -31,7 +32,7 @@ NAME = "compare"
 
 _HEAD = (
     *("method", "prompts", "Dice (95 % interval)", "NSD (95 % interval)", "against", "Dice"),
-    *("p (Holm)", "parameters", "bytes", "min/epoch"),
+    *("p (Holm)", "parameters", "bytes", "min/epoch", "min to 95 %", "peak MiB"),
 )
 
 
@@ -74,7 +75,7 @@ def comparison_text(found: Mapping[str, Any]) -> str:
     """
     rows = [_HEAD, *_rows(found)]
     widths = [max(len(row[n]) for row in rows) for n in range(len(_HEAD))]
-    ways = "<<<<<>>>>>"
+    ways = "<" * 5 + ">" * (len(_HEAD) - 5)
     lines = [
         "  ".join(f"{c:{w}{n}}" for c, w, n in zip(row, ways, widths, strict=True)).rstrip()
         for row in rows
@@ -94,10 +95,12 @@ def _rows(found: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
                 _whole(method["parameters"]),
                 _whole(method["bytes"]),
                 number(method["minutes_per_epoch"], "minutes"),
+                number(method["minutes_to_nearly_best"], "minutes"),
+                _whole(method["peak_bytes"] and method["peak_bytes"] // 2**20),
             )
             yield (
                 *(name if not place else "", kind, *means, *_tested(found, name, kind)),
-                *(cost if not place else ("", "", "")),
+                *(cost if not place else ("",) * len(cost)),
             )
 
 
@@ -133,7 +136,7 @@ def _csv(found: Mapping[str, Any]) -> str:
     """A row for each method, kind of prompts, measure and label; label "" is the mean of all."""
     text = io.StringIO()
     head = ["method", "prompts", "measure", "label", "n", "n_patients", "mean", "low", "high"]
-    cost = ["seeds", "parameters", "bytes", "epochs", "minutes_per_epoch"]
+    cost = ["seeds", *COSTS]
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*head, *cost])
     for name, method in found["methods"].items():
@@ -164,7 +167,9 @@ def _context(folder: Path, methods: Sequence[Method], found: Mapping[str, Any]) 
         "footnote": f"{BRACKETS} Of several labels: the mean of their means. The second Dice is "
         "the mean difference from the method of the column before, over patients; p is of "
         "Wilcoxon's signed-rank test on it, corrected by Holm for all pairs of methods. Parameters "
-        "and bytes are those that were tuned; the minutes of an epoch include its validation.",
+        "and bytes are those that were tuned. The minutes of an epoch include its validation; min "
+        "to 95 %: until a validation had 95 % of the best Dice. Peak: memory of the GPU, or of the "
+        "process where there is none.",
         "figures": figures,
         "learning": learning,
         "curves": [*_curve_tables(found)],

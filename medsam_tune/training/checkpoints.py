@@ -21,10 +21,11 @@ from medsam_tune.errors import DataError
 from medsam_tune.files import written_whole
 from medsam_tune.methods.tuned import load_tuned_tensors, save_tuned, tuned_tensors
 from medsam_tune.ranks import is_main
-from medsam_tune.runs import RunFolder
+from medsam_tune.runs import RunFolder, read_state
 from medsam_tune.sam.model import PromptableSam
 from medsam_tune.seen import keep_split
 from medsam_tune.slices.store import PreparedCase
+from medsam_tune.training.memory import forget_peak, peak_memory
 from medsam_tune.training.signals import StopAtSignal
 
 _DAMAGED = (OSError, RuntimeError, EOFError, UnpicklingError, KeyError, ValueError, TypeError)
@@ -53,6 +54,7 @@ class KeepBest:
         self.metric = metric
         self.best = -math.inf
         self.since = 0
+        self.last: float | None = None  # of this process
 
     def attach(self, engine: Engine) -> None:
         """Attach to an engine after the handler of the metric; MONAI calls it."""
@@ -63,6 +65,7 @@ class KeepBest:
         value = engine.state.metrics[self.metric]
         better = value > self.best
         self.since = 0 if better else self.since + 1
+        self.last = value
         if better:
             self.best = value
             if is_main():
@@ -201,7 +204,7 @@ class KeepLast:
     Args:
         folder: folder of the run, opened before the trainer runs.
         to_save: name -> object with `state_dict`; the trainer, its scaler and the random states are
-            added.
+            added. A `KeepBest` of them says the Dice of the validations for the run's state.
         stop: handler that knows of signals; attached to the trainer before this one.
         split: name of the subset -> its cases and their entries in the store, which the run keeps;
             None if there are none.
@@ -226,6 +229,8 @@ class KeepLast:
         self._saved_step = 0
         self._started_at = 0.0
         self._spent = 0.0  # seconds, before this process
+        self._validations: list[dict[str, float]] = []
+        self._peak = 0  # bytes, before this process
         self._resumed: dict[str, Any] | None = None  # until the first step after it
 
     def attach(self, engine: Engine) -> None:
@@ -239,6 +244,7 @@ class KeepLast:
 
     def _start(self, engine: Engine) -> None:
         self._saved_at = self._started_at = time.monotonic()
+        forget_peak()
         if self.split is not None and is_main():
             keep_split(
                 self.folder,
@@ -276,7 +282,10 @@ class KeepLast:
                 f"{self.folder.path}: is at {done} epochs already, {epochs} are wanted. Train "
                 f"further with more: --set epochs={2 * done}."
             )
-        self._spent = self.folder.seconds
+        before = read_state(self.folder.path)
+        self._spent = float(before.get("seconds", 0.0))
+        self._validations = [one for one in before.get("validations", ()) if one["epoch"] <= done]
+        self._peak = before.get("peak_bytes") or 0
         self._set_state("started", done, epochs)
         engine.logger.info(f"resumed from {path}, step {engine.state.iteration}")
         self.random.load_state_dict(within)
@@ -313,7 +322,15 @@ class KeepLast:
     def _after_epoch(self, engine: Engine) -> None:
         if not self._stops:  # otherwise its validation was cut short, and is made again
             self._save(engine, pending=False)
+            self._note_validation(engine.state.epoch)
             self._set_state("started", engine.state.epoch, engine.state.max_epochs)
+
+    def _note_validation(self, epoch: int) -> None:
+        best = next((one for one in self.to_save.values() if isinstance(one, KeepBest)), None)
+        if best is not None and best.last is not None:
+            seconds = round(self._seconds, 1)
+            self._validations.append({"epoch": epoch, "dice": best.last, "seconds": seconds})
+            best.last = None
 
     @property
     def _stops(self) -> bool:
@@ -333,8 +350,13 @@ class KeepLast:
         self._set_state("finished", engine.state.epoch, engine.state.max_epochs)
 
     def _set_state(self, state: str, epoch: int, epochs: int | None) -> None:
-        seconds = self._spent + time.monotonic() - self._started_at
-        self.folder.set_state(state, epoch, epochs or 0, seconds)
+        peak = max(self._peak, peak_memory() or 0) or None
+        more = {"validations": self._validations, "peak_bytes": peak}
+        self.folder.set_state(state, epoch, epochs or 0, self._seconds, **more)
+
+    @property
+    def _seconds(self) -> float:
+        return self._spent + time.monotonic() - self._started_at
 
 
 def _length(engine: Engine) -> int:

@@ -15,6 +15,10 @@ from medsam_tune.evaluation.metrics import Score
 from medsam_tune.evaluation.scores import write_scores
 from medsam_tune.evaluation.statistics import summarise_kinds
 from medsam_tune.inference.simulated import MASKS
+from medsam_tune.methods import apply_method
+from medsam_tune.methods.tuned import save_tuned
+from medsam_tune.runs import TUNED, RunRecord, write_record, write_state
+from medsam_tune.sam.build import build_sam
 
 
 def evaluated(folder: Path, dice: float, *kinds: str, cases: int = 8) -> Path:
@@ -79,3 +83,20 @@ def test_evaluations_of_other_cases_are_refused(tmp_path: Path) -> None:
     ]
     with pytest.raises(DataError, match=r"was evaluated on other cases than .*case_7 in one"):
         compare_methods(methods)
+
+
+def test_what_a_training_cost(tmp_path: Path) -> None:
+    folders = [evaluated(tmp_path / name, 0.8, "slices") for name in ("lora", "lora-seed1")]
+    for number, folder in enumerate(folders):
+        sam = apply_method(build_sam("nano", image_size=64), "lora", rank=2)
+        save_tuned(sam, folder / TUNED, {1: "liver"})
+        write_record(folder, RunRecord(None, None, None, {}, {}, 0.0, 0))
+        rising = [(1, 0.5), (2, 0.8), (3, 0.79 + 0.03 * number), (4, 0.82)]
+        validations = [{"epoch": n, "dice": dice, "seconds": 60.0 * n} for n, dice in rising]
+        write_state(folder, "finished", 4, 4, 240.0, validations, (number + 1) << 30)
+    cost = compare_methods([read_method("lora", folders)])["methods"]["lora"]
+    assert (cost["epochs"], cost["minutes_per_epoch"]) == (4, pytest.approx(1.0))
+    assert cost["minutes_to_nearly_best"] == pytest.approx(2.0)  # 0.8 is 0.976 of 0.82
+    assert cost["peak_bytes"] == 2 << 30
+    text = write_comparison(tmp_path, [read_method("lora", folders)])
+    assert text.splitlines()[1].split()[-2:] == ["2.000", "2,048"]

@@ -126,6 +126,9 @@ def test_checkpoint_holds_what_is_tuned_and_survives_a_failed_write(
     }
 
 
+ENDED = {"state": "finished", "epoch": 3, "epochs": 3}
+
+
 class Walk:
     """A small training: a weight moves by the data and by every source of random numbers.
 
@@ -156,6 +159,7 @@ class Walk:
         self.rates: list[float] = []
         self.validated: list[int] = []
         self.stop = StopAtSignal()
+        self.best = KeepBest(None, path, {})  # type: ignore[arg-type]
         self.trainer, self.validator = Engine(self._step), Engine(self._validate)
         EpochSeed(sampler, seed=0).attach(self.trainer)
         self.trainer.add_event_handler(
@@ -167,6 +171,7 @@ class Walk:
             "weight": self,
             "optimizer": self.optimizer,
             "schedule": ScheduleState(self.schedule),
+            "best": self.best,
         }
         KeepLast(opened(path, resume), saved, self.stop).attach(self.trainer)
         self.run = lambda: self.trainer.run(data, max_epochs=epochs)
@@ -184,6 +189,7 @@ class Walk:
     def _validate(self, engine: Engine, case: int) -> None:
         epoch = self.trainer.state.epoch
         self.validated += [epoch] * (case == 1)
+        self.best.last = epoch / 10 if case == 1 else None
         if self.kill == ("validation", epoch) and case == 0:
             os.kill(os.getpid(), self.number)
 
@@ -197,6 +203,9 @@ class Walk:
     def state(self) -> dict[str, Any]:
         content: dict[str, Any] = json.loads((self.path / "state.json").read_text())
         assert content.pop("seconds", 0) >= 0
+        assert content.pop("peak_bytes", 1) > 0
+        seconds = [one.pop("seconds") for one in content["validations"]]
+        assert seconds == sorted(seconds)
         return content
 
 
@@ -221,7 +230,8 @@ def test_a_run_that_a_signal_stopped_ends_as_one_that_went_on(
     whole = Walk(tmp_path / "whole")
     whole.run()
     whole.stop.leave()
-    assert whole.state() == {"state": "finished", "epoch": 3, "epochs": 3}
+    known = [{"epoch": epoch, "dice": epoch / 10} for epoch in (1, 2, 3)]
+    assert whole.state() == {**ENDED, "validations": known}
     seed_all()
     first = Walk(tmp_path / "run", kill=kill, number=number)
     before = signal.getsignal(number)
@@ -297,7 +307,7 @@ def test_a_run_that_was_killed_right_before_its_end_is_finished_by_resume(tmp_pa
     second = Walk(tmp_path, resume=True)
     second.run()
     assert second.rates == second.validated == []
-    assert second.state() == {"state": "finished", "epoch": 3, "epochs": 3}
+    assert second.state() == {**ENDED, "validations": []}
     assert torch.equal(second.weight, first.weight)
 
 
