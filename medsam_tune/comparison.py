@@ -5,6 +5,8 @@
     O/lora, O/lora-seed1    a run for each method and seed
     O/lora-5, O/lora-5-seed1, O/few_shot/5-seed0.json
                             the same with 5 training patients, and which ones; each seed has others
+    O/lora-fold1, O/folds/0.json
+                            the same of each fold of a cross-validation
     O/NAME                  the evaluation of masks that somebody else made
     O/compare.html          with .md, .csv and .json
 
@@ -23,7 +25,7 @@ from typing import Any
 
 from medsam_tune.bundle import bundle_folder, run_bundle, training_configs
 from medsam_tune.cases.datalist import read_datalist, write_datalist
-from medsam_tune.cases.splits import few_shots, labels_of_patients
+from medsam_tune.cases.splits import few_shots, fold_cases, labels_of_patients, write_splits
 from medsam_tune.console import LOG, debugging
 from medsam_tune.errors import DataError, listed
 from medsam_tune.evaluation.compare import ZERO_SHOT, Method, read_method
@@ -69,6 +71,8 @@ class Plan:
         masks: name -> folder of masks that another tool or reader made.
         few_shot: numbers of training patients. Each method is then trained with each of them, by
             few_shot.yaml, in place of once with all.
+        folds: number of folds of a cross-validation; each method is trained on each, and the tables
+            are of the held-out cases of all together. 0 is the datalist's own split.
         settings: further settings; each recipe gets those that it has.
     """
 
@@ -85,6 +89,7 @@ class Plan:
     kinds: Sequence[str] = KINDS
     masks: Mapping[str, Path] = field(default_factory=dict)
     few_shot: Sequence[int] = ()
+    folds: int = 0
     settings: Mapping[str, Typed] = field(default_factory=dict)
 
 
@@ -113,20 +118,25 @@ def compare(plan: Plan) -> tuple[str, dict[str, str]]:
 def _compare(plan: Plan) -> tuple[str, dict[str, str]]:
     failed: dict[str, str] = {}
     methods: list[Method] = []
-    for training in _trainings(plan):
+    datalists = _datalists(plan)
+    for seeds in _trainings(plan, datalists):
         done = [
-            one.place
-            for one in training
-            if _tried(one.place.name, failed, partial(_made, plan, one))
+            [one.place for one in folds]
+            for folds in seeds
+            if all([_tried(one.place.name, failed, partial(_made, plan, one)) for one in folds])
         ]
         if done:
-            first = training[0]
+            first = seeds[0][0]
             family = None if first.patients is None else first.method
-            methods.append(read_method(first.place.name, done, family, first.patients or 0))
+            methods.append(read_method(first.name, done, family, first.patients or 0))
     for name, folder in plan.masks.items():
-        place = plan.output / name
-        if _tried(name, failed, partial(_score, plan, folder, place)):
-            methods.append(read_method(name, [place]))
+        places = [_place(plan, name, fold) for fold in range(len(datalists))]
+        jobs = [
+            partial(_score, folder, datalist, place)
+            for datalist, place in zip(datalists, places, strict=True)
+        ]
+        if all([_tried(name, failed, job) for job in jobs]):
+            methods.append(read_method(name, [places]))
     if not methods:
         why = "; ".join(f"{name}: {line}" for name, line in failed.items())
         raise DataError(f"{plan.output}: nothing could be evaluated. {why}")
@@ -137,6 +147,7 @@ def _compare(plan: Plan) -> tuple[str, dict[str, str]]:
 class _Training:
     """A method with a seed, and where it is: its folder, its datalist, its number of patients."""
 
+    name: str
     method: str
     seed: int
     place: Path
@@ -144,8 +155,8 @@ class _Training:
     patients: int | None = None
 
 
-def _trainings(plan: Plan) -> list[list[_Training]]:
-    """All that is trained: rows of the table, each with its seeds."""
+def _trainings(plan: Plan, datalists: Sequence[Path]) -> list[list[list[_Training]]]:
+    """All that is trained: rows of the table, of each its seeds, of each its folds."""
     lists = _few_shot_lists(plan)
     rows = []
     for method in plan.methods:
@@ -154,14 +165,35 @@ def _trainings(plan: Plan) -> list[list[_Training]]:
             name = method if patients is None else f"{method}-{patients}"
             rows.append(
                 [
-                    _Training(
-                        *(method, seed, plan.output / (f"{name}-seed{seed}" if seed else name)),
-                        *(lists.get((patients, seed), plan.datalist), patients),
-                    )
+                    [
+                        _Training(
+                            *(name, method, seed),
+                            _place(plan, f"{name}-seed{seed}" if seed else name, fold),
+                            *(lists.get((patients, seed), datalist), patients),
+                        )
+                        for fold, datalist in enumerate(datalists)
+                    ]
                     for seed in range(1 if alone else plan.seeds)
                 ]
             )
     return rows
+
+
+def _place(plan: Plan, name: str, fold: int) -> Path:
+    return plan.output / (f"{name}-fold{fold}" if plan.folds else name)
+
+
+def _datalists(plan: Plan) -> list[Path]:
+    """The datalists whose test cases are scored: that of the plan, or those of its folds."""
+    if not plan.folds:
+        return [plan.datalist]
+    paths = [plan.output / "folds" / f"{fold}.json" for fold in range(plan.folds)]
+    if not all(path.is_file() for path in paths):
+        datalist = read_datalist(plan.datalist)
+        lists = fold_cases(datalist, plan.folds, present=labels_of_patients(datalist))
+        paths[0].parent.mkdir(exist_ok=True)
+        write_splits(dict(zip(paths, lists, strict=True)))
+    return paths
 
 
 def _few_shot_lists(plan: Plan) -> dict[tuple[int | None, int], Path]:
@@ -205,7 +237,8 @@ def _made(plan: Plan, training: _Training) -> None:
         kinds = [kind for kind in plan.kinds if kind != "none"]
         if kinds and _evaluated(place, kinds):
             return
-        own = {"datalist": plan.datalist, "run_dir": place, **_base(plan)}
+        own = {"datalist": training.datalist, "run_dir": place, **_base(plan)}
+        own |= _shared_slices(plan)
         configs = ["evaluate.yaml", "zero_shot.yaml"]
     else:
         _train(plan, training)
@@ -213,7 +246,8 @@ def _made(plan: Plan, training: _Training) -> None:
         kinds = [k for k in plan.kinds if prompted is None or prompted is (k != "none")]
         if kinds and _evaluated(place, kinds):
             return
-        own = {"run_dir": place, "datalist": plan.datalist, "seed": 0}
+        judged = plan.datalist if training.patients else training.datalist
+        own = {"run_dir": place, "datalist": judged, "seed": 0}
         own |= {} if plan.checkpoint is None else {"checkpoint": plan.checkpoint}
         configs = ["evaluate.yaml"]
     if not kinds:
@@ -230,9 +264,8 @@ def _train(plan: Plan, training: _Training) -> None:
         return
     own = {"datalist": training.datalist, "output_dir": run, "seed": training.seed, **_base(plan)}
     configs = training_configs(training.method)
-    if training.patients is not None:
-        own["slices_dir"] = plan.datalist.with_suffix(".slices")  # shared by all
-        configs.append("few_shot.yaml")
+    own |= _shared_slices(plan)
+    configs += [] if training.patients is None else ["few_shot.yaml"]
     own |= {} if epochs is None else {"epochs": epochs}
     own |= {"resume": True} if (run / RECORD).is_file() else {}
     known, of_evaluation = _keys(plan, "train.yaml"), _keys(plan, "evaluate.yaml")
@@ -260,9 +293,15 @@ def _epochs_in(minutes: float, state: Mapping[str, Any]) -> int | None:
     return wanted if wanted > epoch else None
 
 
-def _score(plan: Plan, masks: Path, place: Path) -> None:
+def _shared_slices(plan: Plan) -> dict[str, Path]:
+    """The place of the slices, where several datalists of the same cases share them."""
+    several = plan.few_shot or plan.folds
+    return {"slices_dir": plan.datalist.with_suffix(".slices")} if several else {}
+
+
+def _score(masks: Path, datalist: Path, place: Path) -> None:
     if not _evaluated(place, []):
-        evaluate_masks(masks, plan.datalist, place)
+        evaluate_masks(masks, datalist, place)
 
 
 def _evaluated(place: Path, kinds: Sequence[str]) -> bool:
@@ -309,6 +348,7 @@ def _said(plan: Plan) -> dict[str, Any]:
         "image_size": plan.image_size,
         "epochs": plan.epochs,
         "minutes": plan.minutes,
+        "folds": plan.folds,
         "settings": {key: str(value) for key, value in sorted(plan.settings.items())},
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     def run(_: str, configs: list[str], given: dict[str, Any]) -> None:
         seen.append((configs, {key: str(value) for key, value in given.items()}))
         if "run_dir" in given:
-            evaluated(Path(given["run_dir"]), 0.5, *given["prompts"])
+            place = Path(given["run_dir"])
+            fold = f"fold{place.name[-1]}" if "-fold" in place.name else "case"
+            evaluated(place, 0.5, *given["prompts"], prefix=fold)
         elif "method_full.yaml" in configs:
             raise DataError("full: no memory for it.")
         else:
@@ -47,6 +50,15 @@ def plan(folder: Path, **changes: Any) -> Plan:
     (folder / "d.json").write_text("{}")
     given: dict[str, Any] = {"methods": ["zero_shot", "full", "lora"], "epochs": 2, "seeds": 2}
     return Plan(folder / "d.json", folder / "O", **(given | changes))
+
+
+def listed_cases(folder: Path, count: int) -> Datalist:
+    """Patients with a scan each; the last two are for validation and test."""
+    files = [folder / f"{n:02}.nii" for n in range(count)]
+    for file in files:
+        write_nifti(file, np.ones((2, 2, 2), np.uint8))
+    *training, validation, test = (Case(file, file, file.stem) for file in files)
+    return Datalist("d", "MR", {1: "liver"}, tuple(training), (validation,), (test,))
 
 
 def test_what_is_done_is_not_done_again(calls: Calls, tmp_path: Path) -> None:
@@ -76,11 +88,7 @@ def test_what_is_done_is_not_done_again(calls: Calls, tmp_path: Path) -> None:
 
 def test_numbers_of_patients(calls: Calls, tmp_path: Path) -> None:
     """Each number and seed is drawn once; patients of fewer are among those of more."""
-    files = [tmp_path / f"{n:02}.nii" for n in range(12)]
-    cases = [Case(file, file, file.stem) for file in files]
-    for file in files:
-        write_nifti(file, np.ones((2, 2, 2), np.uint8))
-    data = Datalist("d", "MR", {1: "liver"}, tuple(cases[:10]), (cases[10],), (cases[11],))
+    data = listed_cases(tmp_path, 12)
     asked = plan(tmp_path, methods=["zero_shot", "lora"], few_shot=[2, 8, 4])
     write_datalist(data, asked.datalist)
     table, failed = compare(asked)
@@ -107,6 +115,31 @@ def test_numbers_of_patients(calls: Calls, tmp_path: Path) -> None:
     calls.clear()
     compare(asked)
     assert not calls
+
+
+def test_folds(calls: Calls, tmp_path: Path) -> None:
+    """Each case is held out once, for every method alike; the tables are of all."""
+    asked = plan(tmp_path, methods=["zero_shot", "lora"], folds=3, seeds=1)
+    data = listed_cases(tmp_path, 9)
+    write_datalist(data, asked.datalist)
+    table, failed = compare(asked)
+    assert not failed
+    assert [line.split()[0] for line in table.splitlines() if line.startswith("lora")] == ["lora"]
+    trained = [given for configs, given in calls if configs[0] == "train.yaml"]
+    assert [Path(given["output_dir"]).name for given in trained] == [
+        *("lora-fold0", "lora-fold1", "lora-fold2")
+    ]
+    lists = [read_datalist(Path(given["datalist"])) for given in trained]
+    held_out = [case.id for one in lists for case in one.test]
+    assert sorted(held_out) == sorted(case.id for case in data.cases)
+    judged = [given for configs, given in calls if "run_dir" in given]
+    assert [given["datalist"] for given in judged] == [given["datalist"] for given in trained] * 2
+    assert {given["slices_dir"] for given in trained} == {str(tmp_path / "d.slices")}
+    calls.clear()
+    compare(asked)
+    assert not calls
+    with pytest.raises(DataError, match="folds was 3, now 4"):
+        compare(replace(asked, folds=4))
 
 
 def test_each_step_is_said_where_the_log_goes(

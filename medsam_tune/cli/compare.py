@@ -65,6 +65,14 @@ def compare(
             "of them by few_shot.yaml, in place of once with all; the page has the learning curve."
         ),
     ] = None,
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            min=3,
+            help="Cross-validation in so many folds, in place of the datalist's split: the tables "
+            "are of the held-out cases of all folds, each judged by a model that has not seen it.",
+        ),
+    ] = None,
     prompts: Annotated[
         list[str] | None,
         typer.Option(
@@ -99,6 +107,8 @@ def compare(
     settings = read_settings(set_, _TAKEN)
     given = _masks(masks or [])
     shots = _numbers(few_shot)
+    if shots and folds:
+        raise ValueError("--few-shot and --folds exclude each other; give one of them.")
     from medsam_tune.comparison import KINDS as USUAL
     from medsam_tune.comparison import Plan
     from medsam_tune.comparison import compare as compare_plan
@@ -121,6 +131,7 @@ def compare(
         kinds=kinds or USUAL,
         masks=given,
         few_shot=shots,
+        folds=folds or 0,
         settings=settings,
     )
     words = sys.argv[1:]
@@ -167,7 +178,7 @@ def _masks(pairs: Sequence[str]) -> dict[str, Path]:
                 f"--masks {pair!r}: expected NAME=FOLDER, the name of letters, digits, - and _."
             )
         method = name.partition("-")[0]
-        if method in _KNOWN or name in {*found, "few_shot"}:
+        if method in _KNOWN or name in {*found, "few_shot", "folds"}:
             raise ValueError(f"--masks {pair!r}: the name {name} is taken; choose another one.")
         found[name] = Path(folder)
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -44,17 +45,26 @@ class Method:
 
     Attributes:
         name: name in every table.
-        folders: folders of its runs, or of evaluations: one for each seed.
-        results: their evaluations, in the same order.
+        runs: the evaluations of all its runs.
+        results: for each seed, what its run was evaluated to; of a cross-validation, the held-out
+            cases of all folds together.
         family: the method of a learning curve, whose point this is; None for no curve.
         patients: number of patients that it was trained with there.
     """
 
     name: str
-    folders: tuple[Path, ...]
+    runs: tuple[Results, ...] = field(repr=False)
     results: tuple[Results, ...] = field(repr=False)
     family: str | None = None
     patients: int = 0
+
+    @property
+    def folders(self) -> list[Path]:
+        """Folders of its runs, or of evaluations without a run."""
+        return [
+            one.folder.parent if one.folder.name == "evaluation" else one.folder
+            for one in self.runs
+        ]
 
     @property
     def kinds(self) -> list[str]:
@@ -83,21 +93,41 @@ class Method:
 
 
 def read_method(
-    name: str, folders: Sequence[str | Path], family: str | None = None, patients: int = 0
+    name: str,
+    folders: Sequence[str | Path | Sequence[str | Path]],
+    family: str | None = None,
+    patients: int = 0,
 ) -> Method:
     """Read the evaluations of a method.
 
     Args:
         name: name of the method.
-        folders: folder of a run or of an evaluation for each seed.
+        folders: folder of a run or of an evaluation for each seed, or those of its folds.
         family: the method of a learning curve, whose point this is.
         patients: number of patients that it was trained with there.
 
     Raises:
         DataError: no evaluation in a folder, see `read_results`.
     """
-    paths = tuple(map(Path, folders))
-    return Method(name, paths, tuple(map(read_results, paths)), family, patients)
+    seeds = [[one] if isinstance(one, (str, Path)) else one for one in folders]
+    runs = [[read_results(one) for one in folds] for folds in seeds]
+    return Method(name, (*chain(*runs),), tuple(map(_pooled, runs)), family, patients)
+
+
+def _pooled(folds: Sequence[Results]) -> Results:
+    """The cases of all folds; the patients of each have numbers of their own."""
+    if len(folds) == 1:
+        return folds[0]
+    kinds = [kind for kind in folds[0].rows if all(kind in one.rows for one in folds)]
+    rows = {
+        kind: [
+            {**row, "patient": f"{number}.{row.get('patient') or row['case']}"}
+            for number, one in enumerate(folds)
+            for row in one.rows[kind]
+        ]
+        for kind in kinds
+    }
+    return Results(folds[0].folder, folds[0].summary, rows)
 
 
 def compare_methods(methods: Sequence[Method]) -> dict[str, Any]:
@@ -198,10 +228,11 @@ def _negative(value: float | None) -> float | None:
 
 
 def _refuse_other_cases(methods: Sequence[Method]) -> None:
-    cases = {}
-    for method in methods:
-        for folder, one in zip(method.folders, method.results, strict=True):
-            cases[folder] = {row["case"] for row in one.first}
+    cases = {
+        f"{method.name}, {one.folder}": {row["case"] for row in one.first}
+        for method in methods
+        for one in method.results
+    }
     first, *others = cases
     for folder in others:
         if other := cases[folder] ^ cases[first]:

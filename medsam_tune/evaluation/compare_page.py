@@ -327,7 +327,7 @@ def _test_tables(found: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
 def _reports(folder: Path, methods: Sequence[Method]) -> Iterable[dict[str, str]]:
     """Links to the reports of all runs, relative to the page."""
     for method in methods:
-        for place, one in zip(method.folders, method.results, strict=True):
+        for place, one in zip(method.folders, method.runs, strict=True):
             link = Path(os.path.relpath(one.folder / REPORT, folder)).as_posix()
             yield {"name": place.name, "link": quote(link)}
 

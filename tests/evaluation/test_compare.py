@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from medsam_tune.errors import DataError
-from medsam_tune.evaluation.compare import compare_methods, read_method
+from medsam_tune.evaluation.compare import Method, compare_methods, read_method
 from medsam_tune.evaluation.compare_page import write_comparison
 from medsam_tune.evaluation.metrics import Score
 from medsam_tune.evaluation.scores import write_scores
@@ -21,11 +21,11 @@ from medsam_tune.runs import TUNED, RunRecord, write_record, write_state
 from medsam_tune.sam.build import build_sam
 
 
-def evaluated(folder: Path, dice: float, *kinds: str, cases: int = 8) -> Path:
+def evaluated(folder: Path, dice: float, *kinds: str, cases: int = 8, prefix: str = "case") -> Path:
     scores = {
         kind: [
             Score(
-                *(f"case_{n}", kind, label, name, dice - 0.01 * n, 0.5, 9, 9, None, 1),
+                *(f"{prefix}_{n}", kind, label, name, dice - 0.01 * n, 0.5, 9, 9, None, 1),
                 **{"patient": str(n), "unit": "mm", "tolerance": 2.0, "nsd": dice / 2},
             )
             for n in range(cases)
@@ -83,6 +83,25 @@ def test_evaluations_of_other_cases_are_refused(tmp_path: Path) -> None:
     ]
     with pytest.raises(DataError, match=r"was evaluated on other cases than .*case_7 in one"):
         compare_methods(methods)
+
+
+def test_folds_are_judged_together(tmp_path: Path) -> None:
+    def method(name: str, dice: float) -> Method:
+        folds = [
+            evaluated(tmp_path / f"{name}-{n}", dice, "slices", cases=4, prefix=f"fold{n}")
+            for n in range(3)
+        ]
+        return read_method(name, [folds])
+
+    found = compare_methods([method("zero_shot", 0.5), method("lora", 0.8)])
+    lora = found["methods"]["lora"]
+    dice = lora["by_prompts"]["slices"]["dice"]
+    assert (lora["seeds"], dice["n"], dice["n_patients"]) == (1, 24, 12)
+    assert dice["mean"] == pytest.approx(0.785)
+    assert found["by_prompts"]["slices"]["tests"]["dice"][0]["n_patients"] == 12
+    write_comparison(tmp_path, [method("lora", 0.8)])
+    page = (tmp_path / "compare.html").read_text()
+    assert all(f'href="lora-{n}/evaluation/report.html"' in page for n in range(3))
 
 
 def test_what_a_training_cost(tmp_path: Path) -> None:
