@@ -31,6 +31,7 @@ from medsam_tune.evaluation.metrics import (
 from medsam_tune.evaluation.report import write_report
 from medsam_tune.evaluation.statistics import format_summary, summarise_kinds
 from medsam_tune.evaluation.surfaces import IMPLEMENTATION
+from medsam_tune.evaluation.worst import worst_masks
 from medsam_tune.files import written_whole
 from medsam_tune.inference.canvas import Found, FoundObject, labels_of
 from medsam_tune.inference.inferers import EllipseInferer
@@ -173,8 +174,11 @@ class CaseScores:
             write_scores(self.results.scratch, self.scores, content)
             self.results.finish()
             write_report(self.results.path)
-            table = format_summary(summary["by_prompts"])
-            engine.logger.info(f"{self.results.path}:\n{table}")
+            lines = [format_summary(summary["by_prompts"])]
+            for kind, scores in [*self.scores.items()][:1]:
+                lines += [f"the worst, prompts: {kind}", *worst_masks(scores)]
+            text = "\n".join(lines)
+            engine.logger.info(f"{self.results.path}:\n{text}")
 
 
 def together(parts: Sequence[Mapping[str, Sequence[Score]]]) -> dict[str, list[Score]]:
