@@ -43,7 +43,16 @@ _FREE |= {
     "embedding_budget",
     "checkpoint_minutes",
 }
-_FREE |= {"compile", "gradient_checkpointing", "jobs", "imports", "initialize", "run", "_meta_"}
+_FREE |= {
+    "mlflow",
+    "compile",
+    "gradient_checkpointing",
+    "jobs",
+    "imports",
+    "initialize",
+    "run",
+    "_meta_",
+}
 
 
 def bundle_folder(name: str) -> Path:

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -303,3 +304,15 @@ _EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "amp": _SWITCH,
     "device": ("the name of a device, such as cpu, cuda or cuda:0", _is_device),
 }
+
+
+def refuse_missing(setting: str, package: str) -> None:
+    """Refuse a setting that needs a package which is not installed, before any work.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    if find_spec(package) is None:
+        raise ValueError(
+            f"{setting} needs the package {package}: pip install {package}, or leave it out."
+        )

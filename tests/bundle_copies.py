@@ -22,6 +22,7 @@ _CONFIGS = (
     ),
     *("method_full.yaml", "method_adapter.yaml", "method_lora.yaml", "method_prompt.yaml"),
     *("no_prompt.yaml", "class_agnostic.yaml", "few_shot.yaml", "multi_gpu.yaml", "logging.conf"),
+    "mlflow.yaml",
     *("notes_full.yaml", "notes_decoder.yaml", "notes_lora.yaml", "notes_adapter.yaml"),
     "notes_few_shot.yaml",
 )

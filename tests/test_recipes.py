@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import json
 import re
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from pydoc import locate
 
@@ -17,9 +19,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import verify_metadata, verify_net_in_out
+from monai.bundle import ConfigParser, verify_metadata, verify_net_in_out
+from monai.handlers import MLFlowHandler
 from PIL import Image
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from medsam_tune.bundle import start
 from medsam_tune.cases.datalist import read_datalist, write_datalist
@@ -246,6 +250,41 @@ def test_overrides_reach_the_method(lora_run: Path) -> None:
     record = json.loads((lora_run / "run.json").read_text())
     assert record["rules"]["intensity"]["center"] == 40.0
     assert record["rules"]["intensity"]["width"] == 400.0
+
+
+def test_curves_are_of_their_epoch(lora_run: Path) -> None:
+    """A step has one loss, and a validation the number of its own epoch."""
+    curves = EventAccumulator(str(lora_run / "logs")).Reload()
+    losses = [(one.step, one.value > 0) for one in curves.Scalars("loss")]
+    assert losses == [(step, True) for step in range(1, len(losses) + 1)]
+    (validation,) = json.loads((lora_run / "state.json").read_text())["validations"]
+    (logged,) = curves.Scalars("mean_dice")
+    assert (logged.step, logged.value) == (1, pytest.approx(validation["dice"]))
+    assert {f"mean_dice/{kind}" for kind in ("slices", "box3d", "none")} <= {
+        *curves.Tags()["scalars"]
+    }
+
+
+def test_mlflow_is_asked_for(bundle_run: BundleRun, datalist: Path, tmp_path: Path) -> None:
+    """Handlers of both engines have arguments of MONAI's; without the package there is a line."""
+    if find_spec("mlflow"):
+        pytest.skip("mlflow is installed here")
+    options = ("--datalist", datalist, "--output_dir", tmp_path / "run", *SMALL)
+    overlaid = [str(BUNDLE / "configs" / name) for name in ("train.yaml", "mlflow.yaml")]
+    parser = ConfigParser(ConfigParser.load_config_files(overlaid))
+    logged = [
+        one
+        for place in ("train", "validate")
+        for one in parser[place]["handlers"]
+        if isinstance(one, dict) and one["_target_"].endswith("MLFlowHandler")
+    ]
+    assert len(logged) == 2
+    known = inspect.signature(MLFlowHandler).parameters
+    assert all({key for key in one if key[0] != "_"} <= {*known} for one in logged)
+    done = bundle_run(["train.yaml", "mlflow.yaml"], *options)
+    assert done.code == 1
+    assert "mlflow needs the package mlflow: pip install mlflow" in done.text
+    assert not (tmp_path / "run").exists()
 
 
 def test_evaluate(bundle_run: BundleRun, lora_run: Path, datalist: Path) -> None:

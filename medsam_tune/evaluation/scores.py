@@ -90,11 +90,14 @@ class CaseScores:
         self._columns = columns_of(cases, by)
         self._ellipse = EllipseInferer()
         self._since = 0.0
+        self._summary: dict[str, Any] = {}
 
     def attach(self, engine: Engine) -> None:
         """Attach to an engine; MONAI calls it."""
         engine.add_event_handler(Events.STARTED, lambda _: self._start())
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._score)
+        # The metrics are there when handlers of TensorBoard and MLflow log an epoch's.
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._summarise)
         engine.add_event_handler(Events.COMPLETED, self._finish)
         if self.results is not None:
             engine.add_event_handler(Events.EXCEPTION_RAISED, self._stop)
@@ -148,11 +151,13 @@ class CaseScores:
             found[kind] = float(np.mean(dice)) if dice else None
         return found
 
-    def _finish(self, engine: Engine) -> None:
+    def _summarise(self, engine: Engine) -> None:
         self.scores = together(gathered(self.scores))
-        summary = summarise_kinds(self.scores, self._columns)
-        engine.state.metrics |= _means(summary["by_prompts"])
-        self._write(engine, summary, None)
+        self._summary = summarise_kinds(self.scores, self._columns)
+        engine.state.metrics |= _means(self._summary["by_prompts"])
+
+    def _finish(self, engine: Engine) -> None:
+        self._write(engine, self._summary, None)
 
     def _stop(self, engine: Engine, error: BaseException) -> None:
         """Write what was scored before the error, unless an evaluation is there; let it go on."""
