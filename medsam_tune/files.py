@@ -17,9 +17,13 @@ from typing import Any
 from filelock import BaseFileLock, FileLock, Timeout
 
 from medsam_tune.errors import DataError, listed
+from medsam_tune.version import __version__
 
 JSON_LIMIT = 256 * 2**20
 """Bytes of the largest JSON file that is read; 100,000 cases take about 20 million."""
+
+FORMAT = "format"
+"""Key of the number of a file's format, in every JSON file that is read again."""
 
 LOCK = ".lock"
 """Name of the file by which a process holds a folder."""
@@ -240,6 +244,33 @@ def _finite(text: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"the number {text} is not finite")
     return number
+
+
+def refuse_other_format(
+    path: str | Path, content: Mapping[str, Any], number: int, way_out: str
+) -> None:
+    """Refuse a file of another format than this version writes.
+
+    Args:
+        path: the file, for the message.
+        content: its JSON.
+        number: format that this version writes and reads.
+        way_out: what a user does, a sentence.
+
+    Raises:
+        DataError: the content has another number, or none.
+    """
+    found = content.get(FORMAT)
+    if type(found) is int and found == number:
+        return
+    age = "another"
+    if found is None or type(found) is int:
+        age = "an older" if found is None or found < number else "a newer"
+    shown = "no format number" if found is None else f"format {repr(found)[:20]}"
+    raise DataError(
+        f"{path}: has {shown}, of {age} version of medsam_tune; expected format {number}, which "
+        f"version {__version__} reads. {way_out}"
+    )
 
 
 def refuse_other_ending(output: str | Path, ending: str) -> None:

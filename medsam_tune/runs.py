@@ -23,11 +23,13 @@ from filelock import BaseFileLock
 
 from medsam_tune.errors import DataError, listed
 from medsam_tune.files import (
+    FORMAT,
     LOCK,
     flat,
     hold_folder,
     is_leftover,
     read_json,
+    refuse_other_format,
     remove_leftovers,
     write_json,
 )
@@ -39,6 +41,8 @@ from medsam_tune.version import __version__
 
 RECORD, STATE, SPLIT = "run.json", "state.json", "split.json"
 LAST, TUNED = "last.pt", "tuned.safetensors"
+RUN_FORMAT = 1
+"""Format of a run folder: its record, state, split and checkpoint."""
 _OURS = {RECORD, STATE, SPLIT, LAST, TUNED, LOCK, "logs", "weights.safetensors"}
 _PLACES = ("datalist", "slices_dir", "checkpoint")
 _SHOWN = 8  # differences in a message
@@ -259,14 +263,15 @@ def write_record(run: str | Path, record: RunRecord) -> None:
         if (path := getattr(record, name)) not in (None, RANDOM)
     }
     places = {name: os.path.relpath(path, run.absolute()) for name, path in given.items()}
-    write_json(run / RECORD, asdict(replace(record, **given, places=places)))
+    content = asdict(replace(record, **given, places=places))
+    write_json(run / RECORD, {FORMAT: RUN_FORMAT, **content})
 
 
 def read_record(run: str | Path) -> RunRecord:
     """Read the record of a run folder; files that moved together with the folder are found.
 
     Raises:
-        DataError: the folder holds no run, or a record that cannot be read.
+        DataError: the folder holds no run, one of another format, or a record that cannot be read.
     """
     run = Path(run)
     path = run / RECORD
@@ -275,6 +280,8 @@ def read_record(run: str | Path) -> RunRecord:
             f"{run}: no training run in it (no {RECORD}); `medsam-tune train` makes one."
         )
     content = read_json(path)
+    refuse_other_format(path, content, RUN_FORMAT, "Train again, or use the version that wrote it.")
+    del content[FORMAT]
     try:
         record = RunRecord(**content)
     except TypeError as error:

@@ -97,7 +97,9 @@ def test_a_damaged_record_is_named(tmp_path: Path, content: str | dict[str, Any]
     if isinstance(content, dict):
         content = json.dumps(json.loads(path.read_text()) | content)
     path.write_text(content)
-    with pytest.raises(DataError, match=r"run.json: (is damaged or of another version|.* JSON)"):
+    with pytest.raises(
+        DataError, match=r"run.json: (is damaged or of another version|.* JSON|has no format)"
+    ):
         read_record(tmp_path)
 
 

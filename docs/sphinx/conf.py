@@ -32,11 +32,14 @@ myst_enable_extensions = ["colon_fence"]
 napoleon_use_ivar = True  # attributes once: as the docstring lists them
 autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
+highlight_language = "text"  # of blocks that name none
 copybutton_exclude = ".linenos, .gp, .go"
 
 html_theme = "furo"
 html_title = f"medsam_tune {version}"
 html_extra_path = ["redirect"]  # the site's own index.html
+html_static_path = ["style"]
+html_css_files = ["tables.css"]
 html_show_sourcelink = False
 html_copy_source = False
 html_theme_options = {

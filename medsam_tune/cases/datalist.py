@@ -27,9 +27,12 @@ from medsam_tune.cases.description import (
 )
 from medsam_tune.cases.guesses import guessed_patient
 from medsam_tune.errors import DataError, listed
-from medsam_tune.files import read_json, written_whole
+from medsam_tune.files import FORMAT, read_json, refuse_other_format, written_whole
 from medsam_tune.formats.open import case_id
 from medsam_tune.formats.volume import Region
+
+DATALIST_FORMAT = 1
+"""Format of datalists that this package writes."""
 
 SUBSETS = ("training", "validation", "test")
 _NEEDS = {
@@ -171,6 +174,7 @@ def write_datalist(datalist: Datalist, path: Path) -> None:
 def as_json(datalist: Datalist, folder: Path) -> str:
     """Text of a datalist's file that will stand in `folder`."""
     content = {
+        FORMAT: DATALIST_FORMAT,
         "name": datalist.name,
         "modality": {"0": datalist.modality},
         "labels": {"0": "background", **{str(k): v for k, v in sorted(datalist.labels.items())}},
@@ -206,6 +210,8 @@ def read_datalist(path: Path, *, with_leaks: bool = False, with_missing: bool = 
             f"{path}: no such datalist. Make one: medsam-tune split DIR --out {path.name}"
         )
     content = read_json(path)
+    if type(content.get(FORMAT)) is int:  # MONAI's and the Decathlon's have none
+        refuse_other_format(path, content, DATALIST_FORMAT, "Split again: medsam-tune split")
     missing = [] if "labels" in content else ["labels"]
     missing += [] if any(subset in content for subset in SUBSETS) else ["training"]
     if missing:

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from medsam_tune.errors import DataError
-from medsam_tune.files import read_json
+from medsam_tune.files import read_json, refuse_other_format
 from medsam_tune.inference.simulated import parse_kind
+
+SUMMARY_FORMAT = 1
+"""Format of an evaluation: summary.json and the tables beside it."""
 
 INDEX = "index.json"
 """File beside the pictures that says which cases they show."""
@@ -64,6 +67,7 @@ def read_results(folder: str | Path) -> Results:
             f"{folder.parent}` makes one."
         )
     summary = read_json(folder / "summary.json")
+    refuse_other_format(folder / "summary.json", summary, SUMMARY_FORMAT, "Evaluate again.")
     if not isinstance(summary.get("by_prompts"), dict) or "intervals" not in summary:
         raise DataError(
             f"{folder / 'summary.json'}: is damaged or of another version. Evaluate again."

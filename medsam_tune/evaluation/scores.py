@@ -29,10 +29,11 @@ from medsam_tune.evaluation.metrics import (
     score_case,
 )
 from medsam_tune.evaluation.report import write_report
+from medsam_tune.evaluation.results import SUMMARY_FORMAT
 from medsam_tune.evaluation.statistics import format_summary, summarise_kinds
 from medsam_tune.evaluation.surfaces import IMPLEMENTATION
 from medsam_tune.evaluation.worst import worst_masks
-from medsam_tune.files import written_whole
+from medsam_tune.files import FORMAT, written_whole
 from medsam_tune.inference.canvas import Found, FoundObject, labels_of
 from medsam_tune.inference.inferers import EllipseInferer
 from medsam_tune.inference.simulated import parse_kind
@@ -286,7 +287,7 @@ def write_scores(
         scores: kind of prompts -> scores.
         summary: content of `summary.json`.
     """
-    content = json.dumps(summary, indent=2) + "\n"
+    content = json.dumps({FORMAT: SUMMARY_FORMAT, **summary}, indent=2) + "\n"
     tables: dict[Path, Sequence[Score]] = {}
     for kind, each in scores.items():
         place = folder / parse_kind(kind).file_name if tables else folder

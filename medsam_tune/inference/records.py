@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from medsam_tune.errors import DataError, listed
-from medsam_tune.files import file_hash, read_json, write_json
+from medsam_tune.files import FORMAT, file_hash, read_json, refuse_other_format, write_json
 from medsam_tune.inference.output import ending_of
 
 RECORD = ".prediction.json"
 """What the name of a mask's record ends in; no file of prompts is named so."""
+RECORD_FORMAT = 1
+"""Format of these records."""
 
 
 def record_of(mask: Path) -> Path:
@@ -28,7 +30,7 @@ def begin_record(record: Path, files: Iterable[Path]) -> None:
         files: files that may be written. Those of an older record stay listed.
     """
     names = sorted({path.name for path in (*files, *own_files(record))})
-    write_json(record, {"finished": False, "files": dict.fromkeys(names)})
+    write_json(record, {FORMAT: RECORD_FORMAT, "finished": False, "files": dict.fromkeys(names)})
 
 
 def end_record(record: Path, content: Mapping[str, Any], files: Iterable[Path]) -> None:
@@ -43,7 +45,7 @@ def end_record(record: Path, content: Mapping[str, Any], files: Iterable[Path]) 
     for path in other_files(record, written):
         path.unlink()
     hashes = {path.name: file_hash(path) for path in written}
-    write_json(record, {"finished": True, **content, "files": hashes})
+    write_json(record, {FORMAT: RECORD_FORMAT, "finished": True, **content, "files": hashes})
 
 
 def drop_record(record: Path) -> None:
@@ -53,11 +55,19 @@ def drop_record(record: Path) -> None:
 
 
 def own_files(record: Path) -> dict[Path, str | None]:
-    """The files that a record lists and that are there -> SHA-256; None of an unfinished record."""
+    """The files that a record lists and that are there -> SHA-256; None of an unfinished record.
+
+    Raises:
+        DataError: a record of another format.
+    """
     try:
-        files = read_json(record).get("files")
+        content = read_json(record)
     except DataError:  # of somebody else, or none
         return {}
+    files = content.get("files")
+    if isinstance(files, dict):
+        way_out = "Choose another output, or move it away with its masks."
+        refuse_other_format(record, content, RECORD_FORMAT, way_out)
     found = {}
     for name, sha256 in files.items() if isinstance(files, dict) else ():
         path = record.parent / name

@@ -11,13 +11,16 @@ from typing import Any
 from peft import PeftConfig
 
 from medsam_tune.errors import DataError
-from medsam_tune.files import parse_json
+from medsam_tune.files import FORMAT, parse_json, refuse_other_format
 from medsam_tune.methods import METHODS
 from medsam_tune.methods.lora import adapted_layers
 from medsam_tune.methods.options import MAX_COUNT, fields_of
 from medsam_tune.sam.build import MAX_CHANNELS, MAX_IMAGE_SIZE, PATCH
 from medsam_tune.sam.model import NORMALISATIONS, BaseModel, PromptableSam, Tuning
 from medsam_tune.version import __version__
+
+TUNED_FORMAT = 1
+"""Format of tuned files."""
 
 MAX_HEADER = 4 * 2**20
 """Bytes of the largest header; a thousand tensors and a thousand labels take a tenth of it."""
@@ -70,6 +73,7 @@ def header_text(model: PromptableSam, labels: Mapping[int, str]) -> str:
         "options": options,
         "labels": {str(k): v for k, v in labels.items()},
         "version": __version__,
+        FORMAT: TUNED_FORMAT,
     }
     return json.dumps(header)
 
@@ -84,9 +88,13 @@ def parse_header(text: str, source: str) -> TunedHeader:
         source: name of the file, for the message.
 
     Raises:
-        DataError: a header that `save_tuned` does not write; names the field.
+        DataError: a header of another format, or one that `save_tuned` does not write; names the
+            field.
     """
     header = parse_json(text, f"{source}: its header")
+    refuse_other_format(
+        source, header, TUNED_FORMAT, "Tune again, or use the version that wrote it."
+    )
     content = _fields(header, "the header", _HEADER, source)
     base = _fields(content["base"], "base", _BASE, source)
     return TunedHeader(
@@ -142,6 +150,7 @@ _HEADER: dict[str, _Check] = {
         _are_labels,
     ),
     "version": _text(_WORD, "a version"),
+    FORMAT: _whole(TUNED_FORMAT, TUNED_FORMAT),
 }
 _BASE: dict[str, _Check] = {
     "name": _text(_WORD, "the name of a model"),

@@ -51,7 +51,8 @@ def test_files(tmp_path: Path) -> None:
     ]
     lines = (tmp_path / "new" / "interpolated-5" / "metrics.csv").read_text().splitlines()
     assert lines == [COLUMNS, f"a,interpolated:5,1,liver,0.25,{0.25 / 1.75},9,9,0.5,0"]
-    assert json.loads((tmp_path / "new" / "summary.json").read_text()) == {"mean_dice": 0.5}
+    content = json.loads((tmp_path / "new" / "summary.json").read_text())
+    assert content == {"format": 1, "mean_dice": 0.5}
     names = ["interpolated-5", "metrics.csv", "summary.json"]
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == names
 

@@ -190,7 +190,7 @@ def test_nothing_scored_has_a_page_too(tmp_path: Path) -> None:
     ("break_it", "message"),
     [
         (lambda folder: (folder / "summary.json").unlink(), "no evaluation in it"),
-        (lambda folder: (folder / "summary.json").write_text("{}"), "damaged or of another vers"),
+        (lambda folder: (folder / "summary.json").write_text("{}"), "has no format number"),
         (lambda folder: (folder / "none" / "metrics.csv").unlink(), "the evaluation is not whole"),
     ],
 )

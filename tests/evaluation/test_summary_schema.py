@@ -21,13 +21,26 @@ def summary() -> dict[str, Any]:
     scores = [score("a", 1, 0.8), score("b", 1, None), score("a", 2, 0.1, None)]
     kinds = {"slices": scores, "none": scores[:1]}
     said = summarise_kinds(kinds, {"site": {"a": "X"}})
-    return {**said, "cases": 2, "seconds": 0.5, "stopped_by": None, **measured_by(Measures())}
+    return {
+        "format": 1,
+        **said,
+        "cases": 2,
+        "seconds": 0.5,
+        "stopped_by": None,
+        **measured_by(Measures()),
+    }
 
 
 def test_a_summary_fits() -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     jsonschema.validate(summary(), SCHEMA)
-    nothing = {**summarise_kinds({}), "cases": 0, "seconds": 0, "stopped_by": "KeyError: 'x'"}
+    nothing = {
+        "format": 1,
+        **summarise_kinds({}),
+        "cases": 0,
+        "seconds": 0,
+        "stopped_by": "KeyError: 'x'",
+    }
     jsonschema.validate(nothing, SCHEMA)
 
 
@@ -37,6 +50,7 @@ def test_a_summary_fits() -> None:
         {"mean_dice": "0.7"},
         {"labels": {"1": {"name": "liver"}}},
         {"subset": None},
+        {"format": 2},
         {"something": 1},
     ],
 )

@@ -77,7 +77,9 @@ def test_files_of_others_are_refused(tmp_path: Path) -> None:
 
 def test_only_files_beside_a_record_are_its_own(tmp_path: Path) -> None:
     record, (outside,) = tmp_path / "out" / "m.prediction.json", files(tmp_path, "a.nii")
-    write_json(record, {"files": {"../a.nii": None, "m.prediction.json": None, "": None}})
+    write_json(
+        record, {"format": 1, "files": {"../a.nii": None, "m.prediction.json": None, "": None}}
+    )
     assert not own_files(record)
     record.write_text("{")
     assert not own_files(record)

@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 
 from medsam_tune.errors import DataError
+from medsam_tune.files import FORMAT, refuse_other_format
 from medsam_tune.inference.prompt_files.given import GivenObject, refuse_too_many
 from medsam_tune.inference.prompt_files.values import (
     known_labels,
@@ -26,7 +27,10 @@ AXES = ("i", "j", "k")
 TO_FILL = ["i0", "j0", "k0", "i1", "j1", "k1"]
 """What stands for a 3-D box until a person fills it in."""
 
-_KEYS = ("space", "objects", "axis", "scan", "labels", "comment")
+PROMPTS_FORMAT = 1
+"""Format of prompt files; one that a person wrote may leave the number out."""
+
+_KEYS = (FORMAT, "space", "objects", "axis", "scan", "labels", "comment")
 _KEYS_OF_SCAN = ("size", "spacing", "orientation", "comment")
 _KEYS_OF_SLICE = ("box", "points", "comment")
 _KEYS_OF_OBJECT = (
@@ -52,6 +56,8 @@ def read_ours(
     Raises:
         DataError: see `read_prompts`.
     """
+    if FORMAT in content:
+        refuse_other_format(name, content, PROMPTS_FORMAT, "Write it again: medsam-tune prompts")
     refuse_unknown_keys(content, _KEYS, name)
     space = content.get("space", "voxel")
     if space not in ("voxel", "world"):

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from medsam_tune.files import written_whole
-from medsam_tune.inference.prompt_files.ours import AXES, TO_FILL, described
+from medsam_tune.files import FORMAT, written_whole
+from medsam_tune.inference.prompt_files.ours import AXES, PROMPTS_FORMAT, TO_FILL, described
 from medsam_tune.prompts import SlicePrompts
 from medsam_tune.slices.frames import ScanGrid
 
@@ -58,6 +58,7 @@ def write_prompts(
     along = AXES[grid.slice_axis]
     a, b = (axis for axis in AXES if axis != along)
     head: dict[str, Any] = {
+        FORMAT: PROMPTS_FORMAT,
         "comment": "voxels of the scan's file, counted from 0. box3d: i0, j0, k0, i1, j1, k1, the "
         f"last three exclusive; one object for each box. slices: by index along {along}, with box: "
         f"{a}0, {b}0, {a}1, {b}1, and points: [{a}, {b}, 1] inside, [{a}, {b}, 0] outside.",
