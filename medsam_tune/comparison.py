@@ -229,7 +229,7 @@ def _train(plan: Plan, training: _Training) -> None:
     if state.get("state") == "finished" and (plan.minutes is None or epochs is None):
         return
     own = {"datalist": training.datalist, "output_dir": run, "seed": training.seed, **_base(plan)}
-    configs = training_configs(training.method)
+    configs = training_configs(plan.bundle, training.method)
     if training.patients is not None:
         own["slices_dir"] = plan.datalist.with_suffix(".slices")  # shared by all
         configs.append("few_shot.yaml")
