@@ -89,6 +89,7 @@ class CaseScores:
         self._columns = columns_of(cases, by)
         self._ellipse = EllipseInferer()
         self._since = 0.0
+        self._deepest = 0  # slices of a case, at most
 
     def attach(self, engine: Engine) -> None:
         """Attach to an engine; MONAI calls it."""
@@ -100,12 +101,14 @@ class CaseScores:
 
     def _start(self) -> None:
         self._since = time.perf_counter()
+        self._deepest = 0
         self.scores.clear()
         if self.results is not None:
             self.results.open()
 
     def _score(self, engine: Engine) -> None:
         state: Any = engine.state
+        self._deepest = max(self._deepest, len(state.batch["truth"]))
         for kind, prediction in state.output["pred"].items():
             found = self._score_kind(state.batch, kind, prediction)
             self.scores.setdefault(kind, []).extend(found)
@@ -149,6 +152,7 @@ class CaseScores:
 
     def _finish(self, engine: Engine) -> None:
         self.scores = together(gathered(self.scores))
+        self._deepest = max(gathered(self._deepest))
         summary = summarise_kinds(self.scores, self._columns)
         engine.state.metrics |= _means(summary["by_prompts"])
         self._write(engine, summary, None)
@@ -166,6 +170,7 @@ class CaseScores:
                 **self.about,
                 "cases": len({s.case for each in self.scores.values() for s in each}),
                 "seconds": time.perf_counter() - self._since,
+                "flat": self._deepest == 1,
                 **measured_by(self.measures),
                 **summary,
                 "stopped_by": stopped_by,
@@ -173,7 +178,7 @@ class CaseScores:
             write_scores(self.results.scratch, self.scores, content)
             self.results.finish()
             write_report(self.results.path)
-            table = format_summary(summary["by_prompts"])
+            table = format_summary(summary["by_prompts"], self._deepest == 1)
             engine.logger.info(f"{self.results.path}:\n{table}")
 
 
