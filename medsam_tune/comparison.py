@@ -39,7 +39,8 @@ from medsam_tune.settings import Typed
 
 SETTINGS = "settings.json"
 KINDS = ("slices", "box3d", "none")
-"""Kinds of prompts by default, as far as a model takes them."""
+KINDS_OF_IMAGES = ("slices", "points", "none")
+"""Kinds of prompts by default, as far as a model takes them: of scans, and of 2-D images."""
 
 # Settings that a training and an evaluation have in common, by the name before the first "::".
 _OF_MACHINE = {"slice_batch", "device", "amp"}
@@ -263,9 +264,9 @@ def _train(plan: Plan, training: _Training) -> None:
     if state.get("state") == "finished" and (plan.minutes is None or epochs is None):
         return
     own = {"datalist": training.datalist, "output_dir": run, "seed": training.seed, **_base(plan)}
-    configs = training_configs(training.method)
+    few = [] if training.patients is None else ["few_shot.yaml"]
+    configs = training_configs(plan.bundle, training.method, few)
     own |= _shared_slices(plan)
-    configs += [] if training.patients is None else ["few_shot.yaml"]
     own |= {} if epochs is None else {"epochs": epochs}
     own |= {"resume": True} if (run / RECORD).is_file() else {}
     known, of_evaluation = _keys(plan, "train.yaml"), _keys(plan, "evaluate.yaml")
