@@ -337,6 +337,27 @@ def test_mlflow_is_asked_for(bundle_run: BundleRun, datalist: Path, tmp_path: Pa
     assert not (tmp_path / "run").exists()
 
 
+def test_training_and_its_calibration_read_no_test_case(
+    bundle_run: BundleRun, datalist: Path, tmp_path: Path
+) -> None:
+    """With files of no format for test cases: training and scores of the validation cases go on."""
+    data = read_datalist(datalist)
+    broken = tmp_path / "test.nii.gz"
+    broken.write_bytes(b"no NIfTI")
+    test = tuple(replace(case, image=broken, label=broken) for case in data.test)
+    write_datalist(replace(data, test=test, present={}), tmp_path / "d.json")
+    run = tmp_path / "run"
+    done = bundle_run(
+        ["train.yaml"], "--datalist", tmp_path / "d.json", "--output_dir", run, *SMALL
+    )
+    assert done.code == 0, done.text
+    done = bundle_run(["evaluate.yaml"], "--run_dir", run, "--subset", "validation")
+    assert done.code == 0, done.text
+    done = bundle_run(["evaluate.yaml"], "--run_dir", run)
+    assert done.code == 1
+    assert "test.nii.gz" in done.text
+
+
 def test_evaluate(bundle_run: BundleRun, lora_run: Path, datalist: Path) -> None:
     done = bundle_run(["evaluate.yaml"], "--run_dir", lora_run)
     assert done.code == 0, done.text
