@@ -310,7 +310,7 @@ def test_memory_refuses_one_scan_and_a_full_disk_stops_all(
     fail_at(monkeypatch, 1, OSError(errno.ENOSPC, "No space left on device", str(tmp_path)))
     assert tune(*words, "--overwrite")[0] == 5
     record = json.loads((tmp_path / "out" / "s00.prediction.json").read_text())
-    assert record == {"finished": False, "files": {"s00.nii.gz": None}}
+    assert record == {"format": 1, "finished": False, "files": {"s00.nii.gz": None}}
     monkeypatch.undo()
     fail_at(monkeypatch, 1, RuntimeError("a fault of ours"))
     assert tune(*words, "--resume")[0] == 70
