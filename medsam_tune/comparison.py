@@ -33,11 +33,21 @@ from medsam_tune.evaluation.compare_page import write_comparison
 from medsam_tune.evaluation.masks import evaluate_masks
 from medsam_tune.evaluation.results import read_results
 from medsam_tune.failures import explain
-from medsam_tune.files import LOCK, file_hash, hold_folder, read_json, write_json
+from medsam_tune.files import (
+    FORMAT,
+    LOCK,
+    file_hash,
+    hold_folder,
+    read_json,
+    refuse_other_format,
+    write_json,
+)
 from medsam_tune.runs import RECORD, read_record, read_state
 from medsam_tune.settings import Typed
 
 SETTINGS = "settings.json"
+COMPARISON_FORMAT = 1
+"""Format of a comparison's folder."""
 KINDS = ("slices", "box3d", "none")
 KINDS_OF_IMAGES = ("slices", "points", "none")
 """Kinds of prompts by default, as far as a model takes them: of scans, and of 2-D images."""
@@ -342,6 +352,7 @@ def _first(key: str) -> str:
 def _said(plan: Plan) -> dict[str, Any]:
     """What all rows of a comparison have in common."""
     return {
+        FORMAT: COMPARISON_FORMAT,
         "datalist": file_hash(plan.datalist),
         "bundle": plan.bundle,
         "model": plan.model,
@@ -362,6 +373,12 @@ def _refuse_others(plan: Plan) -> None:
         raise DataError(f"{plan.datalist}: no such datalist; `medsam-tune split` writes one.")
     if (output / SETTINGS).is_file():
         before, now = read_json(output / SETTINGS), _said(plan)
+        refuse_other_format(
+            output / SETTINGS,
+            before,
+            COMPARISON_FORMAT,
+            "Choose another --output, and compare again.",
+        )
         changed = [
             f"{key} was {before.get(key)!r}, now {now[key]!r}"
             for key in now

@@ -18,6 +18,7 @@ from medsam_tune.sam.model import PromptableSam
 from medsam_tune.slices.intensity import Window
 from medsam_tune.slices.rules import ScanRules
 from medsam_tune.slices.store import PreparedCase, SliceStore
+from tests.network import cut
 from tests.scans import LABELS, small_scan, write_nifti
 from tests.server import Server
 
@@ -25,6 +26,7 @@ from tests.server import Server
 TINY = Architecture(
     "tiny", 24, 3, 2, (1,), window=4, image_size=96, decoder_width=16, decoder_mlp=32
 )
+cut()
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

@@ -21,6 +21,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from tests.network import cut
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -202,6 +204,7 @@ def _together(commands: list[Command], folder: Path) -> list[Outcome]:
 
 def _serve(folder: Path) -> None:
     _import_everything()
+    cut()
     os.chdir(folder)
     for line in sys.stdin:
         commands = [Command(**{**each, "words": tuple(each["words"])}) for each in json.loads(line)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import sys
@@ -16,6 +17,7 @@ from medsam_tune.cli import app
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "docs" / "sphinx"))
 
+from extension import as_rst, markdown_of  # noqa: E402
 from recipes import objects, page, settings  # noqa: E402
 
 PAGES = sorted(
@@ -97,3 +99,19 @@ def test_every_setting_of_a_training_is_explained(path: Path) -> None:
 
 def test_the_readme_is_two_screens() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 110
+
+
+def test_a_notebook_is_its_markdown() -> None:
+    cells = [("markdown", "# Title"), ("code", "a = 1\n"), ("code", "%%bash -e\nls\n")]
+    content = {"cells": [{"cell_type": kind, "source": [text]} for kind, text in cells]}
+    page = "# Title\n\n```python\na = 1\n```\n\n```bash\nls\n```"
+    assert markdown_of(json.dumps(content)) == page
+
+
+def test_a_docstring_becomes_restructured_text() -> None:
+    lines = ["Sizes of `a` and (C, *size), |A|.", "", "    name    what", "", "Args:", "    x: it"]
+    assert as_rst(lines) == [
+        r"Sizes of ``a``\  and (C, \*size), \|A\|.",
+        *("", ".. code-block:: text", "", "", "    name    what"),
+        *("", "Args:", "    x: it"),
+    ]

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from medsam_tune.cases.datalist import read_datalist, write_datalist
+from medsam_tune.comparison import _refuse_others, _said
 from medsam_tune.errors import DataError
 from medsam_tune.evaluation.results import read_results
 from medsam_tune.evaluation.scores import write_scores
+from medsam_tune.files import write_json
 from medsam_tune.inference.prompt_files.ours import read_ours
 from medsam_tune.inference.prompt_files.write import objects_to_fill, write_prompts
 from medsam_tune.inference.records import begin_record, own_files
@@ -22,6 +25,7 @@ from medsam_tune.runs import read_record, write_record
 from medsam_tune.sam.build import build_sam
 from tests.inference.made import LPS_GRID
 from tests.scans import listed
+from tests.test_comparison import plan
 from tests.test_runs import RECORD
 
 
@@ -54,6 +58,10 @@ FILES: dict[str, tuple[Callable[[Path], Any], Callable[[Path], Any]]] = {
     "boxes.json": (
         prompts,
         lambda path: read_ours(json.loads(path.read_text()), LPS_GRID, {1: "liver"}, path.name),
+    ),
+    "settings.json": (
+        lambda path: write_json(path, _said(plan(path.parent))),
+        lambda path: _refuse_others(replace(plan(path.parent), output=path.parent)),
     ),
     "tuned.safetensors": (tuned, lambda path: parse_header(path.read_text(), path.name)),
 }

@@ -28,7 +28,8 @@ def markdown_of(notebook: str) -> str:
         text = "".join(cell["source"])
         if cell["cell_type"] == "code":
             language = "bash" if text.startswith("%%bash") else "python"
-            text = f"```{language}\n{text.removeprefix('%%bash').strip()}\n```"
+            code = re.sub(r"\A%%.*\n", "", text).strip()
+            text = f"```{language}\n{code}\n```"
         parts.append(text)
     return "\n\n".join(parts)
 
