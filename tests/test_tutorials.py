@@ -57,19 +57,24 @@ def test_files_go_into_a_temporary_folder(path: Path) -> None:
 
 
 def commands(path: Path) -> list[str]:
-    """Lines of `medsam-tune` in code and in text, continued lines joined; 1 for a variable."""
+    """Lines of `medsam-tune` in code and in text, continued lines joined; 1 for a variable.
+
+    `command("train ...")` of a page is such a line too, of one or several strings.
+    """
     found = []
     for cell in cells(path):
         text = text_of(cell).replace("\\\n", " ")
         found += re.findall(r"^ *medsam-tune (.+)$", text, re.MULTILINE)
-        found += re.findall(r'command\(\s*f?"((?:train|split|evaluate) [^{}"]+)"', text)
-    return [re.sub(r"\$\w+", "1", line) for line in found]
+        for strings in re.findall(r'command\(((?:\s*f?"[^"]*")+)', text):
+            found.append("".join(re.findall(r'"([^"]*)"', strings)))
+    return [re.sub(r"\$\w+|\{\w+\}", "1", line) for line in found]
 
 
 @each
 def test_commands_are_those_of_the_command_line(path: Path) -> None:
+    assert commands(path)
     for line in commands(path):
-        words = shlex.split(line.partition(" 2> ")[0])
+        words = shlex.split(re.split(r" \d?>", line)[0])  # where the output goes is the shell's
         command = get_command(app).commands.get(words[0])  # type: ignore[attr-defined]
         assert command is not None, line
         command.make_context(words[0], words[1:])
