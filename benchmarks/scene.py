@@ -3,9 +3,10 @@
     python benchmarks/scene.py --work WORK [--sides 2000 6000] [--run RUN]
 
 Makes synthetic 4-band scenes of so many pixels a side, writes a label map and polygons of each by
-`medsam-tune predict` with nano, and measures its peak of memory and its seconds. Without --run, the
-run is nano without training on two classes, in windows of its own side: the work is the same, the
-masks are not looked at. What is in WORK is not made again. Writes benchmarks/results/scene.md.
+`medsam-tune predict` with nano, and measures its peak of memory and its seconds of a core, which
+other work on the machine hardly changes. Without --run, the run is nano without training on two
+classes, in windows of its own side: the work is the same, the masks are not looked at. What is in
+WORK is not made again. Writes benchmarks/results/scene.md.
 """
 
 from __future__ import annotations
@@ -94,25 +95,26 @@ def scene(path: Path, side: int) -> Path:
 
 
 def measured(run: Path, image: Path, output: Path) -> tuple[float, float]:
-    """Seconds, and the peak of memory in MB, of one prediction."""
+    """Seconds of a core, and the peak of memory in MB, of one prediction."""
     words = ["predict", image, "--run", run, "--output", output, "--bundle", "image", "--overwrite"]
     code = "from medsam_tune.cli import app; app()"
-    start = time.perf_counter()
     process = psutil.Popen(
         [sys.executable, "-c", code, *map(str, words)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    peak = 0
+    seconds, peak = 0.0, 0
     while process.poll() is None:
         try:
             peak = max(peak, process.memory_info().rss)
+            times = process.cpu_times()
+            seconds = times.user + times.system
         except psutil.Error:
             break
         time.sleep(0.2)
     if process.wait():
         raise RuntimeError(f"prediction of {image} failed")
-    return time.perf_counter() - start, peak / 1e6
+    return seconds, peak / 1e6
 
 
 def main() -> None:
@@ -138,9 +140,9 @@ def main() -> None:
     lines = ["# Prediction of scenes", "", "`python benchmarks/scene.py --work WORK`", ""]
     lines += [f"{machine('cpu')}. 4 bands of 11 bits, nano, windows"]
     lines += ["of 256 pixels that overlap by half, two classes without prompts.", ""]
-    lines += ["| pixels | output | seconds | seconds per megapixel | peak of memory, MB |"]
+    lines += ["| pixels | output | seconds of a core | per megapixel | peak of memory, MB |"]
     lines += ["|---|---|---|---|---|"]
-    for key, (seconds, peak) in found.items():
+    for key, (seconds, peak) in sorted(found.items(), key=lambda one: int(one[0].split(".")[0])):
         side, _, ending = key.partition(".")
         megapixels = int(side) ** 2 / 1e6
         lines.append(

@@ -17,7 +17,7 @@ from pathlib import Path
 from pydoc import locate
 from typing import Any
 
-from medsam_tune.errors import DataError, listed
+from medsam_tune.errors import DataError, listed, warn
 from medsam_tune.failures import report_in_one_line
 from medsam_tune.files import flat
 from medsam_tune.ranks import count, is_main, join, launch
@@ -80,51 +80,65 @@ def bundle_name(folder: str) -> str:
         return str(path)
 
 
-def refuse_other_method(bundle: str, method: str, overlays: Iterable[str]) -> None:
-    """Refuse an overlay that sets another method than the command, and would win silently.
+def training_configs(
+    bundle: str,
+    method: str,
+    overlays: Sequence[str] = (),
+    *,
+    no_prompt: bool = False,
+    class_agnostic: bool = False,
+    **options: Any,
+) -> list[str]:
+    """Name the configs of a training run, later ones laid over earlier ones.
+
+    Overlays fit a run to its data. What the command asks for counts: its flags are laid over them,
+    with a warning where both set something, and an overlay of another method is refused.
 
     Args:
         bundle: see `bundle_folder`.
         method: a key of `METHODS`.
-        overlays: see `run_bundle`.
-
-    Raises:
-        ValueError: such an overlay.
-        DataError: an overlay that is not there.
-    """
-    for name in overlays:
-        from monai.bundle import ConfigParser
-
-        path = _config(bundle_folder(bundle) / "configs", name)
-        other = ConfigParser.load_config_file(path).get("method", method)
-        if other != method:
-            raise ValueError(
-                f"{path.name} is of the method {other}, and the command says {method}; say "
-                f"`train {other}`, or give what else it sets by --set."
-            )
-
-
-def training_configs(
-    method: str, *, no_prompt: bool = False, class_agnostic: bool = False
-) -> list[str]:
-    """Name the configs of a training run, later ones laid over earlier ones.
-
-    Args:
-        method: a key of `METHODS`.
+        overlays: names of files in its configs/, or paths.
         no_prompt: train for use without prompts alone.
         class_agnostic: train SAM's own prompting, which knows no labels.
+        options: settings that the command gives.
 
     Raises:
-        ValueError: both at once.
+        ValueError: both flags at once; an overlay that sets the method or an option otherwise.
+        DataError: an overlay that is not there.
     """
     if no_prompt and class_agnostic:
         raise ValueError(
             "--no-prompt and --class-agnostic exclude each other: a model that does not know "
             "labels needs prompts. Give one of them."
         )
-    overlays = [] if method == "decoder" else [f"method_{method}.yaml"]
-    overlays += ["no_prompt.yaml"] * no_prompt + ["class_agnostic.yaml"] * class_agnostic
-    return ["train.yaml", *overlays]
+    flags = ["no_prompt"] * no_prompt + ["class_agnostic"] * class_agnostic
+    folder = bundle_folder(bundle) / "configs"
+    for path in (_config(folder, name) for name in overlays):
+        content = _content(path)
+        for key, asked in {"method": method, **options}.items():
+            if str(other := content.get(key, asked)) != str(asked):
+                say = f"train {other}" if key == "method" else f"{_option(key)} {other}"
+                raise ValueError(
+                    f"{path.name} is of the {key} {other}, and the command says {asked}; say "
+                    f"`{say}`, or give what else it sets by --set."
+                )
+        for flag in flags:
+            asked = _content(folder / f"{flag}.yaml")
+            if lost := [key for key in asked if content.get(key, asked[key]) != asked[key]]:
+                warn(f"{path.name}: its {listed(lost)} is left out, as {_option(flag)} sets it.")
+    own = [] if method == "decoder" else [f"method_{method}.yaml"]
+    return ["train.yaml", *own, *overlays, *(f"{flag}.yaml" for flag in flags)]
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _content(config: Path) -> dict[str, Any]:
+    from monai.bundle import ConfigParser
+
+    found: dict[str, Any] = ConfigParser.load_config_file(config)
+    return found
 
 
 def run_bundle(

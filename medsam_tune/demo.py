@@ -201,7 +201,7 @@ def run_demo(folder: Path, method: str, bundle: str = "volume") -> str:
     evaluation = {"datalist": datalist, "run_dir": zero_shot, **base}
     training = {"datalist": datalist, "output_dir": run, **base, **subject.settings}
     run_bundle(bundle, ["evaluate.yaml", "zero_shot.yaml"], evaluation)
-    run_bundle(bundle, training_configs(method), training)
+    run_bundle(bundle, training_configs(bundle, method), training)
     run_bundle(bundle, ["evaluate.yaml"], {"run_dir": run, "prompts": [*subject.kinds]})
     before, after = (
         json.loads((place / "evaluation" / "summary.json").read_text())

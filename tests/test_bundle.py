@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -52,15 +53,37 @@ def test_the_shipped_bundle_and_folders_are_found(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_training_config_is_in_the_bundle(method: str) -> None:
-    names = training_configs(method, no_prompt=True)
+    names = training_configs("volume", method, no_prompt=True)
     assert names[0] == "train.yaml"
     assert names[-1] == "no_prompt.yaml"
-    assert training_configs(method) == names[:-1]
-    names += training_configs(method, class_agnostic=True)
+    assert training_configs("volume", method) == names[:-1]
+    names += training_configs("volume", method, class_agnostic=True)
     assert names[-1] == "class_agnostic.yaml"
     assert all((bundle_folder("volume") / "configs" / name).is_file() for name in names)
     with pytest.raises(ValueError, match="--no-prompt and --class-agnostic exclude each other"):
-        training_configs(method, no_prompt=True, class_agnostic=True)
+        training_configs("volume", method, no_prompt=True, class_agnostic=True)
+
+
+def test_what_the_command_asks_for_is_laid_over_overlays(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("model: nano\nlabel_tokens: true\nlr: 0.1\n")
+    configs = ("image", "lora", ["documents", str(mine)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        names = training_configs(*configs, model="nano")
+    assert names == ["train.yaml", "method_lora.yaml", "documents", str(mine)]
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        names += training_configs(*configs, no_prompt=True)[-3:]
+        names += training_configs(*configs, class_agnostic=True)[-1:]
+    assert names[4:] == ["documents", str(mine), "no_prompt.yaml", "class_agnostic.yaml"]
+    assert [str(one.message) for one in said] == [
+        "documents.yaml: its mixture is left out, as --no-prompt sets it.",
+        "documents.yaml: its mixture is left out, as --class-agnostic sets it.",
+        "mine.yaml: its label_tokens is left out, as --class-agnostic sets it.",
+    ]
+    with pytest.raises(ValueError, match=r"mine.yaml is of the model nano, .*; say `--model"):
+        training_configs(*configs, model="vit_b")
 
 
 def test_the_command_has_configs_and_overrides(command: Command, tmp_path: Path) -> None:

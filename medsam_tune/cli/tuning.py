@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from medsam_tune.bundle import refuse_other_method, run_bundle, training_configs
+from medsam_tune.bundle import run_bundle, training_configs
 from medsam_tune.cli.bundles import bundle_of_data, bundle_of_run
 from medsam_tune.cli.next_steps import (
     after_evaluate,
@@ -75,12 +75,12 @@ def train(
     """Tune a model. The epoch with the best Dice on the validation cases is kept."""
     refuse_unknown("method", method, METHODS)
     refuse_random(model, checkpoint)
-    kind = training_configs(method, no_prompt=no_prompt, class_agnostic=class_agnostic)
     bundle = bundle_of_data(bundle, datalist)
-    refuse_other_method(bundle, method, overlay or [])
-    configs = [*kind, *refuse_gpus(gpus), *(overlay or [])]
-    overrides: dict[str, Any] = {"datalist": datalist, "output_dir": output, "model": model}
-    overrides |= given(image_size=image_size, checkpoint=checkpoint)
+    base = {"model": model, **given(image_size=image_size, checkpoint=checkpoint)}
+    flags = {"no_prompt": no_prompt, "class_agnostic": class_agnostic}
+    configs = training_configs(bundle, method, overlay or [], **flags, **base)
+    configs += refuse_gpus(gpus)
+    overrides: dict[str, Any] = {"datalist": datalist, "output_dir": output, **base}
     if resume:
         overrides["resume"] = True
     words = sys.argv[1:]
@@ -180,7 +180,7 @@ def evaluate(
         bundle = bundle_of_data(bundle, datalist)
         overrides = {"datalist": datalist, "run_dir": output, "model": model}
         overrides |= given(prompts=kinds, image_size=image_size, checkpoint=checkpoint)
-        configs = ["evaluate.yaml", "zero_shot.yaml", *refuse_gpus(gpus), *(overlay or [])]
+        configs = ["evaluate.yaml", "zero_shot.yaml", *(overlay or []), *refuse_gpus(gpus)]
         run_bundle(bundle, configs, overrides | read_settings(set_, overrides), gpus)
         after_zero_shot(output, datalist, model, checkpoint, bundle)
     elif run is None:
@@ -194,7 +194,7 @@ def evaluate(
         bundle = bundle_of_run(bundle, run)
         overrides = {"run_dir": run} | given(datalist=datalist, checkpoint=checkpoint)
         overrides |= given(prompts=kinds, unfinished=unfinished or None)
-        configs = ["evaluate.yaml", *refuse_gpus(gpus), *(overlay or [])]
+        configs = ["evaluate.yaml", *(overlay or []), *refuse_gpus(gpus)]
         settings = overrides | read_settings(set_, overrides)
         run_bundle(bundle, configs, settings, gpus)
         if noises:
