@@ -39,7 +39,8 @@ from medsam_tune.settings import Typed
 
 SETTINGS = "settings.json"
 KINDS = ("slices", "box3d", "none")
-"""Kinds of prompts by default, as far as a model takes them."""
+KINDS_OF_IMAGES = ("slices", "points", "none")
+"""Kinds of prompts by default, as far as a model takes them: of scans, and of 2-D images."""
 
 # Settings that a training and an evaluation have in common, by the name before the first "::".
 _OF_MACHINE = {"slice_batch", "device", "amp"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -108,26 +108,32 @@ def compare_table(
         score: "dice" or "iou".
     """
     word = {"dice": "held-out Dice", "iou": "held-out IoU"}[score]
-    first, *others = (parse_kind(kind).words for kind in tuned["by_prompts"])
+    flat = tuned.get("flat", False)
+    first, *others = (parse_kind(kind).words(flat) for kind in tuned["by_prompts"])
+    wide = [3 + len(words) for words in others]
     base = zero_shot["by_prompts"][tuned["prompts"]]
     rest = [*tuned["by_prompts"].values()][1:]
     lines = [
-        f"{'':<20} {first:^27}  {'tuned, by':^{14 * len(rest)}}".rstrip(),
+        f"{'':<20} {first:^27}  {'tuned':^{sum(wide)}}".rstrip(),
         f"{word:<14} {'cases':>5} {'ellipse':>8} {'zero-shot':>10} {'tuned':>7} "
-        + "".join(f"{words:>14}" for words in others),
+        + "".join(f"   {words}" for words in others),
     ]
     for key, entry in tuned["labels"].items():
         lines.append(
             f"{entry['name']:<14} {entry['n']:>5} {entry[f'ellipse_{score}']['mean']:>8.3f} "
             f"{base['labels'][key][score]['mean']:>10.3f} {entry[score]['mean']:>7.3f} "
-            + "".join(f"{each['labels'][key][score]['mean']:>14.3f}" for each in rest)
+            + _row([each["labels"][key][score]["mean"] for each in rest], wide)
         )
     lines.append(
         f"{'mean':<14} {'':>5} {tuned[f'mean_ellipse_{score}']:>8.3f} "
         f"{base[f'mean_{score}']:>10.3f} {tuned[f'mean_{score}']:>7.3f} "
-        + "".join(f"{each[f'mean_{score}']:>14.3f}" for each in rest)
+        + _row([each[f"mean_{score}"] for each in rest], wide)
     )
     return "\n".join(lines)
+
+
+def _row(values: Sequence[float], widths: Sequence[int]) -> str:
+    return "".join(f"{value:>{width}.3f}" for value, width in zip(values, widths, strict=True))
 
 
 @torch.inference_mode()
@@ -166,7 +172,7 @@ def draw_demo(folder: Path, tuned_run: Path, subject: Subject, count: int = 2) -
             wanted = {kind: item["prompts"][kind] for kind in asked}
             found = cast(dict[str, Tensor], inferer(item["image"], model, wanted))
             for kind in asked:
-                title = f"{name}, {parse_kind(kind).words}"
+                title = f"{name}, {parse_kind(kind).words(len(item['image']) == 1)}"
                 columns[title], prompts[title] = found[kind], wanted[kind]
         path = folder / "pictures" / f"{item['case']}.png"
         pictures.append(draw_overlays(path, item["image"], columns, data.labels, prompts))

@@ -32,7 +32,8 @@ def summary(dice: float, ellipse: float | None) -> dict[str, object]:
 def of_kinds(second: str) -> dict[str, object]:
     kinds = {"slices": summary(0.718, 0.764), second: summary(0.655, 0.611)}
     kinds["none"] = summary(0.5, None)
-    return {**kinds["slices"], "prompts": "slices", "by_prompts": kinds}
+    flat = second == "points"
+    return {**kinds["slices"], "prompts": "slices", "by_prompts": kinds, "flat": flat}
 
 
 @pytest.fixture
@@ -85,10 +86,10 @@ def test_the_demo_is_what_the_commands_do(runs: Runs, tmp_path: Path) -> None:
     pictures = [tmp_path / "pictures" / f"{case.id}.png" for case in data.test[:2]]
     assert all(path.is_file() for path in pictures)
     assert text.splitlines() == [
-        "                        a box on every slice               tuned, by",
-        "held-out Dice  cases  ellipse  zero-shot   tuned    one 3-D box     no prompt",
-        "liver              4    0.764      0.718   0.718          0.655         0.500",
-        "mean                    0.764      0.718   0.718          0.655         0.500",
+        "                       by a box on every slice                   tuned",
+        "held-out Dice  cases  ellipse  zero-shot   tuned    by one 3-D box   without prompts",
+        "liver              4    0.764      0.718   0.718             0.655             0.500",
+        "mean                    0.764      0.718   0.718             0.655             0.500",
         "",
         "pictures:",
         *(f"  {path}" for path in pictures),
@@ -113,10 +114,13 @@ def test_the_demo_of_images_is_what_the_commands_do(runs: Runs, tmp_path: Path) 
     data = read_datalist(tmp_path / "datalist.json")
     assert [len(each) for each in (data.training, data.validation, data.test)] == [10, 2, 4]
     assert text.splitlines()[:4] == [
-        "                        a box on every slice               tuned, by",
-        "held-out IoU   cases  ellipse  zero-shot   tuned      one point     no prompt",
-        "liver              4    0.382      0.359   0.359          0.328         0.250",
-        "mean                    0.382      0.359   0.359          0.328         0.250",
+        "                     by a box around each object                      tuned",
+        "held-out IoU   cases  ellipse  zero-shot   tuned    by a point in each object   "
+        "without prompts",
+        "liver              4    0.382      0.359   0.359                        0.328             "
+        "0.250",
+        "mean                    0.382      0.359   0.359                        0.328             "
+        "0.250",
     ]
     datalist, zero, run = (tmp_path / name for name in ("datalist.json", "zero_shot", "run"))
     size = demo.IMAGE_SIZE

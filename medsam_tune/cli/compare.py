@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from medsam_tune.cli.bundles import bundle_of_data
-from medsam_tune.cli.next_steps import after_compare
+from medsam_tune.cli.next_steps import IMAGES, after_compare
 from medsam_tune.cli.options import (
     KINDS,
     METHODS,
@@ -77,7 +77,7 @@ def compare(
         list[str] | None,
         typer.Option(
             help=f"Kinds of prompts, as of `evaluate`: {', '.join(KINDS)}. Default: "
-            "slices,box3d,none; each model by those that it takes."
+            "slices,box3d,none, of 2-D images slices,points,none; each model by those it takes."
         ),
     ] = None,
     masks: Annotated[
@@ -110,25 +110,26 @@ def compare(
     if shots and folds:
         raise ValueError("--few-shot and --folds exclude each other; give one of them.")
     from medsam_tune.comparison import KINDS as USUAL
-    from medsam_tune.comparison import Plan
+    from medsam_tune.comparison import KINDS_OF_IMAGES, Plan
     from medsam_tune.comparison import compare as compare_plan
     from medsam_tune.failures import REFUSED
     from medsam_tune.inference.simulated import KINDS as ALL
     from medsam_tune.inference.simulated import parse_kind
 
     kinds = [str(parse_kind(kind, ALL)) for kind in _words(prompts)]
+    bundle = bundle_of_data(bundle, datalist)
     plan = Plan(
         datalist=datalist,
         output=output,
         methods=names,
-        bundle=bundle_of_data(bundle, datalist),
+        bundle=bundle,
         model=model,
         checkpoint=checkpoint,
         image_size=image_size,
         epochs=epochs,
         minutes=minutes,
         seeds=seeds,
-        kinds=kinds or USUAL,
+        kinds=kinds or (KINDS_OF_IMAGES if bundle == IMAGES else USUAL),
         masks=given,
         few_shot=shots,
         folds=folds or 0,

@@ -111,7 +111,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             help=f"Kinds of prompts, taken from the labels: {', '.join(KINDS)}. With commas, or "
-            "repeated; metrics.csv is of the first. Default: slices,box3d.",
+            "repeated; metrics.csv is of the first. Default: slices,box3d; of 2-D images "
+            "slices,none.",
         ),
     ] = None,
     image_size: ImageSize = None,

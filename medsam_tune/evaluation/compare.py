@@ -140,6 +140,7 @@ def compare_methods(methods: Sequence[Method]) -> dict[str, Any]:
         methods: in the order of the tables.
 
     Returns:
+        `flat`: whether the cases are 2-D images;
         `methods`: name -> `seeds`, their number; `COSTS` of a training (None of what was not
         trained); `by_prompts`: kind ->
         measure -> `n`, `n_patients`, `mean`, `interval`, `note`, `seeds` (the mean of each), and
@@ -156,7 +157,8 @@ def compare_methods(methods: Sequence[Method]) -> dict[str, Any]:
         raise DataError("no method was evaluated; there is nothing to compare.")
     _refuse_other_cases(methods)
     patients, names = _patients(methods), _label_names(methods)
-    found: dict[str, Any] = {"methods": {}, "by_prompts": {}}
+    flat = methods[0].results[0].summary.get("flat", False)
+    found: dict[str, Any] = {"flat": flat, "methods": {}, "by_prompts": {}}
     for method in methods:
         by_prompts = {
             kind: {key: _measure(method, kind, key, patients, names) for key in SCORES}

@@ -23,9 +23,8 @@ from medsam_tune.evaluation.markdown import escaped, table
 from medsam_tune.evaluation.pages import render
 from medsam_tune.evaluation.report import REPORT
 from medsam_tune.evaluation.statistics import FEW, FEWEST, FOOTNOTE, mean_text
-from medsam_tune.evaluation.words import BRACKETS, by, number
+from medsam_tune.evaluation.words import BRACKETS, by, headed, number
 from medsam_tune.files import written_whole
-from medsam_tune.inference.simulated import parse_kind
 
 NAME = "compare"
 """Name of the files of a comparison, without the ending."""
@@ -198,7 +197,7 @@ def _plain(found: Mapping[str, Any]) -> Iterable[str]:
         if not means:
             continue
         best = max(means, key=lambda name: means[name])
-        text = f"{by(kind)[0].upper()}{by(kind)[1:]}, {best} is best: Dice {means[best]:.3f}"
+        text = f"{headed(by(kind, found))}, {best} is best: Dice {means[best]:.3f}"
         others = [name for name in means if name != best]
         alike = [
             name
@@ -237,7 +236,7 @@ def _figures(methods: Sequence[Method], found: Mapping[str, Any]) -> Iterable[di
             one.name: values for one in methods if (values := [*one.values(kind, "dice").values()])
         }
         if groups:
-            words = by(kind)
+            words = by(kind, found)
             yield {
                 "svg": box_plot(f"Dice of each method {words}", groups, "Dice"),
                 "caption": f"Dice of each case and label {words}; the box holds the middle half of "
@@ -320,7 +319,7 @@ def _test_tables(found: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
                 p = (_p(test["p"]), _p(test["p_holm"]))
                 rows.append([*pair, difference, *p, number(test["effect"])])
         if rows:
-            caption = f"Second minus first, prompts: {parse_kind(kind).words}"
+            caption = f"Second minus first, {by(kind, found)}"
             yield {"caption": caption, "head": [*head, "effect"], "rows": rows}
 
 

@@ -100,7 +100,7 @@ def evaluate_masks(
         results.scratch / "overlays",
         labels,
         ignore=data.ignore,
-        window=rules.intensity.describe(),
+        window=rules.intensity.words,
         scores=scores,
     )
     engine = Engine(lambda _, item: {"pred": {MASKS: item["mask"]}})

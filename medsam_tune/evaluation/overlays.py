@@ -18,7 +18,7 @@ from medsam_tune.evaluation.results import INDEX
 from medsam_tune.evaluation.scores import CaseScores
 from medsam_tune.files import write_json
 from medsam_tune.inference.canvas import labels_of
-from medsam_tune.inference.simulated import MASKS, parse_kind
+from medsam_tune.inference.simulated import parse_kind
 from medsam_tune.prompts import SlicePrompts
 from medsam_tune.ranks import gathered, is_main
 
@@ -37,7 +37,7 @@ class Overlays:
         labels: label id -> name.
         count: number of cases of each: worst, median, best.
         ignore: id of voxels that nobody annotated; nothing is drawn there.
-        window: description of the grey values, see `slices.intensity`.
+        window: what the grey values are, in words, see `slices.intensity`.
         scores: handler that knows the scores, attached after this one; without it cases are
             compared by the Dice of their slices.
     """
@@ -48,14 +48,14 @@ class Overlays:
         labels: Mapping[int, str],
         count: int = 2,
         ignore: int | None = None,
-        window: Mapping[str, Any] | None = None,
+        window: str = "",
         scores: CaseScores | None = None,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.labels = labels
         self.count = count
         self.ignore = ignore
-        self.window = dict(window or {})
+        self.window = window
         self.scores = scores
         self._folder: TemporaryDirectory[str] | None = None
         self._dice: dict[str, float] = {}
@@ -77,7 +77,8 @@ class Overlays:
         label = batch["label"]
         if self._folder is None or not any((label == k).any() for k in self.labels):
             return
-        names = {kind: _title(kind) for kind in [*state.output["pred"]][:_MOST_KINDS]}
+        kinds = [*state.output["pred"]][:_MOST_KINDS]
+        names = {kind: parse_kind(kind).words(len(label) == 1) for kind in kinds}
         found = (cast(Tensor, labels_of(state.output["pred"][kind])) for kind in names)
         maps = annotated(label, *found, truth=label, ignore=self.ignore)
         panel = panel_of(
@@ -107,8 +108,8 @@ class Overlays:
             panel = _panel_from(torch.load(self._kept(numbers[case]), weights_only=True))
             if self.scores is not None:
                 dice = self.scores.mean_dice(case)
-                words = {kind: _title(kind) for kind in dice}
-                panel = replace(panel, scores={words[kind]: dice[kind] for kind in dice})
+                scores = {parse_kind(kind).words(panel.flat): dice[kind] for kind in dice}
+                panel = replace(panel, scores=scores)
             draw(self.output_dir / f"{case}.png", panel, self.labels)
             index.append(
                 {
@@ -132,11 +133,6 @@ class Overlays:
             return dict(self._dice)
         ranked = {case: next(iter(self.scores.mean_dice(case).values())) for case in self._dice}
         return {case: dice for case, dice in ranked.items() if dice is not None}
-
-
-def _title(kind: str) -> str:
-    words = parse_kind(kind).words
-    return words if kind == MASKS else f"by {words}"
 
 
 def chosen(scores: Mapping[str, float], count: int) -> dict[str, str]:

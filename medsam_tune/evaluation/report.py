@@ -22,15 +22,16 @@ from medsam_tune.evaluation.words import (
     BRACKETS,
     by,
     facts,
+    headed,
     many,
     number,
     plain,
     rules,
+    sized,
     subtitle,
     warnings,
 )
 from medsam_tune.files import read_json, written_whole
-from medsam_tune.inference.simulated import parse_kind
 
 REPORT = "report.html"
 _PER_CASE = {
@@ -82,12 +83,13 @@ def _context(results: Results) -> dict[str, Any]:
     data = summary.get("data") or {}
     boxes, volumes = _boxes(results), _volumes(results)
     pictures, picture_note = _pictures(results)
-    jitter = _jitter(results.folder)
+    jitter = _jitter(results)
     confidence = [*_confidence(results.folder)]
     groups = [*_groups(summary)]
     sections = [("summary", "Summary"), ("labels", "Labels")]
     sections += [("spread", "Spread")] * bool(boxes) + [("pictures", "Pictures")] * bool(pictures)
-    sections += [("volumes", "Volumes")] * bool(volumes) + [("groups", "Groups")] * bool(groups)
+    sections += [("volumes", sized(summary, "Volumes"))] * bool(volumes)
+    sections += [("groups", "Groups")] * bool(groups)
     sections += [("jitter", "Box quality")] * (jitter is not None)
     sections += [("confidence", "Confidence")] * bool(confidence)
     behind = [*facts(summary)]
@@ -100,7 +102,8 @@ def _context(results: Results) -> dict[str, Any]:
         "warnings": [*warnings(summary)],
         "tiles": _tiles(summary),
         "tables": [
-            _label_table(kind, each["labels"]) for kind, each in summary["by_prompts"].items()
+            _label_table(by(kind, summary), each["labels"], summary)
+            for kind, each in summary["by_prompts"].items()
         ],
         "footnote": f"{BRACKETS} n counts cases; empty: neither annotated nor predicted; missed: "
         "annotated, nothing predicted; false: predicted, not annotated.",
@@ -108,6 +111,7 @@ def _context(results: Results) -> dict[str, Any]:
         "pictures": pictures,
         "picture_note": picture_note,
         "volumes": volumes,
+        "sizes": sized(summary, "Volumes"),
         "groups": groups,
         "jitter": jitter,
         "confidence": confidence,
@@ -135,8 +139,10 @@ def _tiles(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return [*found, ("not found at all", str(missed), f"of {total} scored labels")]
 
 
-def _label_table(kind: str, labels: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Table of the labels by one kind of prompts."""
+def _label_table(
+    words: str, labels: Mapping[str, Mapping[str, Any]], summary: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Table of the labels by one kind of prompts, in words."""
     keys = {
         "nsd": "NSD",
         "hd95": "HD95",
@@ -144,7 +150,7 @@ def _label_table(kind: str, labels: Mapping[str, Mapping[str, Any]]) -> dict[str
         "iou": "IoU",
         "precision": "precision",
         "recall": "recall",
-        "volume_difference": "volume difference",
+        "volume_difference": sized(summary, "volume difference"),
         "boundary_iou": "border IoU",
         "ellipse_dice": "ellipse Dice",
     }
@@ -170,9 +176,8 @@ def _label_table(kind: str, labels: Mapping[str, Mapping[str, Any]]) -> dict[str
         if objects:
             row += [number(entry["object_recall"]), number(entry["pq"])]
         rows.append(row)
-    words = parse_kind(kind).words
-    caption = f"Means over cases, prompts: {words}"
-    return {"words": words, "caption": caption, "head": head, "rows": rows}
+    caption = f"Means over cases, {words}"
+    return {"words": headed(words), "caption": caption, "head": head, "rows": rows}
 
 
 def _with_unit(name: str, key: str, unit: str, volume: str) -> str:
@@ -202,8 +207,8 @@ def _boxes(results: Results) -> list[dict[str, str]]:
             if (values := _values(results.first, key, label))
         }
         if groups:
-            caption = f"{name} of each case {by(results.summary['prompts'])}; the box holds the "
-            caption += "middle half of the cases, the thick line is the median."
+            caption = f"{name} of each case {by(results.summary['prompts'], results.summary)}; the "
+            caption += "box holds the middle half of the cases, the thick line is the median."
             found.append({"svg": box_plot(name, groups, name), "caption": caption})
     return found
 
@@ -219,8 +224,9 @@ def _volumes(results: Results) -> list[dict[str, str]]:
         ]
         if len(pairs) > 1:
             unit = "ml" if entry["unit"] == "mm" else "px"
-            title = f"Volumes of {entry['name']}"
-            caption = f"{entry['name']}: predicted minus true volume, {unit}, {len(pairs)} cases"
+            title = sized(results.summary, "Volumes") + f" of {entry['name']}"
+            size = sized(results.summary, "volume")
+            caption = f"{entry['name']}: predicted minus true {size}, {unit}, {len(pairs)} cases"
             found.append({"svg": bland_altman(title, pairs, unit), "caption": caption})
     return found
 
@@ -231,6 +237,7 @@ def _pictures(results: Results) -> tuple[list[dict[str, Any]], str]:
     if not (folder / INDEX).is_file():
         return [], ""
     found, window = [], ""
+    words = by(results.summary["prompts"], results.summary)
     for one in read_json(folder / INDEX)["pictures"]:
         path = folder / f"{one['case']}.png"
         if not path.is_file():
@@ -244,10 +251,10 @@ def _pictures(results: Results) -> tuple[list[dict[str, Any]], str]:
         }
         said = ", ".join(f"{name} {dice}" for name, dice in scores.items())
         role = {"worst": "one of the worst", "median": "in the middle", "best": "one of the best"}
-        caption = f"{one['case']}, {role[one['role']]}. Dice {by(results.summary['prompts'])}: "
+        caption = f"{one['case']}, {role[one['role']]}. Dice {words}: "
         slices = ", ".join(map(str, one["slices"]))
         where = f"slices {slices}" if one["axes"] else "the image"
-        window = ", ".join(f"{k} {v}" for k, v in one["window"].items() if v is not None)
+        window = one["window"]
         found.append(
             {
                 "data": base64.b64encode(path.read_bytes()).decode(),
@@ -258,7 +265,7 @@ def _pictures(results: Results) -> tuple[list[dict[str, Any]], str]:
                 f"prediction. Dice {said}.",
             }
         )
-    note = f"Grey values: {window}. " if window else ""
+    note = f"Brightness: {window}. " if window else ""
     if found and any(one["axes"] for one in read_json(folder / INDEX)["pictures"]):
         note += "R, L, A, P, S, I: right, left, anterior, posterior, superior, inferior."
     return found, note
@@ -278,14 +285,14 @@ def _groups(summary: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
         yield {"caption": f"Scores by {column}", "head": head, "rows": rows}
 
 
-def _jitter(folder: Path) -> dict[str, Any] | None:
+def _jitter(results: Results) -> dict[str, Any] | None:
     """Curve of Dice over the noise of boxes, if it was measured."""
-    if not (folder / JITTER).is_file():
+    if not (results.folder / JITTER).is_file():
         return None
-    points = read_json(folder / JITTER)["points"]
+    points = read_json(results.folder / JITTER)["points"]
     kinds = [*points[0]["dice"]] if points else []
     lines = {
-        parse_kind(kind).words: [(p["jitter"], p["dice"][kind]["mean"] or 0.0) for p in points]
+        by(kind, results.summary): [(p["jitter"], p["dice"][kind]["mean"] or 0.0) for p in points]
         for kind in kinds
     }
     rows = [[f"{p['jitter']:g}", *(_cell_interval(p["dice"][k]) for k in kinds)] for p in points]
@@ -324,10 +331,10 @@ def _confidence(folder: Path) -> Iterable[dict[str, str]]:
 def _case_table(results: Results) -> dict[str, Any]:
     rows = results.first
     columns = {k: n for k, n in _PER_CASE.items() if any(row.get(k) for row in rows)}
-    words = parse_kind(results.summary["prompts"]).words if rows else "none"
+    words = f", {by(results.summary['prompts'], results.summary)}" if rows else ""
     return {
-        "caption": f"Scores of each case and label, prompts: {words}",
-        "head": [*columns.values()],
+        "caption": f"Scores of each case and label{words}",
+        "head": [sized(results.summary, name) for name in columns.values()],
         "rows": [[_shown(row.get(key, ""), key) for key in columns] for row in rows],
     }
 

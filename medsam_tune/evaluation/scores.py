@@ -92,6 +92,7 @@ class CaseScores:
         self._ellipse = EllipseInferer()
         self._since = 0.0
         self._summary: dict[str, Any] = {}
+        self._deepest = 0  # slices of a case, at most
 
     def attach(self, engine: Engine) -> None:
         """Attach to an engine; MONAI calls it."""
@@ -105,12 +106,14 @@ class CaseScores:
 
     def _start(self) -> None:
         self._since = time.perf_counter()
+        self._deepest = 0
         self.scores.clear()
         if self.results is not None:
             self.results.open()
 
     def _score(self, engine: Engine) -> None:
         state: Any = engine.state
+        self._deepest = max(self._deepest, len(state.batch["truth"]))
         for kind, prediction in state.output["pred"].items():
             found = self._score_kind(state.batch, kind, prediction)
             self.scores.setdefault(kind, []).extend(found)
@@ -154,6 +157,7 @@ class CaseScores:
 
     def _summarise(self, engine: Engine) -> None:
         self.scores = together(gathered(self.scores))
+        self._deepest = max(gathered(self._deepest))
         self._summary = summarise_kinds(self.scores, self._columns)
         engine.state.metrics |= _means(self._summary["by_prompts"])
 
@@ -173,6 +177,7 @@ class CaseScores:
                 **self.about,
                 "cases": len({s.case for each in self.scores.values() for s in each}),
                 "seconds": time.perf_counter() - self._since,
+                "flat": self._deepest == 1,
                 **measured_by(self.measures),
                 **summary,
                 "stopped_by": stopped_by,
@@ -180,9 +185,10 @@ class CaseScores:
             write_scores(self.results.scratch, self.scores, content)
             self.results.finish()
             write_report(self.results.path)
-            lines = [format_summary(summary["by_prompts"])]
+            flat = self._deepest == 1
+            lines = [format_summary(summary["by_prompts"], flat)]
             for kind, scores in [*self.scores.items()][:1]:
-                lines += [f"the worst, prompts: {kind}", *worst_masks(scores)]
+                lines += [f"the worst, {parse_kind(kind).words(flat)}", *worst_masks(scores)]
             text = "\n".join(lines)
             engine.logger.info(f"{self.results.path}:\n{text}")
 

@@ -317,17 +317,18 @@ def holm(values: Sequence[float | None]) -> list[float | None]:
     return found
 
 
-def format_summary(by_prompts: Mapping[str, Mapping[str, Any]]) -> str:
+def format_summary(by_prompts: Mapping[str, Mapping[str, Any]], flat: bool = False) -> str:
     """Table of kinds of prompts as text, a block for each.
 
     Args:
         by_prompts: kind -> what `summarise` says of it.
+        flat: whether the cases are 2-D images.
     """
     lines = []
     entries = [entry for each in by_prompts.values() for entry in each["labels"].values()]
     shown = [k for k in _COLUMNS if k in _ALWAYS or any(_value(e, k) is not None for e in entries)]
     for kind, summary in by_prompts.items():
-        lines.append(f"prompts: {kind} ({parse_kind(kind).words})")
+        lines.append(f"prompts: {kind} ({parse_kind(kind).words(flat)})")
         head = f"{'label':<20} {'n':>5} {'empty':>5} {'missed':>6} {'objects':>7}  "
         lines.append(
             f"{head}{'Dice (95 % interval)':<25}" + "".join(f" {_COLUMNS[k]:>7}" for k in shown)

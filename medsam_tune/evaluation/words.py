@@ -8,7 +8,7 @@ from typing import Any
 from medsam_tune.evaluation.metrics import EMPTY_RULES
 from medsam_tune.evaluation.statistics import FEW, FEWEST
 from medsam_tune.files import flat
-from medsam_tune.inference.simulated import MASKS, parse_kind
+from medsam_tune.inference.simulated import parse_kind
 
 BRACKETS = (
     f"In brackets: 95 % interval of the mean over patients (bootstrap); * of fewer than {FEW} "
@@ -16,6 +16,7 @@ BRACKETS = (
 )
 """What stands under a table of means with their intervals."""
 
+_OF_SCANS = ("volume", "voxel", "surfaces")
 _DIGITS = {"volume_difference": 2, "hd95": 2, "surface_distance": 2}
 
 
@@ -43,9 +44,11 @@ def plain(summary: Mapping[str, Any]) -> Iterable[str]:
     if summary["mean_dice"] is None:
         yield "Nothing could be scored."
         return
+    flat = summary.get("flat", False)
+    grid = "" if flat else ", in each scan's own grid"
     yield (
-        f"Measured on {many(count, held_out + 'case')} of {many(patients, 'patient')}, in each "
-        f"scan's own grid, {by(kind)}."
+        f"Measured on {many(count, held_out + 'case')} of {many(patients, 'patient')}{grid}, "
+        f"{by(kind, summary)}."
     )
     several = f", the mean of {len(labels)} labels" if len(labels) > 1 else ""
     text = f"The Dice is {_interval(summary['mean_dice'], summary['intervals']['dice'])}{several}"
@@ -61,11 +64,11 @@ def plain(summary: Mapping[str, Any]) -> Iterable[str]:
             ((tolerance, unit),) = tolerances
             within = f"{tolerance:g} {unit}"
         yield (
-            f"{100 * summary['mean_nsd']:.1f} % of the surfaces lie within {within} of the "
-            "annotator's (NSD)."
+            f"{100 * summary['mean_nsd']:.1f} % of the {'outlines' if flat else 'surfaces'} lie "
+            f"within {within} of the annotator's (NSD)."
         )
     others = [
-        f"{each['mean_dice']:.3f} {by(other)}"
+        f"{each['mean_dice']:.3f} {by(other, summary)}"
         for other, each in summary["by_prompts"].items()
         if other != kind and each["mean_dice"] is not None
     ]
@@ -78,11 +81,21 @@ def plain(summary: Mapping[str, Any]) -> Iterable[str]:
         )
 
 
-def by(kind: str) -> str:
-    """A kind of prompts in a sentence, such as "by one 3-D box"."""
-    if kind == "none":
-        return "without prompts"
-    return "in the given masks" if kind == MASKS else f"by {parse_kind(kind).words}"
+def by(kind: str, summary: Mapping[str, Any]) -> str:
+    """A kind of prompts in a sentence, such as "by one 3-D box"; `flat` in a summary counts."""
+    return parse_kind(kind).words(summary.get("flat", False))
+
+
+def sized(summary: Mapping[str, Any], text: str) -> str:
+    """A text on volumes, of 2-D images on areas."""
+    if not summary.get("flat", False):
+        return text
+    return text.replace("volume", "area").replace("Volume", "Area")
+
+
+def headed(text: str) -> str:
+    """A text as a sentence or a heading: its first letter is a capital."""
+    return text[:1].upper() + text[1:]
 
 
 def many(count: int, noun: str) -> str:
@@ -127,19 +140,21 @@ def number(value: float | None, key: str = "") -> str:
 
 def rules(summary: Mapping[str, Any]) -> Iterable[str]:
     """How the scores are defined."""
+    flat = summary.get("flat", False)
+    whole, voxel, surfaces = ("image", "pixel", "outlines") if flat else _OF_SCANS
     rule = summary.get("empty_rule") or {"name": "exclude", "both_empty": EMPTY_RULES["exclude"]}
     yield f"Neither annotated nor predicted: {rule['both_empty']}."
     one = "Dice, IoU and NSD are 0"
     if rule["name"] != "nnunet":
-        one += ", and distances the diagonal of the whole volume"
+        one += f", and distances the diagonal of the whole {whole}"
     yield f"Only one of both: {one}."
-    yield "No other case is left out; voxels that nobody annotated do not count."
+    yield f"No other case is left out; {voxel}s that nobody annotated do not count."
     yield (
-        "NSD is the share of both surfaces that lies within the tolerance of the other one; HD95 "
-        "the 95th percentile of the distances between surfaces, the larger of both directions; the "
-        "mean distance that of all of both surfaces."
+        f"NSD is the share of both {surfaces} that lies within the tolerance of the other one; "
+        f"HD95 the 95th percentile of the distances between {surfaces}, the larger of both "
+        f"directions; the mean distance that of all of both {surfaces}."
     )
-    yield "Lesions are connected pieces; one is found where the prediction has a voxel of it."
+    yield f"Lesions are connected pieces; one is found where the prediction has a {voxel} of it."
     yield "Intervals: 95 %, bootstrap of the mean, patients drawn with all their cases."
     if summary.get("measured_by"):
         yield f"Computed by {summary['measured_by']}. Other tools may differ."

@@ -20,15 +20,16 @@ KINDS = ("slices", "box3d", "interpolated:N", "middle", "middle-range", "points"
 """Kinds of prompts, see `simulated_prompts`; N is a number of boxes."""
 
 _WORDS = {
-    "slices": "a box on every slice",
-    "box3d": "one 3-D box",
-    "interpolated": "boxes on {} slices",
-    "middle": "a box on one slice",
-    "middle-range": "a box on one slice and the range",
-    "points": "one point",
-    "none": "no prompt",
-    "masks": "given masks",
+    "slices": "by a box on every slice",
+    "box3d": "by one 3-D box",
+    "interpolated": "by boxes on {} slices",
+    "middle": "by a box on one slice",
+    "middle-range": "by a box on one slice and the range",
+    "points": "by one point",
+    "none": "without prompts",
+    "masks": "in the given masks",
 }
+_OF_IMAGES = {"slices": "by a box around each object", "points": "by a point in each object"}
 MASKS = "masks"
 """What stands for the kind of prompts where masks are scored that somebody else made."""
 
@@ -56,10 +57,14 @@ class Kind:
         """The kind as a name of a folder, such as "interpolated-5"."""
         return str(self).replace(":", "-")
 
-    @property
-    def words(self) -> str:
-        """What a user gives for each object, such as "one 3-D box"."""
-        return _WORDS[self.name].format(self.count)
+    def words(self, flat: bool = False) -> str:
+        """How masks come about, as part of a sentence, such as "by one 3-D box".
+
+        Args:
+            flat: whether they are of 2-D images, which have no slices.
+        """
+        known = _WORDS | _OF_IMAGES if flat else _WORDS
+        return known[self.name].format(self.count)
 
     @property
     def boxed(self) -> bool:

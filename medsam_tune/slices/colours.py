@@ -112,6 +112,14 @@ class Colours(Transform):
         low, high = np.percentile(finite.cpu().numpy(), [self.lower, self.upper])
         return float(low), float(high)
 
+    @property
+    def words(self) -> str:
+        """Such as "8 bits as they are, other depths by percentiles 0.5 to 99.5 of each channel"."""
+        if self.limits is not None:
+            return ", ".join(f"{low:g} to {high:g}" for low, high in self.limits) + " by channel"
+        share = f"percentiles {self.lower:g} to {self.upper:g} of each channel"
+        return f"8 bits as they are, other depths by {share}"
+
     def describe(self) -> dict[str, object]:
         """`{"name": "colours", "channels", "lower", "upper", "limits", "bands"}`."""
         return {

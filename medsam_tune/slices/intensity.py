@@ -47,6 +47,10 @@ class Intensity(Protocol):
         C is above 1 of `Windows`, and of `Colours`, which take several channels as well.
         """
 
+    @property
+    def words(self) -> str:
+        """What the rule does, for a reader of a report."""
+
     def describe(self) -> dict[str, object]:
         """The rule as JSON: `name` and its parameters."""
 
@@ -102,6 +106,12 @@ class Window(Transform):
         """(C, X, Y, Z) float HU -> uint8 of the same shape, or float16, without a warning."""
         return to_bytes(image, self.low, self.high, fine=self.fine)
 
+    @property
+    def words(self) -> str:
+        """Such as "window, centre 40, width 400 HU"."""
+        unit = " HU" if self.hounsfield else ""
+        return f"window, centre {self.center:g}, width {self.width:g}{unit}"
+
     def describe(self) -> dict[str, object]:
         """`{"name": "window", "center": HU, "width": HU, "hounsfield": bool}`, and `"fine"`."""
         said: dict[str, object] = {
@@ -148,6 +158,12 @@ class Windows(Transform):
         warn_of_few_levels(image, found, f"the {len(self.windows)} windows")
         return found
 
+    @property
+    def words(self) -> str:
+        """Such as "windows of centre and width 40 and 400, 400 and 1800 HU"."""
+        said = ", ".join(f"{center:g} and {width:g}" for center, width in self.windows)
+        return f"windows of centre and width {said} HU"
+
     def describe(self) -> dict[str, object]:
         """`{"name": "windows", "windows": [[HU, HU], ...]}`."""
         return {"name": "windows", "windows": [list(pair) for pair in self.windows]}
@@ -184,6 +200,11 @@ class ZScore(Transform):
         mean, reach = float(inside.mean()), self.deviations * float(inside.std())
         warn_if_flat(inside, mean - reach, mean + reach)
         return _without(background, image, to_bytes(image, mean - reach, mean + reach))
+
+    @property
+    def words(self) -> str:
+        """Such as "3 standard deviations around the mean of each scan"."""
+        return f"{self.deviations:g} standard deviations around the mean of each scan"
 
     def describe(self) -> dict[str, object]:
         """`{"name": "z_score", "deviations": number}`."""
@@ -226,6 +247,11 @@ class Percentiles(Transform):
         low, high = map(float, np.percentile(inside.cpu().numpy(), [self.lower, self.upper]))
         warn_if_flat(inside, low, high)
         return _without(background, image, to_bytes(image, low, high))
+
+    @property
+    def words(self) -> str:
+        """Such as "percentiles 0.5 to 99.5 of each scan"."""
+        return f"percentiles {self.lower:g} to {self.upper:g} of each scan"
 
     def describe(self) -> dict[str, object]:
         """`{"name": "percentiles", "lower": percent, "upper": percent}`."""

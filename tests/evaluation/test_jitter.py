@@ -29,7 +29,7 @@ def test_the_curve_is_in_the_report(tmp_path: Path) -> None:
     text = (folder / "report.html").read_text()
     tables = dict(zip(Page(text).captions, Page(text).tables, strict=True))
     head, first, second = tables["Mean Dice by noise of the boxes"]
-    assert head == ["noise", "a box on every slice", "no prompt"]
+    assert head == ["noise", "by a box on every slice", "without prompts"]
     mean = points[0]["dice"]["slices"]["mean"]
     assert first[1].startswith(f"{mean:.3f} (")
     assert (second[0], second[1][:5]) == ("0.2", "0.250")

@@ -181,12 +181,12 @@ def test_overlays_of_the_worst_median_and_best_cases(tmp_path: Path) -> None:
     half = torch.where(torch.arange(9).view(-1, 1, 1) > 3, truth(), 0)
     answers = {"a": truth(), "b": half, "c": truth() * 0, "d": truth()}
     engine = Engine(lambda _, one: {"pred": {"slices": answers[str(one["case"])]}})
-    Overlays(tmp_path / "out", LABELS, count=1, window={"name": "abdomen"}).attach(engine)
+    Overlays(tmp_path / "out", LABELS, count=1, window="abdomen").attach(engine)
     engine.run([batch(name) for name in answers])
     index = json.loads((tmp_path / "out" / INDEX).read_text())["pictures"]
     shown = {one["case"]: one["role"] for one in index}
     assert shown == {"c": "worst", "b": "median", "d": "best"}
-    assert index[0]["window"] == {"name": "abdomen"}
+    assert index[0]["window"] == "abdomen"
     names = sorted(p.name for p in (tmp_path / "out").iterdir())
     assert names == ["b.png", "c.png", "d.png", INDEX]
 
@@ -232,7 +232,12 @@ def test_all_columns_show_the_same_part(tmp_path: Path, figures: list[Figure]) -
 def test_row_101_each_kind_has_its_column_and_name(tmp_path: Path, figures: list[Figure]) -> None:
     run(Overlays(tmp_path, LABELS), [batch("a", None, "slices", "box3d", "none")])
     titles = [axis.get_title().partition("\n")[0] for axis in figures[0].axes]
-    assert titles[:4] == ["annotator", "by a box on every slice", "by one 3-D box", "by no prompt"]
+    assert titles[:4] == [
+        "annotator",
+        "by a box on every slice",
+        "by one 3-D box",
+        "without prompts",
+    ]
     drawn = [{line.get_linestyle() for line in axis.lines} for axis in figures[0].axes]
     assert drawn[:4] == [set(), {"--"}, {":"}, set()]
 

@@ -23,6 +23,7 @@ from medsam_tune.evaluation.report import write_report
 from medsam_tune.evaluation.results import INDEX
 from medsam_tune.evaluation.scores import measured_by, write_scores
 from medsam_tune.evaluation.statistics import summarise_kinds
+from medsam_tune.slices.intensity import WINDOWS
 
 NASTY = "<script>alert(1)</script>\"'`|&*[x](http://evil.example)"
 
@@ -56,7 +57,7 @@ def evaluated(folder: Path, name: str = "liver", **about: Any) -> Path:
     overlays.mkdir()
     Image.new("RGB", (40, 20), "gray").save(overlays / "case_3.png")
     picture = {"case": "case_3", "role": "worst", "slices": [1], "columns": ["annotator"]}
-    picture |= {"window": {"name": "abdomen", "width": 350}, "axes": "LPS"}
+    picture |= {"window": WINDOWS["mediastinum"].words, "axes": "LPS"}
     (overlays / INDEX).write_text(json.dumps({"pictures": [picture]}))
     return folder
 
@@ -102,8 +103,8 @@ def test_numbers_are_those_of_the_summary(tmp_path: Path) -> None:
     assert page == folder / "report.html"
     text, summary = page.read_text(), json.loads((folder / "summary.json").read_text())
     tables = dict(zip(Page(text).captions, Page(text).tables, strict=True))
-    for kind, words in (("slices", "a box on every slice"), ("none", "no prompt")):
-        head, *rows = tables[f"Means over cases, prompts: {words}"]
+    for kind, words in (("slices", "by a box on every slice"), ("none", "without prompts")):
+        head, *rows = tables[f"Means over cases, {words}"]
         labels = summary["by_prompts"][kind]["labels"].values()
         for row, entry in zip(rows, labels, strict=True):
             cells = dict(zip(head, row, strict=True))
@@ -114,7 +115,8 @@ def test_numbers_are_those_of_the_summary(tmp_path: Path) -> None:
             assert cells["NSD"] == f"{entry['nsd']['mean']:.3f}"
             assert cells["HD95, mm"] == f"{entry['hd95']['mean']:.2f}"
             assert cells["volume difference, ml"] == "0.10"
-    assert len(tables["Scores of each case and label, prompts: a box on every slice"]) == 1 + 16
+    assert len(tables["Scores of each case and label, by a box on every slice"]) == 1 + 16
+    assert "Brightness: window, centre 50, width 350 HU." in text
     assert f"The Dice is {summary['mean_dice']:.3f} (95 % interval" in text
     assert "Measured on 8 held-out cases of 8 patients" in text
     assert "Fewer than 30 patients" in text
@@ -123,6 +125,17 @@ def test_numbers_are_those_of_the_summary(tmp_path: Path) -> None:
     words = (folder / "report.md").read_text()
     assert f"{summary['mean_dice']:.3f}" in words
     ResultFolder(folder).refuse_others()
+
+
+def test_images_have_no_slices(tmp_path: Path) -> None:
+    evaluated(tmp_path, flat=True)
+    write_report(tmp_path)
+    for name in ("report.html", "report.md"):
+        text = re.sub("<[^>]*>", "", (tmp_path / name).read_text().rpartition("<body>")[2])
+        assert "Measured on 8 held-out cases of 8 patients, by a box around each object." in text
+        assert "Means over cases, without prompts" in text
+        assert "% of the outlines lie within" in text
+        assert not re.search("every slice|[Vv]olume|voxel", text)
 
 
 def test_the_page_is_whole_and_needs_no_network(tmp_path: Path) -> None:

@@ -134,10 +134,12 @@ def test_row_101_every_table_names_its_prompts() -> None:
     assert summary["by_prompts"]["none"]["labels"]["1"]["n"] == 1
     lines = format_summary(summary["by_prompts"]).splitlines()
     assert [line for line in lines if line.startswith("prompts")] == [
-        "prompts: slices (a box on every slice)",
-        "prompts: interpolated:5 (boxes on 5 slices)",
-        "prompts: none (no prompt)",
+        "prompts: slices (by a box on every slice)",
+        "prompts: interpolated:5 (by boxes on 5 slices)",
+        "prompts: none (without prompts)",
     ]
+    of_images = format_summary(summary["by_prompts"], flat=True)
+    assert of_images.startswith("prompts: slices (by a box around each object)")
     assert lines[6].split() == [
         "liver",
         "2",

@@ -204,6 +204,15 @@ def test_kinds_are_read_and_written() -> None:
     assert boxed == ["slices", "box3d", "interpolated:3"]
 
 
+def test_kinds_are_said() -> None:
+    words = {kind: (parse_kind(kind).words(), parse_kind(kind).words(flat=True)) for kind in EVERY}
+    assert words["slices"] == ("by a box on every slice", "by a box around each object")
+    assert words["points"] == ("by one point", "by a point in each object")
+    assert words["interpolated:3"][0] == "by boxes on 3 slices"
+    assert len({flat for _, flat in words.values()}) == len(EVERY)  # columns of a picture
+    assert parse_kind("none").words(flat=True) == parse_kind("none").words() == "without prompts"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
