@@ -184,7 +184,8 @@ def _version(package: str) -> str:
 def _files(trained: Mapping[str, Any]) -> tuple[str, str]:
     """The formats of what is segmented, and what a folder of it holds, in words."""
     if trained["rules"].get("modality") == "RGB":
-        return "PNG, JPEG, TIFF", "PNG, JPEG or TIFF images; masks are PNG"
+        inside = "PNG, JPEG or TIFF images; masks are PNG, and those of GeoTIFF GeoTIFF"
+        return "PNG, JPEG, TIFF, GeoTIFF", inside
     inside = "NIfTI, NRRD or MetaImage files, or a folder for each DICOM series"
     return "NIfTI, NRRD, MetaImage or DICOM", inside
 

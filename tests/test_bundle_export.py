@@ -357,6 +357,29 @@ def test_images_in_colours_get_the_masks_of_predict(
     assert "masks are PNG" in (folder / "docs" / "README.md").read_text()
 
 
+def test_masks_of_geotiff_lie_where_it_lies(
+    model: PromptableSam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    geo = pytest.importorskip("tests.geo")
+    bands, _ = geo.bands_and_ids(1)
+    scene = geo.write(tmp_path / "images" / "a.tif", bands[:3])
+    rules = ScanRules(Colours(), modality="RGB", gsd=0.4)  # the file has 0.5 m
+    record = replace(RECORD, rules=rules.describe(), mending={})
+    folder = export_bundle(model, record, LABELS, tmp_path / "b")
+    monkeypatch.chdir(folder)
+    folders = {"dataset_dir": str(scene.parent), "output_dir": str(tmp_path / "masks")}
+    monai.bundle.run(config_file="configs/inference.yaml", device="cpu", **folders)
+    assert os.listdir(tmp_path / "masks") == ["a_mask.tif"]
+    wanted = Segmenter(model, rules, LABELS, "cpu").segment(scene)[0].numpy()[..., 0].T
+    with (
+        geo.rasterio.open(tmp_path / "masks" / "a_mask.tif") as mask,
+        geo.rasterio.open(scene) as image,
+    ):
+        np.testing.assert_array_equal(mask.read(1), wanted)
+        assert (mask.crs, mask.transform) == (image.crs, image.transform)
+    assert len(np.unique(wanted)) > 1
+
+
 def test_the_command(model: PromptableSam, tune: Any, tmp_path: Path) -> None:
     run = tmp_path / "run"
     save_tuned(model, run / "tuned.safetensors", LABELS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +65,14 @@ class SimpleITKReader(ImageReader):
         return read_series(series, self.mending.resample_uneven)
 
     def get_data(self, img: Volume) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """(I, J, K) or (C, I, J, K) float32, and MONAI's metadata with the affine in RAS+."""
-        return img.array, img.meta()
+        """(I, J, K) or (C, I, J, K) float32, and MONAI's metadata with the affine in RAS+.
+
+        MONAI takes plain values alone there: the `GeoReference` of a GeoTIFF is a dictionary.
+        """
+        meta = img.meta()
+        if img.georeference is not None:
+            meta["georeference"] = asdict(img.georeference)
+        return img.array, meta
 
 
 def scan_loader(

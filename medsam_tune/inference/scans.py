@@ -22,7 +22,7 @@ from medsam_tune.errors import DataError, about, warn
 from medsam_tune.formats import image as pictures
 from medsam_tune.formats.mending import Mending
 from medsam_tune.formats.open import one_volume
-from medsam_tune.formats.volume import Volume, check_extent, image_from
+from medsam_tune.formats.volume import GeoReference, Volume, check_extent, image_from
 from medsam_tune.inference.prompt_files import read_prompts
 from medsam_tune.inference.requests import NEEDS_PROMPTS
 from medsam_tune.prompts import SlicePrompts
@@ -211,6 +211,8 @@ def _in_memory(image: Tensor | NDArray[Any] | Image.Image, affine: Affine | None
         raise ValueError(f"affine has shape {place.shape}; expected (4, 4), RAS+ millimetres.")
     array = np.array(convert_to_numpy(image), dtype=np.float32)  # a copy, to be mended
     known = {name: meta[name] for name in _SAID if meta.get(name) is not None}
+    if isinstance(said := known.get("georeference"), Mapping):  # as `SimpleITKReader` says it
+        known["georeference"] = GeoReference(**said)
     volume = Volume(array, place, **known)
     if volume.spacing_known and volume.georeference is None:  # those of 2-D images have any size
         check_extent(_IN_MEMORY, array.shape[-3:], place)

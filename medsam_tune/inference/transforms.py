@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import InvertibleTransform, MapTransform
+from monai.transforms import InvertibleTransform, MapTransform, SaveImaged
 from monai.utils import convert_to_numpy, convert_to_tensor
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medsam_tune.formats import geotiff
 from medsam_tune.formats.mending import Mending
+from medsam_tune.formats.open import reader_of, write_array
 from medsam_tune.formats.volume import with_meta_of
 from medsam_tune.inference.aftercare import Aftercare
 from medsam_tune.inference.prompt_files.label_maps import label_on
@@ -154,6 +156,32 @@ class Aftercared(MapTransform):
             labels = convert_to_numpy(mask[0])
             cleaned = self.aftercare.labels(labels, grid.voxel_ml, grid.slice_axis)
             found[key] = with_meta_of(mask, torch.from_numpy(cleaned)[None].to(mask.device))
+        return found
+
+
+class SaveImageThered(SaveImaged):
+    """MONAI's `SaveImaged`, but that the mask of a GeoTIFF is a GeoTIFF in the same place.
+
+    It has the coordinate system and transform of the image that the mask's metadata name, and its
+    name with `output_postfix` and ".tif". All arguments are those of `SaveImaged`.
+    """
+
+    def __call__(self, data: Data) -> dict[Hashable, Any]:
+        """The dictionary, once its masks (1, I, J, K) are written."""
+        found = dict(data)
+        for key in self.key_iterator(found):
+            mask = found[key]
+            source = Path(str(mask.meta.get("filename_or_obj", "")))
+            if not source.is_file() or reader_of(source) is not geotiff:
+                self.saver(mask)
+                continue
+            words = self.saver.fname_formatter(mask.meta, self.saver)
+            usual = Path(self.saver.folder_layout.filename(**words))
+            path = usual.with_name(f"{usual.name.removesuffix(self.saver.output_ext)}.tif")
+            array = convert_to_numpy(mask[0]).astype(np.uint8)
+            affine = np.asarray(mask.affine, dtype=np.float64)
+            place = geotiff.read_grid(source).georeference
+            write_array(path, array, affine, georeference=place)
         return found
 
 
