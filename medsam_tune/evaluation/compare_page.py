@@ -255,7 +255,7 @@ def _curves(found: Mapping[str, Any]) -> Iterable[dict[str, str]]:
             lines |= {name: [one for one in points if one["mean"] is not None]}
         lines = {name: points for name, points in lines.items() if points}
         if lines:
-            title = f"Dice over the number of training patients {by(kind)}"
+            title = f"Dice over the number of training patients {by(kind, found)}"
             yield {
                 "svg": learning_curve(title, lines, "training patients"),
                 "caption": f"{title}: means over the held-out cases with 95 % intervals over "

@@ -84,7 +84,7 @@ def _context(results: Results) -> dict[str, Any]:
     boxes, volumes = _boxes(results), _volumes(results)
     pictures, picture_note = _pictures(results)
     jitter = _jitter(results)
-    confidence = [*_confidence(results.folder)]
+    confidence = [*_confidence(results)]
     groups = [*_groups(summary)]
     sections = [("summary", "Summary"), ("labels", "Labels")]
     sections += [("spread", "Spread")] * bool(boxes) + [("pictures", "Pictures")] * bool(pictures)
@@ -308,14 +308,15 @@ def _jitter(results: Results) -> dict[str, Any] | None:
     }
 
 
-def _confidence(folder: Path) -> Iterable[dict[str, str]]:
+def _confidence(results: Results) -> Iterable[dict[str, str]]:
     """How well the model knows its own masks, for each kind of prompts, if it was measured."""
-    if not (folder / CONFIDENCE).is_file():
+    if not (results.folder / CONFIDENCE).is_file():
         return
-    for kind, found in read_json(folder / CONFIDENCE).items():
+    for kind, found in read_json(results.folder / CONFIDENCE).items():
+        words = by(kind, results.summary)
         pairs = [(one["expected"], one["true"], one["flagged"]) for one in found["masks"]]
         caption = (
-            f"{by(kind)[0].upper()}{by(kind)[1:]}: the expected Dice is off by "
+            f"{headed(words)}: the expected Dice is off by "
             f"{found['error']:.3f} on average ({found['bias']:+.3f} with its sign), over "
             f"{many(found['n'], 'mask')}. {found['flagged']} are flagged for review; among them "
             f"are {found['caught']} of the {found['worst']} worst. Calibrated on "
@@ -323,7 +324,7 @@ def _confidence(folder: Path) -> Iterable[dict[str, str]]:
         )
         axes = ("expected Dice", "Dice")
         yield {
-            "svg": scatter(f"True over expected Dice {by(kind)}", pairs, axes),
+            "svg": scatter(f"True over expected Dice {words}", pairs, axes),
             "caption": caption,
         }
 
