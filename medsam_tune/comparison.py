@@ -274,9 +274,9 @@ def _train(plan: Plan, training: _Training) -> None:
     if state.get("state") == "finished" and (plan.minutes is None or epochs is None):
         return
     own = {"datalist": training.datalist, "output_dir": run, "seed": training.seed, **_base(plan)}
+    own |= _shared_slices(plan)
     few = [] if training.patients is None else ["few_shot.yaml"]
     configs = training_configs(plan.bundle, training.method, few)
-    own |= _shared_slices(plan)
     own |= {} if epochs is None else {"epochs": epochs}
     own |= {"resume": True} if (run / RECORD).is_file() else {}
     known, of_evaluation = _keys(plan, "train.yaml"), _keys(plan, "evaluate.yaml")

@@ -23,7 +23,7 @@ from medsam_tune.evaluation.markdown import escaped, table
 from medsam_tune.evaluation.pages import render
 from medsam_tune.evaluation.report import REPORT
 from medsam_tune.evaluation.statistics import FEW, FEWEST, FOOTNOTE, mean_text
-from medsam_tune.evaluation.words import BRACKETS, by, headed, number
+from medsam_tune.evaluation.words import brackets, by, headed, number
 from medsam_tune.files import written_whole
 
 NAME = "compare"
@@ -163,12 +163,12 @@ def _context(folder: Path, methods: Sequence[Method], found: Mapping[str, Any]) 
         "plain": [*_plain(found)],
         "warnings": [*_warnings(found)],
         "table": {"caption": "Means over cases", "head": _HEAD, "rows": [*_filled(found)]},
-        "footnote": f"{BRACKETS} Of several labels: the mean of their means. The second Dice is "
-        "the mean difference from the method of the column before, over patients; p is of "
-        "Wilcoxon's signed-rank test on it, corrected by Holm for all pairs of methods. Parameters "
-        "and bytes are those that were tuned. The minutes of an epoch include its validation; min "
-        "to 95 %: until a validation had 95 % of the best Dice. Peak: memory of the GPU, or of the "
-        "process where there is none.",
+        "footnote": f"{brackets(methods[0].results[0].summary)} Of several labels: the mean of "
+        "their means. The second Dice is the mean difference from the method of the column before, "
+        "over patients; p is of Wilcoxon's signed-rank test on it, corrected by Holm for all pairs "
+        "of methods. Parameters and bytes are those that were tuned. The minutes of an epoch "
+        "include its validation; min to 95 %: until a validation had 95 % of the best Dice. Peak: "
+        "memory of the GPU, or of the process where there is none.",
         "figures": figures,
         "learning": learning,
         "curves": [*_curve_tables(found)],

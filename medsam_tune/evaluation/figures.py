@@ -75,10 +75,10 @@ def bland_altman(title: str, pairs: Sequence[tuple[float, float]], unit: str) ->
         return top + (reach - value) / (2 * reach) * (bottom - top)
 
     parts = _axis(0.0, float(mean.max()) * 1.05 or 1.0, top, bottom, f"mean of both, {unit}", 292)
-    lines = [(0.0, "grid", ""), (bias, "median", f"mean {bias:+.3g}")]
+    lines = [(0.0, "grid", ""), (bias, "median", f"mean {_number(bias, '+')}")]
     if spread:
         lines += [
-            (bias + side * spread, "limit", f"{bias + side * spread:+.3g}") for side in (1, -1)
+            (bias + side * spread, "limit", _number(bias + side * spread, "+")) for side in (1, -1)
         ]
     for value, kind, name in lines:
         y = down(value)
@@ -88,7 +88,9 @@ def bland_altman(title: str, pairs: Sequence[tuple[float, float]], unit: str) ->
         f'<circle class="dot" cx="{scale(float(x)):.1f}" cy="{down(float(y)):.1f}" r="3"/>'
         for x, y in zip(mean, difference, strict=True)
     ]
-    said = f"mean difference {bias:+.3g} {unit}, 95 % of cases within {spread:.3g} of it"
+    said = (
+        f"mean difference {_number(bias, '+')} {unit}, 95 % of cases within {_number(spread)} of it"
+    )
     return _svg(title, said, height, parts)
 
 
@@ -236,7 +238,7 @@ def _axis(low: float, high: float, top: float, bottom: float, name: str, below: 
     for tick in ticks(low, high):
         x = scale(tick)
         parts.append(f'<path class="grid" d="M{x:.1f} {top}V{bottom}"/>')
-        parts.append(_text(x, bottom + 16, f"{tick:.3g}", "middle"))
+        parts.append(_text(x, bottom + 16, _number(tick), "middle"))
     return [*parts, _text((_LEFT + _WIDTH - _RIGHT) / 2, below, name, "middle")]
 
 
@@ -247,6 +249,11 @@ def ticks(low: float, high: float) -> list[float]:
     step = next(s * power for s in (0.1, 0.2, 0.25, 0.5, 1.0, 2.0) if span / (s * power) <= 7)
     first, last = np.ceil(low / step - 1e-9), np.floor((low + span) / step + 1e-9)
     return [float(n * step) + 0.0 for n in np.arange(first, last + 1)]
+
+
+def _number(value: float, sign: str = "") -> str:
+    """A number of three digits, or of all of a large one: "-0.25", "12,500"."""
+    return f"{value:{sign},.0f}" if abs(value) >= 1000 else f"{value:{sign}.3g}"
 
 
 def _text(x: float, y: float, text: str, anchor: str) -> str:

@@ -19,12 +19,13 @@ from medsam_tune.evaluation.markdown import markdown
 from medsam_tune.evaluation.pages import render
 from medsam_tune.evaluation.results import CONFIDENCE, INDEX, JITTER, Results, read_results
 from medsam_tune.evaluation.words import (
-    BRACKETS,
+    brackets,
     by,
     facts,
     headed,
     many,
     number,
+    people,
     plain,
     rules,
     sized,
@@ -105,8 +106,8 @@ def _context(results: Results) -> dict[str, Any]:
             _label_table(by(kind, summary), each["labels"], summary)
             for kind, each in summary["by_prompts"].items()
         ],
-        "footnote": f"{BRACKETS} n counts cases; empty: neither annotated nor predicted; missed: "
-        "annotated, nothing predicted; false: predicted, not annotated.",
+        "footnote": f"{brackets(summary)} n counts cases; empty: neither annotated nor predicted; "
+        "missed: annotated, nothing predicted; false: predicted, not annotated.",
         "boxes": boxes,
         "pictures": pictures,
         "picture_note": picture_note,
@@ -126,7 +127,7 @@ def _tiles(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     patients = max((entry["n_patients"] for entry in labels), default=0)
     units = {entry["unit"] for entry in labels} - {None}
     unit = units.pop() if len(units) == 1 else ""
-    found = [("patients", str(patients), many(summary.get("cases", 0), "case"))]
+    found = [(f"{people(summary)}s", str(patients), many(summary.get("cases", 0), "case"))]
     for key, name in (("dice", "Dice"), ("nsd", "NSD"), ("hd95", "HD95")):
         if summary[f"mean_{key}"] is None:
             continue
@@ -160,7 +161,8 @@ def _label_table(
     volume = {"mm": "ml", "px": "px"}.get(unit, "")
     lesions = any((e["lesions"] or 0) > e["n"] + e["n_empty"] for e in entries)
     objects = any(e["pq"] is not None for e in entries)
-    head = ["label", "Dice (95 % interval)", "n", "empty", "missed", "false", "patients"]
+    head = ["label", "Dice (95 % interval)", "n", "empty", "missed", "false"]
+    head.append(f"{people(summary)}s")
     head += ["median (quartiles)", *(_with_unit(n, k, unit, volume) for k, n in shown.items())]
     head += ["lesions found", "false lesions"] * lesions + ["object recall", "PQ"] * objects
     rows = []
@@ -281,7 +283,8 @@ def _groups(summary: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
             for value, labels in values.items()
             for entry in labels.values()
         ]
-        head = [column, "label", "n", "patients", "Dice (95 % interval)", "NSD (95 % interval)"]
+        head = [column, "label", "n", f"{people(summary)}s"]
+        head += ["Dice (95 % interval)", "NSD (95 % interval)"]
         yield {"caption": f"Scores by {column}", "head": head, "rows": rows}
 
 
@@ -345,4 +348,6 @@ def _shown(text: str, key: str) -> str:
         return text
     if text == "":
         return "-"
+    if re.fullmatch(r"\d+\.0", text) and key.endswith("_volume"):  # pixels of an image
+        return text[:-2]
     return number(float(text), key) if re.search(r"[.e]", text) else text

@@ -185,9 +185,10 @@ class CaseScores:
             write_scores(self.results.scratch, self.scores, content)
             self.results.finish()
             write_report(self.results.path)
-            lines = [format_summary(summary["by_prompts"], self._deepest == 1)]
+            flat = self._deepest == 1
+            lines = [format_summary(summary["by_prompts"], flat)]
             for kind, scores in [*self.scores.items()][:1]:
-                lines += [f"the worst, prompts: {kind}", *worst_masks(scores)]
+                lines += [f"the worst, {parse_kind(kind).words(flat)}", *worst_masks(scores)]
             text = "\n".join(lines)
             engine.logger.info(f"{self.results.path}:\n{text}")
 

@@ -10,12 +10,6 @@ from medsam_tune.evaluation.statistics import FEW, FEWEST
 from medsam_tune.files import flat
 from medsam_tune.inference.simulated import parse_kind
 
-BRACKETS = (
-    f"In brackets: 95 % interval of the mean over patients (bootstrap); * of fewer than {FEW} "
-    f"patients, so it is too narrow; none below {FEWEST}."
-)
-"""What stands under a table of means with their intervals."""
-
 _OF_SCANS = ("volume", "voxel", "surfaces")
 _DIGITS = {"volume_difference": 2, "hd95": 2, "surface_distance": 2}
 
@@ -47,7 +41,7 @@ def plain(summary: Mapping[str, Any]) -> Iterable[str]:
     flat = summary.get("flat", False)
     grid = "" if flat else ", in each scan's own grid"
     yield (
-        f"Measured on {many(count, held_out + 'case')} of {many(patients, 'patient')}{grid}, "
+        f"Measured on {many(count, held_out + 'case')} of {many(patients, people(summary))}{grid}, "
         f"{by(kind, summary)}."
     )
     several = f", the mean of {len(labels)} labels" if len(labels) > 1 else ""
@@ -93,6 +87,20 @@ def sized(summary: Mapping[str, Any], text: str) -> str:
     return text.replace("volume", "area").replace("Volume", "Area")
 
 
+def brackets(summary: Mapping[str, Any]) -> str:
+    """What stands under a table of means with their intervals."""
+    of = people(summary)
+    return (
+        f"In brackets: 95 % interval of the mean over {of}s (bootstrap); * of fewer than {FEW} "
+        f"{of}s, so it is too narrow; none below {FEWEST}."
+    )
+
+
+def people(summary: Mapping[str, Any]) -> str:
+    """What the cases of an evaluation are grouped by: "patient", or "group" of pictures."""
+    return "group" if (summary.get("data") or {}).get("modality") == "RGB" else "patient"
+
+
 def headed(text: str) -> str:
     """A text as a sentence or a heading: its first letter is a capital."""
     return text[:1].upper() + text[1:]
@@ -113,10 +121,11 @@ def warnings(summary: Mapping[str, Any]) -> Iterable[str]:
     """What a reader must beware of."""
     labels = summary["labels"].values()
     patients = max((entry["n_patients"] for entry in labels), default=0)
+    unit = people(summary)
     if patients < FEWEST:
-        yield f"Fewer than {FEWEST} patients: the numbers say little of others; no interval."
+        yield f"Fewer than {FEWEST} {unit}s: the numbers say little of others; no interval."
     elif patients < FEW:
-        yield f"Fewer than {FEW} patients: the intervals are unsure, and rather too narrow."
+        yield f"Fewer than {FEW} {unit}s: the intervals are unsure, and rather too narrow."
     for entry in labels:
         counts = {"n_missed": "was not found at all", "n_false": "was found where it is not"}
         for key, words in counts.items():
@@ -126,7 +135,7 @@ def warnings(summary: Mapping[str, Any]) -> Iterable[str]:
     if data.get("without_label"):
         yield f"{many(data['without_label'], 'case')} without an annotation could not be scored."
     if data.get("patients_guessed"):
-        yield "Which scans are of one patient is guessed from their names."
+        yield f"Which cases are of one {unit} is guessed from their names."
     if summary.get("missing"):
         yield f"{many(len(summary['missing']), 'case')} had no mask, and counts as empty."
     if summary.get("stopped_by"):
@@ -155,7 +164,7 @@ def rules(summary: Mapping[str, Any]) -> Iterable[str]:
         f"directions; the mean distance that of all of both {surfaces}."
     )
     yield f"Lesions are connected pieces; one is found where the prediction has a {voxel} of it."
-    yield "Intervals: 95 %, bootstrap of the mean, patients drawn with all their cases."
+    yield f"Intervals: 95 %, bootstrap of the mean, {people(summary)}s drawn with all their cases."
     if summary.get("measured_by"):
         yield f"Computed by {summary['measured_by']}. Other tools may differ."
 
@@ -165,14 +174,14 @@ def facts(summary: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
     data, run, machine = (summary.get(key) or {} for key in ("data", "run", "machine"))
     rows = [(key, data[key]) for key in ("name", "modality", "subset") if key in data]
     for name, count in (data.get("subsets") or {}).items():
-        said = f"{many(count['cases'], 'case')}, {many(count['patients'], 'patient')}"
+        said = f"{many(count['cases'], 'case')}, {many(count['patients'], people(summary))}"
         rows.append((f"datalist, {name}", said))
     if data.get("sha256"):
         rows.append(("sha256 of the datalist", data["sha256"]))
     if data.get("content"):
         rows.append(("hash of the scored voxels", data["content"]))
     for name, split in (run.get("split") or {}).items():
-        said = f"{many(split['cases'], 'case')}, {many(split['patients'], 'patient')}, hash "
+        said = f"{many(split['cases'], 'case')}, {many(split['patients'], people(summary))}, hash "
         rows.append((f"the model's {name}", f"{said}{split['content']}"))
     base = summary.get("base") or {}
     rows += [(f"base model, {key}", value) for key, value in base.items()]

@@ -128,14 +128,14 @@ def test_numbers_are_those_of_the_summary(tmp_path: Path) -> None:
 
 
 def test_images_have_no_slices(tmp_path: Path) -> None:
-    evaluated(tmp_path, flat=True)
+    evaluated(tmp_path, flat=True, data={"modality": "RGB"})
     write_report(tmp_path)
     for name in ("report.html", "report.md"):
         text = re.sub("<[^>]*>", "", (tmp_path / name).read_text().rpartition("<body>")[2])
-        assert "Measured on 8 held-out cases of 8 patients, by a box around each object." in text
+        assert "Measured on 8 held-out cases of 8 groups, by a box around each object." in text
         assert "Means over cases, without prompts" in text
         assert "% of the outlines lie within" in text
-        assert not re.search("every slice|[Vv]olume|voxel", text)
+        assert not re.search("every slice|[Vv]olume|voxel|Fewer than 30 patients", text)
 
 
 def test_the_page_is_whole_and_needs_no_network(tmp_path: Path) -> None:
