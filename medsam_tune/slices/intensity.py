@@ -161,7 +161,9 @@ class Windows(Transform):
     @property
     def words(self) -> str:
         """Such as "windows of centre and width 40 and 400, 400 and 1800 HU"."""
-        said = ", ".join(f"{center:g} and {width:g}" for center, width in self.windows)
+        said = ", ".join(
+            f"{one.center:g} and {one.width:g}" for one in map(window_of, self.windows)
+        )
         return f"windows of centre and width {said} HU"
 
     def describe(self) -> dict[str, object]:
