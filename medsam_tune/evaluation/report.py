@@ -336,18 +336,19 @@ def _case_table(results: Results) -> dict[str, Any]:
     rows = results.first
     columns = {k: n for k, n in _PER_CASE.items() if any(row.get(k) for row in rows)}
     words = f", {by(results.summary['prompts'], results.summary)}" if rows else ""
+    flat = results.summary.get("flat", False)
     return {
         "caption": f"Scores of each case and label{words}",
         "head": [sized(results.summary, name) for name in columns.values()],
-        "rows": [[_shown(row.get(key, ""), key) for key in columns] for row in rows],
+        "rows": [[_shown(row.get(key, ""), key, flat) for key in columns] for row in rows],
     }
 
 
-def _shown(text: str, key: str) -> str:
+def _shown(text: str, key: str, flat: bool) -> str:
     if key in ("case", "name"):
         return text
     if text == "":
         return "-"
-    if re.fullmatch(r"\d+\.0", text) and key.endswith("_volume"):  # pixels of an image
-        return text[:-2]
+    if flat and key.endswith("_volume"):  # pixels
+        return f"{float(text):.0f}"
     return number(float(text), key) if re.search(r"[.e]", text) else text

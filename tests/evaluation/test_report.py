@@ -28,6 +28,9 @@ from medsam_tune.slices.intensity import WINDOWS
 NASTY = "<script>alert(1)</script>\"'`|&*[x](http://evil.example)"
 
 
+CASES_OF_IMAGES = "Scores of each case and label, by a box around each object"
+
+
 def scores(kind: str, names: dict[int, str], dice: float) -> list[Score]:
     rng = np.random.default_rng(0)
     found = []
@@ -136,6 +139,16 @@ def test_images_have_no_slices(tmp_path: Path) -> None:
         assert "Means over cases, without prompts" in text
         assert "% of the outlines lie within" in text
         assert not re.search("every slice|[Vv]olume|voxel|Fewer than 30 patients", text)
+
+
+def test_pixels_are_whole_numbers(tmp_path: Path) -> None:
+    page = Page(write_report(evaluated(tmp_path, flat=True)).read_text())
+    head, *rows = page.tables[page.captions.index(CASES_OF_IMAGES)]
+    assert [row[head.index("true area")] for row in rows[:4]] == ["1", "1", "2", "2"]
+    figure = bland_altman("building", [(9000, 10500), (12000, 11000)], "px")
+    assert "10,000" in figure
+    assert "mean +250" in figure
+    assert "e+" not in figure
 
 
 def test_the_page_is_whole_and_needs_no_network(tmp_path: Path) -> None:

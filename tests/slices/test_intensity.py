@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from medsam_tune.errors import DataError
+from medsam_tune.slices.colours import Colours
 from medsam_tune.slices.intensity import (
     WINDOWS,
     Percentiles,
@@ -227,3 +228,19 @@ def test_the_full_range_keeps_steps_of_two_hounsfield_units() -> None:
     assert float((coarse - values.clamp(-1024, 3071)).abs().max()) > 7
     assert intensity_from(rule.describe()) == rule != WINDOWS["full"]
     assert "fine" not in WINDOWS["full"].describe()
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        (WINDOWS["abdomen"], "window, centre 40, width 400 HU"),
+        (Window(100, 200), "window, centre 100, width 200"),
+        (Windows(["abdomen", [0, 80]]), "windows of centre and width 40 and 400, 0 and 80 HU"),
+        (ZScore(), "3 standard deviations around the mean of each scan"),
+        (Percentiles(), "percentiles 0.5 to 99.5 of each scan"),
+        (Colours(), "8 bits as they are, other depths by percentiles 0.5 to 99.5 of each channel"),
+        (Colours(2, limits=[[0, 9], [1, 2000]]), "0 to 9, 1 to 2000 by channel"),
+    ],
+)
+def test_rules_are_said(rule: Any, words: str) -> None:
+    assert rule.words == words
