@@ -39,7 +39,7 @@ def evaluation(path: Path) -> None:
 
 
 def tuned(path: Path) -> None:
-    model = apply_method(build_sam("nano", "random", image_size=32), "prompt")
+    model = apply_method(build_sam("nano", "random", image_size=32), "decoder")
     path.write_text(header_text(model, {1: "liver"}))
 
 

@@ -97,7 +97,7 @@ def page(path: Path) -> str:
     """
     text = path.read_text(encoding="utf-8")
     first, rest = opening(text)
-    shown = f"```text\n{first}\n```\n\n"
+    shown = f"```{{code-block}} text\n:class: wraps\n\n{first}\n```\n\n"
     if path.stem not in WHOLE:
         return f"{shown}```yaml\n{rest}\n```\n"
     for setting in settings(text):

@@ -35,7 +35,8 @@ def test_a_record_lists_its_files_from_the_start(tmp_path: Path) -> None:
     refuse_foreign(record, [first])  # a killed process wrote it
     end_record(record, {"case": "a"}, [first])
     content = json.loads(record.read_text())
-    assert content == {"finished": True, "case": "a", "files": {"m_1.nii": file_hash(first)}}
+    hashes = {"m_1.nii": file_hash(first)}
+    assert content == {"format": 1, "finished": True, "case": "a", "files": hashes}
 
 
 def test_older_files_go_when_the_new_ones_are_whole(tmp_path: Path) -> None:
