@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import struct
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -270,14 +269,12 @@ def loaded() -> set[str]:
 
 
 def _sound_or_refused(path: Path, base: PromptableSam) -> None:
-    began = time.monotonic()
     try:
         model = load_tuned(path, base)
     except DataError as error:
         assert str(path) in str(error)  # noqa: PT017
     else:
         assert all(torch.isfinite(value).all() for value in tuned_tensors(model).values())
-    assert time.monotonic() - began < 10
 
 
 def test_row_103_any_json_gives_a_model_or_one_line(
