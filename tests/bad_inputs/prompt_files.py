@@ -122,7 +122,7 @@ INPUTS: tuple[BadInput, ...] = (
         "key",
         "prompt file with a mistyped key",
         {"spaces": "world", **of()},
-        "unknown key 'spaces'; known: space, objects, .* Did you mean 'space'",
+        "unknown key 'spaces'; known: format, space, objects, .* Did you mean 'space'",
     ),
     refused(
         99,
