@@ -131,11 +131,13 @@ def main() -> None:
 HEAD = """# Five folds as an ensemble
 
 Dice of {cases} held-out patients of the hippocampus task, by nano at 128 x 128, `train lora` for
-{epochs} epochs on four fifths of {known} patients, the fifth fifth chooses the checkpoint; trained
-on {machine}. The masks are those of `medsam-tune predict`, with one `--run` or with five, whose
-logits are averaged. The best fold is the best *by these held-out patients*, so it is flattered.
+{epochs} epochs on four fifths of {known} patients, the fifth fifth chooses the checkpoint.
+{machine}.
 
-Made by `python benchmarks/ensemble.py HIPPOCAMPUS`.
+The masks are those of `medsam-tune predict`, with one `--run` or with five, whose logits are
+averaged. The best fold is the best *by these held-out patients*, so it is flattered.
+
+Made by `python benchmarks/ensemble.py HIPPOCAMPUS --work WORK --patients {known} --epochs {epochs}`.
 
 """
 
