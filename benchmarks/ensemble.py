@@ -137,7 +137,7 @@ Dice of {cases} held-out patients of the hippocampus task, by nano at 128 x 128,
 The masks are those of `medsam-tune predict`, with one `--run` or with five, whose logits are
 averaged. The best fold is the best *by these held-out patients*, so it is flattered.
 
-Made by `python benchmarks/ensemble.py HIPPOCAMPUS --work WORK --patients {known} --epochs {epochs}`.
+Made by `python benchmarks/ensemble.py HIPPOCAMPUS --work W --patients {known} --epochs {epochs}`.
 
 """
 
