@@ -100,9 +100,8 @@ class Yard:
     def wrong(self, method: str, run: str) -> str:
         """What differs between a run and the undisturbed one; empty if nothing does."""
         whole, other = self.whole(method), self.folder / run
-        state = json.loads((other / "state.json").read_text())
-        state.pop("seconds", None)
-        if state != {"state": "finished", "epoch": 3, "epochs": 3}:
+        state, noted = (json.loads((one / "state.json").read_text()) for one in (other, whole))
+        if [state[key] for key in ("state", "epoch", "epochs")] != ["finished", 3, 3]:
             return f"state {state}"
         pairs = [
             (load_file(whole / "tuned.safetensors"), load_file(other / "tuned.safetensors")),
@@ -116,7 +115,15 @@ class Yard:
                     return f"{name} differs by {(tensor - found[name]).abs().max():.3g}"
         if checkpoint(whole)["best"] != checkpoint(other)["best"]:
             return "the best value differs"
+        # A kill between the checkpoint and the state loses the note of one validation.
+        if not validations(state) <= validations(noted):
+            return f"validations {state['validations']}"
         return leftovers(other)
+
+
+def validations(state: dict[str, Any]) -> set[tuple[int, float]]:
+    """Epoch and Dice of the validations that a state notes."""
+    return {(one["epoch"], one["dice"]) for one in state["validations"]}
 
 
 def checkpoint(run: Path) -> dict[str, Any]:
