@@ -16,13 +16,11 @@ from medsam_tune.cli.options import (
     MASK_FORMATS,
     Bundle,
     CheckpointOfRun,
-    Gpus,
     Overwrite,
     Series,
     Set,
     Unfinished,
     given,
-    refuse_gpus,
 )
 from medsam_tune.failures import REFUSED
 from medsam_tune.settings import read_settings
@@ -136,7 +134,6 @@ def predict(
     overwrite: Overwrite = False,
     unfinished: Unfinished = False,
     bundle: Bundle = None,
-    gpus: Gpus = 1,
     set_: Set = None,
 ) -> None:
     """Segment a scan, or many, by prompts of any kind, or every label without prompts.
@@ -161,8 +158,8 @@ def predict(
     switches |= {"instances": instances, "overwrite": overwrite, "unfinished": unfinished}
     overrides |= {name: True for name, on in switches.items() if on}
     try:
-        configs = ["inference.yaml", *["everything.yaml"] * everything, *refuse_gpus(gpus)]
-        run_bundle(bundle, configs, overrides | read_settings(set_, overrides), gpus)
+        configs = ["inference.yaml", *["everything.yaml"] * everything]
+        run_bundle(bundle, configs, overrides | read_settings(set_, overrides))
     except SystemExit as error:
         if error.code == REFUSED:
             after_refusals()

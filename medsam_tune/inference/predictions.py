@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from medsam_tune.inference.jobs import Job, is_done, jobs_for, refuse_taken_jobs
 from medsam_tune.inference.output import COCO, FORMATS, Source, check_output, ending_of, format_for
 from medsam_tune.inference.records import refuse_foreign, refuse_lost
 from medsam_tune.inference.tuned_runs import TunedRuns
-from medsam_tune.ranks import count, gathered, is_main, rank
 from medsam_tune.slices.streamed import is_streamed
 
 _FILE = re.compile(r"\.[A-Za-z]\w{1,4}")  # ending of a new name that is meant for a file
@@ -118,20 +116,9 @@ class Predictions:
     def open(self) -> None:
         """Find the scans and their prompts, and take the output folder for this process.
 
-        Several ranks do a share of the scans each; the first one finds them.
-
         Raises:
             DataError: no scan; an output that is taken; another process predicts into the folder.
-            SystemExit: of another rank, which has said why.
         """
-        codes = self.source.codes
-        self.settings["codes"] = None if codes is None else file_hash(Path(codes))
-        if is_main():
-            self._open()
-        self.jobs, self._number = gathered((self.jobs, self._number))[0]
-        self.jobs = self.jobs[rank() :: count()]
-
-    def _open(self) -> None:
         single = bool(ending_of(self.output)) and not self.output.is_dir()
         if not single:
             self._refuse_folder()
@@ -149,6 +136,8 @@ class Predictions:
         if problems and not self.goes_on:
             raise DataError(problems[0])
         self._check_format(jobs)
+        codes = self.source.codes
+        self.settings["codes"] = None if codes is None else file_hash(Path(codes))
         if not single:
             self.output.mkdir(parents=True, exist_ok=True)
             self._lock = hold_folder(self.output, "predicts")
@@ -279,12 +268,8 @@ class Predictions:
         try:
             if self.jobs:
                 evaluator.run()
-            self.refused = [*chain(*gathered(self.refused))]
-            self.done = sum(gathered(self.done))
         finally:
             self._release()
-        if not is_main():
-            return
         if not self.goes_on and self.before:
             LOG.info(f"{self.output}: is done already, of this scan, prompts, run and settings.")
         if self.goes_on:

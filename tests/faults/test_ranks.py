@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +12,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -97,26 +94,6 @@ def test_two_processes_train_and_evaluate_as_one(folder: Path) -> None:
     assert {path.name for path in (folder / "together" / "overlays").iterdir()} == {
         path.name for path in (folder / "alone" / "overlays").iterdir()
     }
-
-
-def test_two_processes_predict_a_folder_as_one(folder: Path) -> None:
-    """Each does its share; a scan that is refused is said once, and counts in the exit code."""
-    scans = folder / "scans"
-    shutil.copytree(folder / "data" / "imagesTr", scans, dirs_exist_ok=True)
-    (scans / "broken.nii.gz").write_bytes(b"no NIfTI")
-    settings = {"run_dir": "one", "scans": "scans"}
-    done(started(folder, 1, "inference.yaml", output="masks1", **settings), code=3)
-    text = done(started(folder, 2, "inference.yaml", output="masks2", **settings), code=3)
-    assert "6 masks, 1 refused" in text
-    assert text.count("6 masks") == 1
-    one, two = ({path.name for path in (folder / f"masks{n}").glob("*.nii.gz")} for n in (1, 2))
-    assert len(one) == 6
-    assert two == one
-    for name in one:
-        masks = [nib.load(folder / f"masks{n}" / name).dataobj for n in (1, 2)]
-        assert np.array_equal(*masks)
-    text = done(started(folder, 2, "inference.yaml", output="masks2", **settings), code=1)
-    assert text.count("holds masks already") <= 1
 
 
 def test_a_killed_process_ends_both_and_the_run_goes_on(folder: Path) -> None:
