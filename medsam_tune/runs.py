@@ -152,11 +152,6 @@ class RunFolder:
         """What `set_state` wrote last; empty if nothing was written."""
         return str(read_state(self.path).get("state", ""))
 
-    @property
-    def seconds(self) -> float:
-        """Time that the training took so far, as `set_state` wrote it last."""
-        return float(read_state(self.path).get("seconds", 0.0))
-
     def refuse(self) -> None:
         """Refuse a folder that `open` would refuse; nothing is written, and nothing is held.
 

@@ -5,7 +5,7 @@ Classes of the shapes are those of `page.html.j2`. Every text is escaped.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from itertools import pairwise
 from typing import Any
@@ -111,9 +111,7 @@ def scatter(title: str, pairs: Sequence[tuple[float, float, bool]], axes: tuple[
         return bottom - (value - low) / (1 - low) * (bottom - top)
 
     parts = _axis(low, 1.0, top, bottom, axes[0], height - 6)
-    for tick in ticks(low, 1.0):
-        parts.append(f'<path class="grid" d="M{_LEFT} {down(tick):.1f}H{_WIDTH - _RIGHT}"/>')
-        parts.append(_text(_LEFT - 10, down(tick) + 4, f"{tick:.3g}", "end"))
+    parts += _levels(ticks(low, 1.0), down)
     parts.append(_text(_LEFT - 50, top + 4, axes[1], "end"))
     parts.append(f'<path class="limit" d="M{scale(low):.1f} {bottom}L{scale(1.0):.1f} {top}"/>')
     for x, y, filled in pairs:
@@ -141,9 +139,7 @@ def curves(title: str, lines: Mapping[str, Sequence[tuple[float, float]]], axis:
         return bottom - value * (bottom - top)
 
     parts = _axis(low, high, top, bottom, axis, 272)
-    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
-        parts.append(f'<path class="grid" d="M{_LEFT} {down(tick):.1f}H{_WIDTH - _RIGHT}"/>')
-        parts.append(_text(_LEFT - 10, down(tick) + 4, f"{tick:g}", "end"))
+    parts += _levels((0.0, 0.25, 0.5, 0.75, 1.0), down)
     said = []
     for number, (name, points) in enumerate(lines.items()):
         places = [(scale(x), down(y)) for x, y in points]
@@ -183,9 +179,7 @@ def learning_curve(title: str, lines: Mapping[str, Sequence[Mapping[str, Any]]],
         parts.append(f'<path class="grid" d="M{across(size):.1f} {top}V{bottom}"/>')
         parts.append(_text(across(size), bottom + 16, str(size), "middle"))
     parts.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, bottom + 36, axis, "middle"))
-    for tick in ticks(lowest, 1.0):
-        parts.append(f'<path class="grid" d="M{_LEFT} {down(tick):.1f}H{_WIDTH - _RIGHT}"/>')
-        parts.append(_text(_LEFT - 10, down(tick) + 4, f"{tick:.3g}", "end"))
+    parts += _levels(ticks(lowest, 1.0), down)
     said = []
     for number, (name, points) in enumerate(lines.items()):
         kind, aside = f"line line{number % 4}", (number % 4 - 1.5) * 4  # whiskers stand apart
@@ -240,6 +234,14 @@ def _axis(low: float, high: float, top: float, bottom: float, name: str, below: 
         parts.append(f'<path class="grid" d="M{x:.1f} {top}V{bottom}"/>')
         parts.append(_text(x, bottom + 16, _number(tick), "middle"))
     return [*parts, _text((_LEFT + _WIDTH - _RIGHT) / 2, below, name, "middle")]
+
+
+def _levels(values: Sequence[float], down: Callable[[float], float]) -> Iterable[str]:
+    """Lines across a figure at some heights, with their numbers."""
+    for value in values:
+        y = down(value)
+        yield f'<path class="grid" d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}"/>'
+        yield _text(_LEFT - 10, y + 4, f"{value:.3g}", "end")
 
 
 def ticks(low: float, high: float) -> list[float]:

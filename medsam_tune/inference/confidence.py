@@ -16,11 +16,14 @@ import numpy as np
 from scipy.optimize import isotonic_regression
 
 from medsam_tune.errors import DataError
-from medsam_tune.files import file_hash, read_json, write_json
+from medsam_tune.files import FORMAT, file_hash, read_json, refuse_other_format, write_json
 from medsam_tune.runs import TUNED
 
 CALIBRATION = "calibration.json"
 """File in the folder of a run."""
+CALIBRATION_FORMAT = 1
+"""Its format."""
+_WAY_OUT = "`medsam-tune evaluate --confidence` writes it anew."
 FEWEST = 10
 """Masks by which a curve is drawn at least; for a curve of one label alone, twice as many."""
 REVIEWED = 0.2
@@ -135,7 +138,8 @@ def write_calibration(run: Path, calibration: Calibration) -> None:
         kind: {name: asdict(curve) for name, curve in curves.items()}
         for kind, curves in calibration.kinds.items()
     }
-    write_json(run / CALIBRATION, {"format": 1, "tuned_sha256": calibration.tuned, "kinds": kinds})
+    content = {FORMAT: CALIBRATION_FORMAT, "tuned_sha256": calibration.tuned, "kinds": kinds}
+    write_json(run / CALIBRATION, content)
 
 
 def read_calibration(run: Path) -> Calibration | None:
@@ -148,12 +152,8 @@ def read_calibration(run: Path) -> Calibration | None:
     if not path.is_file():
         return None
     content: dict[str, Any] = read_json(path)
+    refuse_other_format(path, content, CALIBRATION_FORMAT, _WAY_OUT)
     try:
-        if content["format"] != 1:
-            raise DataError(
-                f"{path}: is of format {content['format']!r}; expected 1. `medsam-tune evaluate "
-                "--confidence` writes it anew."
-            )
         kinds = {
             kind: {
                 name: Curve(
@@ -168,9 +168,5 @@ def read_calibration(run: Path) -> Calibration | None:
         }
         tuned = str(content["tuned_sha256"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(
-            f"{path}: is damaged. `medsam-tune evaluate --confidence` writes it anew."
-        ) from error
+        raise DataError(f"{path}: is damaged. {_WAY_OUT}") from error
     return Calibration(kinds, tuned) if tuned == file_hash(run / TUNED) else None

@@ -77,7 +77,9 @@ def test_the_file_is_of_these_weights(tmp_path: Path) -> None:
     assert read_calibration(tmp_path) == made
     content = read_json(tmp_path / CALIBRATION)
     write_json(tmp_path / CALIBRATION, {**content, "format": 2})
-    with pytest.raises(DataError, match="is of format 2; expected 1"):
+    with pytest.raises(
+        DataError, match="has format 2, of a newer version of medsam_tune; expected format 1"
+    ):
         read_calibration(tmp_path)
     write_json(tmp_path / CALIBRATION, {**content, "kinds": {"slices": [1]}})
     with pytest.raises(DataError, match="is damaged"):
