@@ -169,24 +169,26 @@ class _Training:
 def _trainings(plan: Plan, datalists: Sequence[Path]) -> list[list[list[_Training]]]:
     """All that is trained: rows of the table, of each its seeds, of each its folds."""
     lists = _few_shot_lists(plan)
+    sizes: list[int | None] = [*sorted({*plan.few_shot})] or [None]
+
+    def folds(method: str, patients: int | None, seed: int) -> list[_Training]:
+        name = method if patients is None else f"{method}-{patients}"
+        own = [lists.get((patients, seed), datalist) for datalist in datalists]
+        folder = f"{name}-seed{seed}" if seed else name
+        places = [_place(plan, folder, fold) for fold in range(len(own))]
+        return [
+            _Training(name, method, seed, place, datalist, patients)
+            for place, datalist in zip(places, own, strict=True)
+        ]
+
     rows = []
     for method in plan.methods:
         alone = method == ZERO_SHOT
-        for patients in [None] if alone or not plan.few_shot else sorted({*plan.few_shot}):
-            name = method if patients is None else f"{method}-{patients}"
-            rows.append(
-                [
-                    [
-                        _Training(
-                            *(name, method, seed),
-                            _place(plan, f"{name}-seed{seed}" if seed else name, fold),
-                            *(lists.get((patients, seed), datalist), patients),
-                        )
-                        for fold, datalist in enumerate(datalists)
-                    ]
-                    for seed in range(1 if alone else plan.seeds)
-                ]
-            )
+        seeds = range(1 if alone else plan.seeds)
+        rows += [
+            [folds(method, patients, seed) for seed in seeds]
+            for patients in ([None] if alone else sizes)
+        ]
     return rows
 
 
