@@ -28,7 +28,7 @@ _COMPONENT_KEYS = {"_target_", "_mode_", "_disabled_", "_requires_", "_desc_"}
 # Settings that name a file or a folder: a name there is never a program.
 _PATHS = [
     *("bundle_root", "datalist", "output_dir", "slices_dir", "run_dir", "checkpoint"),
-    *("scans", "series", "prompts", "output", "codes"),
+    *("scans", "series", "prompts", "output", "codes", "other", "other_checkpoint"),
 ]
 # What may differ when a run is resumed. The data and the base are compared by their content.
 _FREE = {"bundle_root", "datalist", "dataset_dir", "slices_dir", "output_dir", "checkpoint"}

@@ -16,51 +16,36 @@ evaluation by all kinds of prompts is read.
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from medsam_tune.bundle import bundle_folder, run_bundle, training_configs
+from medsam_tune.bundle import run_bundle, training_configs
 from medsam_tune.cases.datalist import read_datalist, write_datalist
 from medsam_tune.cases.splits import few_shots, fold_cases, labels_of_patients, write_splits
-from medsam_tune.console import LOG, debugging
 from medsam_tune.errors import DataError, listed
 from medsam_tune.evaluation.compare import ZERO_SHOT, Method, read_method
 from medsam_tune.evaluation.compare_page import write_comparison
 from medsam_tune.evaluation.masks import evaluate_masks
-from medsam_tune.evaluation.results import read_results
-from medsam_tune.failures import explain
-from medsam_tune.files import (
-    FORMAT,
-    LOCK,
-    file_hash,
-    hold_folder,
-    read_json,
-    refuse_other_format,
-    write_json,
-)
+from medsam_tune.files import FORMAT, file_hash, hold_folder, write_json
 from medsam_tune.runs import RECORD, read_record, read_state
 from medsam_tune.settings import Typed
+from medsam_tune.tasks import (
+    SETTINGS,
+    for_evaluation,
+    for_training,
+    is_evaluated,
+    refuse_other_tasks,
+    tried,
+)
 
-SETTINGS = "settings.json"
 COMPARISON_FORMAT = 1
 """Format of a comparison's folder."""
 KINDS = ("slices", "box3d", "none")
 KINDS_OF_IMAGES = ("slices", "points", "none")
 """Kinds of prompts by default, as far as a model takes them: of scans, and of 2-D images."""
-
-# Settings that a training and an evaluation have in common, by the name before the first "::".
-_OF_MACHINE = {"slice_batch", "device", "amp"}
-_OF_SLICES = {
-    "slices_dir",
-    "intensity",
-    "rules",
-    "mending",
-    "jitter",
-}  # a run has them in its record
 
 
 @dataclass(frozen=True)
@@ -134,7 +119,12 @@ def _compare(plan: Plan) -> tuple[str, dict[str, str]]:
         done = [
             [one.place for one in folds]
             for folds in seeds
-            if all([_tried(one.place.name, failed, partial(_made, plan, one)) for one in folds])
+            if all(
+                [
+                    tried("compare", one.place.name, failed, partial(_made, plan, one))
+                    for one in folds
+                ]
+            )
         ]
         if done:
             first = seeds[0][0]
@@ -146,7 +136,7 @@ def _compare(plan: Plan) -> tuple[str, dict[str, str]]:
             partial(_score, folder, datalist, place)
             for datalist, place in zip(datalists, places, strict=True)
         ]
-        if all([_tried(name, failed, job) for job in jobs]):
+        if all([tried("compare", name, failed, job) for job in jobs]):
             methods.append(read_method(name, [places]))
     if not methods:
         why = "; ".join(f"{name}: {line}" for name, line in failed.items())
@@ -228,27 +218,12 @@ def _few_shot_lists(plan: Plan) -> dict[tuple[int | None, int], Path]:
     return found
 
 
-def _tried(name: str, failed: dict[str, str], job: Callable[[], None]) -> bool:
-    """Do a job; whether it came to its end. What it failed by is kept."""
-    LOG.info(f"compare: {name}")
-    try:
-        job()
-    except Exception as error:
-        line, _ = explain(error)
-        if debugging() or not line:
-            traceback.print_exception(error)
-        failed[name] = line or f"{type(error).__name__}: {error}"
-        LOG.error(f"{name} failed, the others go on: {failed[name]}")
-        return False
-    return True
-
-
 def _made(plan: Plan, training: _Training) -> None:
     """Train and evaluate one method, as far as it is not done."""
     method, place = training.method, training.place
     if method == ZERO_SHOT:
         kinds = [kind for kind in plan.kinds if kind != "none"]
-        if kinds and _evaluated(place, kinds):
+        if kinds and is_evaluated(place, kinds):
             return
         own = {"datalist": training.datalist, "run_dir": place, **_base(plan)}
         own |= _shared_slices(plan)
@@ -257,7 +232,7 @@ def _made(plan: Plan, training: _Training) -> None:
         _train(plan, training)
         prompted = read_record(place).prompted
         kinds = [k for k in plan.kinds if prompted is None or prompted is (k != "none")]
-        if kinds and _evaluated(place, kinds):
+        if kinds and is_evaluated(place, kinds):
             return
         judged = plan.datalist if training.patients else training.datalist
         own = {"run_dir": place, "datalist": judged, "seed": 0}
@@ -265,7 +240,7 @@ def _made(plan: Plan, training: _Training) -> None:
         configs = ["evaluate.yaml"]
     if not kinds:
         raise ValueError(f"prompts are {listed(plan.kinds)}; {method} takes none of them.")
-    settings = _for_evaluation(plan, method == ZERO_SHOT)
+    settings = for_evaluation(plan.bundle, plan.settings, slices=method == ZERO_SHOT)
     run_bundle(plan.bundle, configs, {**own, "prompts": kinds, **settings})
 
 
@@ -281,13 +256,7 @@ def _train(plan: Plan, training: _Training) -> None:
     configs = training_configs(plan.bundle, training.method, few)
     own |= {} if epochs is None else {"epochs": epochs}
     own |= {"resume": True} if (run / RECORD).is_file() else {}
-    known, of_evaluation = _keys(plan, "train.yaml"), _keys(plan, "evaluate.yaml")
-    settings = {
-        key: value
-        for key, value in plan.settings.items()
-        if _first(key) in known or _first(key) not in of_evaluation
-    }
-    run_bundle(plan.bundle, configs, {**own, **settings})
+    run_bundle(plan.bundle, configs, {**own, **for_training(plan.bundle, plan.settings)})
     if plan.minutes is not None:
         _train(plan, training)  # the first epoch is measured, the others follow
 
@@ -313,16 +282,8 @@ def _shared_slices(plan: Plan) -> dict[str, Path]:
 
 
 def _score(masks: Path, datalist: Path, place: Path) -> None:
-    if not _evaluated(place, []):
+    if not is_evaluated(place, []):
         evaluate_masks(masks, datalist, place)
-
-
-def _evaluated(place: Path, kinds: Sequence[str]) -> bool:
-    """Whether a whole evaluation by these kinds of prompts is in a folder."""
-    if not (place / "evaluation" / "summary.json").is_file():
-        return False
-    summary = read_results(place).summary
-    return summary.get("stopped_by") is None and {*kinds} <= {*summary["by_prompts"]}
 
 
 def _base(plan: Plan) -> dict[str, Any]:
@@ -332,23 +293,6 @@ def _base(plan: Plan) -> dict[str, Any]:
         "image_size": plan.image_size,
     }
     return {key: value for key, value in found.items() if value is not None}
-
-
-def _for_evaluation(plan: Plan, zero_shot: bool) -> dict[str, Typed]:
-    """The settings of an evaluation: its own, and those that it has in common with a training."""
-    own = _keys(plan, "evaluate.yaml") - _keys(plan, "train.yaml")
-    own |= _OF_MACHINE | (_OF_SLICES if zero_shot else set())
-    return {key: value for key, value in plan.settings.items() if _first(key) in own}
-
-
-def _keys(plan: Plan, config: str) -> set[str]:
-    from monai.bundle import ConfigParser
-
-    return {*ConfigParser.load_config_file(bundle_folder(plan.bundle) / "configs" / config)}
-
-
-def _first(key: str) -> str:
-    return key.split("::")[0]
 
 
 def _said(plan: Plan) -> dict[str, Any]:
@@ -368,32 +312,12 @@ def _said(plan: Plan) -> dict[str, Any]:
 
 
 def _refuse_others(plan: Plan) -> None:
-    output = plan.output
-    if output.exists() and not output.is_dir():
-        raise DataError(f"{output}: is a file; expected a folder for the comparison.")
     if not plan.datalist.is_file():
         raise DataError(f"{plan.datalist}: no such datalist; `medsam-tune split` writes one.")
-    if (output / SETTINGS).is_file():
-        before, now = read_json(output / SETTINGS), _said(plan)
-        refuse_other_format(
-            output / SETTINGS,
-            before,
-            COMPARISON_FORMAT,
-            "Choose another --output, and compare again.",
-        )
-        changed = [
-            f"{key} was {before.get(key)!r}, now {now[key]!r}"
-            for key in now
-            if before.get(key) != now[key]
-        ]
-        if changed:
-            raise DataError(
-                f"{output}: holds another comparison: {listed(changed, 8, '; ')}. Give the same "
-                "again, or choose another --output; methods, seeds, numbers of patients, prompts "
-                "and masks may change."
-            )
-    elif output.is_dir() and (others := {one.name for one in output.iterdir()} - {LOCK}):
-        raise DataError(
-            f"{output}: holds other files ({listed(sorted(others), 3)}); expected a new or an "
-            "empty folder, or a comparison to continue."
-        )
+    refuse_other_tasks(
+        plan.output,
+        _said(plan),
+        COMPARISON_FORMAT,
+        "comparison",
+        "methods, seeds, numbers of patients, prompts and masks",
+    )

@@ -18,6 +18,7 @@ _CONFIGS = (
         "prepare_embeddings.yaml",
         "evaluate.yaml",
         "zero_shot.yaml",
+        "other_model.yaml",
         "inference.yaml",
     ),
     *("method_full.yaml", "method_adapter.yaml", "method_lora.yaml", "method_prompt.yaml"),

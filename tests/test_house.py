@@ -23,7 +23,8 @@ STOREYS = [
     ["evaluation", "transforms"],
     ["synthetic"],
     ["bundle", "downloads"],
-    ["demo", "comparison", "bundle_export"],
+    ["tasks"],
+    ["demo", "comparison", "multi_domain", "bundle_export"],
     ["cli"],
 ]
 HEIGHT = {room: storey for storey, rooms in enumerate(STOREYS) for room in rooms}

@@ -426,6 +426,19 @@ def test_zero_shot(bundle_run: BundleRun, datalist: Path, tmp_path: Path) -> Non
     assert summary["base"]["name"] == "nano"
 
 
+def test_another_model_on_the_cases_of_a_run(
+    bundle_run: BundleRun, lora_run: Path, tmp_path: Path
+) -> None:
+    """It gets the same boxes, and does not know the labels."""
+    options = ("--run_dir", lora_run, "--output_dir", "own")
+    other = ("--other", lora_run / "tuned.safetensors")
+    done = bundle_run(["evaluate.yaml", "other_model.yaml"], *options, *other, cwd=tmp_path)
+    assert done.code == 0, done.text
+    summary = json.loads((tmp_path / "own" / "summary.json").read_text())
+    assert summary["tuning"] == "lora"
+    assert [*summary["by_prompts"]] == ["slices", "box3d"]
+
+
 def test_inference_writes_the_scans_own_grid(
     bundle_run: BundleRun, lora_run: Path, datalist: Path, tmp_path: Path
 ) -> None:

@@ -192,13 +192,16 @@ def as_json(datalist: Datalist, folder: Path) -> str:
     return text
 
 
-def read_datalist(path: Path, *, with_leaks: bool = False, with_missing: bool = False) -> Datalist:
+def read_datalist(
+    path: Path, *, with_leaks: bool = False, with_missing: bool = False, unlabelled: bool = False
+) -> Datalist:
     """Read and check what `write_datalist` writes.
 
     Args:
         path: .json file.
         with_leaks: accept a patient or a file in two subsets, for a report of them.
         with_missing: accept scans and labels that are not there.
+        unlabelled: accept one without labels and modality: scans to predict need neither.
 
     Raises:
         DataError: no such file, not JSON, missing keys, values of another type, no case, missing
@@ -212,6 +215,7 @@ def read_datalist(path: Path, *, with_leaks: bool = False, with_missing: bool = 
     content = read_json(path)
     if type(content.get(FORMAT)) is int:  # MONAI's and the Decathlon's have none
         refuse_other_format(path, content, DATALIST_FORMAT, "Split again: medsam-tune split")
+    content = {"labels": {}, "modality": "CT"} | content if unlabelled else content
     missing = [] if "labels" in content else ["labels"]
     missing += [] if any(subset in content for subset in SUBSETS) else ["training"]
     if missing:
@@ -219,8 +223,7 @@ def read_datalist(path: Path, *, with_leaks: bool = False, with_missing: bool = 
             f"{path}: the keys {', '.join(missing)} are missing; expected name, modality, labels, "
             "training, validation, test. `medsam-tune split` writes them."
         )
-    name = content.get("name", path.stem)
-    if not isinstance(name, str):
+    if not isinstance(name := content.get("name", path.stem), str):
         raise DataError(f"{path}: name is {shown(name)}; expected text.")
     subsets = {key: cases_from(content.get(key, []), path.parent, path) for key in SUBSETS}
     cases = [case for members in subsets.values() for case in members]
@@ -229,8 +232,7 @@ def read_datalist(path: Path, *, with_leaks: bool = False, with_missing: bool = 
     if not with_missing:
         refuse_missing(cases, path)
     places = real_paths(cases)
-    leaks = [] if with_leaks else _leaks(subsets, places)
-    if leaks:
+    if leaks := [] if with_leaks else _leaks(subsets, places):
         guessed = any(case.guessed for case in cases)
         way = 'Give each entry its "patient", or make' if guessed else "Make"
         raise DataError(
@@ -240,7 +242,7 @@ def read_datalist(path: Path, *, with_leaks: bool = False, with_missing: bool = 
     scans = {(places[case.image], case.series, case.region): case for case in cases}
     refuse_same_names(scans.values() if with_leaks else cases, path)
     labels = labels_said(content, path)
-    if not labels.names:
+    if not labels.names and not unlabelled:
         raise DataError(f"{path}: labels names none but the background; expected at least one.")
     coding = coding_said(content, labels.in_files, path)
     coded = {k: tuple(replace(c, coding=coding) for c in each) for k, each in subsets.items()}

@@ -18,6 +18,9 @@ from medsam_tune.formats.dicom.studies import folder_of, series_below
 from medsam_tune.formats.listing import files_below
 from medsam_tune.formats.open import ENDINGS, is_flat, scans_among
 
+DOMAIN = "domain"
+"""Column of a datalist that says the domain of a scan."""
+
 
 @dataclass(frozen=True)
 class Scans:
@@ -38,6 +41,7 @@ def find_scans(
     place: Path,
     *,
     subset: str | None = None,
+    domain: str | None = None,
     series: str | None = None,
     modality: str = "",
     leave_out: Iterable[Path] = (),
@@ -53,6 +57,7 @@ def find_scans(
             or `masks/`, in it or in each of its folders, the images); or a datalist, .json, whose
             labels are not looked at.
         subset: subset of a datalist; None takes all.
+        domain: value of the column "domain" of a datalist; None takes all.
         series: SeriesInstanceUID, or its end: `place` is then one scan.
         modality: modality of the scans that are wanted. Series of another one are left out with a
             warning, unless they have a folder of their own. Empty takes any.
@@ -66,12 +71,14 @@ def find_scans(
     if not os.path.lexists(place):
         raise DataError(f"{place}: no such file or folder. Correct the path.")
     if place.is_file() and place.suffix.lower() == ".json":
-        data = read_datalist(place, with_leaks=True, with_missing=True)
+        data = read_datalist(place, with_leaks=True, with_missing=True, unlabelled=True)
         cases = data.cases if subset is None else list(data.subset(subset))
         refuse_same_names(cases, place)
+        cases = [case for case in cases if domain in (None, case.columns.get(DOMAIN))]
         return Scans(tuple(replace(case, label=None) for case in cases), place.parent)
-    if subset is not None:
-        raise DataError(f"{place}: is no datalist, so it has no subset {subset!r}. Leave it out.")
+    for what, name in (("subset", subset), (DOMAIN, domain)):
+        if name is not None:
+            raise DataError(f"{place}: is no datalist, so it has no {what} {name!r}. Leave it out.")
     if series is not None or not place.is_dir() or place.name.lower().endswith(ENDINGS):
         return Scans((Case(place, None, "", series),), place.parent)
     pairs = folders_of_pairs(place)

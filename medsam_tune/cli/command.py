@@ -1,9 +1,9 @@
 """The command `medsam-tune`: its commands in order, and one line for what goes wrong.
 
 Exit codes: 0 done; 1 an error that the user can correct; 2 a mistyped command or option; 3 some
-scans are refused (`check`, `predict`), or some methods failed (`compare`); 4 leaks (`check`); 5 the
-disk; 6 memory; 70 a fault of the package; 130 and 143 stopped by Ctrl-C and SIGTERM. `failures`
-tells them apart.
+scans are refused (`check`, `predict`), or some methods or domains failed (`compare`, `domains`); 4
+leaks (`check`); 5 the disk; 6 memory; 70 a fault of the package; 130 and 143 stopped by Ctrl-C and
+SIGTERM. `failures` tells them apart.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import typer
 import medsam_tune
 from medsam_tune.cli.compare import compare
 from medsam_tune.cli.data import check, prepare, split
+from medsam_tune.cli.domains import domains
 from medsam_tune.cli.models import demo, download, info
 from medsam_tune.cli.predict import predict
 from medsam_tune.cli.prompts import prompts
@@ -38,7 +39,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
-    *(split, check, prepare, train, evaluate, compare, report, prompts, predict),
+    *(split, check, prepare, train, evaluate, compare, domains, report, prompts, predict),
     *(export, download, info, demo),
 ):
     app.command()(command)

@@ -112,6 +112,17 @@ def after_masks(output: Path) -> None:
     _say(f"open {output / 'evaluation' / 'report.html'} in a browser")
 
 
+def after_domains(output: Path) -> None:
+    """Predict a mixed datalist by the domains' models."""
+    typer.echo(f"results: {output / 'domains.md'}, with .json beside it", err=True)
+    _say(
+        "give each scan of a datalist its domain, then "
+        + medsam_tune(
+            "predict", "mixed.json", "--domains", output, "--output", _free(Path("masks"))
+        )
+    )
+
+
 def after_compare(output: Path) -> None:
     """Read the page."""
     page = output / "compare.html"

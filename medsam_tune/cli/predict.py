@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
 from medsam_tune.bundle import run_bundle
 from medsam_tune.cli.bundles import bundle_of_run
+from medsam_tune.cli.domains import domain_runs, one_by_one
 from medsam_tune.cli.drawn import write_drawn
 from medsam_tune.cli.next_steps import after_predict, after_refusals
 from medsam_tune.cli.options import (
@@ -34,13 +36,6 @@ def predict(
             "such scans; DICOM studies; or a datalist."
         ),
     ],
-    run: Annotated[
-        list[Path],
-        typer.Option(
-            help="Folder of a training run. Repeated: the mean of the runs' logits, as of the "
-            "folds of a cross-validation."
-        ),
-    ],
     output: Annotated[
         Path,
         typer.Option(
@@ -49,6 +44,23 @@ def predict(
             "folder, where masks are named after the scans."
         ),
     ],
+    run: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Folder of a training run. Repeated: the mean of the runs' logits, as of the "
+            "folds of a cross-validation."
+        ),
+    ] = None,
+    domains: Annotated[
+        Path | None,
+        typer.Option(
+            help="Instead of --run, a folder of `medsam-tune domains`: each scan of a datalist is "
+            "segmented by the model of its column `domain`, or all by that of --domain."
+        ),
+    ] = None,
+    domain: Annotated[
+        str | None, typer.Option(help="The domain of all scans, with --domains.")
+    ] = None,
     prompts: Annotated[
         Path | None,
         typer.Option(
@@ -142,24 +154,36 @@ def predict(
     be done is said, and the others go on. Exit codes: 0, all are done; 3, some are refused; 1, none
     is done, or the call itself is refused.
     """
-    bundle = bundle_of_run(bundle, run[0])
+    if (run is None) is (domains is None) or (domain is not None and domains is None):
+        raise ValueError("give --run, or --domains with a datalist or with --domain.")
+    runs = {None: run} if run else domain_runs(cast(Path, domains), domain, scans)
     if box or point:
         if prompts is not None:
             raise ValueError("give --prompts, or --box and --point, not both.")
         options = {"unfinished": unfinished, "overwrite": overwrite}
-        prompts = write_drawn(scans, run[0], output, box or [], point or [], **options)
-    folders = [str(folder) for folder in run]
-    overrides: dict[str, Any] = {"run_dir": folders[0] if len(folders) == 1 else folders}
-    overrides |= {"scans": scans, "output": output}
+        first = next(iter(runs.values()))[0]
+        prompts = write_drawn(scans, first, output, box or [], point or [], **options)
+    overrides: dict[str, Any] = {"scans": scans, "output": output}
     overrides |= given(prompts=prompts, series=series, subset=subset, ending=ending)
     overrides |= given(checkpoint=checkpoint, prompts_as=prompts_as)
     overrides |= given(format=format_, codes=codes)
     switches = {"separate": separate, "probabilities": probabilities, "resume": resume}
     switches |= {"instances": instances, "overwrite": overwrite, "unfinished": unfinished}
     overrides |= {name: True for name, on in switches.items() if on}
+    configs = ["inference.yaml", *["everything.yaml"] * everything]
+    jobs = {}
+    for name, folders in runs.items():
+        places = [str(folder) for folder in folders]
+        own = {"run_dir": places[0] if len(places) == 1 else places, **given(domain=name)}
+        own |= overrides
+        of_run = bundle_of_run(bundle, folders[0])
+        settings = own | read_settings(set_, own)
+        jobs[name] = partial(run_bundle, of_run, configs, settings)
     try:
-        configs = ["inference.yaml", *["everything.yaml"] * everything]
-        run_bundle(bundle, configs, overrides | read_settings(set_, overrides))
+        if len(jobs) == 1:
+            next(iter(jobs.values()))()
+        else:
+            one_by_one(jobs)
     except SystemExit as error:
         if error.code == REFUSED:
             after_refusals()

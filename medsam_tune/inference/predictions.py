@@ -39,6 +39,7 @@ class Predictions:
         runs: runs that predict.
         prompts: see `jobs.jobs_for`.
         subset: subset of a datalist.
+        domain: value of its column "domain"; None takes all.
         series: SeriesInstanceUID, or its end, of one scan of DICOM.
         ending: ending of masks in a folder; by default that of the format, or .nii.gz, of images
             .png.
@@ -67,6 +68,7 @@ class Predictions:
         *,
         prompts: str | Path | None = None,
         subset: str | None = None,
+        domain: str | None = None,
         series: str | None = None,
         ending: str | None = None,
         format: str | None = None,
@@ -83,6 +85,7 @@ class Predictions:
         self.runs = runs
         self.prompts = prompts
         self.subset = subset
+        self.domain = domain
         self.series = series
         usual = ".png" if runs.rules.modality == "RGB" else ".nii.gz"
         self.ending = ending or FORMATS.get(format or "", usual)
@@ -126,6 +129,7 @@ class Predictions:
         found = find_scans(
             self.scans,
             subset=self.subset,
+            domain=self.domain,
             series=self.series,
             modality=self.runs.rules.modality,
             leave_out=(*beside, *([] if self.prompts is None else [Path(self.prompts)])),

@@ -13,13 +13,55 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraModel
 from torch import Tensor, nn
 
+from medsam_tune.errors import DataError
 from medsam_tune.methods import apply_method
-from medsam_tune.methods.tuned import load_tuned, load_tuned_tensors, tuned_tensors
+from medsam_tune.methods.tuned import (
+    load_tuned,
+    load_tuned_tensors,
+    read_header,
+    tuned_tensors,
+)
 from medsam_tune.prompts import Prompts
+from medsam_tune.sam.build import build_sam
 from medsam_tune.sam.model import Masks, PromptableSam
 
 # peft's other initialisations of LoRA change the base's weights.
 _KEEPS_BASE = (True, False, "gaussian", "orthogonal")
+
+
+def load_elsewhere(
+    tuned: str | Path | None, like: str | Path, checkpoint: str | Path | None = None
+) -> PromptableSam:
+    """A tuned model for the images of another domain, whose labels it does not know.
+
+    Args:
+        tuned: tuned file; None for the untouched base of `like`.
+        like: tuned file of the domain whose images it will see.
+        checkpoint: checkpoint of the base of `tuned`.
+
+    Returns:
+        the model in evaluation mode, without the learned tokens of its labels: it takes prompts of
+        any label.
+
+    Raises:
+        DataError: its base takes other images; or see `load_tuned`.
+    """
+    base = read_header(like).base
+    if tuned is None:
+        return build_sam(
+            base.name, checkpoint, base.image_size, base.in_channels, base.normalisation
+        ).eval()
+    model = load_tuned(tuned, checkpoint=checkpoint)
+    for field in ("image_size", "in_channels", "normalisation"):
+        own, other = getattr(model.base, field), getattr(base, field)
+        if own != other:
+            raise DataError(
+                f"{tuned}: its base has {field} {own}, that of {like} has {other}; expected models "
+                "that take the same images."
+            )
+    if model.classes:
+        model.learned = None
+    return model
 
 
 class Domains(nn.Module):

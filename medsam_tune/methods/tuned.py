@@ -98,6 +98,16 @@ def read_header(path: str | Path) -> TunedHeader:
     return parse_header(metadata[_KEY], str(path))
 
 
+def tuned_names(path: str | Path) -> list[str]:
+    """Names of the tensors in a tuned file; no weights are read.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    names: list[str] = _opened(Path(path), lambda file: list(file.keys()))
+    return names
+
+
 def tuned_size(path: str | Path) -> tuple[int, int]:
     """Number of tuned parameters in a tuned file, and the file's bytes; no weights are read.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -130,3 +131,14 @@ def test_what_is_no_place_of_scans_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(DataError, match=message):
             find_scans(tmp_path / place, subset=subset)
+
+
+def test_scans_of_a_domain(tmp_path: Path) -> None:
+    """A datalist to predict needs no labels; a column says the domain of each scan."""
+    entries = [{"image": "a.nii", "domain": "ct"}, {"image": "b.nii", "domain": "mr"}]
+    place = tmp_path / "mixed.json"
+    place.write_text(json.dumps({"test": entries}))
+    assert [case.id for case in find_scans(place, domain="mr").cases] == ["b"]
+    assert [case.id for case in find_scans(place).cases] == ["a", "b"]
+    with pytest.raises(DataError, match="is no datalist, so it has no domain 'mr'"):
+        find_scans(tmp_path, domain="mr")

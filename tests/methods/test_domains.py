@@ -10,10 +10,11 @@ import peft
 import pytest
 import torch
 
+from medsam_tune.errors import DataError
 from medsam_tune.methods import apply_method
-from medsam_tune.methods.domains import Domains
+from medsam_tune.methods.domains import Domains, load_elsewhere
 from medsam_tune.methods.tuned import save_tuned
-from medsam_tune.sam.build import fingerprint
+from medsam_tune.sam.build import build_sam, fingerprint
 from medsam_tune.sam.model import PromptableSam
 from tests.conftest import image_and_boxes
 from tests.methods.test_methods import train
@@ -181,3 +182,25 @@ def test_new_domains_train_as_the_base_does(tiny_sam: Build) -> None:
         "image_encoder.blocks.0.attn.q_proj"
     )
     assert layer.r == {"default": 5}  # "cat" is the default: the ranks' sum
+
+
+def test_elsewhere_a_model_has_no_labels(tmp_path: Path) -> None:
+    """It answers as it does to a prompt of no class; the untouched base is there by itself."""
+    tuned = apply_method(build_sam("nano", image_size=64), "lora", num_classes=2)
+    image, boxes = image_and_boxes(64)
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.02 * torch.randn_like(parameter))
+    path = save_tuned(tuned.eval(), tmp_path / "ct.safetensors", {1: "liver", 2: "spleen"})
+    none = torch.full(boxes.shape[:2], -1)
+    with torch.inference_mode():
+        expected = tuned(image, boxes, classes=none)
+        torch.testing.assert_close(load_elsewhere(path, path)(image, boxes), expected)
+        untouched = build_sam("nano", image_size=64).eval()(image, boxes)
+        torch.testing.assert_close(load_elsewhere(None, path)(image, boxes), untouched)
+    assert not torch.allclose(expected, untouched)
+    larger = apply_method(build_sam("nano", image_size=128), "decoder")
+    other = save_tuned(larger, tmp_path / "mr.safetensors")
+    with pytest.raises(DataError, match=r"image_size 128, that of .* has 64"):
+        load_elsewhere(other, path)

@@ -1,0 +1,264 @@
+"""`domains`: what it trains and judges, what it does not do again, and whose model predicts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medsam_tune import multi_domain
+from medsam_tune.cli.domains import domain_runs, one_by_one, read_recipe
+from medsam_tune.errors import DataError
+from medsam_tune.failures import REFUSED, USER
+from medsam_tune.methods import apply_method
+from medsam_tune.methods.tuned import load_tuned, read_header, save_tuned
+from medsam_tune.multi_domain import Domain, Plan, read_domains, tune_domains
+from medsam_tune.runs import TUNED, RunRecord, write_record, write_state
+from medsam_tune.sam.build import build_sam
+from medsam_tune.sam.model import PromptableSam
+from tests.evaluation.test_compare import evaluated
+
+Calls = list[tuple[list[str], dict[str, Any]]]
+DICE = {"ct-by-untouched": 0.5, "ct-by-mr": 0.4, "ct-by-full-ct": 0.9, "ct-by-full-ct-mr": 0.6}
+SIZE = 64
+
+
+def untuned(checkpoint: Path | None) -> PromptableSam:
+    return build_sam("nano", checkpoint, SIZE)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    """The bundle runs, as configs and settings; each leaves what it leaves."""
+    seen: Calls = []
+
+    def run(_: str, configs: list[str], given: dict[str, Any]) -> None:
+        seen.append((configs, given))
+        if "run_dir" in given:
+            folder = Path(given.get("output_dir", Path(given["run_dir"]) / "evaluation")).parent
+            assert configs == ["evaluate.yaml", *["other_model.yaml"] * ("other" in given)]
+            evaluated(folder, DICE.get(folder.name, 0.8), "slices")
+            return
+        folder = Path(given["output_dir"])
+        folder.mkdir()
+        method = "full" if "method_full.yaml" in configs else "lora"
+        base = untuned(given.get("checkpoint"))
+        if "larger.yaml" in configs:
+            base = build_sam("nano", None, 2 * SIZE)
+        save_tuned(apply_method(base, method), folder / TUNED, {1: "liver"})
+        checkpoint = given.get("checkpoint")
+        said = None if checkpoint is None else str(checkpoint)
+        write_record(folder, RunRecord(None, None, said, {}, {}, 0.05, 0, mixture={"box": 1}))
+        write_state(folder, "finished", 1, 1, 60.0)
+
+    monkeypatch.setattr(multi_domain, "run_bundle", run)
+    return seen
+
+
+def plan(folder: Path, **changes: Any) -> Plan:
+    domains = [Domain(name, folder / f"{name}.json", "volume", "lora") for name in ("ct", "mr")]
+    given: dict[str, Any] = {"domains": domains, "image_size": SIZE, "class_agnostic": True}
+    return Plan(output=folder / "O", **(given | changes))
+
+
+def test_each_domain_is_judged_by_each_model(calls: Calls, tmp_path: Path) -> None:
+    asked = plan(tmp_path, forgetting=("ct", "mr"), settings={"epochs": 3, "tolerance": 1.0})
+    text, failed = tune_domains(asked)
+    assert not failed
+    trained = [(configs, given) for configs, given in calls if configs[0] == "train.yaml"]
+    assert [Path(given["output_dir"]).name for _, given in trained] == [
+        *("ct", "mr", "full-ct", "full-ct-mr")
+    ]
+    assert trained[0][0] == ["train.yaml", "method_lora.yaml", "class_agnostic.yaml"]
+    assert (trained[0][1]["epochs"], "tolerance" in trained[0][1]) == (3, False)
+    # full tuning goes on with the weights that it left
+    assert trained[3][1]["checkpoint"] == asked.output / "full-ct.pth"
+    judged = {
+        Path(given["output_dir"]).parent.name: given for _, given in calls if "other" in given
+    }
+    assert [*judged] == [
+        *("ct-by-untouched", "ct-by-mr", "ct-by-combined"),
+        *("mr-by-untouched", "mr-by-ct", "mr-by-combined"),
+        *("ct-by-full-ct", "ct-by-full-ct-mr"),
+    ]
+    assert judged["ct-by-untouched"]["other"] is None
+    assert judged["ct-by-mr"]["other"] == asked.output / "mr" / TUNED
+    assert judged["ct-by-mr"]["run_dir"] == asked.output / "ct"
+    assert (judged["ct-by-mr"]["tolerance"], "epochs" in judged["ct-by-mr"]) == (1.0, False)
+    assert judged["ct-by-full-ct-mr"]["other_checkpoint"] == asked.output / "full-ct.pth"
+    found = json.loads((asked.output / "domains.json").read_text())
+    means = {name: entry["mean"] for name, entry in found["matrix"]["ct"].items()}
+    assert means == pytest.approx({"untouched": 0.465, "ct": 0.765, "mr": 0.365, "combined": 0.765})
+    lost = found["forgetting"]
+    assert (lost["old"], lost["new"]) == ("ct", "mr")
+    assert lost["difference"] == pytest.approx(-0.3)
+    assert "| ct | 8 | 0.465 (0.4" in text
+    assert "a change of -0.300 (-0.300 to -0.300)" in text
+    assert found["domains"]["ct"]["bytes"] == (asked.output / "ct" / TUNED).stat().st_size
+    calls.clear()
+    assert tune_domains(asked) == (text, {})
+    assert not calls
+    combined = asked.output / "combined.safetensors"
+    assert load_tuned(combined).tuning is not None
+    assert read_header(combined).tuning.options["config"]["r"] == 16  # two of rank 8, side by side
+    with pytest.raises(DataError, match="holds another set of domains: class_agnostic was True"):
+        tune_domains(plan(tmp_path, class_agnostic=False))
+
+
+def test_what_fails_does_not_end_the_others(
+    calls: Calls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A domain of another base is left out, and its data is judged by no other model."""
+    overlay = tmp_path / "larger.yaml"
+    overlay.write_text("epochs: 2\n")
+    monkeypatch.chdir(tmp_path)
+    asked = plan(tmp_path)
+    odd = Domain("xr", tmp_path / "xr.json", "volume", "lora", ("larger.yaml",))
+    text, failed = tune_domains(replace(asked, domains=[*asked.domains, odd]))
+    assert [*failed] == ["xr"]
+    assert "image_size 128" in failed["xr"]
+    assert "domains share one" in failed["xr"]
+    assert "by xr" not in text
+    assert "failed: xr" in text
+    assert [*read_domains(asked.output).runs] == ["ct", "mr"]
+
+
+def test_an_overlay_that_does_not_fit_is_refused_first(calls: Calls, tmp_path: Path) -> None:
+    odd = Domain("aerial", tmp_path / "a.json", "image", "lora", ("satellite.yaml",))
+    with pytest.raises(ValueError, match=r"domain aerial, tuned by lora: satellite.yaml is of"):
+        tune_domains(replace(plan(tmp_path), domains=[*plan(tmp_path).domains, odd]))
+    fitting = replace(odd, method="adapter")
+    several = [*plan(tmp_path).domains, fitting]
+    with pytest.raises(ValueError, match="domain aerial, tuned by full"):
+        tune_domains(replace(plan(tmp_path), domains=several, forgetting=("ct", "aerial")))
+    assert not calls
+    assert not (tmp_path / "O").exists()
+
+
+RECIPE = {"method": "lora", "domains": {"ct": {"datalist": "d.json"}, "mr": {"datalist": "d.json"}}}
+
+
+def recipe(folder: Path, **changes: Any) -> Path:
+    (folder / "d.json").write_text("{}")
+    path = folder / "multi_domain.yaml"
+    path.write_text(json.dumps({**RECIPE, **changes}))  # JSON is YAML
+    return path
+
+
+def test_recipe(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("{}")
+    first = {"datalist": "d.json", "overlays": ["own.yaml", "few_shot.yaml"], "method": "full"}
+    domains = {"ct": first, "mr": RECIPE["domains"]["mr"]}  # type: ignore[index]
+    found = read_recipe(recipe(tmp_path, domains=domains, image_size=128), tmp_path / "O")
+    ct, mr = found.domains
+    assert (ct.method, mr.method, found.image_size) == ("full", "lora", 128)
+    assert ct.overlays == (str(tmp_path / "own.yaml"), "few_shot.yaml")
+    assert (ct.datalist, ct.bundle) == (tmp_path / "d.json", "volume")
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"domains": None}, "says no domains"),
+        ({"domains": {"ct": {"datalist": "d.json"}}}, "has 1 domain; expected two or more"),
+        ({"domains": {"CT": {}}}, "a domain is named 'CT'"),
+        ({"domains": {"../ct": {}}}, r"a domain is named '../ct'"),
+        ({"domains": {"combined": {}}}, "a domain is named 'combined'"),
+        ({"domains": {"ct": {}}}, "the domain ct has no datalist"),
+        ({"domains": {"ct": {"datalist": "no.json"}}}, "no.json: no such datalist"),
+        ({"domains": {"ct": {"data": "d.json"}}}, "has 'data'; known: .* Did you mean 'datalist'"),
+        ({"domains": {"ct": ["d.json"]}}, r"domains::ct is \['d.json'\]; expected the keys"),
+        ({"method": None}, "the domain ct has no method"),
+        ({"method": "lore"}, "method 'lore' is unknown; .* Did you mean 'lora'"),
+        ({"image_size": "128"}, "image_size: '128'; expected a whole number"),
+        ({"class_agnostic": 1}, "class_agnostic: 1; expected true or false"),
+        ({"forgetting": ["ct"]}, r"forgetting is \['ct'\]; expected two of the domains ct, mr"),
+        ({"forgetting": ["ct", "xr"]}, "expected two of the domains ct, mr"),
+        ({"model": "vit_b"}, "vit_b needs --checkpoint"),
+        ({"epochs": 3}, "has 'epochs'; known: method"),
+    ],
+)
+def test_recipes_that_are_refused(tmp_path: Path, changes: dict[str, Any], error: str) -> None:
+    with pytest.raises((DataError, ValueError), match=error):
+        read_recipe(recipe(tmp_path, **changes), tmp_path / "O")
+
+
+def test_no_recipe(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such recipe"):
+        read_recipe(tmp_path / "no.yaml", tmp_path / "O")
+    (tmp_path / "odd.yaml").write_text("a: [")
+    with pytest.raises(DataError, match="is no YAML"):
+        read_recipe(tmp_path / "odd.yaml", tmp_path / "O")
+
+
+def mixed(folder: Path, *domains: str | None) -> Path:
+    """A datalist without labels, a scan of each domain."""
+    entries = [
+        {"image": f"{n}.nii.gz", **({} if name is None else {"domain": name})}
+        for n, name in enumerate(domains)
+    ]
+    (folder / "mixed.json").write_text(json.dumps({"test": entries}))
+    return folder / "mixed.json"
+
+
+def test_each_scan_goes_to_the_run_of_its_domain(tmp_path: Path) -> None:
+    (tmp_path / "domains.json").write_text(json.dumps({"format": 1, "domains": {"ct": 0, "mr": 0}}))
+    ct, mr = tmp_path / "ct", tmp_path / "mr"
+    asked = mixed(tmp_path, "mr", "ct", "mr")
+    assert domain_runs(tmp_path, None, asked) == {"mr": [mr], "ct": [ct]}
+    assert domain_runs(tmp_path, "ct", tmp_path / "scan.nii") == {None: [ct]}
+    for scans, name, error in (
+        (asked, "xr", "has no domain 'xr'; it has ct, mr"),
+        (mixed(tmp_path, "ct", None), None, "1 of 2 scans have no domain: 1; expected"),
+        (tmp_path / "scan.nii", None, "is no datalist that says the domain"),
+    ):
+        with pytest.raises(DataError, match=error):
+            domain_runs(tmp_path, name, scans)
+    with pytest.raises(DataError, match="has no domain 'xr'"):
+        domain_runs(tmp_path, None, mixed(tmp_path, "xr"))
+    with pytest.raises(DataError, match=r"no domains.json in it"):
+        domain_runs(tmp_path / "other", None, asked)
+
+
+def ends(code: int | None) -> Callable[[], None]:
+    def job() -> None:
+        if code is not None:
+            raise SystemExit(code)
+
+    return job
+
+
+def fails() -> None:
+    raise DataError("scan.nii: is no scan.")
+
+
+@pytest.mark.parametrize(
+    ("jobs", "code"),
+    [
+        ([ends(None), ends(REFUSED)], REFUSED),
+        ([ends(USER), ends(None)], REFUSED),
+        ([fails, ends(None)], REFUSED),
+        ([fails, ends(USER)], USER),
+        ([ends(143), ends(None)], 143),
+    ],
+)
+def test_exit_code_of_several_domains(jobs: list[Callable[[], None]], code: int) -> None:
+    done: list[int] = []
+    last = jobs[-1]
+
+    def counted() -> None:
+        done.append(1)
+        last()
+
+    with pytest.raises(SystemExit) as error:
+        one_by_one({"ct": jobs[0], "mr": counted})
+    assert error.value.code == code
+    assert len(done) == (code != 143)
+
+
+def test_several_domains_that_are_done() -> None:
+    one_by_one({"ct": ends(None), "mr": ends(0)})
