@@ -49,7 +49,8 @@ from medsam_tune.training.batches import prepare_batch
 
 RESULTS = Path(__file__).parent / "results"
 CONFIGS = Path(__file__).parents[1] / "bundles" / "sam_volume" / "configs"
-METHODS = ("decoder", "prompt")
+METHODS = ("decoder", "prompt", "lora", "adapter")
+LAST_BLOCKS = 2  # of the encoder, that lora and adapter tune; what is before them is cached
 OBJECTS = (1, 4)  # objects of an image: as in the loop, and as the recipe draws
 SLOW = 5.0  # seconds of a step that needs no warming up
 
@@ -81,6 +82,8 @@ def recipe(data: Path, model: str, size: int, method: str, device: str, **more: 
     parser = ConfigParser()
     overlay = [] if method == "decoder" else [CONFIGS / f"method_{method}.yaml"]
     parser.read_config([CONFIGS / "train.yaml", *overlay])
+    if method in ("lora", "adapter"):
+        more = {"network_def::last_blocks": LAST_BLOCKS, **more}
     values = {
         **{"datalist": str(data), "model": model, "image_size": size, "device": device},
         **{"batch_size": 4, "objects": 1, "num_workers": 0, "views": 4},
@@ -342,7 +345,9 @@ def main() -> None:
         "The loop is the source note's: stock segment_anything, one image with one box at a time, "
         "from memory. Ours are steps of the shipped recipe with one object of each image, or 4, "
         "from the slices on disk to the optimizer: reading, augmentation, prompts, loss. A view's "
-        "first epoch encodes and stores; K views have K such epochs. Seconds (on a CPU, the "
+        "first epoch encodes and stores; K views have K such epochs. "
+        f"`lora` and `adapter` tune the last {LAST_BLOCKS} blocks, and the tokens before those are "
+        "stored. Seconds (on a CPU, the "
         f"processor's) are the median of {options.repeats} steps by turns, with their range.\n",
     ]
 

@@ -144,14 +144,27 @@ class ImageEncoder(ImageEncoderViT):
         for block in self.blocks:
             block.compile(*args, **kwargs)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, S, S) normalised image -> (B, D, S/16, S/16) embedding."""
-        x = self.patch_embed(x) + self.pos_embed
-        for block in self.blocks:
+    def forward(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        """Embed images, or do a part of it.
+
+        Args:
+            x: (B, C, S, S) normalised image; from a later block on, (B, G, G, W) tokens.
+            start: first block to run.
+            stop: block before which it ends; None for the end.
+
+        Returns:
+            (B, D, G, G) embedding; before a block, the tokens (B, G, G, W) that it takes.
+        """
+        if start == 0:
+            x = self.patch_embed(x) + self.pos_embed
+            x = x.contiguous()  # one layout, so that tokens that were stored give the same numbers
+        for block in self.blocks[start:stop]:
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, use_reentrant=False)
             else:
                 x = block(x)
+        if stop is not None:
+            return x
         return self.neck(x.permute(0, 3, 1, 2))  # type: ignore[no-any-return]
 
 

@@ -184,6 +184,44 @@ class PromptableSam(nn.Module):
         """K of a model that knows K classes, by prompts or without; else 0."""
         return 0 if self.learned is None else self.learned.classes
 
+    @property
+    def frozen_blocks(self) -> int | None:
+        """Number of encoder blocks before the first that is trained; None if none of it is."""
+        encoder = self.image_encoder
+        if not any(p.requires_grad for p in encoder.parameters()):
+            return None
+        if not isinstance(encoder, ImageEncoder):
+            return 0
+        start = (*encoder.patch_embed.parameters(), encoder.pos_embed)
+        if any(p is not None and p.requires_grad for p in start):
+            return 0
+        trained = (any(p.requires_grad for p in block.parameters()) for block in encoder.blocks)
+        return next((n for n, one in enumerate(trained) if one), len(encoder.blocks))
+
+    def encode_frozen(self, image: Tensor) -> Tensor:
+        """The part of `encode` that training does not change.
+
+        Args:
+            image: see `encode`.
+
+        Returns:
+            (B, D, G, G) embedding, if nothing of the encoder is trained; else the tokens
+            (B, G, G, W) that the first trained block takes.
+
+        Raises:
+            ValueError: the first block is trained already; or see `encode`.
+        """
+        if (blocks := self.frozen_blocks) == 0:
+            raise ValueError("the image encoder is trained from its first block on.")
+        normalised = self._normalised(image)
+        part = () if blocks is None else (0, blocks)
+        return self.image_encoder(normalised, *part)  # type: ignore[no-any-return]
+
+    def encode_rest(self, frozen: Tensor) -> Tensor:
+        """Embeddings (B, D, G, G) from what `encode_frozen` gave."""
+        blocks = self.frozen_blocks
+        return frozen if blocks is None else self.image_encoder(frozen, blocks)
+
     def encode(self, image: Tensor) -> Tensor:
         """Embed images.
 
@@ -196,6 +234,9 @@ class PromptableSam(nn.Module):
         Raises:
             ValueError: another shape, or an integer image.
         """
+        return self.image_encoder(self._normalised(image))  # type: ignore[no-any-return]
+
+    def _normalised(self, image: Tensor) -> Tensor:
         if image.ndim != 4 or image.shape[-2:] != (self.image_size, self.image_size):
             raise ValueError(
                 f"image has shape {tuple(image.shape)}; expected (B, C, {self.image_size}, "
@@ -203,7 +244,7 @@ class PromptableSam(nn.Module):
             )
         if not image.is_floating_point():
             raise ValueError(f"image is {image.dtype}; expected float in [0, 1]. Divide by 255.")
-        return self.image_encoder((image - self.pixel_mean) / self.pixel_std)  # type: ignore[no-any-return,operator]
+        return (image - self.pixel_mean) / self.pixel_std  # type: ignore[operator]
 
     def decode(self, embedding: Tensor, prompts: Prompts = Prompts()) -> Masks:
         """Masks for P prompts on each of B embedded images, in one pass of the decoder.
@@ -272,15 +313,15 @@ class PromptableSam(nn.Module):
         """Compute `decode(encode(image), Prompts(...))` from separate tensors.
 
         Args:
-            image: (B, C, S, S) float in [0, 1], model frame; with `embedded` (B, D, G, G) float,
-                from `encode`.
+            image: (B, C, S, S) float in [0, 1], model frame; with `embedded` what
+                `encode_frozen` gave.
             boxes: (B, P, 4) float, see `Prompts`.
             points: (B, P, N, 2) float, see `Prompts`.
             point_labels: (B, P, N) int, see `Prompts`.
             masks: (B, P, 4G, 4G) float, see `Prompts`.
             classes: (B, P) int64, see `Prompts`.
             return_quality: give quality and presence as well.
-            embedded: the images are embedded already, and the encoder does not run.
+            embedded: the frozen part of the encoder ran already.
 
         Returns:
             logits (B, P, 4G, 4G), or with `return_quality` all of `Masks`.
@@ -289,7 +330,7 @@ class PromptableSam(nn.Module):
             ValueError: see `encode` and `decode`.
         """
         prompts = Prompts(boxes, points, point_labels, masks, classes)
-        found = self.decode(image if embedded else self.encode(image), prompts)
+        found = self.decode(self.encode_rest(image) if embedded else self.encode(image), prompts)
         return found if return_quality else found.logits
 
     def _counted(self, embedding: Tensor, prompts: Prompts) -> tuple[int, Tensor | None]:

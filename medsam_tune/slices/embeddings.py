@@ -1,4 +1,4 @@
-"""Store of the embeddings of slices by a frozen encoder, beside the slices.
+"""Store of the embeddings of slices by a frozen encoder, or a frozen part of it, beside the slices.
 
 An embedding is a chunk of zarr with a checksum, in a file of its own, which gets its name when it
 is whole. So it can be written whenever a slice is first needed, by many processes at once. A folder
@@ -97,7 +97,7 @@ class EmbeddingStore:
         root: folder of a slice store.
         name: name of the model, the start of the folder's name.
         made_by: all that an embedding depends on besides the slice and the view, as JSON.
-        shape: (D, G, G) of an embedding.
+        shape: (D, G, G) of an embedding, or (G, G, W) of the tokens before a block.
         dtype: "float16", "bfloat16" or "float32", the stored type.
 
     Raises:

@@ -1,11 +1,15 @@
-"""Training on embeddings of a frozen image encoder, each made once."""
+"""Training on what the frozen part of an image encoder gives, each made once.
+
+That is the embedding of a slice, where nothing of the encoder is trained, and else the tokens that
+the first trained block takes. Both are called embeddings here.
+"""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import torch
 from monai.inferers import Inferer
@@ -46,7 +50,7 @@ def embedding_store(
     Args:
         cache: whether there is one.
         root: folder of the slice store.
-        network: model to train, whose encoder is frozen.
+        network: model to train, whose encoder is frozen, or its first blocks are.
         transform: steps of the training's `SliceDataset`.
         prompts: the one of them that draws the prompts.
         rules: rules from scans to slices.
@@ -55,16 +59,18 @@ def embedding_store(
         amp: whether the encoder computes in bfloat16.
 
     Raises:
-        ValueError: a method that trains the encoder, no number of views, or an unknown dtype.
+        ValueError: a method that trains the encoder from the first block on, no number of views, or
+            an unknown dtype.
     """
     if not cache:
         return None
-    if not encoder_is_frozen(network):
+    blocks = network.frozen_blocks
+    if blocks == 0:
         method = "the method" if network.tuning is None else network.tuning.method
         raise ValueError(
-            f"cache is true, but {method} trains the image encoder, so that embeddings change with "
-            "every step. Leave cache out, or train `decoder` or `prompt` (or lora with "
-            "network_def::where=decoder)."
+            f"cache is true, but {method} trains the image encoder from its first block on, so "
+            "that all embeddings change with every step. Leave cache out, train `decoder` or "
+            "`prompt`, or lora or adapter in the last blocks: --set network_def::last_blocks=2."
         )
     if views is None:
         raise ValueError(
@@ -72,14 +78,19 @@ def embedding_store(
             "no embedding would be used twice. Set views to a number, such as 4."
         )
     base = network.base
-    size = network.prompt_encoder.image_embedding_size
-    made_by = {
+    made_by: dict[str, Any] = {
         "base": base.as_dict(),
         "rules": rules.describe(),
         "view": description(transform, prompts),
         "encoded_in": "bfloat16" if amp else "float32",
     }
-    shape = (int(network.prompt_encoder.embed_dim), int(size[0]), int(size[1]))
+    if blocks is None:
+        grid = network.prompt_encoder.image_embedding_size
+        shape = (int(network.prompt_encoder.embed_dim), int(grid[0]), int(grid[1]))
+    else:
+        made_by["blocks"] = blocks
+        rows, columns, width = cast(Tensor, network.image_encoder.pos_embed).shape[1:]
+        shape = (rows, columns, width)
     return EmbeddingStore(root, base.name, made_by, shape, dtype)
 
 
@@ -128,7 +139,7 @@ class FrozenInferer(Inferer):
         return network(self.embed(inputs, network), *prompts, **options, embedded=True)
 
     def embed(self, inputs: Encoded, network: Any) -> Tensor:
-        """Embeddings (B, D, G, G) float32 of a batch; those that are missing are made and kept.
+        """Embeddings of a batch, float32, see `EmbeddingStore`; missing ones are made and kept.
 
         Args:
             inputs: batch, on the device of the network.
@@ -146,7 +157,7 @@ class FrozenInferer(Inferer):
         return found
 
     def _encoded(self, inputs: Encoded, network: Any) -> Iterator[Tensor]:
-        """Embed the images of a batch, in parts (N, D, G, G), float32 as the store will give it."""
+        """Embed the images of a batch, in parts (N, ...), float32 as the store will give it."""
         if inputs.image is None or self.embeddings is None:
             return
         sam = getattr(network, "module", network)
@@ -157,7 +168,7 @@ class FrozenInferer(Inferer):
         size = 1 if inputs.image.device.type == "cpu" else len(places)
         for start in range(0, len(places), size):
             with torch.no_grad():
-                part = sam.encode(inputs.image[start : start + size])
+                part = sam.encode_frozen(inputs.image[start : start + size])
             those = places[start : start + size]
             stored = self.embeddings.rounded(part, those)
             self._keep(those, stored)

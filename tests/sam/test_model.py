@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from medsam_tune.methods import apply_method
 from medsam_tune.prompts import Prompts
 from medsam_tune.sam.model import PromptableSam
 from tests.conftest import image_and_boxes
@@ -148,3 +149,25 @@ def test_statistics_of_any_channels(
     plain = tiny_sam(in_channels=channels, normalisation="medsam")
     assert not plain.pixel_mean.any()
     assert torch.equal(plain.pixel_std, torch.ones(channels, 1, 1))
+
+
+def test_what_training_leaves_of_the_encoder(tiny_sam: Build) -> None:
+    """Blocks before the first that is tuned; their tokens give the embedding, to the bit."""
+    image, _ = image_and_boxes()
+    for method, options, blocks in (
+        ("full", {}, 0),
+        ("decoder", {}, None),
+        ("lora", {"rank": 2, "where": "decoder"}, None),
+        ("lora", {"rank": 2}, 0),
+        ("lora", {"rank": 2, "last_blocks": 1}, 2),
+        ("adapter", {"bottleneck": 4, "last_blocks": 2}, 1),
+    ):
+        sam = apply_method(tiny_sam(), method, **options)
+        assert sam.frozen_blocks == blocks, method
+        if blocks == 0:
+            with pytest.raises(ValueError, match="trained from its first block on"):
+                sam.encode_frozen(image)
+            continue
+        frozen = sam.encode_frozen(image)
+        assert not frozen.requires_grad
+        assert torch.equal(sam.encode_rest(frozen.clone()), sam.encode(image))
