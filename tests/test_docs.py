@@ -72,6 +72,13 @@ def test_links_lead_somewhere(path: Path) -> None:
         assert not anchor or anchor in anchors(file), target
 
 
+def test_weights_lie_where_download_puts_them() -> None:
+    default = {one.name: one.default for one in get_command(app).commands["download"].params}  # type: ignore[attr-defined]
+    for path in [*PAGES, *ROOT.glob("tutorials/*.ipynb")]:
+        named = re.findall(r"([\w./-]*)sam_vit_[blh]_\w+\.pth", path.read_text(encoding="utf-8"))
+        assert {*named} <= {f"{default['output']}/"}, path
+
+
 def test_each_page_is_in_the_contents() -> None:
     contents = (ROOT / "docs" / "sphinx" / "contents.md").read_text(encoding="utf-8")
     pages = {str(path.relative_to(ROOT).with_suffix("")) for path in ROOT.glob("docs/*.md")}

@@ -37,12 +37,12 @@ def reason(score: Score) -> str:
     if share > TOO_LARGE:
         return f"{share:.1f} times too large, {predicted} for {true}"
     if share < TOO_SMALL:
-        return f"{share:.0%} of the volume, {predicted} for {true}"
+        return f"{share:.0%} of the size, {predicted} for {true}"
     if score.lesions and score.lesions_found is not None and score.lesions_found < score.lesions:
         return f"{score.lesions_found} of {score.lesions} pieces found"
     if score.hd95 is not None:
-        return f"the volume is right, the outline is off (HD95 {score.hd95:.1f} {score.unit})"
-    return "the volume is right, its place is not"
+        return f"the size is right, the outline is off (HD95 {score.hd95:.1f} {score.unit})"
+    return "the size is right, its place is not"
 
 
 def _volume(score: Score, voxels: int) -> str:

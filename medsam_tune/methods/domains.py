@@ -75,7 +75,7 @@ class Domains(nn.Module):
         base: untuned base; it gets frozen.
 
     Example:
-        >>> domains = Domains(build_sam("vit_b", "sam_vit_b_01ec64.pth"))
+        >>> domains = Domains(build_sam("vit_b", "checkpoints/sam_vit_b_01ec64.pth"))
         >>> domains.add("ct", "runs/ct/tuned.safetensors")
         >>> domains.add("mr", "runs/mr/tuned.safetensors")
         >>> domains(image, ["ct", "mr"], boxes)  # one batch, each image by its own domain

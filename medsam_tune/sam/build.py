@@ -201,7 +201,10 @@ def read_checkpoint(path: str | Path, arch: Architecture) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint; expected a .pth or .safetensors.")
+        raise FileNotFoundError(
+            f"{path}: no such checkpoint; expected a .pth or .safetensors. medsam-tune download "
+            f"fetches the published ones into checkpoints/."
+        )
     state = read_state(path)
     found = _architecture_of(state)
     if found != arch.name:

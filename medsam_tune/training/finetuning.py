@@ -54,7 +54,7 @@ def finetune(
         FloatingPointError: the loss is NaN or infinite.
 
     Example:
-        >>> model = build_sam("vit_b", "sam_vit_b_01ec64.pth")
+        >>> model = build_sam("vit_b", "checkpoints/sam_vit_b_01ec64.pth")
         >>> finetune(model, loader, epochs=10, lr=1e-4)
         >>> save_tuned(model, "tuned.safetensors")
     """

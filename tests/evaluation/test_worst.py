@@ -22,7 +22,7 @@ def score(case: str, dice: float | None, true: int, predicted: int, **more: Any)
         (score("a", 0.0, 900, 0), "a spleen 0.000: nothing predicted, 9 ml are annotated"),
         (score("a", 0.0, 0, 250), "a spleen 0.000: nothing is annotated, 2.5 ml are predicted"),
         (score("a", 0.5, 900, 1800), "a spleen 0.500: 2.0 times too large, 18 ml for 9 ml"),
-        (score("a", 0.5, 900, 300), "a spleen 0.500: 33% of the volume, 3 ml for 9 ml"),
+        (score("a", 0.5, 900, 300), "a spleen 0.500: 33% of the size, 3 ml for 9 ml"),
         (score("a", 0.5, 9, 9, lesions=3, lesions_found=1), "a spleen 0.500: 1 of 3 pieces found"),
         (score("a", 0.5, 9, 9, hd95=12.34), "outline is off (HD95 12.3 mm)"),
         (score("a", 0.5, 9, 27, unit="px"), "3.0 times too large, 27 pixels for 9 pixels"),
