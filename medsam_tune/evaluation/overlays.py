@@ -13,13 +13,13 @@ from ignite.engine import Engine, Events
 from matplotlib.colors import to_hex
 from torch import Tensor
 
-from medsam_tune.evaluation.metrics import annotated
+from medsam_tune.evaluation.label_maps import annotated
 from medsam_tune.evaluation.pictures import Panel, Place, colours_of, draw, panel_of
 from medsam_tune.evaluation.results import INDEX
 from medsam_tune.evaluation.scores import CaseScores
 from medsam_tune.evaluation.volumes import load_part, part_of, save_part, write_part
 from medsam_tune.files import write_json
-from medsam_tune.inference.canvas import labels_of
+from medsam_tune.inference.canvas import labels_of, smallest_type
 from medsam_tune.inference.simulated import parse_kind
 from medsam_tune.prompts import SlicePrompts
 from medsam_tune.ranks import gathered, is_main
@@ -225,7 +225,9 @@ def _plain_panel(panel: Panel) -> dict[str, Any]:
         for title, given in panel.prompts.items()
     }
     place = {"pixel": panel.place.pixel, "axes": panel.place.axes}
-    return {**vars(panel), "prompts": prompts, "place": place}
+    columns = panel.columns.items()
+    small = {title: maps.to(smallest_type([int(maps.max())])) for title, maps in columns}
+    return {**vars(panel), "columns": small, "prompts": prompts, "place": place}
 
 
 def _panel_from(content: Mapping[str, Any]) -> Panel:

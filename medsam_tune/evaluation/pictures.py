@@ -16,7 +16,7 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medsam_tune.evaluation.metrics import overlap
+from medsam_tune.evaluation.label_maps import overlaps
 from medsam_tune.prompts import SlicePrompts
 
 COLOURS = [to_rgb(colour) for colour in mpl.color_sequences["petroff10"]]
@@ -249,6 +249,6 @@ def _draw_prompts(
 
 
 def _mean_dice(maps: Tensor, truth: Tensor, labels: Mapping[int, str]) -> float | None:
-    values = [overlap(maps.cpu() == label, truth.cpu() == label)[0] for label in labels]
+    values = overlaps(maps, truth, [*labels]).values()
     counted = [value for value in values if value is not None]
     return float(np.mean(counted)) if counted else None

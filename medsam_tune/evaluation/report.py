@@ -203,10 +203,6 @@ def _cell_interval(found: Mapping[str, Any]) -> str:
     return f"{found['mean']:.3f} ({low:.3f} to {high:.3f}){'*' * bool(found['note'])}"
 
 
-def _values(rows: Iterable[Mapping[str, str]], key: str, label: str) -> list[float]:
-    return [float(row[key]) for row in rows if row["label"] == label and row.get(key)]
-
-
 def _boxes(results: Results) -> list[dict[str, str]]:
     """Box plots of Dice and NSD of each label, by the first kind of prompts."""
     found = []
@@ -214,7 +210,7 @@ def _boxes(results: Results) -> list[dict[str, str]]:
         groups = {
             entry["name"]: values
             for label, entry in results.labels.items()
-            if (values := _values(results.first, key, label))
+            if (values := [float(row[key]) for row in results.rows_of(label) if row.get(key)])
         }
         if groups:
             caption = f"{name} of each case {by(results.summary['prompts'], results.summary)}; the "
@@ -228,9 +224,8 @@ def _volumes(results: Results) -> list[dict[str, str]]:
     for label, entry in results.labels.items():
         pairs = [
             (float(row["truth_volume"]), float(row["predicted_volume"]))
-            for row in results.first
-            if row["label"] == label and row.get("truth_volume") and entry["unit"]
-            if row["dice"]
+            for row in results.rows_of(label)
+            if row.get("truth_volume") and entry["unit"] and row["dice"]
         ]
         if len(pairs) > 1:
             unit = "ml" if entry["unit"] == "mm" else "px"

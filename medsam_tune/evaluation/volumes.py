@@ -6,13 +6,13 @@ import gzip
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 from torch import Tensor
+
+from medsam_tune.evaluation.label_maps import parts_of, renumbered
 
 PARTS = ("image", "truth", "prediction")
 """Files of a case, each `.nii.gz`, in a folder of its name beside its picture."""
@@ -82,22 +82,23 @@ def part_of(
         axes: directions in which columns, rows and slices run; "" where they are unknown.
     """
     maps = [one.cpu().numpy() for one in (truth, prediction)]
-    there = set(np.unique(maps[0]).tolist()) | set(np.unique(maps[1]).tolist())
-    seen = [label for label in labels if label in there][:MOST_LABELS]
+    parts = {k: one for k, one in parts_of(maps, labels).items() if one[0].stop}
+    seen = [label for label in labels if label in parts][:MOST_LABELS]
     if not seen:
         return None
-    numbered = [_numbered(one, seen) for one in maps]
     steps = tuple(float(step) for step in spacing or (1.0, 1.0, 1.0))
-    (box,) = ndimage.find_objects((np.maximum(*numbered) > 0).astype(np.uint8))
-    shape = numbered[0].shape
+    margins = [int(MARGIN / step) + 1 for step in steps]
     wide = [
-        slice(max(0, one.start - margin), min(size, one.stop + margin))
-        for one, size, margin in zip(box, shape, (int(MARGIN / s) + 1 for s in steps), strict=True)
+        slice(max(0, min(one.start for one in own) - margin), max(one.stop for one in own) + margin)
+        for own, margin in zip(zip(*(parts[k] for k in seen), strict=True), margins, strict=True)
     ]
+    wide = [slice(*one.indices(size)) for one, size in zip(wide, truth.shape, strict=True)]
     thinned = _thinned([one.stop - one.start for one in wide], steps)
     cut = tuple(slice(one.start, one.stop, step) for one, step in zip(wide, thinned, strict=True))
     grey = image[:, image.shape[1] // 2].cpu().numpy()
-    shown = [np.ascontiguousarray(one[cut], np.uint8) for one in (grey, *numbered)]
+    numbers = {label: number for number, label in enumerate(seen, 1)}
+    numbered = [renumbered(one[cut], numbers) for one in maps]
+    shown = [np.ascontiguousarray(one, np.uint8) for one in (grey[cut], *numbered)]
     return Part(
         image=shown[0],
         truth=shown[1],
@@ -107,14 +108,6 @@ def part_of(
         axes=axes or "LPS",
         thinned=thinned,
     )
-
-
-def _numbered(maps: NDArray[Any], labels: Sequence[int]) -> _Bytes:
-    """Labels as 1, 2, ...; all else is 0."""
-    found = np.zeros(maps.shape, np.uint8)
-    for number, label in enumerate(labels, 1):
-        found[maps == label] = number
-    return found
 
 
 def _thinned(shape: Sequence[int], spacing: Sequence[float]) -> tuple[int, int, int]:
