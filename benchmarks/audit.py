@@ -72,6 +72,10 @@ copyleft licences such as GPL among the packages that are needed at run time.
 | package | version | licence | needed for |
 |---|---|---|---|
 {chr(10).join(rows)}
+
+Carried in the package: `evaluation/niivue/niivue.umd.js.gz`, unchanged from the npm package
+`@niivue/niivue` 0.69.0 (BSD-2-Clause), which contains works under MIT, ISC, BSD and Apache-2.0.
+Their licences are in `evaluation/niivue/LICENSES.txt`, and in each page of `report --viewer`.
 """
 
 

@@ -32,6 +32,8 @@ def test_a_wheel_carries_what_it_needs_and_nothing_else(wheel: Path) -> None:
         "medsam_tune/bundles/exported/configs/inference.yaml",
         "medsam_tune/sam/weights/nano.safetensors",
         "medsam_tune/evaluation/report.html.j2",
+        "medsam_tune/evaluation/niivue/niivue.umd.js.gz",
+        "medsam_tune/evaluation/niivue/LICENSES.txt",
         "medsam_tune/formats/dicom/codes.csv",
         "medsam_tune/py.typed",
     }

@@ -18,6 +18,14 @@ def report(
         Path | None,
         typer.Option(help="The page, .html. Default: report.html in the folder of the evaluation."),
     ] = None,
+    viewer: Annotated[
+        bool,
+        typer.Option(
+            "--viewer",
+            help="With the worst scans in 3-D, annotation and prediction over them. The page grows "
+            "by their voxels and 2 MB; it still needs no network.",
+        ),
+    ] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Write the report of an evaluation: one page, to read, print and send, without a network.
@@ -31,4 +39,4 @@ def report(
         refuse_other_ending(output, ".html")
         for path in (output, output.with_suffix(".md")):
             refuse_taken(path, overwrite, [])
-    typer.echo(f"report: {write_report(run, output)}")
+    typer.echo(f"report: {write_report(run, output, viewer)}")

@@ -6,7 +6,8 @@ import shutil
 from pathlib import Path
 
 from medsam_tune.errors import DataError, listed
-from medsam_tune.evaluation.results import CONFIDENCE, JITTER
+from medsam_tune.evaluation.results import CONFIDENCE, INDEX, JITTER
+from medsam_tune.evaluation.volumes import PARTS
 from medsam_tune.inference.simulated import parse_kind
 from medsam_tune.ranks import is_main, wait
 
@@ -50,8 +51,10 @@ class ResultFolder:
             others |= {
                 one.name
                 for one in pictures.glob("*")
-                if one.suffix != ".png" and one.name != "index.json"
+                if one.suffix != ".png" and one.name != INDEX and not one.is_dir()
             }
+            volumes = {f"{name}.nii.gz" for name in PARTS}
+            others |= {one.name for one in pictures.glob("*/*") if one.name not in volumes}
             if others:
                 raise DataError(
                     f"{folder}: holds other files ({listed(sorted(others), 3)}), and would be "

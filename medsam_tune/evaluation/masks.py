@@ -19,6 +19,7 @@ from medsam_tune.console import EngineProgress
 from medsam_tune.errors import DataError, about, listed, warn
 from medsam_tune.evaluation.about import about_data, about_machine
 from medsam_tune.evaluation.folder import ResultFolder
+from medsam_tune.evaluation.label_maps import renumbered
 from medsam_tune.evaluation.metrics import Measures
 from medsam_tune.evaluation.overlays import Overlays
 from medsam_tune.evaluation.scores import CaseScores
@@ -186,15 +187,13 @@ def _item(
     if label is None:
         raise DataError(f"case {case.id}: has no label; expected one in the datalist.")
     slices, grid = cut(image, rules)
-    truth = cut_label(label, grid)[0].long()
+    truth = cut_label(label, grid)[0]
     mask = torch.zeros_like(truth)
     if path is not None:
         with about(f"mask of case {case.id}"):
             names = {k: data.labels.get(v, f"label {k}") for k, v in numbers.items()}
             given = open_label(path).onto(image, case.image, names, mending)
-        own = cut_label(given, grid)[0].long()
-        for theirs, ours in numbers.items():
-            mask[own == theirs] = ours
+        mask = torch.from_numpy(renumbered(cut_label(given, grid)[0].numpy(), numbers))
     known = image.meta.get("spacing_known", True)
     return {
         "case": case.id,

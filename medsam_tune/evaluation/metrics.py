@@ -25,6 +25,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from medsam_tune.evaluation.borders import boundary_iou, paired
+from medsam_tune.evaluation.label_maps import overlap, parts_of
 from medsam_tune.evaluation.surfaces import SurfaceDistances, surface_distances
 
 EMPTY_RULES = {
@@ -209,7 +210,7 @@ def score_case(
     """
     maps = [answer.prediction, answer.truth, *([] if answer.ellipse is None else [answer.ellipse])]
     arrays = [one.cpu().numpy() for one in maps]
-    parts = _parts(arrays, [*labels])
+    parts = parts_of(arrays, [*labels])
     return [
         _score(answer, arrays, parts[label], label, name, measures)
         for label, name in labels.items()
@@ -312,52 +313,3 @@ def _lesions(predicted: _Mask, true: _Mask) -> tuple[int, int, int]:
     both = predicted & true
     found, hits = len(np.unique(there[both])), len(np.unique(here[both]))
     return count, found, own - hits
-
-
-def _parts(arrays: Sequence[NDArray[Any]], labels: Sequence[int]) -> dict[int, tuple[slice, ...]]:
-    """For each label the smallest part that holds it in all arrays; an empty one if none has it."""
-    ids = np.sort(labels)
-    dense = bool(len(ids)) and int(ids[-1]) < 2**16
-    found: dict[int, tuple[slice, ...]] = {}
-    for array in arrays:
-        if dense:
-            boxes = ndimage.find_objects(array, int(ids[-1]))
-            own = {int(label): boxes[label - 1] for label in ids}
-        else:  # a list of 2**31 boxes would not fit
-            places = np.clip(np.searchsorted(ids, array), 0, len(ids) - 1)
-            boxes = ndimage.find_objects(np.where(ids[places] == array, places + 1, 0), len(ids))
-            own = dict(zip(ids.tolist(), boxes, strict=True))
-        for label, box in own.items():
-            if box is not None:
-                before = found.get(label, box)
-                found[label] = tuple(
-                    slice(min(a.start, b.start), max(a.stop, b.stop))
-                    for a, b in zip(before, box, strict=True)
-                )
-    nowhere = (slice(0, 0),) * arrays[0].ndim
-    return {label: found.get(label, nowhere) for label in labels}
-
-
-def overlap(prediction: _Mask | Tensor, truth: _Mask | Tensor) -> tuple[float | None, float | None]:
-    """Dice and IoU of two binary masks of one shape; None for both if both are empty.
-
-    Args:
-        prediction: bool, any shape.
-        truth: bool, the same shape.
-    """
-    both = int((prediction & truth).sum())
-    total = int(prediction.sum()) + int(truth.sum())
-    return (None, None) if total == 0 else (2 * both / total, both / (total - both))
-
-
-def annotated(*maps: Tensor, truth: Tensor, ignore: int | None) -> tuple[Tensor, ...]:
-    """Label maps with 0 wherever the truth says that nobody annotated.
-
-    Args:
-        maps: integer label maps of the truth's shape; the truth may be one of them.
-        truth: integer label map.
-        ignore: id of the voxels that nobody annotated; None if there are none.
-    """
-    if ignore is None:
-        return maps
-    return tuple(one.masked_fill((truth == ignore).to(one.device), 0) for one in maps)

@@ -10,30 +10,35 @@ from typing import Any, cast
 
 import torch
 from ignite.engine import Engine, Events
+from matplotlib.colors import to_hex
 from torch import Tensor
 
-from medsam_tune.evaluation.metrics import annotated
-from medsam_tune.evaluation.pictures import Panel, Place, draw, panel_of
+from medsam_tune.evaluation.label_maps import annotated
+from medsam_tune.evaluation.pictures import Panel, Place, colours_of, draw, panel_of
 from medsam_tune.evaluation.results import INDEX
 from medsam_tune.evaluation.scores import CaseScores
+from medsam_tune.evaluation.volumes import load_part, part_of, save_part, write_part
 from medsam_tune.files import write_json
-from medsam_tune.inference.canvas import labels_of
+from medsam_tune.inference.canvas import labels_of, smallest_type
 from medsam_tune.inference.simulated import parse_kind
 from medsam_tune.prompts import SlicePrompts
 from medsam_tune.ranks import gathered, is_main
 
 _MOST_KINDS = 3  # columns beside the annotator's: more are too small to see
+_SPARE = 2  # volumes kept for each that is shown: the scores may put the cases in another order
 
 
 class Overlays:
     """Handler of an evaluator over `CaseDataset`: pictures of the worst, median and best cases.
 
     The annotator has the first column, and each of the first kinds of prompts one of its own, with
-    its prompts. `index.json` beside the pictures says which they are. The slices of the other cases
-    lie in a temporary folder until the end. Of several processes, each draws the cases it has.
+    its prompts. `index.json` beside the pictures says which they are. Of the worst scans there is
+    also the part with the objects, as NIfTI, for a report in 3-D: see `volumes`. The slices of the
+    other cases lie in a temporary folder until the end. Of several processes, each draws the cases
+    it has.
 
     Args:
-        output_dir: folder for `<case>.png`.
+        output_dir: folder for `<case>.png` and `<case>/`.
         labels: label id -> name.
         count: number of cases of each: worst, median, best.
         ignore: id of voxels that nobody annotated; nothing is drawn there.
@@ -59,6 +64,7 @@ class Overlays:
         self.scores = scores
         self._folder: TemporaryDirectory[str] | None = None
         self._dice: dict[str, float] = {}
+        self._parts: dict[str, float] = {}  # cases whose volume is kept, with their Dice
 
     def attach(self, engine: Engine) -> None:
         """Attach to an engine; MONAI calls it."""
@@ -69,6 +75,7 @@ class Overlays:
     def _start(self) -> None:
         self._folder = TemporaryDirectory(prefix="medsam_tune-")
         self._dice.clear()
+        self._parts.clear()
 
     def __call__(self, engine: Engine) -> None:
         """Keep some slices of a case after it was segmented."""
@@ -90,16 +97,34 @@ class Overlays:
         )
         self._dice[batch["case"]] = panel.scores[next(iter(names.values()))] or 0.0
         torch.save(_plain_panel(panel), self._kept(len(self._dice) - 1))
+        self._keep_part(batch, maps[0], maps[1])
 
-    def _kept(self, number: int) -> Path:
+    def _keep_part(self, batch: Mapping[str, Any], truth: Tensor, prediction: Tensor) -> None:
+        """Keep the volume of a scan while it is one of the worst so far."""
+        case, kept = batch["case"], self._parts
+        dice, room = self._dice[case], _SPARE * self.count
+        if len(truth) == 1 or not room or (len(kept) == room and dice >= max(kept.values())):
+            return
+        spacing, axes = _voxel(batch), batch.get("axes", "")
+        part = part_of(batch["image"], truth, prediction, [*self.labels], spacing, axes)
+        if part is None:
+            return
+        save_part(self._kept(case, ".npz"), part)
+        kept[case] = dice
+        if len(kept) > room:
+            best = max(kept, key=lambda case: kept[case])
+            self._kept(best, ".npz").unlink()
+            del kept[best]
+
+    def _kept(self, name: int | str, ending: str = ".pt") -> Path:
         assert self._folder is not None  # for mypy: made when the engine started
-        return Path(self._folder.name) / f"{number}.pt"
+        return Path(self._folder.name) / f"{name}{ending}"
 
     def _finish(self) -> None:
         if self._folder is None:
             return
         numbers = {case: number for number, case in enumerate(self._dice)}
-        index = []
+        index: list[dict[str, Any]] = []
         ranked = {case: dice for part in gathered(self._ranked()) for case, dice in part.items()}
         roles = chosen(ranked, self.count)
         for case, role in roles.items():
@@ -119,6 +144,7 @@ class Overlays:
                     "columns": [*panel.columns],
                     "window": self.window,
                     "axes": panel.place.axes,
+                    "volume": self._write_part(case) if role == "worst" else None,
                 }
             )
         drawn = {one["case"]: one for part in gathered(index) for one in part}
@@ -126,6 +152,23 @@ class Overlays:
             write_json(self.output_dir / INDEX, {"pictures": [drawn[case] for case in roles]})
         self._folder.cleanup()
         self._folder = None
+
+    def _write_part(self, case: str) -> dict[str, Any] | None:
+        """Write the volume of a case, if it is kept.
+
+        Returns:
+            what the index says of it: how it was thinned, and its labels.
+        """
+        if case not in self._parts:
+            return None
+        part = load_part(self._kept(case, ".npz"))
+        write_part(self.output_dir / case, part)
+        colours = colours_of([*self.labels])
+        labels = [
+            {"value": value, "name": self.labels[label], "colour": to_hex(colours[label])}
+            for value, label in enumerate(part.labels, 1)
+        ]
+        return {"thinned": [*part.thinned], "labels": labels}
 
     def _ranked(self) -> dict[str, float]:
         """Case -> Dice by the first kind of prompts."""
@@ -159,14 +202,20 @@ def chosen(scores: Mapping[str, float], count: int) -> dict[str, str]:
 
 def _place(batch: Mapping[str, Any]) -> Place:
     """Where the slices of a case lie, in the grid of its label."""
-    spacing, axes = batch.get("spacing"), batch.get("axes", "")
-    label, truth = batch["label"], batch.get("truth", batch["label"])
-    if len(label) == 1:
+    if len(batch["label"]) == 1:
         return Place()
+    voxel = _voxel(batch)
+    return Place(voxel and (voxel[2], voxel[1]), batch.get("axes", ""))
+
+
+def _voxel(batch: Mapping[str, Any]) -> tuple[float, float, float] | None:
+    """Millimetres between the voxels of the label along Z, H and W; None where they are unknown."""
+    spacing, label = batch.get("spacing"), batch["label"]
     if spacing is None:
-        return Place(None, axes)
-    dy, dx = (float(spacing[k]) * truth.shape[k] / label.shape[k] for k in (1, 2))
-    return Place((dx, dy), axes)
+        return None
+    own = batch.get("truth", label).shape  # `spacing` is of the scan's own grid
+    z, y, x = (float(spacing[k]) * own[k] / label.shape[k] for k in range(3))
+    return z, y, x
 
 
 def _plain_panel(panel: Panel) -> dict[str, Any]:
@@ -176,7 +225,9 @@ def _plain_panel(panel: Panel) -> dict[str, Any]:
         for title, given in panel.prompts.items()
     }
     place = {"pixel": panel.place.pixel, "axes": panel.place.axes}
-    return {**vars(panel), "prompts": prompts, "place": place}
+    columns = panel.columns.items()
+    small = {title: maps.to(smallest_type([int(maps.max())])) for title, maps in columns}
+    return {**vars(panel), "columns": small, "prompts": prompts, "place": place}
 
 
 def _panel_from(content: Mapping[str, Any]) -> Panel:

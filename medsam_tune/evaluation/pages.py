@@ -6,6 +6,7 @@ What users named is escaped, and a policy in the page lets no script run but the
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 from collections.abc import Mapping
 from importlib.resources import files
@@ -14,27 +15,29 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 
-def render(template: str, context: Mapping[str, Any], script: str | None = None) -> str:
+def render(template: str, context: Mapping[str, Any], *scripts: str) -> str:
     """Make a page.
 
     Args:
         template: file name of a template of this room that extends `page.html.j2`.
         context: what the template shows; `title`, `subtitle` and `sections` (pairs of id and name)
             at least.
-        script: file name of the page's script; None for none.
+        scripts: files of the page's scripts in this room; those that end in .gz are compressed.
     """
-    text = "" if script is None else _resource(script)
-    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-    source = f"'sha256-{digest}'" if text else "'none'"
+    texts = [resource(name) for name in scripts]
+    digests = [base64.b64encode(hashlib.sha256(one.encode()).digest()).decode() for one in texts]
+    sources = " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"
     pages = Environment(
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
-        loader=FunctionLoader(_resource),
+        loader=FunctionLoader(resource),
     )
     page = pages.get_template(template)
-    return page.render(**context, script=text, script_source=source)
+    return page.render(**context, scripts=texts, script_sources=sources)
 
 
-def _resource(name: str) -> str:
-    return (files("medsam_tune.evaluation") / name).read_text(encoding="utf-8")
+def resource(name: str) -> str:
+    """Text of a file of this room; one that ends in .gz is unpacked."""
+    content = (files("medsam_tune.evaluation") / name).read_bytes()
+    return (gzip.decompress(content) if name.endswith(".gz") else content).decode()

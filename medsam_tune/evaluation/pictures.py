@@ -16,7 +16,7 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medsam_tune.evaluation.metrics import overlap
+from medsam_tune.evaluation.label_maps import overlaps
 from medsam_tune.prompts import SlicePrompts
 
 COLOURS = [to_rgb(colour) for colour in mpl.color_sequences["petroff10"]]
@@ -133,10 +133,7 @@ def draw(path: str | Path, panel: Panel, labels: Mapping[int, str]) -> Path:
     size = (unit * count, unit * len(truth) * height * dy / (width * dx) + 0.6 + legend)
     figure = Figure(figsize=size, dpi=130)
     axes = figure.subplots(len(truth), count, squeeze=False)
-    palette = COLOURS
-    if len(labels) > len(COLOURS):
-        palette = [to_rgb(colour) for colour in mpl.color_sequences["tab20"]]
-    colours = {label: palette[i % len(palette)] for i, label in enumerate(labels)}
+    colours = colours_of([*labels])
     for row, z in enumerate(panel.slices):
         for column, (title, maps) in enumerate(panel.columns.items()):
             axis = axes[row, column]
@@ -175,6 +172,14 @@ def draw(path: str | Path, panel: Panel, labels: Mapping[int, str]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     return path
+
+
+def colours_of(labels: Sequence[int]) -> dict[int, tuple[float, float, float]]:
+    """Colour of each label, red, green and blue from 0 to 1; of many labels some share one."""
+    palette = COLOURS
+    if len(labels) > len(COLOURS):
+        palette = [to_rgb(colour) for colour in mpl.color_sequences["tab20"]]
+    return {label: palette[i % len(palette)] for i, label in enumerate(labels)}
 
 
 def _mark(axis: mpl.axes.Axes, place: Place, width: int, height: int) -> None:
@@ -244,6 +249,6 @@ def _draw_prompts(
 
 
 def _mean_dice(maps: Tensor, truth: Tensor, labels: Mapping[int, str]) -> float | None:
-    values = [overlap(maps.cpu() == label, truth.cpu() == label)[0] for label in labels]
+    values = overlaps(maps, truth, [*labels]).values()
     counted = [value for value in values if value is not None]
     return float(np.mean(counted)) if counted else None

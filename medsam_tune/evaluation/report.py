@@ -1,7 +1,7 @@
 """One page about an evaluation, made from its files alone: report.html and report.md.
 
-The page needs no network and no script, and holds no name of a file or a patient besides the ids of
-the cases.
+The page needs no network, nor a script but to sort its table and for volumes in 3-D, and holds no
+name of a file or a patient besides the ids of the cases.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from PIL import Image
 
 from medsam_tune.evaluation.figures import bland_altman, box_plot, curves, scatter
 from medsam_tune.evaluation.markdown import markdown
-from medsam_tune.evaluation.pages import render
+from medsam_tune.evaluation.pages import render, resource
 from medsam_tune.evaluation.results import CONFIDENCE, INDEX, JITTER, Results, read_results
+from medsam_tune.evaluation.viewer import LICENCES, SCRIPTS, viewer_of
 from medsam_tune.evaluation.words import (
     brackets,
     by,
@@ -55,30 +56,33 @@ _PER_CASE = {
 }
 
 
-def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
+def write_report(
+    folder: str | Path, output: str | Path | None = None, viewer: bool = False
+) -> Path:
     """Write the page of an evaluation, and the same as Markdown beside it.
 
     Args:
         folder: folder of a run or of an evaluation.
         output: .html file; by default report.html in the folder of the evaluation.
+        viewer: with the worst scans in 3-D, in some megabytes more.
 
     Returns:
         path of the page.
 
     Raises:
-        DataError: see `read_results`.
+        DataError: see `read_results`; and with `viewer`, see `viewer_of`.
     """
     results = read_results(folder)
     output = results.folder / REPORT if output is None else Path(output)
-    context = _context(results)
-    html = render("report.html.j2", context, "report.js")
+    context = _context(results, viewer)
+    html = render("report.html.j2", context, "report.js", *(SCRIPTS if viewer else ()))
     for path, text in ((output, html), (output.with_suffix(".md"), markdown(context))):
         with written_whole(path) as file:
             file.write_text(text, encoding="utf-8")
     return output
 
 
-def _context(results: Results) -> dict[str, Any]:
+def _context(results: Results, viewer: bool) -> dict[str, Any]:
     """What the page shows."""
     summary = results.summary
     data = summary.get("data") or {}
@@ -89,6 +93,7 @@ def _context(results: Results) -> dict[str, Any]:
     groups = [*_groups(summary)]
     sections = [("summary", "Summary"), ("labels", "Labels")]
     sections += [("spread", "Spread")] * bool(boxes) + [("pictures", "Pictures")] * bool(pictures)
+    sections += [("viewer", "In 3-D")] * viewer
     sections += [("volumes", sized(summary, "Volumes"))] * bool(volumes)
     sections += [("groups", "Groups")] * bool(groups)
     sections += [("jitter", "Box quality")] * (jitter is not None)
@@ -111,6 +116,9 @@ def _context(results: Results) -> dict[str, Any]:
         "boxes": boxes,
         "pictures": pictures,
         "picture_note": picture_note,
+        "viewer": viewer_of(results) if viewer else None,
+        "viewer_by": by(summary["prompts"], summary) if viewer else "",
+        "viewer_licences": resource(LICENCES) if viewer else "",
         "volumes": volumes,
         "sizes": sized(summary, "Volumes"),
         "groups": groups,
@@ -195,10 +203,6 @@ def _cell_interval(found: Mapping[str, Any]) -> str:
     return f"{found['mean']:.3f} ({low:.3f} to {high:.3f}){'*' * bool(found['note'])}"
 
 
-def _values(rows: Iterable[Mapping[str, str]], key: str, label: str) -> list[float]:
-    return [float(row[key]) for row in rows if row["label"] == label and row.get(key)]
-
-
 def _boxes(results: Results) -> list[dict[str, str]]:
     """Box plots of Dice and NSD of each label, by the first kind of prompts."""
     found = []
@@ -206,7 +210,7 @@ def _boxes(results: Results) -> list[dict[str, str]]:
         groups = {
             entry["name"]: values
             for label, entry in results.labels.items()
-            if (values := _values(results.first, key, label))
+            if (values := [float(row[key]) for row in results.rows_of(label) if row.get(key)])
         }
         if groups:
             caption = f"{name} of each case {by(results.summary['prompts'], results.summary)}; the "
@@ -220,9 +224,8 @@ def _volumes(results: Results) -> list[dict[str, str]]:
     for label, entry in results.labels.items():
         pairs = [
             (float(row["truth_volume"]), float(row["predicted_volume"]))
-            for row in results.first
-            if row["label"] == label and row.get("truth_volume") and entry["unit"]
-            if row["dice"]
+            for row in results.rows_of(label)
+            if row.get("truth_volume") and entry["unit"] and row["dice"]
         ]
         if len(pairs) > 1:
             unit = "ml" if entry["unit"] == "mm" else "px"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,17 @@ class Results:
     def first(self) -> list[dict[str, str]]:
         """Rows of the first kind of prompts."""
         return next(iter(self.rows.values()), [])
+
+    def rows_of(self, label: str) -> list[dict[str, str]]:
+        """Rows of a label by the first kind of prompts."""
+        return self._by_label.get(label, [])
+
+    @cached_property
+    def _by_label(self) -> dict[str, list[dict[str, str]]]:
+        found: dict[str, list[dict[str, str]]] = {}
+        for row in self.first:
+            found.setdefault(row["label"], []).append(row)
+        return found
 
 
 def read_results(folder: str | Path) -> Results:

@@ -20,14 +20,8 @@ from torch import Tensor
 from medsam_tune.cases.datalist import Case
 from medsam_tune.errors import listed
 from medsam_tune.evaluation.folder import ResultFolder
-from medsam_tune.evaluation.metrics import (
-    EMPTY_RULES,
-    Answer,
-    Measures,
-    Score,
-    annotated,
-    score_case,
-)
+from medsam_tune.evaluation.label_maps import annotated
+from medsam_tune.evaluation.metrics import EMPTY_RULES, Answer, Measures, Score, score_case
 from medsam_tune.evaluation.report import write_report
 from medsam_tune.evaluation.results import SUMMARY_FORMAT
 from medsam_tune.evaluation.statistics import format_summary, summarise_kinds
@@ -87,6 +81,7 @@ class CaseScores:
         self.about = dict(about or {})
         self.measures = measures
         self.scores: dict[str, list[Score]] = {}  # by kind of prompts
+        self._dice: dict[str, dict[str, float | None]] = {}  # by case and kind, of its labels
         self._patients = patient_numbers(cases)
         self._columns = columns_of(cases, by)
         self._ellipse = EllipseInferer()
@@ -108,6 +103,7 @@ class CaseScores:
         self._since = time.perf_counter()
         self._deepest = 0
         self.scores.clear()
+        self._dice.clear()
         if self.results is not None:
             self.results.open()
 
@@ -117,6 +113,9 @@ class CaseScores:
         for kind, prediction in state.output["pred"].items():
             found = self._score_kind(state.batch, kind, prediction)
             self.scores.setdefault(kind, []).extend(found)
+            dice = [score.dice for score in found if score.dice is not None]
+            mean = float(np.mean(dice)) if dice else None
+            self._dice.setdefault(state.batch["case"], {})[kind] = mean
 
     def _score_kind(
         self, batch: Mapping[str, Any], kind: str, answer: Tensor | Found
@@ -149,11 +148,7 @@ class CaseScores:
 
     def mean_dice(self, case: str) -> dict[str, float | None]:
         """Kind of prompts -> Dice of a case, the mean of its labels; None where there is none."""
-        found: dict[str, float | None] = {}
-        for kind, scores in self.scores.items():
-            dice = [s.dice for s in scores if s.case == case and s.dice is not None]
-            found[kind] = float(np.mean(dice)) if dice else None
-        return found
+        return self._dice[case]
 
     def _summarise(self, engine: Engine) -> None:
         self.scores = together(gathered(self.scores))

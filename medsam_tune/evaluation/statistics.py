@@ -7,7 +7,7 @@ cases. Of few patients it says nothing: below `FEWEST` there is none, below `FEW
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,7 @@ _COLUMNS = {
 """Measure -> head of its column on the terminal; left out where no label has it."""
 _ALWAYS = ("iou", "ellipse_dice")
 
+K = TypeVar("K")
 Row = tuple[Hashable, Hashable, float]
 """Patient, label and value of one case."""
 
@@ -167,21 +168,27 @@ def summarise(
     intervals = {key: bootstrap_interval(_rows(scores, key)) for key in ("dice", "nsd")}
     found = {**means, "intervals": intervals, "labels": labels}
     if columns:
-        found["groups"] = {
-            column: {
-                value: _by_label([s for s in scores if of_case.get(s.case, "") == value])
-                for value in sorted({of_case.get(s.case, "") for s in scores})
-            }
+        groups = {
+            column: _grouped((of_case.get(score.case, ""), score) for score in scores)
             for column, of_case in columns.items()
+        }
+        found["groups"] = {
+            column: {value: _by_label(of_value[value]) for value in sorted(of_value)}
+            for column, of_value in groups.items()
         }
     return found
 
 
 def _by_label(scores: Sequence[Score]) -> dict[str, dict[str, Any]]:
-    return {
-        str(label): _of_label([s for s in scores if s.label == label])
-        for label in sorted({s.label for s in scores})
-    }
+    by_label = _grouped((score.label, score) for score in scores)
+    return {str(label): _of_label(by_label[label]) for label in sorted(by_label)}
+
+
+def _grouped(pairs: Iterable[tuple[K, Score]]) -> dict[K, list[Score]]:
+    found: dict[K, list[Score]] = {}
+    for key, score in pairs:
+        found.setdefault(key, []).append(score)
+    return found
 
 
 def _of_label(scores: Sequence[Score]) -> dict[str, Any]:

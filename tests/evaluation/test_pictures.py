@@ -7,10 +7,12 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -188,7 +190,42 @@ def test_overlays_of_the_worst_median_and_best_cases(tmp_path: Path) -> None:
     assert shown == {"c": "worst", "b": "median", "d": "best"}
     assert index[0]["window"] == "abdomen"
     names = sorted(p.name for p in (tmp_path / "out").iterdir())
-    assert names == ["b.png", "c.png", "d.png", INDEX]
+    assert names == ["b.png", "c", "c.png", "d.png", INDEX]
+    assert [one["volume"] is None for one in index] == [False, True, True]
+
+
+def test_volumes_are_kept_of_the_worst_alone(tmp_path: Path) -> None:
+    """Whatever the order of the cases; no more than twice as many lie in the temporary folder."""
+    answers = {}
+    for number, depth in enumerate([5, 2, 6, 3, 7, 4, 8, 9]):
+        answers[f"c{number}"] = torch.where(torch.arange(9).view(-1, 1, 1) < depth, truth(), 0)
+    engine = Engine(lambda _, one: {"pred": {"slices": answers[str(one["case"])]}})
+    overlays = Overlays(tmp_path, LABELS, count=2)
+    overlays.attach(engine)
+    kept = []
+
+    @engine.on(Events.ITERATION_COMPLETED)
+    def _() -> None:
+        kept.append(sorted(path.stem for path in Path(overlays._folder.name).glob("*.npz")))
+
+    engine.run([batch(name) | {"spacing": (3.0, 2.0, 1.0), "axes": "LPS"} for name in answers])
+    assert kept[-1] == ["c0", "c1", "c3", "c5"]
+    assert max(map(len, kept)) == 4
+    index = json.loads((tmp_path / INDEX).read_text())["pictures"]
+    assert [one["case"] for one in index if one["volume"]] == ["c1", "c3"]
+    colours = [{"value": 1, "name": "liver", "colour": to_hex(COLOURS[0])}]
+    colours += [{"value": 2, "name": "spleen", "colour": to_hex(COLOURS[1])}]
+    assert index[1]["volume"] == {"thinned": [1, 1, 1], "labels": colours}
+    shown = nib.load(tmp_path / "c3" / "prediction.nii.gz")
+    assert shown.header.get_zooms() == (1.0, 2.0, 3.0)
+    assert set(np.unique(shown.dataobj)) == {0, 1}  # the spleen lies on slice 4
+    truth_there = np.asarray(nib.load(tmp_path / "c3" / "truth.nii.gz").dataobj)
+    assert (truth_there == 2).sum() == (truth() == 2).sum()
+
+
+def test_images_have_no_volume(tmp_path: Path) -> None:
+    run(Overlays(tmp_path, LABELS), [batch("a", truth()[4:5]) | {"image": image()[4:5]}])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", INDEX]
 
 
 def test_directions_and_a_bar_of_millimetres(tmp_path: Path, figures: list[Figure]) -> None:
@@ -244,7 +281,7 @@ def test_row_101_each_kind_has_its_column_and_name(tmp_path: Path, figures: list
 
 def test_cases_without_labels_have_no_picture(tmp_path: Path) -> None:
     run(Overlays(tmp_path, LABELS), [batch("a", truth() * 0), batch("b")])
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["b.png", INDEX]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["b", "b.png", INDEX]
 
 
 def test_nothing_is_drawn_where_nobody_annotated(tmp_path: Path, figures: list[Figure]) -> None:

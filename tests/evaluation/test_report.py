@@ -183,6 +183,29 @@ def test_screen_readers_find_their_way(tmp_path: Path) -> None:
     assert dict(page.tags)["html"] == {"lang": "en"}
 
 
+def luminance(colour: str) -> float:
+    """Relative luminance as WCAG 2 defines it."""
+    parts = np.array([int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)])
+    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+def test_texts_stand_out_from_their_ground(tmp_path: Path) -> None:
+    """Light, dark and printed: 4.5 to 1, WCAG 2 AA; figures are outside what axe-core decides."""
+    schemes = re.findall(r":root \{(.*?)\}", write_report(evaluated(tmp_path)).read_text())
+    assert len(schemes) == 3
+    for scheme in schemes:
+        colours = dict(re.findall(r"--(\w+): (#\w+)", scheme))
+        full = {
+            name: c if len(c) == 7 else "#" + c[1] * 2 + c[2] * 2 + c[3] * 2
+            for name, c in colours.items()
+        }
+        for text in ("ink", "soft", "blue"):
+            for ground in ("paper", "band"):
+                dark, light = sorted(luminance(full[one]) for one in (text, ground))
+                assert (light + 0.05) / (dark + 0.05) >= 4.5, (text, ground)
+
+
 def test_names_are_shown_and_never_run(tmp_path: Path) -> None:
     about = {
         "data": {"name": NASTY, "modality": "CT", "subset": "test", "sha256": "0", "subsets": {}},
