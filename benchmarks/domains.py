@@ -3,9 +3,9 @@
     python benchmarks/domains.py DATA --work WORK [--epochs 4] [--patients 40]
 
 DATA holds `hippocampus` (MR), `dubai_aerial`, `publaynet` (document pages) and `nuclei`. One
-command, `medsam-tune domains`, tunes nano at 128 x 128 by LoRA on each, combines the four, and tunes
-a whole model on the hippocampus and then on nuclei. What is finished in WORK is not run again. The
-table goes to benchmarks/results/domains.md.
+command, `medsam-tune domains`, tunes nano at 128 x 128 by LoRA on each, combines the four, and
+tunes a whole model on the hippocampus and then on nuclei. What is finished in WORK is not run
+again. The table goes to benchmarks/results/domains.md.
 """
 
 from __future__ import annotations
@@ -78,10 +78,10 @@ def main() -> None:
     output = options.work / "domains"
     minutes = command("domains", options.work / "multi_domain.yaml", "--output", output)
     table = (output / "domains.md").read_text().partition("\n\n")[2]
+    made_by = "medsam-tune domains multi_domain.yaml --output domains"
     RESULTS.write_text(
-        "# Four domains on one base\n\nBy `medsam-tune domains multi_domain.yaml --output domains` on "
-        f"{machine()}; {minutes:.0f} minutes in its last call. Of aerial images, the nine parts "
-        "of one tile are one patient; a page's document, and an image of nuclei, is a patient.\n\n"
+        f"# Four domains on one base\n\nBy `{made_by}` on {machine()}; {minutes:.0f} minutes "
+        "in its last call. Of aerial images, the nine parts of one tile are one patient; a page's document, and an image of nuclei, is a patient.\n\n"
         f"```yaml\n{text}```\n\n{table}"
     )
     print(RESULTS.read_text())
