@@ -81,7 +81,8 @@ def main() -> None:
     made_by = "medsam-tune domains multi_domain.yaml --output domains"
     RESULTS.write_text(
         f"# Four domains on one base\n\nBy `{made_by}` on {machine()}; {minutes:.0f} minutes "
-        "in its last call. Of aerial images, the nine parts of one tile are one patient; a page's document, and an image of nuclei, is a patient.\n\n"
+        "in its last call. Of aerial images, the nine parts of one tile are one patient; "
+        "a page's document is one, and an image of nuclei.\n\n"
         f"```yaml\n{text}```\n\n{table}"
     )
     print(RESULTS.read_text())
