@@ -28,10 +28,10 @@ from medsam_tune.files import (
     file_hash,
     hold_folder,
     read_json,
-    refuse_other_format,
     write_json,
     written_whole,
 )
+from medsam_tune.inference.domain_runs import DOMAINS, DOMAINS_FORMAT
 from medsam_tune.methods.domains import Domains
 from medsam_tune.methods.export import export_sam
 from medsam_tune.methods.header import TunedHeader
@@ -47,9 +47,6 @@ from medsam_tune.tasks import (
     tried,
 )
 
-DOMAINS = "domains.json"
-DOMAINS_FORMAT = 1
-"""Format of a multi-domain folder, and of its table."""
 FULL = "full"
 """Method whose forgetting is measured."""
 UNTOUCHED, COMBINED = "untouched", "combined"
@@ -124,54 +121,15 @@ def tune_domains(plan: Plan) -> tuple[str, dict[str, str]]:
         _configs(plan, one, one.method, plan.class_agnostic)
     for name in plan.forgetting or ():
         _configs(plan, plan.domain(name), FULL, True)
-    refuse_other_tasks(plan.output, said, DOMAINS_FORMAT, "set of domains", "domains")
+    refuse_other_tasks(plan.output, said, DOMAINS_FORMAT, "set of domains", "further domains")
+    described = _described(plan)
     plan.output.mkdir(parents=True, exist_ok=True)
     lock = hold_folder(plan.output, "tunes domains")
     try:
-        write_json(plan.output / SETTINGS, said)
+        write_json(plan.output / SETTINGS, {**said, "domains": described})
         return _tune(plan)
     finally:
         lock.release()
-
-
-@dataclass(frozen=True)
-class TunedDomains:
-    """The runs of a multi-domain folder.
-
-    Attributes:
-        folder: the folder.
-        runs: name of a domain -> folder of its run.
-    """
-
-    folder: Path
-    runs: Mapping[str, Path]
-
-    def run(self, name: str) -> Path:
-        """The run of a domain.
-
-        Raises:
-            DataError: an unknown domain; names the known ones.
-        """
-        if name not in self.runs:
-            raise DataError(
-                f"{self.folder}: has no domain {name!r}; it has {listed(self.runs)}. Name one of "
-                "them, or tune it: add it to the recipe, and run it again."
-            )
-        return self.runs[name]
-
-
-def read_domains(folder: Path) -> TunedDomains:
-    """The runs that `tune_domains` left in a folder.
-
-    Raises:
-        DataError: no such folder, or one of another version.
-    """
-    path = folder / DOMAINS
-    if not path.is_file():
-        raise DataError(f"{folder}: no {DOMAINS} in it; `medsam-tune domains` writes one.")
-    content = read_json(path)
-    refuse_other_format(path, content, DOMAINS_FORMAT, "Run `medsam-tune domains` again.")
-    return TunedDomains(folder, {name: folder / name for name in content["domains"]})
 
 
 def _tune(plan: Plan) -> tuple[str, dict[str, str]]:
@@ -369,8 +327,36 @@ def _found(
     }
 
 
+def _described(plan: Plan) -> dict[str, Any]:
+    """What each domain is of, with those of earlier calls.
+
+    Raises:
+        DataError: a domain was of something else.
+    """
+    path = plan.output / SETTINGS
+    before: dict[str, Any] = read_json(path)["domains"] if path.is_file() else {}
+    now = {
+        one.name: {
+            "datalist": file_hash(one.datalist),
+            "bundle": one.bundle,
+            "method": one.method,
+            "overlays": [Path(overlay).name for overlay in one.overlays],
+            "settings": {key: str(value) for key, value in sorted(one.settings.items())},
+        }
+        for one in plan.domains
+    }
+    for name in now.keys() & before.keys():
+        changed = [key for key in now[name] if before[name].get(key) != now[name][key]]
+        if changed:
+            raise DataError(
+                f"{plan.output}: its domain {name} has another {listed(changed)} now. Give the "
+                "same again, name the domain otherwise, or choose another --output."
+            )
+    return {**before, **now}
+
+
 def _said(plan: Plan) -> dict[str, Any]:
-    """What all of a multi-domain folder have in common; a further domain may come."""
+    """What all domains of a folder have in common."""
     return {
         FORMAT: DOMAINS_FORMAT,
         "model": plan.model,

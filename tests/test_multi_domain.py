@@ -14,9 +14,10 @@ from medsam_tune import multi_domain
 from medsam_tune.cli.domains import domain_runs, one_by_one, read_recipe
 from medsam_tune.errors import DataError
 from medsam_tune.failures import REFUSED, USER
+from medsam_tune.inference.domain_runs import read_domains
 from medsam_tune.methods import apply_method
 from medsam_tune.methods.tuned import load_tuned, read_header, save_tuned
-from medsam_tune.multi_domain import Domain, Plan, read_domains, tune_domains
+from medsam_tune.multi_domain import Domain, Plan, tune_domains
 from medsam_tune.runs import TUNED, RunRecord, write_record, write_state
 from medsam_tune.sam.build import build_sam
 from medsam_tune.sam.model import PromptableSam
@@ -60,6 +61,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
 
 
 def plan(folder: Path, **changes: Any) -> Plan:
+    for name in ("ct", "mr", "xr", "aerial"):
+        (folder / f"{name}.json").touch()
     domains = [Domain(name, folder / f"{name}.json", "volume", "lora") for name in ("ct", "mr")]
     given: dict[str, Any] = {"domains": domains, "image_size": SIZE, "class_agnostic": True}
     return Plan(output=folder / "O", **(given | changes))
@@ -107,6 +110,10 @@ def test_each_domain_is_judged_by_each_model(calls: Calls, tmp_path: Path) -> No
     assert read_header(combined).tuning.options["config"]["r"] == 16  # two of rank 8, side by side
     with pytest.raises(DataError, match="holds another set of domains: class_agnostic was True"):
         tune_domains(plan(tmp_path, class_agnostic=False))
+    asked.domains[0].datalist.write_text("other")
+    with pytest.raises(DataError, match="its domain ct has another datalist now"):
+        tune_domains(asked)
+    assert not calls
 
 
 def test_what_fails_does_not_end_the_others(
@@ -128,7 +135,7 @@ def test_what_fails_does_not_end_the_others(
 
 
 def test_an_overlay_that_does_not_fit_is_refused_first(calls: Calls, tmp_path: Path) -> None:
-    odd = Domain("aerial", tmp_path / "a.json", "image", "lora", ("satellite.yaml",))
+    odd = Domain("aerial", tmp_path / "aerial.json", "image", "lora", ("satellite.yaml",))
     with pytest.raises(ValueError, match=r"domain aerial, tuned by lora: satellite.yaml is of"):
         tune_domains(replace(plan(tmp_path), domains=[*plan(tmp_path).domains, odd]))
     fitting = replace(odd, method="adapter")
@@ -180,6 +187,7 @@ def test_recipe(tmp_path: Path) -> None:
         ({"forgetting": ["ct", "xr"]}, "expected two of the domains ct, mr"),
         ({"model": "vit_b"}, "vit_b needs --checkpoint"),
         ({"epochs": 3}, "has 'epochs'; known: method"),
+        ({"settings": {"run_dir": "x"}}, "settings has 'run_dir', which the command sets"),
     ],
 )
 def test_recipes_that_are_refused(tmp_path: Path, changes: dict[str, Any], error: str) -> None:
@@ -220,6 +228,10 @@ def test_each_scan_goes_to_the_run_of_its_domain(tmp_path: Path) -> None:
             domain_runs(tmp_path, name, scans)
     with pytest.raises(DataError, match="has no domain 'xr'"):
         domain_runs(tmp_path, None, mixed(tmp_path, "xr"))
+    for damaged in ('{"format": 1}', '{"format": 1, "domains": {"../ct": {}}}'):
+        (tmp_path / "domains.json").write_text(damaged)
+        with pytest.raises(DataError, match="is damaged"):
+            domain_runs(tmp_path, "ct", asked)
     with pytest.raises(DataError, match=r"no domains.json in it"):
         domain_runs(tmp_path / "other", None, asked)
 

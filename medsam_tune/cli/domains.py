@@ -32,6 +32,10 @@ _RECIPE = {
 _DOMAIN = {"datalist": str, "bundle": str, "method": str, "overlays": list, "settings": dict}
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,30}")
 _TAKEN = ("untouched", "combined", "matrix", "settings")
+_SET = (  # settings that the command gives itself
+    *("bundle_root", "datalist", "output_dir", "run_dir", "method", "model", "checkpoint"),
+    *("image_size", "resume", "prompts", "subset", "other", "other_checkpoint", "prompted"),
+)
 
 
 def domains(
@@ -124,7 +128,7 @@ def domain_runs(folder: Path, domain: str | None, scans: Path) -> dict[str | Non
     """
     from medsam_tune.cases.datalist import read_datalist
     from medsam_tune.cases.places import DOMAIN
-    from medsam_tune.multi_domain import read_domains
+    from medsam_tune.inference.domain_runs import read_domains
 
     known = read_domains(folder)
     if domain is not None:
@@ -233,4 +237,7 @@ def _checked(path: Path, content: Any, known: Mapping[str, type], place: str) ->
             wanted = {"str": "a text", "int": "a whole number", "bool": "true or false"}
             kind = wanted.get(known[key].__name__, f"a {known[key].__name__}")
             raise DataError(f"{where} has {key}: {value!r}; expected {kind}.")
+    for key in content.get("settings") or ():
+        if str(key).split("::")[0] in _SET:
+            raise DataError(f"{where}: settings has {key!r}, which the command sets. Leave it out.")
     return {key: value for key, value in content.items() if value is not None}
