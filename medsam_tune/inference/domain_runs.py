@@ -1,4 +1,4 @@
-"""The runs of several domains on one base, by which each scan is segmented by its domain's model."""
+"""Runs of several domains on one base: each scan is segmented by its domain's model."""
 
 from __future__ import annotations
 
