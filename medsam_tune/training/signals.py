@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+import time
 from multiprocessing import AuthenticationError
 from types import FrameType, TracebackType
 from typing import Any
@@ -14,13 +15,16 @@ from ignite.engine import Engine, Events
 from medsam_tune.ranks import largest
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_ONE = 1.0  # seconds
 
 
 class StopAtSignal:
     """Handler of a trainer and of its validator: a signal ends both after the current step.
 
     What is then saved is the trainer's matter, see `checkpoints.KeepLast`. A second signal ends the
-    process at once. A signal to one of several ranks is one to all, so that they end at one step.
+    process at once; within `_ONE` it is the same one, as `timeout` and schedulers may send it both
+    to a process and to its group. A signal to one of several ranks is one to all, so that they end
+    at one step.
 
     Attributes:
         received: number of the signal, or None.
@@ -29,6 +33,7 @@ class StopAtSignal:
     def __init__(self) -> None:
         self.received: int | None = None
         self._before: dict[int, Any] = {}
+        self._since = 0.0
 
     def attach(self, engine: Engine) -> None:
         """Attach to an engine; MONAI calls it."""
@@ -41,8 +46,11 @@ class StopAtSignal:
             self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
 
     def _receive(self, number: int, _: FrameType | None) -> None:
-        self.received = number
-        self.restore()
+        if self.received is None:
+            self.received, self._since = number, time.monotonic()
+        elif time.monotonic() - self._since > _ONE:
+            self.restore()
+            signal.raise_signal(number)
 
     def _end(self, engine: Engine) -> None:
         self.received = largest(self.received or 0) or None
