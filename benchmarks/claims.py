@@ -34,7 +34,8 @@ from medsam_tune.sam.build import RANDOM
 
 RESULTS = Path(__file__).parent / "results" / "claims.md"
 SIZE = 128
-PATIENTS, VALIDATION = 40, 8
+PATIENTS, FEWER, VALIDATION = 10, 1, 8
+SLICES = 160  # of an epoch, at least
 STEPS = 100  # of a tuning that is said to converge by then
 ORDER = ("prompt", "lora", "adapter", "full")  # ascending, as the claim has it
 
@@ -91,6 +92,12 @@ def reached(state: dict[str, Any], dice: float) -> tuple[int, float] | None:
         ((one["epoch"], one["seconds"]) for one in state["validations"] if one["dice"] >= dice),
         None,
     )
+
+
+def steps_of(run: Path) -> int:
+    """Number of steps of a finished training."""
+    last = torch.load(run / "last.pt", weights_only=True)
+    return int(last["lr_scheduler"]["steps"])
 
 
 def spread(values: Iterable[float]) -> str:
@@ -165,7 +172,7 @@ def write(options: Any, seeds: Sequence[int]) -> None:
     work = options.work
     data = datalist(options.scans, work, PATIENTS)
     base = untouched(work, data)
-    length = {"epochs": options.epochs, "epoch_slices": 160}
+    length = {"epochs": options.epochs, "epoch_slices": SLICES}
     states = {
         method: [trained(work, data, method, method, seed, **length) for seed in seeds]
         for method in ("decoder", *ORDER)
@@ -173,7 +180,7 @@ def write(options: Any, seeds: Sequence[int]) -> None:
     rows: list[tuple[str, str, str]] = []
 
     # From scratch: everything from random weights, for longer, with few and with many patients.
-    longer = {"epochs": options.scratch_epochs, "epoch_slices": 160}
+    longer = {"epochs": options.scratch_epochs, "epoch_slices": SLICES}
     weights = ("--checkpoint", RANDOM)
     scratch = [
         trained(work, data, "scratch", "full", seed, *weights, val_interval=4, **longer)
@@ -197,12 +204,12 @@ def write(options: Any, seeds: Sequence[int]) -> None:
             "the base's own training comes on top, see nano.md",
         )
     )
-    few = datalist(options.scans, work, 4)
-    less = [trained(work, few, "decoder-4", "decoder", seed, **length) for seed in seeds]
+    few = datalist(options.scans, work, FEWER)
+    less = [trained(work, few, "fewer", "decoder", seed, **length) for seed in seeds]
     rows.append(
         (
             "and needs 10 to 100 x less data",
-            f"decoder, 4 patients: {spread(map(best, less))}; from scratch, {PATIENTS}: "
+            f"decoder, {FEWER} patient: {spread(map(best, less))}; from scratch, {PATIENTS}: "
             f"{spread(map(best, scratch))}",
             "true for 10 x" if min(map(best, less)) > max(map(best, scratch)) else "not here",
         )
@@ -222,7 +229,7 @@ def write(options: Any, seeds: Sequence[int]) -> None:
         )
     )
 
-    per_epoch = -(-length["epoch_slices"] // 8)
+    per_epoch = steps_of(work / f"prompt-seed{seeds[0]}") // options.epochs
     early = [
         max(one["dice"] for one in state["validations"] if one["epoch"] * per_epoch <= STEPS)
         for state in states["prompt"]
@@ -283,10 +290,9 @@ def write(options: Any, seeds: Sequence[int]) -> None:
 HEAD = """# Claims, and what is measured here
 
 nano at 128 x 128, hippocampus, {patients} training patients, mean Dice of {validation} validation
-patients by a box with 5 % jitter on each slice; {epochs} epochs of 160 slices, from scratch
-{scratch} such epochs; number of seeds: {seeds}, with their range; {machine}. A validation chooses
-the epoch and is also the score, so these numbers compare ways with each other, and are not held-out
-ones.
+patients by a box with 5 % jitter on each slice; {epochs} epochs, from scratch {scratch}; number of
+seeds: {seeds}, with their range; {machine}. A validation chooses the epoch and is also the score,
+so these numbers compare ways with each other, and are not held-out ones.
 
 Made by `python benchmarks/claims.py HIPPOCAMPUS`."""
 

@@ -1,6 +1,6 @@
 """Four domains on one frozen base: each model on the cases of each, and what full tuning forgets.
 
-    python benchmarks/domains.py DATA --work WORK [--epochs 4] [--patients 40]
+    python benchmarks/domains.py DATA --work WORK [--epochs 4] [--patients 12]
 
 DATA holds `hippocampus` (MR), `dubai_aerial`, `publaynet` (document pages) and `nuclei`. One
 command, `medsam-tune domains`, tunes nano at 128 x 128 by LoRA on each, combines the four, and
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("domains-work"))
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--epoch-slices", type=int, default=160)
-    parser.add_argument("--patients", type=int, default=40)
+    parser.add_argument("--patients", type=int, default=12)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     lists = datalists(options.data, options.work, options.patients)
