@@ -108,8 +108,8 @@ def main() -> None:
         found = json.loads(done.stdout.splitlines()[-1])
         lines.append(
             f"| {count:,} | {' x '.join(map(str, shape))} | {labels} | {found['clock']:.1f} | "
-            f"{found['processor']:.1f} | {count / found['processor']:.3g} | {found['before']:.0f} | "
-            f"{found['peak']:.0f} |"
+            f"{found['processor']:.1f} | {count / found['processor']:.3g} | "
+            f"{found['before']:.0f} | {found['peak']:.0f} |"
         )
         print(lines[-1], file=sys.stderr, flush=True)
     if options.only is None:
