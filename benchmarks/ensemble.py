@@ -24,7 +24,7 @@ from training_step import machine
 from medsam_tune.cases.datalist import Datalist, write_datalist
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.splits import split_cases
-from medsam_tune.evaluation.metrics import overlap
+from medsam_tune.evaluation.label_maps import overlap
 from medsam_tune.evaluation.statistics import bootstrap_interval
 
 RESULTS = Path(__file__).parent / "results" / "ensemble.md"

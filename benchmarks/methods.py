@@ -22,7 +22,7 @@ from medsam_tune.cases.datalist import write_datalist
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.splits import split_cases
 from medsam_tune.demo import SUBJECTS, prepare_demo
-from medsam_tune.evaluation.statistics import FOOTNOTE, distribution_text
+from medsam_tune.evaluation.statistics import distribution_text, footnote
 from medsam_tune.methods import METHODS, apply_method
 from medsam_tune.methods.tuned import read_header, tuned_tensors
 from medsam_tune.sam.build import RANDOM, build_sam
@@ -134,7 +134,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     bench = Bench(arguments.work)
-    parts = [HEAD.format(machine=machine("cpu"), footnote=FOOTNOTE)]
+    parts = [HEAD.format(machine=machine("cpu"), footnote=footnote())]
     for task in (hippocampus(arguments.scans, arguments.work), phantoms(arguments.work)):
         parts += [f"## {task.title}", table(bench, task)]
         rates = ", ".join(f"{method} {learning_rate(method, NANO):g}" for method in METHODS)

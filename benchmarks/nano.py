@@ -33,8 +33,8 @@ from medsam_tune.cases.datalist import Case
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.load import load_case
 from medsam_tune.cases.splits import split_cases
-from medsam_tune.evaluation.metrics import overlap
-from medsam_tune.evaluation.statistics import FOOTNOTE, bootstrap_interval, mean_text
+from medsam_tune.evaluation.label_maps import overlap
+from medsam_tune.evaluation.statistics import bootstrap_interval, footnote, mean_text
 from medsam_tune.files import written_whole
 from medsam_tune.inference.inferers import EllipseInferer, VolumeInferer
 from medsam_tune.inference.planes import to_channels
@@ -309,7 +309,7 @@ Model: `{base}`.
 Zero-shot: the weights saw synthetic scenes only (whose range of sizes was widened once after a
 look at these sets, see the model card). Dice, mean over images (over objects where there is one
 scan), with its 95 % bootstrap interval
-({FOOTNOTE}); boxes on each slice with 5 % jitter, the same for the ellipse;
+({footnote()}); boxes on each slice with 5 % jitter, the same for the ellipse;
 one point, drawn evenly from the object's pixels on each slice, of three masks the one
 the model trusts most; boxes moved, grown and shrunk by 10 % of their sides, and the loss of the
 worst of these against the exact box.

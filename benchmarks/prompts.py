@@ -27,7 +27,7 @@ from training_step import machine
 from medsam_tune.cases.datalist import Case, Datalist, write_datalist
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.splits import split_cases
-from medsam_tune.evaluation.statistics import FOOTNOTE, distribution_text
+from medsam_tune.evaluation.statistics import distribution_text, footnote
 
 RESULTS = Path(__file__).parent / "results" / "prompts.md"
 KINDS = {
@@ -187,7 +187,9 @@ def main() -> None:
     for name, own in RUNS.items():
         run = trained(work, name, *datalist, *settings(*TRAINING, *own))
         summaries[name] = evaluated(run, kinds if name == "mixture" else kinds[:-1])
-    text = HEAD.format(machine=machine("cpu"), footnote=FOOTNOTE) + ABOUT + table(summaries, kinds)
+    text = (
+        HEAD.format(machine=machine("cpu"), footnote=footnote()) + ABOUT + table(summaries, kinds)
+    )
     network = work / "mixture.unet" / "summary.json"
     if network.exists():
         found = json.loads(network.read_text())

@@ -44,7 +44,6 @@ from medsam_tune.tasks import (
 COMPARISON_FORMAT = 1
 """Format of a comparison's folder."""
 KINDS = ("slices", "box3d", "none")
-KINDS_OF_IMAGES = ("slices", "points", "none")
 """Kinds of prompts by default, as far as a model takes them: of scans, and of 2-D images."""
 
 

@@ -211,7 +211,7 @@ _LOGS = (
             r"Engine run (resuming|starting|finished|is terminating)|Epoch\[\d+\] Complete"
             r"|Current run is terminating|Terminate signaled",
         )
-        for engine in ("SupervisedTrainer", "SupervisedEvaluator")
+        for engine in ("SupervisedTrainer", "SupervisedEvaluator", "Engine")
     ),
 )
 

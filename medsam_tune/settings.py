@@ -248,6 +248,7 @@ _EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "empty_slices": _number(0),
     "label_tokens": _SWITCH,
     "copies": _whole(0),
+    "pictures": _whole(0),
     "flip_prob": _number(0, 1),
     "turn_prob": _number(0, 1),
     "bias_prob": _number(0, 1),

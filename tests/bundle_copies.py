@@ -59,6 +59,10 @@ CHANGED: dict[str, tuple[tuple[str, str], ...]] = {
             "{True: ['slices', 'box3d'], None: ['slices', 'box3d', 'none'], False: ['none']}",
             "{True: ['slices'], None: ['slices', 'none'], False: ['none']}",
         ),
+        (
+            "refuse_kinds(@validation_prompts, @record.prompted)",
+            "refuse_kinds(@validation_prompts, @record.prompted, flat=True)",
+        ),
     ),
     "configs/evaluate.yaml": (
         (
@@ -69,6 +73,7 @@ CHANGED: dict[str, tuple[tuple[str, str], ...]] = {
             "['none'] if @prompted is False else ['slices', 'box3d']",
             "{True: ['slices'], None: ['slices', 'none'], False: ['none']}[@prompted]",
         ),
+        ("refuse_kinds(@prompts, @prompted)", "refuse_kinds(@prompts, @prompted, flat=True)"),
     ),
     "configs/zero_shot.yaml": (("components: null", "components: 64"),),
     "configs/inference.yaml": (

@@ -127,15 +127,19 @@ def test_evaluate_by_the_prompts_that_are_named(tune: Tune, phantoms: Path, tmp_
         assert message in err.strip().splitlines()[-1]
         assert not (tmp_path / "zero").exists()
         assert not (tmp_path / "d.slices").exists()  # nothing was read
-    kinds = ("--prompts", "interpolated:2, slices", "--prompts", "box3d")
+    of_images = ("--bundle", "image", "--output", tmp_path / "zero", "--prompts", "box3d")
+    for words in (flags, ("compare", "--datalist", fresh, "--methods", "zero_shot")):
+        code, _, err = tune(*words, *of_images)
+        assert code == 1
+        assert "prompts: box3d: for scans; an image has one slice" in err
+        assert not (tmp_path / "zero").exists()
+    kinds = ("--prompts", "interpolated:2, slices", "--prompts", "box3d", "--set", "pictures=0")
     code, _, err = tune(*flags, "--output", tmp_path / "zero", *kinds)
     assert code == 0, err
     assert re.findall(r"prompts: (\S+)", err) == ["interpolated:2", "slices", "box3d"]
     folder = tmp_path / "zero" / "evaluation"
     assert json.loads((folder / "summary.json").read_text())["prompts"] == "interpolated:2"
-    assert {path.name for path in folder.iterdir() if path.is_dir()} == {
-        *("overlays", "slices", "box3d"),
-    }
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == {"slices", "box3d"}
 
 
 def test_export_formats(tune: Tune, tmp_path: Path) -> None:

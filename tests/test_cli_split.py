@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from medsam_tune.cases.datalist import SUBSETS, read_datalist
-from medsam_tune.evaluation.metrics import annotated
+from medsam_tune.evaluation.label_maps import annotated
 from medsam_tune.failures import DISK
 from medsam_tune.sam.model import Masks
 from medsam_tune.training.batches import IGNORED as IGNORED_PIXEL

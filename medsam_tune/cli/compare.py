@@ -110,14 +110,17 @@ def compare(
     if shots and folds:
         raise ValueError("--few-shot and --folds exclude each other; give one of them.")
     from medsam_tune.comparison import KINDS as USUAL
-    from medsam_tune.comparison import KINDS_OF_IMAGES, Plan
+    from medsam_tune.comparison import Plan
     from medsam_tune.comparison import compare as compare_plan
+    from medsam_tune.evaluation.cases import refuse_kinds
     from medsam_tune.failures import REFUSED
     from medsam_tune.inference.simulated import KINDS as ALL
-    from medsam_tune.inference.simulated import parse_kind
+    from medsam_tune.inference.simulated import KINDS_OF_IMAGES, parse_kind
 
     kinds = [str(parse_kind(kind, ALL)) for kind in _words(prompts)]
     bundle = bundle_of_data(bundle, datalist)
+    if kinds:
+        refuse_kinds(kinds, prompted=None, flat=bundle == IMAGES)
     plan = Plan(
         datalist=datalist,
         output=output,

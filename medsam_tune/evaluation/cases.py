@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from medsam_tune.errors import DataError, listed, warn
-from medsam_tune.inference.simulated import parse_kinds, simulated_prompts
+from medsam_tune.inference.simulated import KINDS_OF_IMAGES, parse_kinds, simulated_prompts
 from medsam_tune.prompts import SlicePrompts
 from medsam_tune.slices.store import PreparedCase
 
@@ -145,17 +145,24 @@ def refuse_other_labels(
         )
 
 
-def refuse_kinds(kinds: str | Sequence[str], prompted: bool | None) -> None:
+def refuse_kinds(kinds: str | Sequence[str], prompted: bool | None, flat: bool = False) -> None:
     """Refuse kinds of prompts that a model cannot do, before any work.
 
     Args:
         kinds: kinds of prompts, see `inference.simulated`.
         prompted: whether the model needs prompts, see `RunRecord.prompted`.
+        flat: whether the cases are images of one slice, where kinds of scans mean nothing new.
 
     Raises:
         ValueError: an unknown kind, one twice, none at all, or one that the model cannot do.
     """
     wanted = parse_kinds(kinds)
+    of_scans = [kind for kind in wanted if kind not in KINDS_OF_IMAGES]
+    if flat and of_scans:
+        raise ValueError(
+            f"prompts: {', '.join(of_scans)}: for scans; an image has one slice. Expected some of "
+            f"{', '.join(KINDS_OF_IMAGES)}: 'slices' is a box around each object."
+        )
     if "none" in wanted and prompted:
         raise ValueError(
             "prompts: 'none' asks for every label without a prompt, but the model segments what is "

@@ -19,6 +19,7 @@ from medsam_tune.evaluation.statistics import (
     interval_note,
     paired_tests,
 )
+from medsam_tune.evaluation.words import people
 from medsam_tune.inference.simulated import MASKS
 from medsam_tune.methods.tuned import tuned_size
 from medsam_tune.runs import RECORD, TUNED, read_state
@@ -140,7 +141,7 @@ def compare_methods(methods: Sequence[Method]) -> dict[str, Any]:
         methods: in the order of the tables.
 
     Returns:
-        `flat`: whether the cases are 2-D images;
+        `flat`: whether the cases are 2-D images; `grouped_by`: "patient", or "group" of pictures;
         `methods`: name -> `seeds`, their number; `COSTS` of a training (None of what was not
         trained); `by_prompts`: kind ->
         measure -> `n`, `n_patients`, `mean`, `interval`, `note`, `seeds` (the mean of each), and
@@ -157,8 +158,9 @@ def compare_methods(methods: Sequence[Method]) -> dict[str, Any]:
         raise DataError("no method was evaluated; there is nothing to compare.")
     _refuse_other_cases(methods)
     patients, names = _patients(methods), _label_names(methods)
-    flat = methods[0].results[0].summary.get("flat", False)
-    found: dict[str, Any] = {"flat": flat, "methods": {}, "by_prompts": {}}
+    summary = methods[0].results[0].summary
+    said = {"flat": summary.get("flat", False), "grouped_by": people(summary)}
+    found: dict[str, Any] = {**said, "methods": {}, "by_prompts": {}}
     for method in methods:
         by_prompts = {
             kind: {key: _measure(method, kind, key, patients, names) for key in SCORES}
@@ -202,7 +204,8 @@ def _learning(
                 }
                 for one in there
             ]
-            curves[family][kind] = {"points": points, **foretell(trainings, patients)}
+            told = foretell(trainings, patients, of=found["grouped_by"])
+            curves[family][kind] = {"points": points, **told}
     return curves
 
 

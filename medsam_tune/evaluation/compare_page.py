@@ -22,7 +22,7 @@ from medsam_tune.evaluation.figures import box_plot, learning_curve
 from medsam_tune.evaluation.markdown import escaped, table
 from medsam_tune.evaluation.pages import render
 from medsam_tune.evaluation.report import REPORT
-from medsam_tune.evaluation.statistics import FEW, FEWEST, FOOTNOTE, mean_text
+from medsam_tune.evaluation.statistics import FEW, FEWEST, footnote, mean_text
 from medsam_tune.evaluation.words import brackets, by, headed, number
 from medsam_tune.files import written_whole
 
@@ -127,7 +127,7 @@ def _notes(found: Mapping[str, Any]) -> Iterable[str]:
         for method in found["methods"].values()
         for scores in method["by_prompts"].values()
     ):
-        yield FOOTNOTE
+        yield footnote(found["grouped_by"])
     yield from (f"failed: {name}: {why}" for name, why in found["failed"].items())
 
 
@@ -153,19 +153,20 @@ def _context(folder: Path, methods: Sequence[Method], found: Mapping[str, Any]) 
     data = methods[0].results[0].summary.get("data") or {}
     figures = [*_figures(methods, found)]
     sections = [("summary", "Summary"), ("methods", "Methods"), ("spread", "Spread")]
-    learning = [*_curves(found)]
+    learning, of = [*_curves(found)], found["grouped_by"]
     sections += [("learning", "Learning curve")] if learning else []
     sections += [("labels", "Labels"), ("tests", "Tests"), ("reports", "Reports")]
     return {
         "title": f"Which method? {data.get('name', 'Segmentation')}",
         "subtitle": ", ".join(map(str, filter(None, (data.get("modality"), "held-out cases")))),
         "sections": sections,
+        "grouped_by": of,
         "plain": [*_plain(found)],
         "warnings": [*_warnings(found)],
         "table": {"caption": "Means over cases", "head": _HEAD, "rows": [*_filled(found)]},
         "footnote": f"{brackets(methods[0].results[0].summary)} Of several labels: the mean of "
         "their means. The second Dice is the mean difference from the method of the column before, "
-        "over patients; p is of Wilcoxon's signed-rank test on it, corrected by Holm for all pairs "
+        f"over {of}s; p is of Wilcoxon's signed-rank test on it, corrected by Holm for all pairs "
         "of methods. Parameters and bytes are those that were tuned. The minutes of an epoch "
         "include its validation; min to 95 %: until a validation had 95 % of the best Dice. Peak: "
         "memory of the GPU, or of the process where there is none.",
@@ -223,10 +224,11 @@ def _warnings(found: Mapping[str, Any]) -> Iterable[str]:
         ),
         default=0,
     )
+    of = found["grouped_by"]
     if patients < FEWEST:
-        yield f"Fewer than {FEWEST} patients: no interval and no test; the numbers say little."
+        yield f"Fewer than {FEWEST} {of}s: no interval and no test; the numbers say little."
     elif patients < FEW:
-        yield f"Fewer than {FEW} patients: the intervals are unsure, and rather too narrow."
+        yield f"Fewer than {FEW} {of}s: the intervals are unsure, and rather too narrow."
 
 
 def _figures(methods: Sequence[Method], found: Mapping[str, Any]) -> Iterable[dict[str, str]]:
@@ -246,7 +248,7 @@ def _figures(methods: Sequence[Method], found: Mapping[str, Any]) -> Iterable[di
 
 def _curves(found: Mapping[str, Any]) -> Iterable[dict[str, str]]:
     """A figure of the learning curves for each kind of prompts."""
-    learning = found["learning"]
+    learning, of = found["learning"], found["grouped_by"]
     for kind in dict.fromkeys(kind for kinds in learning.values() for kind in kinds):
         lines: dict[str, list[dict[str, Any]]] = {}
         for name, kinds in learning.items():
@@ -255,12 +257,12 @@ def _curves(found: Mapping[str, Any]) -> Iterable[dict[str, str]]:
             lines |= {name: [one for one in points if one["mean"] is not None]}
         lines = {name: points for name, points in lines.items() if points}
         if lines:
-            title = f"Dice over the number of training patients {by(kind, found)}"
+            title = f"Dice over the number of training {of}s {by(kind, found)}"
             yield {
-                "svg": learning_curve(title, lines, "training patients"),
+                "svg": learning_curve(title, lines, f"training {of}s"),
                 "caption": f"{title}: means over the held-out cases with 95 % intervals over "
-                "their patients. What is pale is foretold by a power of the number of patients, "
-                "not measured; it holds for patients like these.",
+                f"their {of}s. What is pale is foretold by a power of the number of {of}s, not "
+                f"measured; it holds for {of}s like these.",
             }
 
 
@@ -280,8 +282,9 @@ def _curve_tables(found: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
             if "why" in curve:
                 rows.append([name, kind, "more", "-", f"not foretold: {curve['why']}"])
     if rows:
-        head = ["method", "prompts", "training patients", "Dice (95 % interval)", "of each seed"]
-        yield {"caption": "Training patients and Dice", "head": head, "rows": rows}
+        of = found["grouped_by"]
+        head = ["method", "prompts", f"training {of}s", "Dice (95 % interval)", "of each seed"]
+        yield {"caption": f"Training {of}s and Dice", "head": head, "rows": rows}
 
 
 def _label_tables(found: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
@@ -307,7 +310,8 @@ def _label_cell(one: Mapping[str, Any] | None) -> str:
 
 
 def _test_tables(found: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
-    head = ["first", "second", "measure", "patients", "difference (95 % interval)", "p", "p (Holm)"]
+    head = ["first", "second", "measure", f"{found['grouped_by']}s"]
+    head += ["difference (95 % interval)", "p", "p (Holm)"]
     for kind, entry in found["by_prompts"].items():
         rows = []
         for key, tests in entry["tests"].items():

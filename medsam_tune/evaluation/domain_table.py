@@ -7,7 +7,7 @@ from typing import Any
 
 from medsam_tune.evaluation.compare import Method, compare_methods, test_against
 from medsam_tune.evaluation.markdown import table
-from medsam_tune.evaluation.statistics import FOOTNOTE, mean_text
+from medsam_tune.evaluation.statistics import footnote, mean_text
 
 KIND = "slices"
 """Kind of prompts of the table: boxes, as a domain's model does not know the labels of others."""
@@ -68,7 +68,7 @@ def domains_text(found: Mapping[str, Any]) -> str:
         table(["test cases of", "patients", *(f"by {name}" for name in models)], rows),
     ]
     if any(entry["note"] for row in matrix.values() for entry in row.values()):
-        parts.append(FOOTNOTE)
+        parts.append(footnote())
     sizes = [
         [name, one["method"], f"{one['parameters']:,}", f"{one['bytes']:,}"]
         for name, one in found["domains"].items()

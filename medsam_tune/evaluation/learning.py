@@ -26,7 +26,10 @@ Values = Mapping[Hashable, float]
 
 
 def foretell(
-    trainings: Mapping[int, Sequence[Values]], patients: Mapping[Hashable, Hashable], seed: int = 0
+    trainings: Mapping[int, Sequence[Values]],
+    patients: Mapping[Hashable, Hashable],
+    seed: int = 0,
+    of: str = "patient",
 ) -> dict[str, Any]:
     """Fit a power to the scores of trainings with more and more patients.
 
@@ -35,6 +38,7 @@ def foretell(
             same test cases.
         patients: (case, label) -> test patient; they are resampled with all their scores.
         seed: seed of the resampling.
+        of: what the cases are grouped by, see `words.people`.
 
     Returns:
         `exponent`: b, positive where more patients bring more, with its 95 % `interval`;
@@ -44,16 +48,16 @@ def foretell(
     """
     sizes = sorted(trainings)
     if len(sizes) < 3:
-        return {"why": f"{len(sizes)} numbers of training patients; a curve needs 3 or more"}
+        return {"why": f"{len(sizes)} numbers of training {of}s; a curve needs 3 or more"}
     people = {who: n for n, who in enumerate(dict.fromkeys(patients.values()))}
     if len(people) < FEWEST:
-        return {"why": f"{len(people)} test patients; expected {FEWEST} or more"}
+        return {"why": f"{len(people)} test {of}s; expected {FEWEST} or more"}
     labels = {name: n for n, name in enumerate(dict.fromkeys(_label(p) for p in patients))}
     sums = [[_sums(one, patients, people, labels) for one in trainings[n]] for n in sizes]
     all_of_them = np.ones(len(people))
     slope, level = _fit(sizes, [_mean(each, all_of_them) for each in sums])
     if slope >= 0:
-        return {"why": "the scores do not rise with the number of patients"}
+        return {"why": f"the scores do not rise with the number of {of}s"}
     generator = np.random.default_rng(seed)
     lines = []
     for _ in range(SAMPLES):

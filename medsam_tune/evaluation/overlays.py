@@ -40,7 +40,7 @@ class Overlays:
     Args:
         output_dir: folder for `<case>.png` and `<case>/`.
         labels: label id -> name.
-        count: number of cases of each: worst, median, best.
+        count: number of cases of each: worst, median, best; 0 for no picture at all.
         ignore: id of voxels that nobody annotated; nothing is drawn there.
         window: what the grey values are, in words, see `slices.intensity`.
         scores: handler that knows the scores, attached after this one; without it cases are
@@ -82,7 +82,9 @@ class Overlays:
         state: Any = engine.state
         batch = state.batch
         label = batch["label"]
-        if self._folder is None or not any((label == k).any() for k in self.labels):
+        if self._folder is None or not self.count:
+            return
+        if not any((label == k).any() for k in self.labels):
             return
         kinds = [*state.output["pred"]][:_MOST_KINDS]
         names = {kind: parse_kind(kind).words(len(label) == 1) for kind in kinds}
@@ -103,7 +105,7 @@ class Overlays:
         """Keep the volume of a scan while it is one of the worst so far."""
         case, kept = batch["case"], self._parts
         dice, room = self._dice[case], _SPARE * self.count
-        if len(truth) == 1 or not room or (len(kept) == room and dice >= max(kept.values())):
+        if len(truth) == 1 or (len(kept) == room and dice >= max(kept.values())):
             return
         spacing, axes = _voxel(batch), batch.get("axes", "")
         part = part_of(batch["image"], truth, prediction, [*self.labels], spacing, axes)

@@ -19,8 +19,10 @@ from torch import Tensor
 from medsam_tune.evaluation.label_maps import overlaps
 from medsam_tune.prompts import SlicePrompts
 
-COLOURS = [to_rgb(colour) for colour in mpl.color_sequences["petroff10"]]
-"""Colours of up to 10 labels, which colour-blind people tell apart.
+_GREYS = (3, 8)  # among them: hard to tell from a scan, and from the annotator's white dashes
+_ORDER = (*(n for n in range(10) if n not in _GREYS), *_GREYS)
+COLOURS = [to_rgb(mpl.color_sequences["petroff10"][n]) for n in _ORDER]
+"""Colours of up to 10 labels, which colour-blind people tell apart; the greys come last.
 
 References:
     Petroff, "Accessible color sequences for data visualization", 2021.

@@ -26,6 +26,7 @@ from medsam_tune.evaluation.report import write_report
 from medsam_tune.evaluation.results import SUMMARY_FORMAT
 from medsam_tune.evaluation.statistics import format_summary, summarise_kinds
 from medsam_tune.evaluation.surfaces import IMPLEMENTATION
+from medsam_tune.evaluation.words import people
 from medsam_tune.evaluation.worst import worst_masks
 from medsam_tune.files import FORMAT, written_whole
 from medsam_tune.inference.canvas import Found, FoundObject, labels_of
@@ -181,7 +182,7 @@ class CaseScores:
             self.results.finish()
             write_report(self.results.path)
             flat = self._deepest == 1
-            lines = [format_summary(summary["by_prompts"], flat)]
+            lines = [format_summary(summary["by_prompts"], flat, people(content))]
             for kind, scores in [*self.scores.items()][:1]:
                 lines += [f"the worst, {parse_kind(kind).words(flat)}", *worst_masks(scores)]
             text = "\n".join(lines)

@@ -73,7 +73,7 @@ def bootstrap_interval(
         counts[patients[patient], labels[label]] += 1
     generator = np.random.default_rng(seed)
     means: list[NDArray[np.float64]] = []
-    step = max(1, 10**6 // len(patients))
+    step = max(1, 2 * 10**5 // len(patients))  # some MB, however many patients
     for start in range(0, samples, step):
         size = (min(step, samples - start), len(patients))
         picks = generator.integers(len(patients), size=size)
@@ -91,7 +91,7 @@ def interval_note(patients: int) -> str:
 
 
 def mean_text(mean: float | None, interval: Sequence[float] | None, patients: int) -> str:
-    """A mean and its interval for a table, such as "0.745 (0.659 to 0.819)*"; `FOOTNOTE` says why.
+    """A mean and its interval for a table, such as "0.745 (0.659 to 0.819)*"; `footnote` says why.
 
     Args:
         mean: mean over the cases; None if none could be scored.
@@ -111,7 +111,13 @@ def distribution_text(found: Mapping[str, Any]) -> str:
     return mean_text(found["mean"], found.get("interval"), found["n_patients"])
 
 
-FOOTNOTE = f"* of fewer than {FEW} patients; too few: below {FEWEST} there is no interval"
+def footnote(of: str = "patient") -> str:
+    """What stands under a table of `mean_text`.
+
+    Args:
+        of: what the cases are grouped by, see `words.people`.
+    """
+    return f"* of fewer than {FEW} {of}s; too few: below {FEWEST} there is no interval"
 
 
 def distribution(rows: Sequence[Row], interval: bool = True) -> dict[str, Any]:
@@ -324,12 +330,15 @@ def holm(values: Sequence[float | None]) -> list[float | None]:
     return found
 
 
-def format_summary(by_prompts: Mapping[str, Mapping[str, Any]], flat: bool = False) -> str:
+def format_summary(
+    by_prompts: Mapping[str, Mapping[str, Any]], flat: bool = False, of: str = "patient"
+) -> str:
     """Table of kinds of prompts as text, a block for each.
 
     Args:
         by_prompts: kind -> what `summarise` says of it.
         flat: whether the cases are 2-D images.
+        of: what the cases are grouped by, see `words.people`.
     """
     lines = []
     entries = [entry for each in by_prompts.values() for entry in each["labels"].values()]
@@ -350,7 +359,7 @@ def format_summary(by_prompts: Mapping[str, Mapping[str, Any]], flat: bool = Fal
         values = "".join(f" {_number(means[key]):>7}" for key in shown)
         lines.append(f"{'mean':<20} {'':>26}  {_number(summary['mean_dice']):<25}{values}")
     if any(entry["dice"]["note"] for entry in entries):
-        lines.append(FOOTNOTE)
+        lines.append(footnote(of))
     return "\n".join(lines)
 
 

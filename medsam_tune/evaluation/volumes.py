@@ -157,4 +157,5 @@ def nifti_bytes(array: _Bytes, affine: NDArray[np.float64]) -> bytes:
     image = nib.Nifti1Image(array.transpose(2, 1, 0), affine)
     image.header.set_xyzt_units("mm")
     content: bytes = image.to_bytes()
-    return gzip.compress(content, mtime=0)
+    # Level 9 takes ten times longer, for 3 % less.
+    return gzip.compress(content, compresslevel=5, mtime=0)

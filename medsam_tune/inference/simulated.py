@@ -19,6 +19,9 @@ from medsam_tune.slices.objects import owners
 KINDS = ("slices", "box3d", "interpolated:N", "middle", "middle-range", "points", "none")
 """Kinds of prompts, see `simulated_prompts`; N is a number of boxes."""
 
+KINDS_OF_IMAGES = ("slices", "points", "none")
+"""Kinds that differ on images of one slice."""
+
 _WORDS = {
     "slices": "by a box on every slice",
     "box3d": "by one 3-D box",

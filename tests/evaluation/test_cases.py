@@ -230,6 +230,13 @@ def test_row_101_kinds_that_a_model_cannot_do_are_refused(
         refuse_kinds(kinds, prompted)
 
 
+def test_kinds_of_scans_are_refused_on_images() -> None:
+    refuse_kinds("slices,points,none", prompted=None, flat=True)
+    message = "prompts: box3d, middle: for scans; an image has one slice. Expected some of slices"
+    with pytest.raises(ValueError, match=message):
+        refuse_kinds("box3d,slices,middle", prompted=None, flat=True)
+
+
 def test_voxels_that_nobody_annotated_are_left_out(tmp_path: Path) -> None:
     image, label = small_scan()
     label[:, 5:] = 9  # the upper half of both organs, and the background there

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,25 @@ def test_folds_are_judged_together(tmp_path: Path) -> None:
     write_comparison(tmp_path, [method("lora", 0.8)])
     page = (tmp_path / "compare.html").read_text()
     assert all(f'href="lora-{n}/evaluation/report.html"' in page for n in range(3))
+
+
+def test_pictures_are_of_groups_not_of_patients(tmp_path: Path) -> None:
+    methods = []
+    for name, dice in (("zero_shot", 0.5), ("lora-5", 0.7), ("lora-10", 0.8), ("lora-20", 0.85)):
+        folder = evaluated(tmp_path / name, dice, "slices", cases=8)
+        path = folder / "evaluation" / "summary.json"
+        summary = json.loads(path.read_text()) | {"flat": True, "data": {"modality": "RGB"}}
+        path.write_text(json.dumps(summary))
+        family, _, patients = name.partition("-")
+        methods.append(
+            read_method(name, [folder], family if patients else None, int(patients or 0))
+        )
+    text = write_comparison(tmp_path, methods)
+    assert "* of fewer than 30 groups" in text
+    page = re.sub("<style.*?</style>", "", (tmp_path / "compare.html").read_text(), flags=re.S)
+    for said in (text, page, (tmp_path / "compare.md").read_text()):
+        assert "patient" not in said
+        assert "groups" in said
 
 
 def test_what_a_training_cost(tmp_path: Path) -> None:

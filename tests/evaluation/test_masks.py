@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -112,6 +113,7 @@ def test_the_command(
     assert code == 0, said
     page = tmp_path / "theirs_evaluation" / "evaluation" / "report.html"
     assert f"report: {page}" in said
+    assert not re.search("Engine run|Epoch", said)
     assert page.is_file()
     code, _, said = tune("evaluate", "--masks", tmp_path / "theirs")
     assert (code, "--masks needs --datalist" in said) == (1, True)

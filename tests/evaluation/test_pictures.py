@@ -223,6 +223,16 @@ def test_volumes_are_kept_of_the_worst_alone(tmp_path: Path) -> None:
     assert (truth_there == 2).sum() == (truth() == 2).sum()
 
 
+def test_no_picture_is_drawn_if_none_is_wanted(tmp_path: Path) -> None:
+    run(Overlays(tmp_path, LABELS, count=0), [batch("a"), batch("b")])
+    assert not [*tmp_path.iterdir()]
+
+
+def test_the_colours_of_few_labels_are_no_greys() -> None:
+    spread = [max(colour) - min(colour) for colour in COLOURS]
+    assert min(spread[:8]) > 0.25 > 0.1 > max(spread[8:])
+
+
 def test_images_have_no_volume(tmp_path: Path) -> None:
     run(Overlays(tmp_path, LABELS), [batch("a", truth()[4:5]) | {"image": image()[4:5]}])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", INDEX]

@@ -9,9 +9,9 @@ import pytest
 
 from medsam_tune.evaluation.metrics import Score
 from medsam_tune.evaluation.statistics import (
-    FOOTNOTE,
     bootstrap_interval,
     distribution,
+    footnote,
     format_summary,
     holm,
     mean_text,
@@ -73,7 +73,7 @@ def test_mean_of_labels_of_means_of_cases() -> None:
     ]
     assert lines[3].split() == ["other", "0", "1", "0", "0", "-", "-", "-"]
     assert lines[4].split() == ["mean", "0.450", "0.329", "0.300"]
-    assert lines[5] == FOOTNOTE
+    assert lines[5] == footnote()
 
 
 def test_one_empty_counts_as_zero() -> None:
@@ -104,7 +104,7 @@ def test_row_100_intervals_of_few_cases(cases: int, note: str, mark: str) -> Non
     assert (dice["interval"] is None) == (note == "too few")
     text = format_summary({"slices": summary})
     assert f"({note})" in text if note == "too few" else ")* " in text
-    assert text.endswith(FOOTNOTE)
+    assert text.endswith(footnote())
 
 
 def test_row_100_intervals_of_many_cases() -> None:
@@ -112,7 +112,7 @@ def test_row_100_intervals_of_many_cases() -> None:
         summary = summarise([score(f"c{n}", 1, 0.5 + n / 100) for n in range(cases)])
         assert summary["labels"]["1"]["dice"]["note"] == note
         text = format_summary({"slices": summary})
-        assert (FOOTNOTE in text) == bool(note)
+        assert (footnote() in text) == bool(note)
         assert ("*" in text) == bool(note)
     assert mean_text(0.7454, (0.659, 0.8191), 30) == "0.745 (0.659 to 0.819)"
     assert mean_text(None, None, 0) == "-"
@@ -153,7 +153,7 @@ def test_row_101_every_table_names_its_prompts() -> None:
         "0.500",
     ]
     assert " ".join(lines[10].split()) == "liver 1 1 0 0 0.400 (too few) 0.250 -"
-    assert lines[12:] == [FOOTNOTE]
+    assert lines[12:] == [footnote()]
     nothing = summarise_kinds({})
     assert (nothing["prompts"], nothing["mean_dice"], nothing["by_prompts"]) == (None, None, {})
 
