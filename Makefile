@@ -47,7 +47,7 @@ demo: env ## train and evaluate the nano model on made-up scans, on CPU
 test: env ## the fast tier: no network, no GPU, minutes
 	$(PYTEST) -m "not slow and not faults"
 
-test-tutorials: env ## run every notebook of tutorials/, without network; each takes up to three minutes
+test-tutorials: env ## run every notebook of tutorials/, without network; two minutes each
 	OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) $(PY) -m pytest -n $(JOBS) --nbmake --nbmake-timeout=600 $(TUTORIALS)
 
 test-faults: env ## kills, full disks, little memory, dead workers, names of patients: a quarter of an hour

@@ -74,7 +74,9 @@ def commands(path: Path) -> list[str]:
 def test_commands_are_those_of_the_command_line(path: Path) -> None:
     assert commands(path)
     for line in commands(path):
-        words = shlex.split(re.split(r" \d?>", line)[0])  # where the output goes is the shell's
+        words = shlex.split(
+            re.split(r" \d?>", line)[0], comments=True
+        )  # where the output goes is the shell's
         command = get_command(app).commands.get(words[0])  # type: ignore[attr-defined]
         assert command is not None, line
         command.make_context(words[0], words[1:])
