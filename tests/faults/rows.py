@@ -35,7 +35,7 @@ _NAMED: dict[int, tuple[str, tuple[str, ...]]] = {
         "ignore label, regions, double names",
         (
             "tests/training/test_losses.py::test_what_nobody_annotated_has_no_loss",
-            "tests/evaluation/test_metrics.py::test_nothing_is_left_where_nobody_annotated",
+            "tests/evaluation/test_label_maps.py::test_nothing_is_left_where_nobody_annotated",
         ),
     ),
     83: ("nnU-Net without channel numbers", ()),
