@@ -33,7 +33,6 @@ RESULTS = Path(__file__).parent / "results" / "evaluate_scale.md"
 ROWS = (  # cases, shape, labels
     (100, (64, 64, 32), 10),
     (1000, (64, 64, 32), 10),
-    (1, (512, 512, 600), 10),
     (1, (512, 512, 600), 40),
 )
 

@@ -17,13 +17,16 @@
     showAllOrientationMarkers: true,
     showLegend: false,
   });
+  const OPACITY = { image: 1, prediction: 0.5, truth: 0.05 }; // of the inside; 0 leaves a volume out
+  const OUTLINE = 0.85;
+  const LABEL = 1002; // the intent of NIfTI for label maps: NiiVue draws the outlines of such
   const rgb = (colour) => [1, 3, 5].map((start) => parseInt(colour.slice(start, start + 2), 16));
   const map = (colours) => {
     const [R, G, B] = [0, 1, 2].map((channel) => [0, ...colours.map((one) => one[channel])]);
     const A = [0, ...colours.map(() => 255)];
     return { R, G, B, A, labels: ["", ...colours.map(() => "")] };
   };
-  const opacity = (name) => (shown[name].checked ? (name === "image" ? 1 : 0.5) : 0);
+  const opacity = (name) => (shown[name].checked ? OPACITY[name] : 0);
   async function show(number) {
     const one = cases[number];
     of("status").textContent = `Case ${one.case} is being read.`;
@@ -38,6 +41,7 @@
         [volume.cal_min, volume.cal_max] = [0, 255];
       } else {
         volume.setColormapLabel(map(colours[name]));
+        volume.hdr.intent_code = name === "truth" ? LABEL : 0;
       }
       volume.opacity = opacity(name);
       view.addVolume(volume);
@@ -55,6 +59,7 @@
   }
   async function start() {
     await view.attachToCanvas(of("canvas"));
+    view.setAtlasOutline(OUTLINE);
     for (const [number, name] of Object.keys(shown).entries()) {
       shown[name].addEventListener("input", () => view.setOpacity(number, opacity(name)));
     }
