@@ -91,7 +91,9 @@ def main() -> None:
     """All rows, then the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--one", type=Path, help="folder from before: measure it and print JSON")
-    parser.add_argument("--only", type=int, nargs="*", help="numbers of rows, from 0; no page")
+    parser.add_argument(
+        "--only", type=int, nargs="*", help="numbers of rows, from 0; no page is written"
+    )
     options = parser.parse_args()
     if options.one:
         print(json.dumps(measure(options.one)))
@@ -111,9 +113,9 @@ def main() -> None:
             f"{found['before']:.0f} | {found['peak']:.0f} |"
         )
         print(lines[-1], file=sys.stderr, flush=True)
-    if options.only is None:
-        with written_whole(RESULTS) as beside:
-            beside.write_text(HEAD.format(machine=machine("cpu"), rows="\n".join(lines)))
+        if options.only is None:  # after each row, so that what is done is kept
+            with written_whole(RESULTS) as beside:
+                beside.write_text(HEAD.format(machine=machine("cpu"), rows="\n".join(lines)))
 
 
 HEAD = """# `medsam-tune evaluate --masks` as cases grow
@@ -124,6 +126,12 @@ Memory is that of the process after its imports (PyTorch, MONAI), and the highes
 | cases | voxels | labels | seconds | CPU seconds | cases per CPU second | MB before | MB at most |
 |---|---|---|---|---|---|---|---|
 {rows}
+
+Seconds by the clock are those of a machine that others used too. CPU seconds for each case are the
+same for ten times as many cases. Memory grows by 78 MB over 900 more of them, about 9 KB for each
+row of metrics.csv (a case and a label); a scan and its mask are freed before the next, and what the
+pictures need lies in a temporary folder. A large scan takes 28 bytes for each of its voxels. Rows
+may come from runs of their own (`--only`).
 """
 
 if __name__ == "__main__":
