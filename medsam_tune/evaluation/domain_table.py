@@ -64,7 +64,8 @@ def domains_text(found: Mapping[str, Any]) -> str:
         "Dice on held-out test cases by boxes with jitter, on every slice of scans and around each "
         "object of images, with 95 % intervals over patients (of images, over their "
         f"groups). Each domain is tuned on {base['name']}, {base['image_size']} x "
-        f"{base['image_size']}, which stays as it is. A model does not know the labels of another domain: there it has boxes alone.",
+        f"{base['image_size']}, which stays as it is. A model does not know the "
+        "labels of another domain: there it has boxes alone.",
         table(["test cases of", "patients or groups", *(f"by {name}" for name in models)], rows),
     ]
     if any(entry["note"] for row in matrix.values() for entry in row.values()):
