@@ -107,6 +107,16 @@ def test_the_losses_are_those_without_a_cache(
     assert (plain.encoded, exact.encoded) == (2 * once, once)
 
 
+def test_tokens_before_another_block_are_others(
+    tiny_sam: Sam, store: SliceStore, prepared: list[PreparedCase]
+) -> None:
+    folders = {
+        Training(tiny_sam, store, prepared, "float32", "adapter", **options).embeddings.folder  # type: ignore[union-attr]
+        for options in ({"last_blocks": 1}, {"last_blocks": 2}, {"last_blocks": 2, "bottleneck": 4})
+    }
+    assert len(folders) == 2
+
+
 def test_half_the_bits_give_nearly_the_same_losses(
     tiny_sam: Sam, store: SliceStore, prepared: list[PreparedCase]
 ) -> None:
