@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from medsam_tune.evaluation.compare import Method, compare_methods, test_against
-from medsam_tune.evaluation.markdown import table
+from medsam_tune.evaluation.markdown import escaped, table
 from medsam_tune.evaluation.statistics import footnote, mean_text
 
 KIND = "slices"
@@ -69,16 +69,17 @@ def domains_text(found: Mapping[str, Any]) -> str:
         table(["test cases of", "patients or groups", *(f"by {name}" for name in models)], rows),
     ]
     if any(entry["note"] for row in matrix.values() for entry in row.values()):
-        parts.append(footnote())
+        parts.append(escaped(footnote()))
     sizes = [
         [name, one["method"], f"{one['parameters']:,}", f"{one['bytes']:,}"]
         for name, one in found["domains"].items()
     ]
     parts.append(table(["domain", "method", "tuned parameters", "bytes on disk"], sizes))
     if (lost := found["forgetting"]) is not None:
+        before, after = (escaped(_dice(lost[key])) for key in ("before", "after"))
         parts.append(
-            f"Forgetting: tuned as a whole on {lost['old']}, the model has {_dice(lost['before'])} "
-            f"there; tuned on {lost['new']} from then on, {_dice(lost['after'])}"
+            f"Forgetting: tuned as a whole on {lost['old']}, the model has {before} "
+            f"there; tuned on {lost['new']} from then on, {after}"
             f"{_change(lost)}. A domain's own file changes nothing of another domain."
         )
     parts += [f"failed: {name}: {why}" for name, why in found["failed"].items()]
