@@ -269,7 +269,7 @@ def write(options: Any, seeds: Sequence[int]) -> None:
         (
             "an image of another pixel size gets 1024 * (0.3 / resolution) pixels",
             "upside down: coarser pixels need enlarging; side * resolution / 0.3 is done and "
-            "tested (tests/formats/test_ground.py)",
+            "tested (tests/slices/test_ground.py)",
             "wrong",
         )
     )
@@ -292,7 +292,8 @@ HEAD = """# Claims, and what is measured here
 nano at 128 x 128, hippocampus, {patients} training patients, mean Dice of {validation} validation
 patients by a box with 5 % jitter on each slice; {epochs} epochs, from scratch {scratch}; number of
 seeds: {seeds}, with their range; {machine}. A validation chooses the epoch and is also the score,
-so these numbers compare ways with each other, and are not held-out ones.
+so these numbers compare ways with each other, and are not held-out ones. Times are of the clock,
+and what else the machine does counts.
 
 Made by `python benchmarks/claims.py HIPPOCAMPUS`."""
 
