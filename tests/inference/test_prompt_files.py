@@ -158,7 +158,8 @@ def test_of_many_points_on_a_slice_few_are_taken() -> None:
     )
     with pytest.warns(UserWarning, match="left out") as caught:
         found = read_prompts(content, LPS_GRID, LABELS)
-    assert [str(one.message) for one in caught] == [
+    # Python itself may warn of what another test left, whenever it collects it.
+    assert [str(one.message) for one in caught if one.category is UserWarning] == [
         "prompts: 52 of 120 points are left out; the model takes 16 inside and 16 outside of an "
         "object on a slice, and those that lie far apart are kept"
     ]
