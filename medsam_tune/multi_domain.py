@@ -2,7 +2,7 @@
 
     O/settings.json           what it is of; another one is refused
     O/ct, O/mr                the run of each domain, with its evaluation
-    O/matrix/ct-by-mr         the test cases of ct by the model of mr; by-untouched, by-combined
+    O/matrix/ct-by-mr         the test cases of ct by the model of mr; by-untouched, by-combined-...
     O/combined.safetensors    the mean of the domains' LoRAs
     O/full-ct, O/full-ct-mr   full tuning on ct, and then on mr: what does it forget of ct?
     O/domains.json            the table, and where each domain's model is; with .md
@@ -152,7 +152,7 @@ def _tune(plan: Plan) -> tuple[str, dict[str, str]]:
             models[COMBINED] = combined
     matrix: dict[str, list[Method]] = {}
     for one in done:
-        places = {name: _cell(plan, one.name, name) for name in models}
+        places = {name: _cell(plan, one.name, name, tuned) for name, tuned in models.items()}
         there = [
             read_method(name, [place])
             for name, place in places.items()
@@ -256,10 +256,15 @@ def _combine(plan: Plan, domains: Sequence[Domain], path: Path) -> None:
     save_tuned(mean, path)
 
 
-def _cell(plan: Plan, cases: str, model: str) -> Path:
-    """The folder with the evaluation of a domain's test cases by a model."""
-    own = cases == model
-    return plan.output / cases if own else plan.output / "matrix" / f"{cases}-by-{model}"
+def _cell(plan: Plan, cases: str, model: str, tuned: Path | None) -> Path:
+    """The folder with the evaluation of a domain's test cases by a model.
+
+    What is combined changes with a further domain, so that its folder is named after its content.
+    """
+    if cases == model:
+        return plan.output / cases
+    content = f"-{file_hash(tuned)[:8]}" if tuned is not None and model == COMBINED else ""
+    return plan.output / "matrix" / f"{cases}-by-{model}{content}"
 
 
 def _judged(
@@ -292,8 +297,9 @@ def _forget(plan: Plan, lost: list[Method]) -> None:
     _train(plan, new, plan.output / after, FULL, True, weights)
     steps = ((before, plan.checkpoint), (after, weights))
     for name, checkpoint in steps:
-        place = _cell(plan, old.name, name)
-        _judged(plan, old, place, tuned_file(plan.output / name), checkpoint)
+        tuned = tuned_file(plan.output / name)
+        place = _cell(plan, old.name, name, tuned)
+        _judged(plan, old, place, tuned, checkpoint)
         lost.append(read_method(name, [place]))
 
 

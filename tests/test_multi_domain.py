@@ -68,6 +68,12 @@ def plan(folder: Path, **changes: Any) -> Plan:
     return Plan(output=folder / "O", **(given | changes))
 
 
+def cell(given: dict[str, Any]) -> str:
+    """Whose cases are judged by which model; what is combined has a hash in its name."""
+    name = Path(given["output_dir"]).parent.name
+    return name.rpartition("-")[0] if "combined-" in name else name
+
+
 def test_each_domain_is_judged_by_each_model(calls: Calls, tmp_path: Path) -> None:
     asked = plan(tmp_path, forgetting=("ct", "mr"), settings={"epochs": 3, "tolerance": 1.0})
     text, failed = tune_domains(asked)
@@ -80,9 +86,7 @@ def test_each_domain_is_judged_by_each_model(calls: Calls, tmp_path: Path) -> No
     assert (trained[0][1]["epochs"], "tolerance" in trained[0][1]) == (3, False)
     # full tuning goes on with the weights that it left
     assert trained[3][1]["checkpoint"] == asked.output / "full-ct.pth"
-    judged = {
-        Path(given["output_dir"]).parent.name: given for _, given in calls if "other" in given
-    }
+    judged = {cell(given): given for _, given in calls if "other" in given}
     assert [*judged] == [
         *("ct-by-untouched", "ct-by-mr", "ct-by-combined"),
         *("mr-by-untouched", "mr-by-ct", "mr-by-combined"),
@@ -114,6 +118,21 @@ def test_each_domain_is_judged_by_each_model(calls: Calls, tmp_path: Path) -> No
     with pytest.raises(DataError, match="its domain ct has another datalist now"):
         tune_domains(asked)
     assert not calls
+
+
+def test_a_further_domain_changes_what_is_combined(calls: Calls, tmp_path: Path) -> None:
+    """The mean of three is judged anew; nothing else of the two is."""
+    asked = plan(tmp_path)
+    tune_domains(asked)
+    calls.clear()
+    further = Domain("xr", tmp_path / "xr.json", "volume", "lora")
+    tune_domains(replace(asked, domains=[*asked.domains, further]))
+    assert {cell(given) for _, given in calls if "other" in given} == {
+        *("ct-by-combined", "mr-by-combined", "xr-by-combined"),
+        *("ct-by-xr", "mr-by-xr", "xr-by-untouched", "xr-by-ct", "xr-by-mr"),
+    }
+    combined = read_header(asked.output / "combined.safetensors")
+    assert combined.tuning.options["config"]["r"] == 24  # three of rank 8
 
 
 def test_what_fails_does_not_end_the_others(
