@@ -27,12 +27,15 @@ from medsam_tune.bundle import bundle_folder
 from medsam_tune.cases.datalist import read_datalist
 from medsam_tune.evaluation.metrics import Answer, Score, score_case
 from medsam_tune.evaluation.statistics import format_summary, summarise
+from medsam_tune.formats.mending import Mending
 from medsam_tune.runs import read_record
 from medsam_tune.slices.rules import rules_from
 from medsam_tune.slices.store import PreparedCase, SliceStore
 from medsam_tune.training.samples import SeededSampler
 
 BATCH = 8
+OWN = ("image_size", "in_channels", "epoch_slices", "flip_prob", "turn_prob", "bias_prob")
+"""Settings of the run that are the U-Net's as well."""
 
 
 class Task:
@@ -41,18 +44,22 @@ class Task:
     def __init__(self, run: Path) -> None:
         record = read_record(run)
         assert record.datalist is not None
+        assert record.slices_dir is not None
         self.data = read_datalist(record.datalist)
         self.labels = sorted(self.data.labels)
         self.rules = rules_from(record.rules)
         self.size = int(record.base["image_size"])
-        assert record.slices_dir is not None
-        self.store = SliceStore(Path(record.slices_dir), self.rules, self.data.labels)
+        self.store = SliceStore(
+            Path(record.slices_dir), self.rules, self.data.labels_in_files, Mending()
+        )
         self.seed = record.seed
         parser = ConfigParser()
-        parser.read_config(bundle_folder("volume") / "configs" / "train.yaml")
+        parser.read_config(bundle_folder(record.bundle) / "configs" / "train.yaml")
+        for key, value in record.recipe.items():
+            if key in OWN or key.split("::")[0] == "rules":
+                parser[key] = value
         parser["datalist"], parser["slices_dir"] = record.datalist, record.slices_dir
-        parser["image_size"], parser["empty_slices"] = self.size, 1.0
-        parser["rules::neighbours"] = self.rules.neighbours
+        parser["empty_slices"] = 1.0
         parser["frame::keys"], parser["frame::mode"] = ["image", "label"], ["bilinear", "nearest"]
         augment = copy.deepcopy(parser["transform::transforms"][3])
         assert augment["transform"] == "@augment"
@@ -62,16 +69,23 @@ class Task:
             {"_target_": "monai.transforms.DeleteItemsd", "keys": ["before", "extents"]},
         ]
         self.dataset: Any = parser.get_parsed_content("train::dataset")
+        sampler: Any = parser.get_parsed_content("train::sampler")
+        self.slices = sampler.num_samples
 
     def cases(self, subset: str) -> list[PreparedCase]:
         """The prepared cases of a subset."""
         return self.store.prepare(self.data.subset(subset), progress=False)
 
     def classes(self, label: Tensor) -> Tensor:
-        """Label ids -> 0 for the background, 1 for the first label, and so on."""
+        """Label ids (B, 1 or 2, H, W) -> 0 for the background, 1 for the first label, and so on.
+
+        A second channel, the numbers of objects, is left out. What nobody annotated is background:
+        the loss of MONAI cannot leave it out.
+        """
+        label = label[:, :1].long()
         ids = torch.tensor([0, *self.labels])
-        known = torch.isin(label.long(), ids)
-        return torch.where(known, torch.searchsorted(ids, label.long().clamp(max=ids[-1])), 0)
+        known = torch.isin(label, ids)
+        return torch.where(known, torch.searchsorted(ids, label.clamp(max=ids[-1])), 0)
 
     @torch.inference_mode()
     def scores(self, network: torch.nn.Module, subset: str) -> list[Score]:
@@ -85,6 +99,9 @@ class Task:
             logits = torch.cat([network(part) for part in frame.image(image).split(BATCH)])
             predicted = ids[frame.back(logits).argmax(1)]
             truth = torch.from_numpy(case.truth().astype("int64"))
+            if self.data.ignore is not None:
+                unknown = truth == self.data.ignore
+                predicted, truth = (one.masked_fill(unknown, 0) for one in (predicted, truth))
             found += score_case(Answer(case.id, "none", predicted, truth), self.data.labels)
         return found
 
@@ -95,7 +112,7 @@ def train(task: Task, minutes: float) -> torch.nn.Module:
     network = BasicUNet(2, task.rules.channels, len(task.labels) + 1)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=1e-2)
     loss_function = DiceCELoss(softmax=True, to_onehot_y=True)
-    sampler = SeededSampler(len(task.dataset), task.seed)
+    sampler = SeededSampler(len(task.dataset), task.seed, task.slices)
     best, kept = -1.0, copy.deepcopy(network)
     start, epoch = time.process_time(), 0
     while (spent := (time.process_time() - start) / 60) < minutes:

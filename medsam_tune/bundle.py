@@ -36,6 +36,7 @@ _FREE |= {
     "resume",
     "epochs",
     "lr",
+    "token_lr",
     "num_workers",
     "device",
     "val_interval",

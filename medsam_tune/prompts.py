@@ -36,6 +36,16 @@ class Prompts(NamedTuple):
         """The tensors that are not None, by name."""
         return {name: tensor for name, tensor in self._asdict().items() if tensor is not None}
 
+    @property
+    def placed(self) -> Tensor | None:
+        """(B, P) bool, which prompts say where their object is; None where none does."""
+        found = [] if self.boxes is None else [self.boxes.new_ones(self.boxes.shape[:2]).bool()]
+        if self.point_labels is not None:
+            found.append((self.point_labels >= 0).any(-1))
+        if self.masks is not None:
+            found.append(~self.masks[..., 0, 0].isnan())
+        return torch.stack(found).any(0) if found else None
+
     def rows(self, index: Tensor) -> Prompts:
         """The prompts of M images; `index` (M,) int64 on any device."""
         return Prompts(**{name: x[index.to(x.device)] for name, x in self.given.items()})

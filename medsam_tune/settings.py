@@ -259,6 +259,7 @@ _EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
         lambda value: value is None or (type(value) is int and 1 <= value < 2**31),
     ),
     "lr": _number(0, open_=True),
+    "token_lr": _number(0, open_=True),
     "layer_decay": _number(0, 1),
     "weight_decay": _number(0),
     "warmup_steps": (

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from segment_anything.modeling import MaskDecoder, PromptEncoder
 from torch import Tensor, nn
 
@@ -59,6 +61,10 @@ class LearnedTokens(nn.Module):
     layer of the decoder) takes the learned ones up as far as a gate is open, one for each head.
     The gates start at zero, so that an untrained model gives the base's masks.
 
+    Where nothing but its class is asked for, a prompt's logits also have those of a linear
+    classifier of the embedding. SAM's decoder knows no objects without a prompt, and the classifier
+    finds where they are long before the tokens have taught it.
+
     Args:
         width: D, number of channels of a token.
         tokens: T, number of learned tokens for each prompt.
@@ -88,6 +94,7 @@ class LearnedTokens(nn.Module):
         self.gates = nn.Parameter(self.tokens.new_zeros(layers, 2, heads))
         if classes:
             self.present = nn.Parameter(self.tokens.new_zeros(classes, width + 1))
+            self.coarse = nn.Parameter(self.tokens.new_zeros(classes, width + 1))
 
     def forward(self, classes: Tensor | None, count: int) -> tuple[Tensor, Tensor]:
         """The tokens of N prompts, and how far they are let in.
@@ -115,6 +122,23 @@ class LearnedTokens(nn.Module):
         weights = self.present[classes.clamp(min=0)]  # (N, D + 1)
         score = (quality_token * weights[:, :-1]).sum(-1) + weights[:, -1]
         return score * (classes >= 0)
+
+    def coarse_logits(self, embedding: Tensor, classes: Tensor, size: Sequence[int]) -> Tensor:
+        """What a linear classifier of the embedding says of each prompt's class.
+
+        Args:
+            embedding: (B, D, G, G) float.
+            classes: (B, P) int64.
+            size: (h, w) of the logits.
+
+        Returns:
+            (B, P, h, w) float logits, bilinear between those of the embedding; 0 for class -1.
+        """
+        weights = self.coarse[classes.clamp(min=0)]  # (B, P, D + 1)
+        found = torch.einsum("bpd,bdhw->bphw", weights[..., :-1], embedding)
+        found = found + weights[..., -1, None, None]
+        known = (classes >= 0)[..., None, None]
+        return F.interpolate(found * known, tuple(size), mode="bilinear")
 
 
 class Masks(NamedTuple):
@@ -295,9 +319,14 @@ class PromptableSam(nn.Module):
             learned,
         )
         presence = None
+        logits, quality = logits.unflatten(0, (-1, each)), quality.unflatten(0, (-1, each))
         if self.learned is not None and classes is not None:
             presence = self.learned.presence(token, classes).unflatten(0, (-1, each))
-        return Masks(logits.unflatten(0, (-1, each)), quality.unflatten(0, (-1, each)), presence)
+            asked, placed = classes.unflatten(0, (-1, each)), prompts.placed
+            asked = asked if placed is None else asked.masked_fill(placed, -1)
+            coarse = self.learned.coarse_logits(embedding, asked, logits.shape[-2:])
+            logits = logits + coarse[:, :, None]
+        return Masks(logits, quality, presence)
 
     def forward(
         self,

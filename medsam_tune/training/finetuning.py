@@ -13,7 +13,7 @@ from medsam_tune.methods import apply_method
 from medsam_tune.sam.model import PromptableSam
 from medsam_tune.training.losses import PromptLoss, loss_of_prompts
 from medsam_tune.training.optimizers import parameter_groups
-from medsam_tune.training.rates import learning_rate
+from medsam_tune.training.rates import learning_rate, token_rate
 
 
 def finetune(
@@ -63,7 +63,8 @@ def finetune(
     else:
         method = model.tuning.method
     rate = learning_rate(method, model.base.name) if lr is None else lr
-    optimizer = torch.optim.AdamW(parameter_groups(model, rate), lr=rate, weight_decay=weight_decay)
+    groups = parameter_groups(model, rate, token_lr=token_rate(method, model.base.name, rate))
+    optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=weight_decay)
     criterion = loss_of_prompts(loss or PromptLoss())
     device = model.pixel_mean.device
     means = []

@@ -11,7 +11,7 @@ from medsam_tune.sam.model import PromptableSam
 
 
 def parameter_groups(
-    network: PromptableSam, lr: float, layer_decay: float = 1.0
+    network: PromptableSam, lr: float, layer_decay: float = 1.0, token_lr: float | None = None
 ) -> list[dict[str, Any]]:
     """Trained parameters for an optimizer, with a learning rate that falls towards the input.
 
@@ -20,6 +20,8 @@ def parameter_groups(
         lr: learning rate of all parts after the encoder's blocks.
         layer_decay: factor of the rate from each block to the block before it; 1 gives one rate
             everywhere.
+        token_lr: learning rate of `LearnedTokens`, which start from noise and from zero, where
+            everything else starts from what SAM knows; None is `lr`.
 
     Raises:
         ValueError: a decay outside (0, 1].
@@ -41,6 +43,8 @@ def parameter_groups(
             elif key.startswith(("image_encoder.patch_embed", "image_encoder.pos_embed")):
                 depth = 0
             rate = lr * layer_decay ** (len(blocks) + 1 - depth)
+            if key.startswith("learned.") and token_lr is not None:
+                rate = token_lr
             groups.setdefault(rate, []).append(parameter)
     return [{"params": members, "lr": rate} for rate, members in groups.items()]
 

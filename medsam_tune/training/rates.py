@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 NANO = "nano"
+PROMPT = "prompt"
 
 RATES: dict[str, dict[str, float]] = {
     "decoder": {NANO: 1e-3, "vit_t": 1e-4, "sam": 1e-4},
     "full": {NANO: 1e-3, "vit_t": 5e-5, "sam": 1e-4},
     "adapter": {NANO: 2e-3, "vit_t": 1e-3, "sam": 1e-3},
     "lora": {NANO: 4e-3, "vit_t": 5e-3, "sam": 5e-3},
-    "prompt": {NANO: 5e-2, "vit_t": 1e-2, "sam": 1e-2},
+    PROMPT: {NANO: 5e-2, "vit_t": 1e-2, "sam": 1e-2},
 }
 """Method -> learning rate on nano, on SAM's small encoders, and on vit_b, vit_l and vit_h.
 
@@ -18,6 +19,18 @@ cases. The others are published ones, untried here:
 decoder, mazurowski-lab/finetune-SAM; full, MedSAM, and LiteMedSAM on vit_t; lora, SAMed, whose
 scale is 1 as ours; adapter, AdaptFormer; prompt, near LLaMA-Adapter's 9e-3.
 """
+
+
+def token_rate(method: str, model: str, lr: float) -> float:
+    """The learning rate of learned tokens: that of prompt tuning, whatever else is tuned beside.
+
+    Args:
+        method: key of `METHODS`.
+        model: see `learning_rate`.
+        lr: rate of the method. Of prompt tuning it is that of the tokens.
+    """
+    return lr if method == PROMPT else learning_rate(PROMPT, model)
+
 
 WARMUP_STEPS = 100
 """Most steps of warm-up."""

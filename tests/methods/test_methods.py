@@ -97,7 +97,7 @@ LABELS = {
     f"{name}-labels": Row(
         row.method,
         {**row.options, "num_classes": CLASSES},
-        _both(row.names, PROMPT, lambda _: {"learned.present"}),
+        _both(row.names, PROMPT, lambda _: {"learned.present", "learned.coarse"}),
     )
     for name, row in PLAIN.items()
 }

@@ -86,6 +86,49 @@ def test_each_class_has_its_tokens_and_its_presence(tiny_sam: Build) -> None:
     assert torch.allclose(together, torch.cat(alone), atol=1e-5)
 
 
+def test_a_class_alone_has_the_logits_of_a_classifier_of_the_embedding(tiny_sam: Build) -> None:
+    sam = apply_method(tiny_sam(), "decoder", num_classes=3)
+    assert not sam.learned.coarse.any()
+    with torch.no_grad():
+        embedding = sam.encode(image_and_boxes()[0])
+        before = sam.decode(embedding).logits
+        sam.learned.coarse[1, 2] = 4.0  # of one channel
+        sam.learned.coarse[2, -1] = 7.0  # everywhere
+        after = sam.decode(embedding).logits
+    moved = after - before
+    channel = torch.nn.functional.interpolate(embedding[:, 2:3], (24, 24), mode="bilinear")[:, 0]
+    assert torch.equal(moved[:, 0], torch.zeros(2, 24, 24))
+    assert torch.allclose(moved[:, 1], 4 * channel, atol=1e-5)
+    assert torch.allclose(moved[:, 2], torch.full((2, 24, 24), 7.0), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["boxes", "points", "corners", "masks"])
+def test_a_prompt_that_says_where_has_no_coarse_logits(tiny_sam: Build, kind: str) -> None:
+    """One prompt says where, by each kind; the other two are a class alone, and -1."""
+    sam = apply_method(tiny_sam(), "decoder", num_classes=3)
+    image, boxes = image_and_boxes(images=1, prompts=3)
+    labels = torch.full((1, 3, 2), -1)
+    earlier = torch.full((1, 3, 24, 24), float("nan"))
+    if kind == "masks":
+        earlier[:, 0] = 1.0
+    elif kind != "boxes":
+        labels[:, 0] = torch.tensor([1, 0] if kind == "points" else [2, 3])
+    asked = Prompts(
+        boxes=boxes if kind == "boxes" else None,
+        points=boxes.view(1, 3, 2, 2),
+        point_labels=labels,
+        masks=earlier,
+        classes=torch.tensor([[1, 1, -1]]),
+    )
+    with torch.no_grad():
+        embedding = sam.encode(image)
+        before = sam.decode(embedding, asked).logits
+        sam.learned.coarse[:, -1] = 5.0
+        moved = (sam.decode(embedding, asked).logits - before).amax((-1, -2))
+    expected = [0.0, 0.0, 0.0] if kind == "boxes" else [0.0, 5.0, 0.0]
+    assert moved[0].tolist() == pytest.approx(expected, abs=1e-5)
+
+
 def test_a_prompt_names_its_class(tiny_sam: Build) -> None:
     sam = opened(apply_method(tiny_sam(), "decoder", num_classes=3, class_tokens=2))
     image, boxes = image_and_boxes(prompts=4)

@@ -16,6 +16,17 @@ def test_one_rate_is_one_group(tiny_sam: Build) -> None:
     assert [id(p) for p in group["params"]] == [id(p) for p in sam.parameters() if p.requires_grad]
 
 
+@pytest.mark.parametrize("method", ["decoder", "lora", "prompt"])
+def test_learned_tokens_have_their_own_rate(tiny_sam: Build, method: str) -> None:
+    sam = apply_method(tiny_sam(), method, num_classes=2)
+    groups = parameter_groups(sam, 0.1, token_lr=0.7)
+    found = {id(p): group["lr"] for group in groups for p in group["params"]}
+    for key, p in sam.named_parameters():
+        if p.requires_grad:
+            assert found.pop(id(p)) == (0.7 if key.startswith("learned.") else 0.1), key
+    assert not found
+
+
 @pytest.mark.parametrize("method", ["full", "lora", "adapter"])
 def test_rates_fall_towards_the_input(tiny_sam: Build, method: str) -> None:
     sam = apply_method(tiny_sam(), method)

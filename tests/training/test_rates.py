@@ -6,7 +6,7 @@ import pytest
 
 from medsam_tune.methods import METHODS
 from medsam_tune.sam.build import ARCHITECTURES
-from medsam_tune.training.rates import RATES, learning_rate, warmup
+from medsam_tune.training.rates import RATES, learning_rate, token_rate, warmup
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -15,6 +15,12 @@ def test_every_method_has_a_rate_on_every_model(method: str) -> None:
         kind = "vit_t" if model.startswith("vit_t") else "nano" if model == "nano" else "sam"
         assert learning_rate(method, model) == RATES[method][kind] > 0
     assert learning_rate(method, "tiny") == RATES[method]["sam"]
+
+
+def test_tokens_learn_by_the_rate_of_prompt_tuning_beside_any_method() -> None:
+    assert token_rate("decoder", "nano", 1e-3) == RATES["prompt"]["nano"]
+    assert token_rate("lora", "vit_b", 1e-3) == RATES["prompt"]["sam"]
+    assert token_rate("prompt", "nano", 1e-3) == 1e-3
 
 
 def test_an_unknown_method_is_named() -> None:
