@@ -1,12 +1,13 @@
 """Aerial images in four folds of one tile each: IoU of every class on every tile.
 
-    python benchmarks/aerial.py DUBAI --work WORK [--methods adapter lora] [--epochs 20]
+    python benchmarks/aerial.py DUBAI --work WORK [--methods adapter lora] [--epochs 20] [--unet]
 
 DUBAI is the "Semantic segmentation of aerial imagery" data set of Humans in the Loop, unpacked:
 folders `Tile N` with `images` and `masks`. Each tile is held out once, the next one chooses the
 checkpoint, and the other two are trained on. Each step is a `medsam-tune` command; what is finished
-in WORK is not run again, so that `--tiles` and `--methods` can share out the work. The tables go
-to benchmarks/results/aerial.md.
+in WORK is not run again, so that `--tiles` and `--methods` can share out the work. With `--unet`,
+MONAI's BasicUNet is trained beside each run of the first method, by the same slices and processor
+time. The tables go to benchmarks/results/aerial.md.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -97,6 +101,17 @@ class Bench:
             command("evaluate", *words, "--output", folder, "--set", f"slices_dir={self.store}")
         return folder
 
+    def unet(self, run: Path, minutes: float) -> dict[str, tuple[float, float]]:
+        """The scores of a U-Net of a run's slices and minutes."""
+        file = run.with_name(f"{run.name}.unet") / "summary.json"
+        if not file.exists():
+            script = Path(__file__).parent / "unet.py"
+            words = [sys.executable, str(script), str(run), "--minutes", str(minutes)]
+            subprocess.run(words, check=True)
+        labels = json.loads(file.read_text())["labels"].values()
+        nothing = float("nan")
+        return {one["name"]: (one["iou"].get("mean") or nothing, nothing) for one in labels}
+
     def tuned(self, tile: str, datalist: Path, method: str) -> Path:
         """The folder of a method."""
         folder = self.work / f"{method}-{tile[-1]}"
@@ -104,9 +119,11 @@ class Bench:
             sets = (*self.settings, f"slices_dir={self.store}")
             words = [word for pair in sets for word in ("--set", pair)]
             resume = ["--resume"] if (folder / "run.json").exists() else []
-            options = ("--bundle", "image", "--datalist", datalist, "--output", folder)
-            minutes = command("train", method, *options, *words, *resume)
-            (folder / "minutes").write_text(f"{minutes:.1f}")
+            options = ["--bundle", "image", "--datalist", datalist, "--output", folder]
+            options += ["--overlay", "satellite"] if method == "adapter" else []
+            before = os.times().children_user
+            command("train", method, *options, *words, *resume)
+            (folder / "minutes").write_text(f"{(os.times().children_user - before) / 60:.1f}")
             (folder / "machine").write_text(machine())
             command("evaluate", "--bundle", "image", "--run", folder)
         return folder
@@ -137,6 +154,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", default=["adapter", "lora"], choices=[*METHODS])
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--epoch-slices", type=int, default=400)
+    parser.add_argument("--unet", action="store_true")
     parser.add_argument("--tiles", nargs="*", default=list(TILES), choices=TILES)
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
@@ -158,6 +176,9 @@ def main() -> None:
             for kind, way in (("", f"`{method}`"), ("none", f"`{method}`, no prompt")):
                 found = scores(folder, kind)
                 rows.setdefault(way, {})[tile] = {k: v[0] for k, v in found.items()}
+            if arguments.unet and method == arguments.methods[0]:
+                found = bench.unet(folder, float((folder / "minutes").read_text()))
+                rows.setdefault("U-Net", {})[tile] = {k: v[0] for k, v in found.items()}
     text = HEAD.format(
         machine="; ".join(sorted(machines)) or machine(),
         settings=" ".join(settings),
@@ -173,10 +194,12 @@ HEAD = """# Aerial images, one tile of four held out at a time
 IoU, mean over the nine images of the held-out tile, of masks by a box with 5 % jitter around each
 piece of a class of 64 pixels or more; the masks of a class are united. The next tile chooses the
 checkpoint, two are trained on. Four tiles carry no interval, so each is listed. nano at 256 x 256,
-`{settings}`; {minutes} minutes a training on {machine}.
+`{settings}`; {minutes} processor minutes a training on one thread of {machine}. The U-Net is
+MONAI's BasicUNet from random weights, on the same slices and augmentation for the same time.
 
-Made by `python benchmarks/aerial.py DUBAI`; each row is `medsam-tune train METHOD --bundle image`
-and `medsam-tune evaluate --bundle image`. Pixels that nobody annotated count nowhere."""
+Made by `python benchmarks/aerial.py DUBAI --unet`; each row is `medsam-tune train METHOD` (adapters
+with `--overlay satellite`) and `medsam-tune evaluate`. Pixels that nobody annotated count nowhere;
+of the U-Net's training they are background."""
 
 if __name__ == "__main__":
     main()
