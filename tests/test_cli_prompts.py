@@ -48,11 +48,12 @@ def a_run(
     datalist: Path | None = None,
     plane: str = "axial",
     spacing: tuple[float, float, float] | None = None,
+    modality: str = "",
     **options: int,
 ) -> Path:
     sam = apply_method(build_sam("nano", image_size=64), "decoder", **options)
     save_tuned(sam, folder / "tuned.safetensors", LABELS)
-    rules = ScanRules(Percentiles(), plane, spacing).describe()
+    rules = ScanRules(Percentiles(), plane, spacing, modality=modality).describe()
     write_record(folder, RunRecord(str(datalist or "d.json"), "s", None, rules, {}, 0.0, 0))
     return folder
 
@@ -144,6 +145,24 @@ def test_prompts_of_a_seg_name_their_labels(tune: Tune, tmp_path: Path) -> None:
     assert code == 0, err
     found = json.loads((tmp_path / "boxes.json").read_text())["objects"]
     assert [(each["label"], each["name"]) for each in found] == [*NAMES.items()]
+
+
+@pytest.mark.parametrize("words", [(), ("--from-labels", "label.nii.gz")], ids=["form", "label"])
+def test_prompts_refuse_a_series_that_predict_would_refuse(
+    tune: Tune, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    series = write_series(tmp_path / "series")
+    write_nifti(
+        tmp_path / "label.nii.gz", np.ones((*SIZE, COUNT), np.uint8), np.array(read(series).affine)
+    )
+    a_run(tmp_path / "run", modality="MR")
+    code, _, err = tune("prompts", "series", "--run", "run", *words, "--output", "boxes.json")
+    assert code == 1
+    assert "the Modality of the DICOM series is CT (series); expected MR" in err
+    assert not (tmp_path / "boxes.json").exists()
+    a_run(tmp_path / "ct", modality="CT")
+    code, _, err = tune("prompts", "series", "--run", "ct", *words, "--output", "boxes.json")
+    assert code == 0, err
 
 
 def test_what_prompts_refuses(tune: Tune, scan: Path, tmp_path: Path) -> None:

@@ -67,9 +67,35 @@ def check_expected(image: MetaTensor, expected: Expected, path: Path) -> None:
     Raises:
         DataError: DICOM of another modality; values that cannot be Hounsfield units.
     """
-    _check_modality(str(image.meta.get("modality") or ""), expected.modality, path)
+    check_modality(str(image.meta.get("modality") or ""), expected.modality, path)
     if expected.hounsfield:
         _check_hounsfield(image.as_tensor(), path)
+
+
+def check_modality(found: str, expected: str, path: Path) -> None:
+    """Refuse DICOM of another modality.
+
+    Args:
+        found: DICOM's Modality of the scan; "" where nothing says it.
+        expected: key of `DICOM_KINDS`; "" for any.
+        path: file or folder of the scan.
+
+    Raises:
+        DataError: it is of another.
+    """
+    if not expected or found in _NOT_SAID or found in DICOM_KINDS[expected]:
+        return
+    kind = found if re.fullmatch("[A-Z]{2,16}", found) else "of no known kind"
+    ours = next((one for one, kinds in DICOM_KINDS.items() if found in kinds), None)
+    way = (
+        f"none of {', '.join(DICOM_KINDS)} is it, so take it out"
+        if ours is None
+        else f"take it out, or into a datalist of its own: medsam-tune split --modality {ours}"
+    )
+    raise DataError(
+        f"the Modality of the DICOM series is {kind} ({path}); expected {expected}, the modality "
+        f"of the datalist or the run; {way}."
+    )
 
 
 def check_image(image: MetaTensor, path: Path) -> None:
@@ -267,22 +293,6 @@ def _some(values: Iterable[float] | Tensor) -> str:
     """Values for a message: ids in full, others rounded."""
     numbers = map(float, values)
     return listed(f"{number:.0f}" if number.is_integer() else f"{number:g}" for number in numbers)
-
-
-def _check_modality(found: str, expected: str, path: Path) -> None:
-    if not expected or found in _NOT_SAID or found in DICOM_KINDS[expected]:
-        return
-    kind = found if re.fullmatch("[A-Z]{2,16}", found) else "of no known kind"
-    ours = next((one for one, kinds in DICOM_KINDS.items() if found in kinds), None)
-    way = (
-        f"none of {', '.join(DICOM_KINDS)} is it, so take it out"
-        if ours is None
-        else f"take it out, or into a datalist of its own: medsam-tune split --modality {ours}"
-    )
-    raise DataError(
-        f"the Modality of the DICOM series is {kind} ({path}); expected {expected}, the modality "
-        f"of the datalist or the run; {way}."
-    )
 
 
 def _check_hounsfield(values: Tensor, path: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -11,11 +9,10 @@ from typing import Annotated
 import typer
 
 from medsam_tune.cli.bundles import bundle_of_data
-from medsam_tune.cli.next_steps import IMAGES, after_compare
+from medsam_tune.cli.next_steps import IMAGES, after_compare, told_to_continue
 from medsam_tune.cli.options import (
     KINDS,
     METHODS,
-    STOPPED,
     Bundle,
     Checkpoint,
     Datalist,
@@ -138,13 +135,8 @@ def compare(
         folds=folds or 0,
         settings=settings,
     )
-    words = sys.argv[1:]
-    try:
+    with told_to_continue():
         table, failed = compare_plan(plan)
-    except SystemExit as error:
-        if error.code in STOPPED:
-            typer.echo(f"continue: medsam-tune {shlex.join(words)}", err=True)
-        raise
     typer.echo(table)
     after_compare(output)
     if failed:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from medsam_tune.cli.bundles import bundle_of_data
-from medsam_tune.cli.next_steps import after_domains
-from medsam_tune.cli.options import METHODS, STOPPED, refuse_random, refuse_unknown
+from medsam_tune.cli.next_steps import after_domains, told_to_continue
+from medsam_tune.cli.options import METHODS, refuse_random, refuse_unknown
 from medsam_tune.errors import DataError, listed, nearest
 
 if TYPE_CHECKING:
@@ -59,14 +57,9 @@ def domains(
     from medsam_tune.failures import REFUSED
     from medsam_tune.multi_domain import tune_domains
 
-    words = sys.argv[1:]
     plan = read_recipe(recipe, output)
-    try:
+    with told_to_continue():
         text, failed = tune_domains(plan)
-    except SystemExit as error:
-        if error.code in STOPPED:
-            typer.echo(f"continue: medsam-tune {shlex.join(words)}", err=True)
-        raise
     typer.echo(text.rstrip())
     after_domains(output)
     if failed:

@@ -6,7 +6,9 @@ It goes to standard error, so that a script reads results alone from standard ou
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +24,9 @@ SHIPPED = "volume"
 IMAGES = "image"
 """The bundle of 2-D images."""
 
+STOPPED = (130, 143)
+"""Exit codes of a command that Ctrl-C or SIGTERM stopped."""
+
 
 def medsam_tune(*words: object, bundle: str = SHIPPED) -> str:
     """A command line for a shell.
@@ -33,6 +38,23 @@ def medsam_tune(*words: object, bundle: str = SHIPPED) -> str:
     plain = [f"./{w}" if isinstance(w, Path) and str(w).startswith("-") else str(w) for w in words]
     named = [] if bundle == SHIPPED else ["--bundle", bundle]
     return shlex.join(["medsam-tune", *plain, *named])
+
+
+@contextmanager
+def told_to_continue(*more: str) -> Iterator[None]:
+    """Say how to go on with a command that a signal stops within: the same again.
+
+    Args:
+        more: options that it then needs besides.
+    """
+    words = sys.argv[1:]  # a bundle that runs within has its own
+    try:
+        yield
+    except SystemExit as error:
+        if error.code in STOPPED:
+            again = [*words, *(word for word in more if word not in words)]
+            _say(f"medsam-tune {shlex.join(again)}", "continue")
+        raise
 
 
 def after_split(datalists: Sequence[Path], modality: str) -> None:
@@ -197,8 +219,8 @@ def after_demo() -> None:
     _say("the same with your own scans: medsam-tune check FOLDER")
 
 
-def _say(text: str) -> None:
-    typer.echo(f"next: {text}", err=True)
+def _say(text: str, what: str = "next") -> None:
+    typer.echo(f"{what}: {text}", err=True)
 
 
 def _results(run: Path) -> None:

@@ -22,9 +22,6 @@ MASK_FORMATS = (
 )
 KINDS = ("slices", "box3d", "interpolated:N", "middle", "middle-range", "points", "none")
 
-STOPPED = (130, 143)
-"""Exit codes of a command that Ctrl-C or SIGTERM stopped."""
-
 Datalist = Annotated[Path, typer.Option(help="Datalist, JSON, from `medsam-tune split`.")]
 Run = Annotated[Path, typer.Option(help="Folder of a training run.")]
 Model = Annotated[str, typer.Option(help=f"Base model: {', '.join(MODELS)}.")]

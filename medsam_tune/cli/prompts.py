@@ -107,11 +107,13 @@ def _grid(shape: Sequence[int], affine: Any, rules: ScanRules | None) -> ScanGri
 def _to_fill(
     scan: Path, series: str | None, labels: Mapping[int, str], rules: ScanRules | None
 ) -> tuple[ScanGrid, list[dict[str, Any]], Mapping[int, str]]:
+    from medsam_tune.cases.checks import check_modality
     from medsam_tune.formats.open import read_grid
     from medsam_tune.inference.prompt_files import objects_to_fill
 
     with about(f"case {scan.name}"):
         found = read_grid(scan, series)
+        check_modality(found.modality, "" if rules is None else rules.expected.modality, scan)
     return _grid(found.shape, found.affine, rules), objects_to_fill(labels), labels
 
 
@@ -139,7 +141,8 @@ def _of_labels(
         opened = open_label(label_path)
         labels = opened.names()
         named = {key: "" if says_nothing(name, key) else name for key, name in labels.items()}
-    image, label = load_case(Case(scan, label_path, "", series), labels, mending)
+    expected = None if rules is None else rules.expected
+    image, label = load_case(Case(scan, label_path, "", series), labels, mending, expected)
     grid = _grid(image.shape[1:], image.meta["original_affine"], rules)
     grid = replace(grid, size=(0, 0, 0))  # the file's own slices, which a person sees
     assert label is not None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,13 +17,13 @@ from medsam_tune.cli.next_steps import (
     after_masks,
     after_train,
     after_zero_shot,
+    told_to_continue,
 )
 from medsam_tune.cli.options import (
     FORMATS,
     HALVES,
     KINDS,
     METHODS,
-    STOPPED,
     Bundle,
     Checkpoint,
     CheckpointOfRun,
@@ -83,15 +81,9 @@ def train(
     overrides: dict[str, Any] = {"datalist": datalist, "output_dir": output, **base}
     if resume:
         overrides["resume"] = True
-    words = sys.argv[1:]
-    try:
-        settings = read_settings(set_, [*overrides, "method"])
+    settings = read_settings(set_, [*overrides, "method"])
+    with told_to_continue("--resume"):
         run_bundle(bundle, configs, overrides | settings, gpus)
-    except SystemExit as error:
-        if error.code in STOPPED:
-            words += [] if resume else ["--resume"]
-            typer.echo(f"continue: medsam-tune {shlex.join(words)}", err=True)
-        raise
     after_train(output, bundle)
 
 

@@ -166,12 +166,14 @@ class Grid:
         affine: (4, 4) float64 of the indices (i, j, k) to RAS+ millimetres.
         spacing_known: False if nothing says how large a pixel is, see `Volume`.
         georeference: place of a 2-D image on the earth; None where it has none.
+        modality: DICOM's Modality; "" where nothing says it.
     """
 
     shape: tuple[int, ...]
     affine: NDArray[np.float64]
     spacing_known: bool = True
     georeference: GeoReference | None = None
+    modality: str = ""
 
 
 def image_from(volume: Volume) -> MetaTensor:

@@ -102,8 +102,9 @@ def read_series_grid(series: Series) -> Grid:
     instances = _instances(series)
     positions = [one.position for one in instances if one.position is not None]
     if instances[0].orientation is None or not positions:
-        return Grid(series.shape, flat_affine(instances[0]))
-    return Grid(series.shape, affine_of(instances[0], np.stack(positions)))
+        return Grid(series.shape, flat_affine(instances[0]), modality=series.modality)
+    affine = affine_of(instances[0], np.stack(positions))
+    return Grid(series.shape, affine, modality=series.modality)
 
 
 def _instances(series: Series) -> list[Instance]:
