@@ -62,7 +62,7 @@ class Picture:
 
 
 def hippocampus(folder: Path) -> Iterator[Picture]:
-    """The 27 test patients of the split that methods.md uses."""
+    """The 27 test patients of the default split."""
     data = split_cases(find_cases(folder), (0.7, 0.15, 0.15), seed=0)
     for case in data.subset("test"):
         yield volume(case, data.modality, data.labels)
