@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from medsam_tune import multi_domain
+from medsam_tune.bundle import training_configs
 from medsam_tune.cli.domains import domain_runs, one_by_one, read_recipe
 from medsam_tune.errors import DataError
 from medsam_tune.failures import REFUSED, USER
@@ -26,6 +27,7 @@ from tests.evaluation.test_compare import evaluated
 Calls = list[tuple[list[str], dict[str, Any]]]
 DICE = {"ct-by-untouched": 0.5, "ct-by-mr": 0.4, "ct-by-full-ct": 0.9, "ct-by-full-ct-mr": 0.6}
 SIZE = 64
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def untuned(checkpoint: Path | None) -> PromptableSam:
@@ -184,6 +186,29 @@ def test_recipe(tmp_path: Path) -> None:
     assert (ct.method, mr.method, found.image_size) == ("full", "lora", 128)
     assert ct.overlays == (str(tmp_path / "own.yaml"), "few_shot.yaml")
     assert (ct.datalist, ct.bundle) == (tmp_path / "d.json", "volume")
+
+
+def test_the_recipe_that_is_shipped(tmp_path: Path) -> None:
+    """It is read, its overlays are there, and docs/models.md shows it."""
+    text = (ROOT / "bundles" / "multi_domain.yaml").read_text()
+    (tmp_path / "multi_domain.yaml").write_text(text)
+    said = [line for line in text.splitlines(keepends=True) if not line.startswith("#")]
+    assert f"```yaml\n{''.join(said)}```" in (ROOT / "docs" / "models.md").read_text()
+    for name, modality in (("ct", "CT"), ("mr", "MR"), ("aerial", "RGB"), ("pages", "RGB")):
+        ending = "png" if modality == "RGB" else "nii.gz"
+        case = {"image": f"a.{ending}", "label": f"b.{ending}", "patient": "p"}
+        content = {"name": name, "modality": {"0": modality}, "labels": {"0": "none", "1": "it"}}
+        (tmp_path / f"{name}.json").write_text(json.dumps({**content, "training": [case]}))
+    found = read_recipe(tmp_path / "multi_domain.yaml", tmp_path / "O")
+    assert {one.name: (one.bundle, one.method) for one in found.domains} == {
+        "ct": ("volume", "lora"),
+        "mr": ("volume", "lora"),
+        "aerial": ("image", "adapter"),
+        "documents": ("image", "lora"),
+    }
+    for one in found.domains:
+        training_configs(one.bundle, one.method, one.overlays)
+    assert found.forgetting == ("ct", "mr")
 
 
 @pytest.mark.parametrize(
