@@ -6,16 +6,16 @@ NANO = "nano"
 PROMPT = "prompt"
 
 RATES: dict[str, dict[str, float]] = {
-    "decoder": {NANO: 1e-3, "vit_t": 1e-4, "sam": 1e-4},
-    "full": {NANO: 1e-3, "vit_t": 5e-5, "sam": 1e-4},
-    "adapter": {NANO: 2e-3, "vit_t": 1e-3, "sam": 1e-3},
-    "lora": {NANO: 4e-3, "vit_t": 5e-3, "sam": 5e-3},
+    "decoder": {NANO: 3e-3, "vit_t": 1e-4, "sam": 1e-4},
+    "full": {NANO: 3e-3, "vit_t": 5e-5, "sam": 1e-4},
+    "adapter": {NANO: 6e-3, "vit_t": 1e-3, "sam": 1e-3},
+    "lora": {NANO: 1.2e-2, "vit_t": 5e-3, "sam": 5e-3},
     PROMPT: {NANO: 5e-2, "vit_t": 1e-2, "sam": 1e-2},
 }
 """Method -> learning rate on nano, on SAM's small encoders, and on vit_b, vit_l and vit_h.
 
-Those of nano were found by hand on phantoms; `benchmarks/rates.py` searches on validation
-cases. The others are published ones, untried here:
+Those of nano are the best of a search on validation cases, `benchmarks/rates.py`; that of prompt
+tuning was found by hand on phantoms. The others are published ones, untried here:
 decoder, mazurowski-lab/finetune-SAM; full, MedSAM, and LiteMedSAM on vit_t; lora, SAMed, whose
 scale is 1 as ours; adapter, AdaptFormer; prompt, near LLaMA-Adapter's 9e-3.
 """
