@@ -13,8 +13,10 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+import torch
 
 from medsam_tune.cases.datalist import Case, Datalist, write_datalist
+from medsam_tune.cli import predict
 from medsam_tune.files import file_hash, hold_folder
 from medsam_tune.formats.mending import Mending
 from medsam_tune.inference import steps
@@ -375,3 +377,27 @@ def test_many_scans_as_dicom(tune: Tune, run: Path, tmp_path: Path) -> None:
     ):
         code, _, err = tune(*words[:-1], tmp_path / "other", *more)
         assert (code, message in err) == (1, True), err
+
+
+def test_several_gpus(
+    tune: Tune, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a folder, and of each domain's scans."""
+    seen: list[Any] = []
+    monkeypatch.setattr(predict, "run_bundle", lambda *words: seen.append(words))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    write_scans(tmp_path / "scans", 2)
+    words = ("predict", tmp_path / "scans", "--output", tmp_path / "o")
+    code, _, err = tune(*words, "--run", run, "--gpus", "2")
+    assert code == 0, err
+    assert seen[0][1] == ["inference.yaml", "multi_gpu.yaml"]
+    assert seen[0][3] == 2
+    monkeypatch.setattr(predict, "domain_runs", lambda *_: {"ct": [run], "mr": [run]})
+    code, _, err = tune(*words, "--domains", tmp_path, "--gpus", "2")
+    assert code == 0, err
+    assert [(each[2]["domain"], *each[1][1:], each[3]) for each in seen[1:]] == [
+        ("ct", "multi_gpu.yaml", 2),
+        ("mr", "multi_gpu.yaml", 2),
+    ]
+    code, _, err = tune(*words, "--run", run, "--gpus", "3")
+    assert (code, "--gpus is 3; torch sees 2 on this machine" in err) == (1, True)

@@ -30,6 +30,7 @@ def test_one_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     network = nn.Linear(2, 2)
     assert ranks.parallel(network, torch.device("cpu")) is network
     assert [*ranks.Share(3)] == [0, 1, 2]
+    assert ranks.my_part("abc") == ("a", "b", "c")
     ranks.leave()
 
 
@@ -47,6 +48,14 @@ def test_shares_are_equally_long_and_hold_all(
     assert {index for each in shares for index in each} == {*range(length)}
     in_turn = [index for row in zip(*shares, strict=True) for index in row]
     assert in_turn[:length] == [*range(length)]
+
+
+def test_parts_hold_each_item_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = []
+    for rank in range(3):
+        as_rank(monkeypatch, rank, 3)
+        parts.append(ranks.my_part("abcd"))
+    assert parts == [("a", "d"), ("b",), ("c",)]
 
 
 def test_batches_together_are_those_of_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
