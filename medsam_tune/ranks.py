@@ -10,11 +10,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from torch import Tensor, nn
+    from torch.distributed.tensor import DTensor
     from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
@@ -205,6 +206,40 @@ def parallel(network: nn.Module, device: torch.device) -> nn.Module | Distribute
         device_ids=[device] if device.type == "cuda" else None,
         find_unused_parameters=any(name.startswith("prompt_encoder") for name in trained),
     )
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor of which each process may hold a part, see `training.sharding`; all have to ask."""
+    return tensor.full_tensor() if _is_shared(tensor) else tensor
+
+
+def kept(tensor: Tensor) -> Tensor | None:
+    """A whole tensor on the CPU, for the first process, which writes it; None for the others."""
+    found = whole(tensor)
+    return found.cpu() if is_main() else None
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor; it may be empty."""
+    return tensor.to_local() if _is_shared(tensor) else tensor
+
+
+def like(tensor: Tensor, other: Tensor) -> Tensor:
+    """A whole tensor, which all processes have, as `other` is shared out."""
+    if not _is_shared(other):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    moved = tensor.to(other.device)
+    return distribute_tensor(moved, other.device_mesh, other.placements, src_data_rank=None)
+
+
+def _is_shared(tensor: Tensor) -> TypeGuard[DTensor]:
+    if count() == 1:
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
 
 
 class Share:

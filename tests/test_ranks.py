@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from medsam_tune import ranks
+from medsam_tune.cli import tuning
 from medsam_tune.errors import DataError
 from medsam_tune.runs import RunFolder, RunRecord
 from medsam_tune.training.samples import SeededSampler
@@ -104,3 +107,19 @@ def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.raises(ValueError, match="process 2 of this machine has no GPU: torch sees 1"):
         ranks.device()
+
+
+def test_trainings_on_several_gpus(
+    tune: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(tuning, "run_bundle", lambda *words: seen.append(words))
+    monkeypatch.setattr(tuning, "bundle_of_data", lambda *_: "volume")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    words = ("train", "full", "--datalist", tmp_path / "d.json", "--output", tmp_path / "run")
+    for option in ([], ["--shard"]):
+        code, _, err = tune(*words, "--gpus", "2", *option)
+        assert code == 0, err
+    assert [(each[1][-1], each[3]) for each in seen] == [("multi_gpu.yaml", 2), ("fsdp.yaml", 2)]
+    code, _, err = tune(*words, "--shard")
+    assert (code, "--shard needs several GPUs" in err) == (1, True)

@@ -17,6 +17,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from medsam_tune.files import hold_folder
@@ -30,9 +31,15 @@ TRAIN = {"datalist": "d.json", "image_size": 64, "epochs": 2, "epoch_slices": 24
 LAUNCH = "import sys; from medsam_tune.ranks import launch; launch(2, sys.argv[1:])"
 
 
-def started(folder: Path, processes: int, config: str, **settings: Any) -> subprocess.Popen[str]:
-    """A run of a config by one or two processes."""
-    names = [config, *(["multi_gpu.yaml"] if processes == 2 else [])]
+def started(
+    folder: Path,
+    processes: int,
+    *configs: str,
+    several: str = "multi_gpu.yaml",
+    **settings: Any,
+) -> subprocess.Popen[str]:
+    """A run of configs by one or two processes."""
+    names = [*configs, *([several] if processes == 2 else [])]
     files = ",".join(f"'{CONFIGS / name}'" for name in names)
     words = [sys.executable, *(["-c", LAUNCH] if processes == 2 else [])]
     words += ["-m", "monai.bundle", "run"]
@@ -86,10 +93,10 @@ def voxels(mask: Path) -> np.ndarray:
     return np.asarray(nib.load(mask).dataobj)
 
 
-def losses(run: Path) -> list[float]:
-    """The validation Dice of each epoch, which the first rank wrote."""
+def losses(run: Path, of: str = "mean_dice") -> list[float]:
+    """The validation Dice of each epoch, or the loss of each step, which the first rank wrote."""
     events = EventAccumulator(str(run / "logs")).Reload()
-    tag = next(name for name in events.Tags()["scalars"] if name.endswith("mean_dice"))
+    tag = next(name for name in events.Tags()["scalars"] if name.endswith(of))
     return [event.value for event in events.Scalars(tag)]
 
 
@@ -115,6 +122,41 @@ def test_two_processes_train_and_evaluate_as_one(folder: Path) -> None:
     assert {path.name for path in (folder / "together" / "overlays").iterdir()} == {
         path.name for path in (folder / "alone" / "overlays").iterdir()
     }
+
+
+def test_sharded_weights_train_as_whole_ones(folder: Path) -> None:
+    """FSDP2 gives the files of DDP, also with recomputed blocks; and goes on where it stopped."""
+    full, shared = ("train.yaml", "method_full.yaml"), {"several": "fsdp.yaml"}
+    done(started(folder, 1, *full, output_dir="full", batch_size=4, **TRAIN))
+    done(started(folder, 2, *full, output_dir="ddp", batch_size=2, **TRAIN))
+    settings = TRAIN | {"batch_size": 2, "gradient_checkpointing": "True"} | shared
+    done(started(folder, 2, *full, output_dir="sharded", **settings))
+    process = started(folder, 2, *full, output_dir="stopped", **settings)
+    until = time.monotonic() + 200
+    while not (folder / "stopped" / "last.pt").exists():
+        assert time.monotonic() < until, "no step in time"
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    text = done(process, code=128 + signal.SIGTERM)
+    assert "stopped at step" in text
+    text = done(started(folder, 2, *full, output_dir="stopped", resume="True", **settings))
+    assert "resumed from" in text
+
+    tuned = load_file(folder / "ddp" / "tuned.safetensors")
+    last = torch.load(folder / "ddp" / "last.pt", weights_only=True)
+    for name in ("sharded", "stopped"):
+        found = load_file(folder / name / "tuned.safetensors")
+        torch.testing.assert_close(found, tuned, atol=1e-6, rtol=0)
+        found = torch.load(folder / name / "last.pt", weights_only=True)
+        for part in ("tuned", "optimizer"):
+            torch.testing.assert_close(found[part], last[part], atol=1e-6, rtol=0)
+        assert losses(folder / name) == pytest.approx(losses(folder / "ddp"), abs=1e-6)
+    assert losses(folder / "sharded", "loss") == pytest.approx(
+        losses(folder / "ddp", "loss"), abs=1e-6
+    )
+    assert losses(folder / "sharded") == pytest.approx(losses(folder / "full"), abs=2e-3)
+    alone = load_file(folder / "full" / "tuned.safetensors")
+    torch.testing.assert_close(found["tuned"], alone, atol=2e-3, rtol=0)
 
 
 def test_a_killed_process_ends_both_and_the_run_goes_on(folder: Path) -> None:
