@@ -128,11 +128,10 @@ class Predictions:
             DataError: no scan; an output that is taken; another process predicts into the folder.
             SystemExit: another rank has ended, and said why.
         """
-        codes = self.source.codes
-        self.settings["codes"] = None if codes is None else file_hash(Path(codes))
         if is_main():
             self._open()
-        jobs, self._number = gathered((self.jobs, self._number))[0]
+        first = gathered((self.jobs, self._number, self.settings))[0]
+        jobs, self._number, self.settings = first
         self.jobs = my_part(jobs)
 
     def _open(self) -> None:
@@ -155,6 +154,8 @@ class Predictions:
         if problems and not self.goes_on:
             raise DataError(problems[0])
         self._check_format(jobs)
+        codes = self.source.codes
+        self.settings["codes"] = None if codes is None else file_hash(Path(codes))
         if not single:
             self.output.mkdir(parents=True, exist_ok=True)
             self._lock = hold_folder(self.output, "predicts")
