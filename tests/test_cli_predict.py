@@ -19,8 +19,9 @@ from medsam_tune.cases.datalist import Case, Datalist, write_datalist
 from medsam_tune.cli import predict
 from medsam_tune.files import file_hash, hold_folder
 from medsam_tune.formats.mending import Mending
-from medsam_tune.inference import steps
+from medsam_tune.inference import predictions, steps
 from medsam_tune.inference.records import begin_record
+from medsam_tune.inference.tuned_runs import TunedRuns
 from medsam_tune.slices.intensity import Percentiles
 from medsam_tune.slices.rules import ScanRules
 from tests.dicom_series import write_series
@@ -401,3 +402,22 @@ def test_several_gpus(
     ]
     code, _, err = tune(*words, "--run", run, "--gpus", "3")
     assert (code, "--gpus is 3; torch sees 2 on this machine" in err) == (1, True)
+
+
+def test_the_first_of_several_processes_has_the_exit_code(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The code of another would end the first before it has said what is refused."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(predictions, "gathered", lambda value: [value, value])
+    evaluator: Any = None  # there is nothing left to do
+    for rank in (1, 0):
+        monkeypatch.setenv("RANK", str(rank))
+        made = predictions.Predictions(tmp_path, tmp_path / "o", TunedRuns(run))
+        made.refuse("case a: is bad.")
+        if rank:
+            made.run(evaluator)
+        else:
+            with pytest.raises(SystemExit, match="1"):
+                made.run(evaluator)
+        assert made.refused == ["case a: is bad."] * 2
