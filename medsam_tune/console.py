@@ -15,7 +15,7 @@ from typing import Any, TextIO, TypeVar
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from medsam_tune.ranks import is_main
+from medsam_tune import ranks
 
 T = TypeVar("T")
 
@@ -48,7 +48,7 @@ class Progress:
         self.total = total
         self.unit = unit
         self.done = self._before = done
-        self._show = show = show and is_main()
+        self._show = show = show and ranks.is_main()
         self._start = self._said = monotonic()
         self._tenth = 0
         self._stack = ExitStack()
@@ -142,10 +142,15 @@ class EngineProgress:
         what: name of the job; `{epoch}` and `{epochs}` stand for numbers of the engine.
         unit: name of one iteration.
         metrics: names of the engine's metrics to show.
+        shared: of several ranks, each has a share of the units; the one that is shown says so.
     """
 
-    def __init__(self, what: str, unit: str = "case", metrics: Sequence[str] = ()) -> None:
+    def __init__(
+        self, what: str, unit: str = "case", metrics: Sequence[str] = (), shared: bool = False
+    ) -> None:
         self.what = what
+        if shared and ranks.count() > 1:
+            self.what += f", process 1 of {ranks.count()}"
         self.unit = unit
         self.metrics = metrics
         self._progress: Progress | None = None

@@ -109,11 +109,16 @@ def unexpected(error: BaseException) -> str:
 
 
 def report_in_one_line() -> None:
-    """Have Python print one line, not a traceback, for an error that ends this process."""
+    """Have Python print one line, not a traceback, for an error that ends this process.
+
+    Ctrl-C needs no words, of each of several processes.
+    """
 
     def report(
         kind: type[BaseException], error: BaseException, trace: TracebackType | None
     ) -> None:
+        if isinstance(error, KeyboardInterrupt) and not debugging():
+            return
         line = "" if debugging() else explain(error)[0]
         if line:
             print(f"medsam-tune: {line}", file=sys.stderr)

@@ -8,17 +8,20 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from torch import Tensor, nn
+    from torch.distributed.tensor import DTensor
     from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
 
 _WORDS: list[Any] = []  # the group of processes that the ranks speak in, on the CPU
+_PATIENCE = timedelta(days=7)  # for the largest share; who has ended is noticed at once
 
 
 def count() -> int:
@@ -34,6 +37,11 @@ def rank() -> int:
 def is_main() -> bool:
     """Whether this is rank 0, which writes all files and speaks to the user."""
     return rank() == 0
+
+
+def my_part(items: Sequence[T]) -> tuple[T, ...]:
+    """This process's part of items that are done once: every `count()`-th."""
+    return tuple(items[rank() :: count()])
 
 
 def device() -> torch.device:
@@ -71,17 +79,19 @@ def join() -> None:
 
         torch.cuda.set_device(place)
         dist.init_process_group("nccl", device_id=place)
-        _WORDS.append(dist.new_group(backend="gloo"))
+        _WORDS.append(dist.new_group(backend="gloo", timeout=_PATIENCE))
     else:
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", timeout=_PATIENCE)
         _WORDS.append(dist.group.WORLD)
 
 
 def leave() -> None:
-    """Part from the others, at the end of a run."""
+    """Part from the others, at the end of a run, when all have heard what was said."""
     if _WORDS:
         import torch.distributed as dist
 
+        with suppress(SystemExit):  # who has ended by now has done its work
+            wait()
         _WORDS.clear()
         dist.destroy_process_group()
 
@@ -141,9 +151,10 @@ def launch(processes: int, words: Sequence[str]) -> None:
 
     Raises:
         SystemExit: one of them failed, which ends the others; the code is its own, or 128 plus the
-            number of its signal.
+            number of its signal, which is said.
     """
     import logging
+    import signal
 
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -163,7 +174,15 @@ def launch(processes: int, words: Sequence[str]) -> None:
     try:
         elastic_launch(config, sys.executable)(*words)
     except ChildFailedError as error:
-        code = error.get_first_failure()[1].exitcode
+        number, failure = error.get_first_failure()
+        code = failure.exitcode
+        if code < 0:
+            name = signal.Signals(-code).name
+            print(
+                f"medsam-tune: process {number + 1} of {processes} was ended by {name}, and the "
+                "others with it; train and predict go on with --resume.",
+                file=sys.stderr,
+            )
         raise SystemExit(code if code > 0 else 128 - code) from None
     except SignalException as error:
         raise SystemExit(128 + error.sigval) from None
@@ -187,6 +206,40 @@ def parallel(network: nn.Module, device: torch.device) -> nn.Module | Distribute
         device_ids=[device] if device.type == "cuda" else None,
         find_unused_parameters=any(name.startswith("prompt_encoder") for name in trained),
     )
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor of which each process may hold a part, see `training.sharding`; all have to ask."""
+    return tensor.full_tensor() if _is_shared(tensor) else tensor
+
+
+def kept(tensor: Tensor) -> Tensor | None:
+    """A whole tensor on the CPU, for the first process, which writes it; None for the others."""
+    found = whole(tensor)
+    return found.cpu() if is_main() else None
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor; it may be empty."""
+    return tensor.to_local() if _is_shared(tensor) else tensor
+
+
+def like(tensor: Tensor, other: Tensor) -> Tensor:
+    """A whole tensor, which all processes have, as `other` is shared out."""
+    if not _is_shared(other):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    moved = tensor.to(other.device)
+    return distribute_tensor(moved, other.device_mesh, other.placements, src_data_rank=None)
+
+
+def _is_shared(tensor: Tensor) -> TypeGuard[DTensor]:
+    if count() == 1:
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
 
 
 class Share:

@@ -214,3 +214,19 @@ def test_the_page_of_errors_lists_the_codes() -> None:
     listed = {int(code) for row in rows for code in row.split(",")}
     own = {v for k, v in vars(failures).items() if k.isupper() and isinstance(v, int)}
     assert listed == own | {3, 4, 143}
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(KeyboardInterrupt(), ""), (DataError("case a: is bad."), "medsam-tune: case a: is bad.\n")],
+)
+def test_the_last_line_of_a_process(
+    error: BaseException,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    failures.report_in_one_line()
+    sys.excepthook(type(error), error, None)
+    assert capsys.readouterr().err == said

@@ -13,12 +13,15 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+import torch
 
 from medsam_tune.cases.datalist import Case, Datalist, write_datalist
+from medsam_tune.cli import predict
 from medsam_tune.files import file_hash, hold_folder
 from medsam_tune.formats.mending import Mending
-from medsam_tune.inference import steps
+from medsam_tune.inference import predictions, steps
 from medsam_tune.inference.records import begin_record
+from medsam_tune.inference.tuned_runs import TunedRuns
 from medsam_tune.slices.intensity import Percentiles
 from medsam_tune.slices.rules import ScanRules
 from tests.dicom_series import write_series
@@ -375,3 +378,46 @@ def test_many_scans_as_dicom(tune: Tune, run: Path, tmp_path: Path) -> None:
     ):
         code, _, err = tune(*words[:-1], tmp_path / "other", *more)
         assert (code, message in err) == (1, True), err
+
+
+def test_several_gpus(
+    tune: Tune, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a folder, and of each domain's scans."""
+    seen: list[Any] = []
+    monkeypatch.setattr(predict, "run_bundle", lambda *words: seen.append(words))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    write_scans(tmp_path / "scans", 2)
+    words = ("predict", tmp_path / "scans", "--output", tmp_path / "o")
+    code, _, err = tune(*words, "--run", run, "--gpus", "2")
+    assert code == 0, err
+    assert seen[0][1] == ["inference.yaml", "multi_gpu.yaml"]
+    assert seen[0][3] == 2
+    monkeypatch.setattr(predict, "domain_runs", lambda *_: {"ct": [run], "mr": [run]})
+    code, _, err = tune(*words, "--domains", tmp_path, "--gpus", "2")
+    assert code == 0, err
+    assert [(each[2]["domain"], *each[1][1:], each[3]) for each in seen[1:]] == [
+        ("ct", "multi_gpu.yaml", 2),
+        ("mr", "multi_gpu.yaml", 2),
+    ]
+    code, _, err = tune(*words, "--run", run, "--gpus", "3")
+    assert (code, "--gpus is 3; torch sees 2 on this machine" in err) == (1, True)
+
+
+def test_the_first_of_several_processes_has_the_exit_code(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The code of another would end the first before it has said what is refused."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(predictions, "gathered", lambda value: [value, value])
+    evaluator: Any = None  # there is nothing left to do
+    for rank in (1, 0):
+        monkeypatch.setenv("RANK", str(rank))
+        made = predictions.Predictions(tmp_path, tmp_path / "o", TunedRuns(run))
+        made.refuse("case a: is bad.")
+        if rank:
+            made.run(evaluator)
+        else:
+            with pytest.raises(SystemExit, match="1"):
+                made.run(evaluator)
+        assert made.refused == ["case a: is bad."] * 2

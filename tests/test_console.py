@@ -107,6 +107,20 @@ def test_epochs_of_an_engine(clock: SimpleNamespace, said: Said) -> None:
     assert not console._OPEN
 
 
+def test_a_share_is_said_to_be_one(
+    clock: SimpleNamespace, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(*_: object) -> None:
+        clock.now += 40
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    engine = Engine(step)
+    EngineProgress("predict", "scan", shared=True).attach(engine)
+    engine.run([0, 0])
+    assert said() == ["predict, process 1 of 2: 1 of 2 scans, 40 s left"]
+
+
 def test_a_resumed_epoch_counts_on(clock: SimpleNamespace, said: Said) -> None:
     def step(*_: object) -> None:
         clock.now += 40

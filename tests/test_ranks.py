@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from medsam_tune import ranks
+from medsam_tune.cli import tuning
 from medsam_tune.errors import DataError
 from medsam_tune.runs import RunFolder, RunRecord
 from medsam_tune.training.samples import SeededSampler
@@ -30,6 +33,7 @@ def test_one_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     network = nn.Linear(2, 2)
     assert ranks.parallel(network, torch.device("cpu")) is network
     assert [*ranks.Share(3)] == [0, 1, 2]
+    assert ranks.my_part("abc") == ("a", "b", "c")
     ranks.leave()
 
 
@@ -47,6 +51,14 @@ def test_shares_are_equally_long_and_hold_all(
     assert {index for each in shares for index in each} == {*range(length)}
     in_turn = [index for row in zip(*shares, strict=True) for index in row]
     assert in_turn[:length] == [*range(length)]
+
+
+def test_parts_hold_each_item_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = []
+    for rank in range(3):
+        as_rank(monkeypatch, rank, 3)
+        parts.append(ranks.my_part("abcd"))
+    assert parts == [("a", "d"), ("b",), ("c",)]
 
 
 def test_batches_together_are_those_of_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,3 +107,19 @@ def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.raises(ValueError, match="process 2 of this machine has no GPU: torch sees 1"):
         ranks.device()
+
+
+def test_trainings_on_several_gpus(
+    tune: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(tuning, "run_bundle", lambda *words: seen.append(words))
+    monkeypatch.setattr(tuning, "bundle_of_data", lambda *_: "volume")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    words = ("train", "full", "--datalist", tmp_path / "d.json", "--output", tmp_path / "run")
+    for option in ([], ["--shard"]):
+        code, _, err = tune(*words, "--gpus", "2", *option)
+        assert code == 0, err
+    assert [(each[1][-1], each[3]) for each in seen] == [("multi_gpu.yaml", 2), ("fsdp.yaml", 2)]
+    code, _, err = tune(*words, "--shard")
+    assert (code, "--shard needs several GPUs" in err) == (1, True)

@@ -68,19 +68,25 @@ Series = Annotated[
 ]
 
 
-def refuse_gpus(gpus: int) -> list[str]:
+def refuse_gpus(gpus: int, shard: bool = False) -> list[str]:
     """The config for several GPUs, or none for one; refuse more than there are.
 
+    Args:
+        gpus: number of processes.
+        shard: each holds a part of the model, see `training.sharding`.
+
     Raises:
-        ValueError: torch sees fewer.
+        ValueError: torch sees fewer; one GPU has nobody to share with.
     """
     if gpus == 1:
+        if shard:
+            raise ValueError("--shard needs several GPUs; say how many by --gpus.")
         return []
     import torch
 
     if (there := torch.cuda.device_count()) < gpus:
         raise ValueError(f"--gpus is {gpus}; torch sees {there} on this machine.")
-    return ["multi_gpu.yaml"]
+    return ["fsdp.yaml" if shard else "multi_gpu.yaml"]
 
 
 def given(**options: Any) -> dict[str, Any]:

@@ -18,11 +18,13 @@ from medsam_tune.cli.options import (
     MASK_FORMATS,
     Bundle,
     CheckpointOfRun,
+    Gpus,
     Overwrite,
     Series,
     Set,
     Unfinished,
     given,
+    refuse_gpus,
 )
 from medsam_tune.failures import REFUSED
 from medsam_tune.settings import read_settings
@@ -146,6 +148,7 @@ def predict(
     overwrite: Overwrite = False,
     unfinished: Unfinished = False,
     bundle: Bundle = None,
+    gpus: Gpus = 1,
     set_: Set = None,
 ) -> None:
     """Segment a scan, or many, by prompts of any kind, or every label without prompts.
@@ -170,7 +173,7 @@ def predict(
     switches = {"separate": separate, "probabilities": probabilities, "resume": resume}
     switches |= {"instances": instances, "overwrite": overwrite, "unfinished": unfinished}
     overrides |= {name: True for name, on in switches.items() if on}
-    configs = ["inference.yaml", *["everything.yaml"] * everything]
+    configs = ["inference.yaml", *["everything.yaml"] * everything, *refuse_gpus(gpus)]
     jobs = {}
     for name, folders in runs.items():
         places = [str(folder) for folder in folders]
@@ -178,7 +181,7 @@ def predict(
         own |= overrides
         of_run = bundle_of_run(bundle, folders[0])
         settings = own | read_settings(set_, own)
-        jobs[name] = partial(run_bundle, of_run, configs, settings)
+        jobs[name] = partial(run_bundle, of_run, configs, settings, gpus)
     try:
         if len(jobs) == 1:
             next(iter(jobs.values()))()

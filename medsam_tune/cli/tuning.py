@@ -67,6 +67,14 @@ def train(
         bool, typer.Option(help="Continue the run in --output from where it stopped.")
     ] = False,
     gpus: Gpus = 1,
+    shard: Annotated[
+        bool,
+        typer.Option(
+            "--shard",
+            help="For train full of a large model, with --gpus: each GPU holds a part of the "
+            "weights, gradients and optimizer states.",
+        ),
+    ] = False,
     overlay: Overlay = None,
     set_: Set = None,
 ) -> None:
@@ -77,7 +85,7 @@ def train(
     base = {"model": model, **given(image_size=image_size, checkpoint=checkpoint)}
     flags = {"no_prompt": no_prompt, "class_agnostic": class_agnostic}
     configs = training_configs(bundle, method, overlay or [], **flags, **base)
-    configs += refuse_gpus(gpus)
+    configs += refuse_gpus(gpus, shard)
     overrides: dict[str, Any] = {"datalist": datalist, "output_dir": output, **base}
     if resume:
         overrides["resume"] = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from medsam_tune.inference.jobs import Job, is_done, jobs_for, refuse_taken_jobs
 from medsam_tune.inference.output import COCO, FORMATS, Source, check_output, ending_of, format_for
 from medsam_tune.inference.records import refuse_foreign, refuse_lost
 from medsam_tune.inference.tuned_runs import TunedRuns
+from medsam_tune.ranks import gathered, is_main, leave, my_part
 from medsam_tune.slices.streamed import is_streamed
 
 _FILE = re.compile(r"\.[A-Za-z]\w{1,4}")  # ending of a new name that is meant for a file
@@ -32,6 +34,9 @@ class Predictions:
 
     With several scans, one that cannot be read or segmented is refused in one line, and the others
     go on. An error of the only scan is raised.
+
+    Of several ranks, the first finds what is to do, holds the output folder and says how it ended;
+    each does its part of the scans.
 
     Args:
         scans: a scan, a folder, or a datalist; see `places.find_scans`.
@@ -55,9 +60,9 @@ class Predictions:
         settings: settings that change the masks, for the records.
 
     Attributes:
-        jobs: scans to do; after `open`.
-        refused: scans that could not be done, one line each.
-        done: number of scans that are done, and how many of them were `before`.
+        jobs: scans for this rank to do; after `open`.
+        refused: scans that could not be done, one line each; after `run` those of all ranks.
+        done: number of scans that are done, and how many of them were `before`; as `refused`.
     """
 
     def __init__(
@@ -121,7 +126,16 @@ class Predictions:
 
         Raises:
             DataError: no scan; an output that is taken; another process predicts into the folder.
+            SystemExit: another rank has ended, and said why.
         """
+        if is_main():
+            self._open()
+        first = gathered((self.jobs, self._number, self.settings))[0]
+        jobs, self._number, self.settings = first
+        self.jobs = my_part(jobs)
+
+    def _open(self) -> None:
+        """Settle what all ranks have to do."""
         single = bool(ending_of(self.output)) and not self.output.is_dir()
         if not single:
             self._refuse_folder()
@@ -267,13 +281,19 @@ class Predictions:
             evaluator: evaluator over the jobs.
 
         Raises:
-            SystemExit: scans were refused; its code is 3, or 1 if nothing is done.
+            SystemExit: scans were refused; its code is 3, or 1 if nothing is done. The first rank
+                alone raises it, as an end with a code ends the others at once.
         """
         try:
             if self.jobs:
                 evaluator.run()
+            self.refused = [*chain(*gathered(self.refused))]
+            self.done = sum(gathered(self.done))
         finally:
             self._release()
+        leave()
+        if not is_main():
+            return
         if not self.goes_on and self.before:
             LOG.info(f"{self.output}: is done already, of this scan, prompts, run and settings.")
         if self.goes_on:

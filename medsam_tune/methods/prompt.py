@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from medsam_tune.methods.blocks import train_mask_decoder
-from medsam_tune.sam.model import LearnedTokens, PromptableSam
+from medsam_tune.sam.learned import LearnedTokens
+from medsam_tune.sam.model import PromptableSam
 
 
 def prompt(sam: PromptableSam, tokens: int = 10, mask_decoder: bool = False) -> None:

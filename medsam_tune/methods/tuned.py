@@ -18,6 +18,7 @@ from medsam_tune.errors import DataError
 from medsam_tune.files import written_whole
 from medsam_tune.methods import apply_method
 from medsam_tune.methods.header import MAX_HEADER, TunedHeader, header_text, parse_header
+from medsam_tune.ranks import like
 from medsam_tune.sam.build import ARCHITECTURES, RANDOM, build_sam
 from medsam_tune.sam.model import BaseModel, PromptableSam
 
@@ -45,7 +46,7 @@ def load_tuned_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: 
     refuse_not_finite(tensors, source)
     with torch.no_grad():
         for key, value in tensors.items():
-            own[key].copy_(value)
+            own[key].copy_(like(value, own[key]))
 
 
 def save_tuned(

@@ -16,11 +16,11 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from medsam_tune import ranks
 from medsam_tune.cases.datalist import Case
 from medsam_tune.errors import DataError
 from medsam_tune.files import written_whole
 from medsam_tune.methods.tuned import load_tuned_tensors, save_tuned, tuned_tensors
-from medsam_tune.ranks import is_main
 from medsam_tune.runs import RunFolder, read_state
 from medsam_tune.sam.model import PromptableSam
 from medsam_tune.seen import keep_split
@@ -68,7 +68,7 @@ class KeepBest:
         self.last = value
         if better:
             self.best = value
-            if is_main():
+            if ranks.is_main():
                 save_tuned(self.model, self.path, self.labels)
         engine.logger.info(
             f"validation {self.metric} {value:.4f}, best {self.best:.4f}"
@@ -122,9 +122,9 @@ class TunedState:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return name -> tuned tensor."""
-        return tuned_tensors(self.model)
+    def state_dict(self) -> dict[str, Tensor | None]:
+        """Return name -> tuned tensor, see `ranks.kept`; all ranks have to ask."""
+        return {key: ranks.kept(value) for key, value in tuned_tensors(self.model).items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Load tuned tensors; refuse other names and shapes."""
@@ -245,7 +245,7 @@ class KeepLast:
     def _start(self, engine: Engine) -> None:
         self._saved_at = self._started_at = time.monotonic()
         forget_peak()
-        if self.split is not None and is_main():
+        if self.split is not None and ranks.is_main():
             keep_split(
                 self.folder,
                 **{
@@ -308,7 +308,7 @@ class KeepLast:
             name: part.state_dict() for name, part in self._parts(engine).items()
         }
         state |= {"random": self.random.state_dict(), "pending": pending}
-        if is_main():
+        if ranks.is_main():
             # A stream of Python's: a full disk is an OSError then.
             with written_whole(self.folder.last) as file, file.open("wb") as stream:
                 torch.save(state, stream)

@@ -12,6 +12,7 @@ from ignite.metrics import RunningAverage
 from torch import Tensor, nn
 
 from medsam_tune.console import LOG, EngineProgress, duration
+from medsam_tune.ranks import own_part
 from medsam_tune.training.samples import SeededSampler
 
 
@@ -173,8 +174,11 @@ class CheckFirstStep:
 
 
 def _trace(tensor: Tensor) -> Tensor:
-    """A copy of a trained tensor; of a frozen tensor two sums, which show a change."""
-    value = tensor.detach()
+    """A copy of a trained tensor; of a frozen tensor two sums, which show a change.
+
+    Of a sharded tensor, this is of the rank's own part.
+    """
+    value = own_part(tensor.detach())
     if tensor.requires_grad:
         return value.clone()
     return torch.stack([value.double().sum(), value.double().square().sum()])
@@ -182,4 +186,7 @@ def _trace(tensor: Tensor) -> Tensor:
 
 def _should_move(value: Tensor, gradient: Tensor, rate: float) -> bool:
     """True if a step of Adam at this rate is larger than float32's rounding."""
+    value, gradient = own_part(value), own_part(gradient)
+    if not value.numel():
+        return False
     return float(gradient.abs().max()) > 1e-7 and rate > 1e-6 * float(value.abs().max())

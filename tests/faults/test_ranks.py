@@ -1,10 +1,11 @@
-"""Two processes on the CPU train and evaluate as one does, and end together."""
+"""Two processes on the CPU train, evaluate and predict as one does, and end together."""
 
 from __future__ import annotations
 
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,10 +13,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from medsam_tune.files import hold_folder
 from medsam_tune.synthetic.phantom import write_phantoms
 
 pytestmark = pytest.mark.faults
@@ -26,9 +31,15 @@ TRAIN = {"datalist": "d.json", "image_size": 64, "epochs": 2, "epoch_slices": 24
 LAUNCH = "import sys; from medsam_tune.ranks import launch; launch(2, sys.argv[1:])"
 
 
-def started(folder: Path, processes: int, config: str, **settings: Any) -> subprocess.Popen[str]:
-    """A run of a config by one or two processes."""
-    names = [config, *(["multi_gpu.yaml"] if processes == 2 else [])]
+def started(
+    folder: Path,
+    processes: int,
+    *configs: str,
+    several: str = "multi_gpu.yaml",
+    **settings: Any,
+) -> subprocess.Popen[str]:
+    """A run of configs by one or two processes."""
+    names = [*configs, *([several] if processes == 2 else [])]
     files = ",".join(f"'{CONFIGS / name}'" for name in names)
     words = [sys.executable, *(["-c", LAUNCH] if processes == 2 else [])]
     words += ["-m", "monai.bundle", "run"]
@@ -65,10 +76,27 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def losses(run: Path) -> list[float]:
-    """The validation Dice of each epoch, which the first rank wrote."""
+def kill_one(words: str) -> None:
+    """Kill the last of the processes with some words in their command lines."""
+    listing = subprocess.run(
+        ["ps", "-eww", "-o", "pid,args"], capture_output=True, text=True, check=True
+    )
+    ranks = [
+        int(line.split()[0])
+        for line in listing.stdout.splitlines()
+        if words in line and "launch(2" not in line
+    ]
+    os.kill(max(ranks), signal.SIGKILL)
+
+
+def voxels(mask: Path) -> np.ndarray:
+    return np.asarray(nib.load(mask).dataobj)
+
+
+def losses(run: Path, of: str = "mean_dice") -> list[float]:
+    """The validation Dice of each epoch, or the loss of each step, which the first rank wrote."""
     events = EventAccumulator(str(run / "logs")).Reload()
-    tag = next(name for name in events.Tags()["scalars"] if name.endswith("mean_dice"))
+    tag = next(name for name in events.Tags()["scalars"] if name.endswith(of))
     return [event.value for event in events.Scalars(tag)]
 
 
@@ -96,6 +124,41 @@ def test_two_processes_train_and_evaluate_as_one(folder: Path) -> None:
     }
 
 
+def test_sharded_weights_train_as_whole_ones(folder: Path) -> None:
+    """FSDP2 gives the files of DDP, also with recomputed blocks; and goes on where it stopped."""
+    full, shared = ("train.yaml", "method_full.yaml"), {"several": "fsdp.yaml"}
+    done(started(folder, 1, *full, output_dir="full", batch_size=4, **TRAIN))
+    done(started(folder, 2, *full, output_dir="ddp", batch_size=2, **TRAIN))
+    settings = TRAIN | {"batch_size": 2, "gradient_checkpointing": "True"} | shared
+    done(started(folder, 2, *full, output_dir="sharded", **settings))
+    process = started(folder, 2, *full, output_dir="stopped", **settings)
+    until = time.monotonic() + 200
+    while not (folder / "stopped" / "last.pt").exists():
+        assert time.monotonic() < until, "no step in time"
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    text = done(process, code=128 + signal.SIGTERM)
+    assert "stopped at step" in text
+    text = done(started(folder, 2, *full, output_dir="stopped", resume="True", **settings))
+    assert "resumed from" in text
+
+    tuned = load_file(folder / "ddp" / "tuned.safetensors")
+    last = torch.load(folder / "ddp" / "last.pt", weights_only=True)
+    for name in ("sharded", "stopped"):
+        found = load_file(folder / name / "tuned.safetensors")
+        torch.testing.assert_close(found, tuned, atol=1e-6, rtol=0)
+        found = torch.load(folder / name / "last.pt", weights_only=True)
+        for part in ("tuned", "optimizer"):
+            torch.testing.assert_close(found[part], last[part], atol=1e-6, rtol=0)
+        assert losses(folder / name) == pytest.approx(losses(folder / "ddp"), abs=1e-6)
+    assert losses(folder / "sharded", "loss") == pytest.approx(
+        losses(folder / "ddp", "loss"), abs=1e-6
+    )
+    assert losses(folder / "sharded") == pytest.approx(losses(folder / "full"), abs=2e-3)
+    alone = load_file(folder / "full" / "tuned.safetensors")
+    torch.testing.assert_close(found["tuned"], alone, atol=2e-3, rtol=0)
+
+
 def test_a_killed_process_ends_both_and_the_run_goes_on(folder: Path) -> None:
     settings = TRAIN | {"epochs": 400}
     process = started(folder, 2, "train.yaml", output_dir="killed", batch_size=2, **settings)
@@ -105,16 +168,9 @@ def test_a_killed_process_ends_both_and_the_run_goes_on(folder: Path) -> None:
     ):
         assert time.monotonic() < until, "no epoch in time"
         time.sleep(0.2)
-    listing = subprocess.run(
-        ["ps", "-eww", "-o", "pid,args"], capture_output=True, text=True, check=True
-    )
-    ranks = [
-        int(line.split()[0])
-        for line in listing.stdout.splitlines()
-        if "output_dir killed" in line and "launch(2" not in line
-    ]
-    os.kill(max(ranks), signal.SIGKILL)
-    done(process, code=128 + signal.SIGKILL)
+    kill_one("output_dir killed")
+    text = done(process, code=128 + signal.SIGKILL)
+    assert "was ended by SIGKILL" in text
     settings = TRAIN | {"epochs": 3, "resume": "True"}
     text = done(started(folder, 2, "train.yaml", output_dir="killed", batch_size=2, **settings))
     assert "resumed from" in text
@@ -126,3 +182,65 @@ def test_a_folder_that_is_taken_is_refused_by_both(folder: Path) -> None:
     text = done(started(folder, 2, "train.yaml", output_dir="one", batch_size=2, **TRAIN), code=1)
     assert text.count("holds a run already") == 1
     assert "Traceback" not in text
+
+
+def test_two_processes_predict_a_folder_as_one(folder: Path) -> None:
+    """Each does its part; what is refused is said where it happens, and once at the end."""
+    scans, prompts = folder / "scans", folder / "prompts"
+    shutil.copytree(folder / "data" / "imagesTr", scans)
+    shutil.copytree(folder / "data" / "labelsTr", prompts)
+    shutil.copy(prompts / "phantom_000.nii.gz", prompts / "phantom_000b.nii.gz")
+    (scans / "phantom_000b.nii.gz").write_bytes(b"no NIfTI")  # the second process has it
+    (scans / "phantom_009.nii.gz").write_bytes(b"no prompts")
+    settings = {"run_dir": "one", "scans": "scans", "prompts": "prompts"}
+    done(started(folder, 1, "inference.yaml", output="masks1", **settings), code=3)
+    text = done(started(folder, 2, "inference.yaml", output="masks2", **settings), code=3)
+    assert text.count("6 masks, 2 refused:") == 1
+    for case in ("phantom_000b", "phantom_009"):
+        assert text.count(f"refused: case {case}: ") == 1
+        assert text.count(f"\ncase {case}: ") == 1
+    one, two = ({path.name for path in (folder / f"masks{n}").iterdir()} for n in (1, 2))
+    assert two == one
+    for name in one:
+        alone, together = (folder / f"masks{n}" / name for n in (1, 2))
+        if name.endswith(".nii.gz"):
+            assert voxels(alone).any()
+            assert np.array_equal(voxels(together), voxels(alone))
+        elif name.endswith(".json"):
+            said = [json.loads(path.read_text()) for path in (together, alone)]
+            assert said[0] | {"seconds": 0} == said[1] | {"seconds": 0}
+
+    (folder / "masks2" / "phantom_003.nii.gz").unlink()
+    again = settings | {"output": "masks2", "resume": "True"}
+    text = done(started(folder, 2, "inference.yaml", **again), code=3)
+    assert text.count("6 masks (5 were there), 2 refused:") == 1
+    assert (folder / "masks2" / "phantom_003.nii.gz").exists()
+    with hold_folder(folder / "masks2", "predicts"):
+        text = done(started(folder, 2, "inference.yaml", **again), code=1)
+    assert text.count("another process predicts into it") == 1
+
+    single = {"scans": "scans/phantom_003.nii.gz", "prompts": "prompts/phantom_003.nii.gz"}
+    done(started(folder, 2, "inference.yaml", run_dir="one", output="mask.nii.gz", **single))
+    alone = voxels(folder / "masks1" / "phantom_003.nii.gz")
+    assert np.array_equal(voxels(folder / "mask.nii.gz"), alone)
+
+
+def test_a_killed_prediction_goes_on(folder: Path) -> None:
+    scans = folder / "many"
+    scans.mkdir()
+    for number in range(60):
+        source = folder / "data" / "imagesTr" / "phantom_000.nii.gz"
+        shutil.copy(source, scans / f"s{number:02d}.nii.gz")
+    settings = {"run_dir": "one", "scans": "many", "output": "cut"}
+    process = started(folder, 2, "inference.yaml", **settings)
+    until = time.monotonic() + 200
+    while not [*(folder / "cut").glob("*.nii.gz")]:
+        assert time.monotonic() < until, "no mask in time"
+        time.sleep(0.05)
+    kill_one("output cut")
+    text = done(process, code=128 + signal.SIGKILL)
+    assert "was ended by SIGKILL, and the others with it" in text
+    assert len([*(folder / "cut").glob("*.nii.gz")]) < 60
+    text = done(started(folder, 2, "inference.yaml", **settings, resume="True"))
+    assert text.count("60 masks (") == 1
+    assert len([*(folder / "cut").glob("*.nii.gz")]) == 60
