@@ -35,6 +35,7 @@ from medsam_tune.methods.tuned import load_tuned
 from medsam_tune.runs import read_record
 from medsam_tune.sam.build import build_sam
 from medsam_tune.synthetic.phantom import write_phantoms
+from medsam_tune.training.rates import RATES
 from tests.images import image_folder
 from tests.server import Outcome, Server
 
@@ -223,6 +224,8 @@ def test_no_prompt_from_training_to_a_mask(
     done = bundle_run(configs, "--datalist", datalist, "--output_dir", run, *options, *SMALL)
     assert done.code == 0, done.text
     assert load_file(run / "tuned.safetensors")["learned.tokens"].shape == (5, 10, 96)
+    groups = torch.load(run / "last.pt", weights_only=True)["optimizer"]["param_groups"]
+    assert max(group["initial_lr"] for group in groups) == RATES["prompt"]["nano"]
     done = bundle_run(["evaluate.yaml"], "--run_dir", run)
     assert done.code == 0, done.text
     assert (run / "evaluation" / "metrics.csv").is_file()

@@ -90,7 +90,8 @@ class LearnedTokens(nn.Module):
             (B, P, h, w) float logits, bilinear between those of the embedding; 0 for class -1.
         """
         weights = self.coarse[classes.clamp(min=0)]  # (B, P, D + 1)
-        found = torch.einsum("bpd,bdhw->bphw", weights[..., :-1], embedding)
-        found = found + weights[..., -1, None, None]
+        # Contiguous, so that embeddings that were kept give the same bits as those just made.
+        pixels = embedding.flatten(2).contiguous()
+        found = (weights[..., :-1] @ pixels + weights[..., -1:]).unflatten(2, embedding.shape[2:])
         known = (classes >= 0)[..., None, None]
         return F.interpolate(found * known, tuple(size), mode="bilinear")

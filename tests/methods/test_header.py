@@ -122,7 +122,7 @@ OPTIONS: list[tuple[str, dict[str, Any], str]] = [
     ("adapter", {"bottleneck": True}, "bottleneck is True; expected a whole number"),
     ("adapter", {"mask_decoder": "yes"}, "mask_decoder is 'yes'; expected true or false"),
     ("adapter", {"num_classes": 10**9}, "num_classes is 1000000000; expected a whole number"),
-    ("adapter", {"num_classes": 60000}, "3 tensors do not match the method, e.g. learned"),
+    ("adapter", {"num_classes": 60000}, "4 tensors do not match the method, e.g. learned"),
     ("adapter", {"sam": 1}, "cannot be applied"),
     ("adapter", {"placement": {}}, "placement is {}; expected text"),
     ("lora", {"rank": 10**9}, "rank is 1000000000; expected a whole number"),
