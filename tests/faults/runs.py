@@ -133,11 +133,16 @@ def checkpoint(run: Path) -> dict[str, Any]:
 
 
 def leftovers(folder: Path) -> str:
-    """Temporary files in a run folder or a store, as text; empty if there are none."""
+    """Temporary files in a run folder or a store, as text; empty if there are none.
+
+    A kill after a training's last word, "finished", may leave the empty folder that it was written
+    in: nothing is left to resume that would remove it.
+    """
     names = [
         path.relative_to(folder).as_posix()
         for path in folder.rglob(".*")
         if path.name not in (".lock", ".making")
+        and not (path.name.startswith(".state.json.") and not any(path.iterdir()))
     ]
     making = folder / ".making"
     names += [path.name for path in making.glob("*") if path.is_dir()] if making.is_dir() else []

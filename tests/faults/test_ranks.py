@@ -28,6 +28,7 @@ pytestmark = pytest.mark.faults
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "bundles" / "sam_volume" / "configs"
 TRAIN = {"datalist": "d.json", "image_size": 64, "epochs": 2, "epoch_slices": 24, "warmup_steps": 2}
+TRAIN |= {"lr": 1e-3, "token_lr": 5e-2}
 LAUNCH = "import sys; from medsam_tune.ranks import launch; launch(2, sys.argv[1:])"
 
 
