@@ -187,7 +187,8 @@ def main() -> None:
         minutes=f"{mean(minutes):.0f}",
     )
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(f"{text}\n\n{table(rows)}\n")
+    parts = [text, *([UNET] if arguments.unet else []), table(rows)]
+    RESULTS.write_text("\n\n".join(parts) + "\n")
     print(RESULTS.read_text())
 
 
@@ -196,12 +197,13 @@ HEAD = """# Aerial images, one tile of four held out at a time
 IoU, mean over the nine images of the held-out tile, of masks by a box with 5 % jitter around each
 piece of a class of 64 pixels or more; the masks of a class are united. The next tile chooses the
 checkpoint, two are trained on. Four tiles carry no interval, so each is listed. nano at 256 x 256,
-`{settings}`; {minutes} processor minutes a training on one thread of {machine}. The U-Net is
-MONAI's BasicUNet from random weights, on the same slices and augmentation for the same time.
+`{settings}`; {minutes} processor minutes a training on {machine}.
 
-Made by `python benchmarks/aerial.py DUBAI --unet`; each row is `medsam-tune train METHOD` (adapters
-with `--overlay satellite`) and `medsam-tune evaluate`. Pixels that nobody annotated count nowhere;
-of the U-Net's training they are background."""
+Made by `python benchmarks/aerial.py DUBAI`; each row is `medsam-tune train METHOD` (adapters with
+`--overlay satellite`) and `medsam-tune evaluate`. Pixels that nobody annotated count nowhere."""
+
+UNET = """The U-Net is MONAI's BasicUNet from random weights, on the same slices and augmentation
+for the same time. Pixels that nobody annotated are background in its training."""
 
 if __name__ == "__main__":
     main()
