@@ -73,6 +73,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--few-shot", help="numbers of training patients, with commas between")
+    parser.add_argument("--note", default="", help="what else is to be known of the figures")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     datalist = given.work / "hippocampus.json"
@@ -90,13 +91,13 @@ def main() -> None:
         place = given.work / "few_shot"
         parts += ["## Few-shot", compared(place, datalist, given.size, *few)]
     head = HEAD.format(size=given.size, epochs=given.epochs, machine=machine("cpu"))
-    RESULTS.write_text("\n\n".join([head, *parts]) + "\n")
+    RESULTS.write_text("\n\n".join(filter(None, [head, given.note, *parts])) + "\n")
     print(RESULTS.read_text())
 
 
 HEAD = """# Hippocampus in brain MR: methods, confidence, few-shot
 
-nano at {size} x {size}; {epochs} epochs of each recipe on 126 patients, 27 for validation. All
+nano at {size} x {size}; each recipe on 126 patients, 27 for validation, `--epochs {epochs}`. All
 scores are of the 27 held-out patients, by three kinds of prompts: a box with 5 % jitter on every
 slice, one 3-D box, and none. NSD at 1 mm ({machine}).
 
