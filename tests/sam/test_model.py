@@ -39,6 +39,11 @@ def stock_loop(sam: PromptableSam, image: torch.Tensor, **prompts: torch.Tensor)
     return torch.stack(rows)
 
 
+@pytest.fixture(autouse=True)
+def _same_numbers_in_any_order_of_tests() -> None:
+    torch.manual_seed(0)
+
+
 KINDS = [
     kinds for n in range(4) for kinds in itertools.combinations(("boxes", "points", "masks"), n)
 ]
