@@ -109,8 +109,9 @@ class Bench:
             words = [sys.executable, str(script), str(run), "--minutes", str(minutes)]
             subprocess.run(words, check=True)
         labels = json.loads(file.read_text())["labels"].values()
+        means = {one["name"]: one["iou"]["mean"] for one in labels}
         nothing = float("nan")
-        return {one["name"]: (one["iou"].get("mean") or nothing, nothing) for one in labels}
+        return {name: (nothing if iou is None else iou, nothing) for name, iou in means.items()}
 
     def tuned(self, tile: str, datalist: Path, method: str) -> Path:
         """The folder of a method."""

@@ -27,7 +27,6 @@ from medsam_tune.bundle import bundle_folder
 from medsam_tune.cases.datalist import read_datalist
 from medsam_tune.evaluation.metrics import Answer, Score, score_case
 from medsam_tune.evaluation.statistics import format_summary, summarise
-from medsam_tune.formats.mending import Mending
 from medsam_tune.runs import read_record
 from medsam_tune.slices.rules import rules_from
 from medsam_tune.slices.store import PreparedCase, SliceStore
@@ -49,9 +48,7 @@ class Task:
         self.labels = sorted(self.data.labels)
         self.rules = rules_from(record.rules)
         self.size = int(record.base["image_size"])
-        self.store = SliceStore(
-            Path(record.slices_dir), self.rules, self.data.labels_in_files, Mending()
-        )
+        self.store = SliceStore(Path(record.slices_dir), self.rules, self.data.labels_in_files)
         self.seed = record.seed
         parser = ConfigParser()
         parser.read_config(bundle_folder(record.bundle) / "configs" / "train.yaml")
