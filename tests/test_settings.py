@@ -71,6 +71,7 @@ def test_expressions_of_the_user_stay_expressions() -> None:
         ({"epochs": "three"}, "epochs is 'three'; expected a whole number, 1 or more"),
         ({"epochs": True}, "epochs is True; expected a whole number"),
         ({"lr": "abc"}, "lr is 'abc'; expected a number, above 0"),
+        ({"token_lr": 0}, "token_lr is 0; expected a number, above 0"),
         ({"lr": float("nan")}, "lr is nan; expected a number, above 0"),
         ({"lr": float("inf")}, "lr is inf"),
         ({"objects": 0}, "objects is 0; expected a whole number, 1 or more"),

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from medsam_tune.methods import METHODS
 from medsam_tune.sam.build import ARCHITECTURES
 from medsam_tune.training.rates import RATES, learning_rate, token_rate, warmup
+
+SEARCH = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "rates.md"
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -15,6 +20,15 @@ def test_every_method_has_a_rate_on_every_model(method: str) -> None:
         kind = "vit_t" if model.startswith("vit_t") else "nano" if model == "nano" else "sam"
         assert learning_rate(method, model) == RATES[method][kind] > 0
     assert learning_rate(method, "tiny") == RATES[method]["sam"]
+
+
+def test_rates_of_nano_are_the_best_of_the_search() -> None:
+    rows = re.findall(r"\| `(\w+)` \| ([\d.]+)( \(default\))? \| ([\d.]+) \|", SEARCH.read_text())
+    assert {row[0] for row in rows} == RATES.keys() - {"prompt"}  # which was not searched
+    for method in {row[0] for row in rows}:
+        _, rate, default, _ = max((row for row in rows if row[0] == method), key=lambda row: row[3])
+        assert default
+        assert float(rate) == RATES[method]["nano"]
 
 
 def test_tokens_learn_by_the_rate_of_prompt_tuning_beside_any_method() -> None:
