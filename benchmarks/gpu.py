@@ -195,6 +195,21 @@ def compiled(notes: Notes) -> None:
         notes.add(after=row, model=model, seconds_so_far=time.perf_counter() - start)
 
 
+def compiled_large(notes: Notes) -> None:
+    """Steps of vit_h with compiled blocks, at a batch that fills a card of 141 GB."""
+    for row in ("full, compiled", "lora, compiled"):
+        notes.rows((row,), "vit_h", 12, amp=True, repeats=5)
+
+
+def small(notes: Notes) -> None:
+    """Steps of nano in float32 and in bfloat16: so small a model waits for its kernels to start."""
+    for batch in (8, 32):
+        for amp in (False, True):
+            for row in ("full", "lora", "decoder"):
+                size = 128 if notes.small else 256
+                notes.row(Job(row, "nano", size, batch, DEVICE, 1 if notes.small else 20, amp))
+
+
 def cached(notes: Notes) -> None:
     """Steps from embeddings in memory, and the loop of the note that encodes each image again."""
     for batch in (8,) if notes.small else (8, 1, 32):
@@ -349,7 +364,10 @@ def none() -> Iterator[None]:
 
 PARTS = {
     part.__name__: part
-    for part in (exact, encoder, steps, large, cached, compiled, loader, attention)
+    for part in (
+        *(exact, encoder, steps, large, small, cached),
+        *(compiled, compiled_large, loader, attention),
+    )
 }
 
 

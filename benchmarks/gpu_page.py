@@ -42,8 +42,12 @@ def page(folder: Path) -> str:
     for title, part in (
         ("Exactness", exactness(lines)),
         ("Image encoder", step_table(_of(steps, "encoder", "compiled", encoder=True), peak)),
-        ("Training steps", step_table(_of(steps, "steps", "large", "compiled"), peak)),
+        (
+            "Training steps",
+            step_table(_of(steps, "steps", "large", "compiled", "compiled_large"), peak),
+        ),
         ("What fits a card", fits(_of(steps, "steps", "large"))),
+        ("Steps of nano at 256", step_table(_of(steps, "small"), None)),
         ("Steps from embeddings", step_table(_of(steps, "cached"), peak)),
         ("nano with its loader", loading(lines, steps)),
         ("Attention, one layer", kernels(lines)),

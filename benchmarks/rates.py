@@ -46,6 +46,7 @@ def validation_dice(path: Path, work: Path, method: str, rate: float) -> float:
         words += ["--image-size", "128", *sets, "--set", f"slices_dir={work / 'slices'}"]
         command(*words)
         last = torch.load(folder / "last.pt", weights_only=True)
+        (folder / "machine").write_text(machine())
         (folder / "dice").write_text(f"{last['best']['best']:.4f}")
     return float((folder / "dice").read_text())
 
@@ -66,6 +67,7 @@ def main() -> None:
                 path, arguments.work, method, float(f"{RATES[method][NANO] * factor:g}")
             )
     lines = ["| method | rate | validation Dice |", "| --- | --- | --- |"]
+    machines = set()
     for method in RATES:
         found = {
             float(folder.name.removeprefix(f"{method}-")): float((folder / "dice").read_text())
@@ -75,7 +77,9 @@ def main() -> None:
         for rate, dice in sorted(found.items()):
             chosen = " (default)" if rate == RATES[method][NANO] else ""
             lines.append(f"| `{method}` | {rate:g}{chosen} | {dice:.3f} |")
-    RESULTS.write_text(HEAD.format(machine=machine("cpu")) + "\n\n" + "\n".join(lines) + "\n")
+            machines.add((arguments.work / f"{method}-{rate:g}" / "machine").read_text())
+    where = "; ".join(sorted(machines))
+    RESULTS.write_text(HEAD.format(machine=where) + "\n\n" + "\n".join(lines) + "\n")
     print(RESULTS.read_text())
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from medsam_tune.formats.volume import with_meta_of
 from medsam_tune.slices.frames import ModelFrame, scaled
 from medsam_tune.slices.intensity import Intensity, Percentiles, Window, Windows, ZScore
+from medsam_tune.slices.recent import Recent
 from medsam_tune.slices.store import PreparedCase
 
 Data = Mapping[Hashable, Any]
@@ -132,7 +133,13 @@ class LoadSliced(Randomizable, Transform):
 
     With `view` in the dictionary, the side is that of the view: after the slice in even views,
     before it in odd ones. With `label_only`, there is no image.
+
+    Args:
+        kept: bytes of slices that each process keeps in memory, those that it read last.
     """
+
+    def __init__(self, kept: int = 2**27) -> None:
+        self._recent = Recent(kept)
 
     def randomize(self, data: Any = None) -> None:
         """Draw the side of the slice from which objects are followed, and the two other slices."""
@@ -147,20 +154,29 @@ class LoadSliced(Randomizable, Transform):
             self._side = -1 if data["view"] % 2 else 1
         image: dict[Hashable, Any] = {}
         if not data.get("label_only"):
-            image["image"] = torch.from_numpy(case.image_slice(k)).float() / 255
+            image["image"] = torch.from_numpy(self._read(case, k, "image")).float() / 255
         beside = k + self._side
         if not 0 <= beside < case.shape[0]:
             beside = k - self._side
-        label, objects = _label(case, k), case.objects_slice(k)
+        label = self._label(case, k)
+        objects = None if case.components is None else self._read(case, k, "objects")
         there = 0 <= beside < case.shape[0]
         return {
             **image,
             "label": label if objects is None else torch.cat([label, _as_label(objects)]),
-            "before": _label(case, beside) if there else torch.zeros_like(label),
+            "before": self._label(case, beside) if there else torch.zeros_like(label),
             "extents": self._extents(case, k),
             "case": case.id,
             "slice": k,
         }
+
+    def _label(self, case: PreparedCase, k: int) -> Tensor:
+        """(1, H, W) float32, as MONAI's transforms make of label maps anyway."""
+        return _as_label(self._read(case, k, "label"))
+
+    def _read(self, case: PreparedCase, k: int, what: str) -> NDArray[Any]:
+        key = (case.path, case.neighbours, case.components, k, what)
+        return self._recent(key, lambda: getattr(case, f"{what}_slice")(k))
 
     def _extents(self, case: PreparedCase, k: int) -> dict[str, dict[int, Tensor]]:
         """Kind -> label -> (4,) how much larger its box is, as a share of the tight box's sides."""
@@ -178,11 +194,6 @@ class LoadSliced(Randomizable, Transform):
                 sides = np.tile(boxes[place][2:] - boxes[place][:2], 2)
                 found[kind][label] = torch.from_numpy((grown / sides).astype(np.float32))
         return found
-
-
-def _label(case: PreparedCase, k: int) -> Tensor:
-    """(1, H, W) float32, as MONAI's transforms make of label maps anyway."""
-    return _as_label(case.label_slice(k))
 
 
 def _as_label(ids: NDArray[Any]) -> Tensor:

@@ -24,6 +24,7 @@ from medsam_tune.cases.checks import label_values
 from medsam_tune.formats.volume import with_meta_of
 from medsam_tune.prompts import boxes_from_masks, points_in_masks
 from medsam_tune.sam.prompting import INSIDE, OUTSIDE, PADDING
+from medsam_tune.training.randomness import share_state
 
 Data = Mapping[Hashable, Any]
 
@@ -203,9 +204,11 @@ class KeepObjectsd(Randomizable, MapTransform, InvertibleTransform):
     def set_random_state(
         self, seed: int | None = None, state: np.random.RandomState | None = None
     ) -> KeepObjectsd:
-        """Set the randomness of the augmentation."""
+        """Set the randomness of the augmentation: a seed of its own, or the generator given."""
         super().set_random_state(seed, state)
-        if isinstance(self.transform, Randomizable):
+        if state is not None:
+            share_state(self.transform, state)
+        elif isinstance(self.transform, Randomizable):
             self.transform.set_random_state(seed=int(self.R.randint(2**31)))
         return self
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import get_track_meta, set_track_meta
-from monai.transforms import Compose, Randomizable
+from monai.transforms import Compose
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, Sampler
 
@@ -18,6 +18,7 @@ from medsam_tune import ranks
 from medsam_tune.errors import DataError, listed
 from medsam_tune.slices.embeddings import EmbeddingStore, Place
 from medsam_tune.slices.store import PreparedCase
+from medsam_tune.training.randomness import seed_chain
 from medsam_tune.training.views import Views
 
 
@@ -108,8 +109,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
             if self.views is not None:
                 sample = dict(self.views(place, seed))
             else:
-                if isinstance(self.transform, Randomizable):
-                    self.transform.set_random_state(seed=seed)
+                seed_chain(self.transform, seed)
                 sample = dict(self.transform({"case": case, "slice": k}))
         if self.embeddings is not None:
             sample["place"] = torch.tensor([number, k, place.view])
