@@ -21,6 +21,7 @@ import importlib
 import json
 import multiprocessing
 import statistics
+import subprocess
 import sys
 import time
 import traceback
@@ -78,11 +79,12 @@ precision that its script has by default, and with its optimizer:
   instances, which `train_sam` adds by default. It makes boxes of the masks on the CPU in each step.
   Its default `SamTrainer` asks eight times with points and masks, which is other work.
 
-Ours is the same method: `full`, `decoder`, `lora` of rank 4, `adapter` of a quarter of the encoder's
-width (one in a block, where finetune-SAM has two, and none in the decoder); by default it computes
-in bfloat16 on a GPU. The peers' SAMs are put together as their `build_sam` does. Images are on the
-device before a step (micro-sam's are not, its trainer moves them); nobody loads any. MedSAM and
-micro-sam take their losses at the size of the image, finetune-SAM and ours at that of the logits.
+Ours is the same method: `full`, `decoder`, `lora` of rank 4, `adapter` of a quarter of the
+encoder's width (one in a block, where finetune-SAM has two, and none in the decoder); by default it
+computes in bfloat16 on a GPU. The peers' SAMs are put together as their `build_sam` does. Images
+are on the device before a step (micro-sam's are not, its trainer moves them); nobody loads any.
+MedSAM and micro-sam take their losses at the size of the image, finetune-SAM and ours at that of
+the logits.
 
 "Changed" counts the numbers that a step changed. Seconds are medians with their range, after
 {warm} to warm up; memory is the peak in the warm-up beyond weights and data, gradients and the
@@ -172,7 +174,7 @@ def medsam(row: Row, peers: Path) -> Loop:
     (modeling,) = brought(row.peer, peers)
     sam = stock_sam(row.model, row.image_size, row.device, modeling)
     script = peers / row.peer / "train_one_gpu.py"
-    found = [
+    found: list[ast.stmt] = [
         x
         for x in ast.parse(script.read_text()).body
         if isinstance(x, ast.ClassDef) and x.name == "MedSAM"
@@ -192,7 +194,7 @@ def medsam(row: Row, peers: Path) -> Loop:
     image, boxes, masks = data(row.batch, 1, row.image_size, row.device)
     boxes, gt = boxes[:, 0], masks.long()
     gt_float = gt.float()  # which MONAI's Dice asks for now
-    scaler = torch.amp.GradScaler(row.device) if row.precision == "fp16" else None  # type: ignore[attr-defined]
+    scaler = torch.amp.GradScaler(row.device) if row.precision == "fp16" else None
 
     def step() -> None:
         optimizer.zero_grad()
@@ -301,17 +303,17 @@ def micro_sam(row: Row, peers: Path) -> Loop:
 def ours(row: Row, peers: Path) -> Loop:
     """The same method of this package."""
     sam = deepcopy(random_sam(row.model, row.image_size, row.device)).train()
-    options = {
+    sizes: dict[str, dict[str, Any]] = {
         "lora": {"rank": RANK},
         "adapter": {"bottleneck": architecture(row.model).width // 4},
     }
-    model = apply_method(sam, row.method, **options.get(row.method, {})).to(row.device)
+    model = apply_method(sam, row.method, **sizes.get(row.method, {})).to(row.device)
     trained = [p for p in model.parameters() if p.requires_grad]
     cuda = row.device == "cuda"
     optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True if cuda else None)
     image, boxes, masks = data(row.batch, 1, row.image_size, row.device)
     amp = torch.autocast(row.device, DTYPES[row.precision], enabled=row.precision != "fp32")
-    scaler = torch.amp.GradScaler(row.device, enabled=row.precision == "fp16")  # type: ignore[attr-defined]
+    scaler = torch.amp.GradScaler(row.device, enabled=row.precision == "fp16")
 
     def step() -> None:
         with amp:
@@ -356,22 +358,48 @@ def batches(rows: Iterable[Row], peers: Path) -> Iterator[dict[str, Any]]:
             torch.cuda.empty_cache()
 
 
-def imports(peer: str, peers: Path) -> Iterator[dict[str, Any]]:
-    """Packages that a peer's modules load beyond ours, as name, version and kind."""
-    before = set(sys.modules)
-    try:
-        brought(peer, peers)
-    except Exception as error:
-        yield {"imports_of": peer, "failed": f"{type(error).__name__}: {error}"[:300]}
-    loaded = {x.partition(".")[0] for x in set(sys.modules) - before} - {"__mp_main__"}
+COMMON = ("torch", "torchvision", "segment_anything", "peft", "scipy", "matplotlib.pyplot")
+"""What is there without the peers. MONAI would load whatever else it finds."""
+
+LOADED = """
+import importlib, json, sys
+sys.path.insert(0, sys.argv[1])
+failed = ""
+try:
+    for name in sys.argv[2:]:
+        importlib.import_module(name)
+except Exception as error:
+    failed = f"{type(error).__name__}: {error}"
+print(json.dumps([failed, sorted({x.partition(".")[0] for x in sys.modules})]))
+"""
+
+
+def imports(peer: str, peers: Path) -> dict[str, Any]:
+    """Packages that a peer's modules load beyond `COMMON`: name, version and kind."""
+
+    def loaded(*names: str) -> tuple[str, set[str]]:
+        command = [sys.executable, "-W", "ignore", "-c", LOADED, str(peers / peer), *names]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        failed, found = json.loads(done.stdout.splitlines()[-1])
+        return failed, set(found)
+
+    failed, found = loaded(*MODULES[peer])
     owners = metadata.packages_distributions()
-    names = {y for x in loaded - set(sys.stdlib_module_names) for y in owners.get(x, ())}
-    kinds = [
-        (metadata.distribution(x), "true" in str(metadata.distribution(x).read_text("WHEEL")))
-        for x in sorted(names, key=str.lower)
-    ]
-    found = [f"{x.name} {x.version}" + ("" if pure else " (compiled)") for x, pure in kinds]
-    yield {"imports_of": peer, "packages": found}
+    more = found - loaded(*COMMON)[1] - set(sys.stdlib_module_names) - {"nvidia"}
+    packages = [metadata.distribution(x) for x in {y for x in more for y in owners.get(x, ())}]
+    return {
+        "imports_of": peer,
+        "packages": [
+            f"{x.name} {x.version}" + ("" if pure(x) else " (compiled)")
+            for x in sorted(packages, key=lambda x: x.name.lower())
+        ],
+        **({"failed": failed[:300]} if failed else {}),
+    }
+
+
+def pure(package: metadata.Distribution) -> bool:
+    """Whether its wheel has Python alone."""
+    return "Root-Is-Purelib: true" in (package.read_text("WHEEL") or "")
 
 
 def where() -> Iterator[dict[str, Any]]:
@@ -438,7 +466,8 @@ def page(folder: Path) -> str:
         )
     loaded = [x for x in lines if "packages" in x]
     if loaded:
-        text.append("\n## What their imports load beyond ours\n")
+        text.append("\n## What their imports load\n")
+        text.append(f"Beyond {', '.join(COMMON)} and what these load.\n")
         text += [f"- {x['imports_of']}: {', '.join(x['packages']) or 'nothing'}" for x in loaded]
     found = "\n".join([*text, ""])
     with written_whole(folder / "peers.md") as beside:
@@ -513,8 +542,7 @@ def main() -> None:
 
     if options.imports:
         for peer in MODULES:
-            for line in apart(imports, peer, options.peers, until=until):
-                note(line if "imports_of" in line else {"imports_of": peer, "failed": str(line)})
+            note(imports(peer, options.peers))
         return
     about = next(apart(where, until=until))
     commits = {x: options.peers / x / "COMMIT" for x in MODULES}

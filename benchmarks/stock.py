@@ -52,7 +52,7 @@ def stock_sam(
             mlp_dim=arch.decoder_mlp,
             **given,
         )
-        return classes.Sam(  # type: ignore[no-any-return]
+        return classes.Sam(
             image_encoder=encoder,
             prompt_encoder=classes.PromptEncoder(
                 arch.decoder_width, (grid, grid), (size, size), 16
