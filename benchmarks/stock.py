@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache, partial
+from typing import Any
 
 import torch
-from segment_anything.modeling import (
-    ImageEncoderViT,
-    MaskDecoder,
-    PromptEncoder,
-    Sam,
-    TwoWayTransformer,
-)
+from segment_anything import modeling
+from segment_anything.modeling import ImageEncoderViT, Sam
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -22,27 +19,61 @@ BOXES = 4
 """Objects of each image."""
 
 
-def stock_sam(name: str, size: int, device: str = "cpu") -> Sam:
-    """A stock SAM of any architecture and input size, made on a device; positions are not zero."""
+def stock_sam(
+    name: str,
+    size: int,
+    device: str = "cpu",
+    classes: Any = modeling,
+    masks: int = 3,
+    **given: Any,
+) -> Sam:
+    """A SAM of any architecture and input size, made on a device; positions are not zero.
+
+    Args:
+        name: architecture.
+        size: side of the input, pixels.
+        device: where its random weights are made.
+        classes: stock segment_anything's `modeling`, or what a fork of it has in its place.
+        masks: number of masks that the decoder makes beside the single one.
+        given: what the fork's encoder, transformer and SAM take more.
+    """
     arch = architecture(name)
     grid = size // arch.stride
     with torch.device(device):
-        encoder = _encoder(arch, grid, arch.depth, arch.global_blocks)
+        make = partial(classes.ImageEncoderViT, **given)
+        encoder = _encoder(arch, grid, arch.depth, arch.global_blocks, make)
         for key, parameter in encoder.named_parameters():
             if "pos" in key:
                 nn.init.normal_(parameter, std=0.1)
-        transformer = TwoWayTransformer(2, arch.decoder_width, arch.decoder_heads, arch.decoder_mlp)
-        return Sam(
-            encoder,
-            PromptEncoder(arch.decoder_width, (grid, grid), (size, size), 16),
-            MaskDecoder(transformer_dim=arch.decoder_width, transformer=transformer),
+        transformer = classes.TwoWayTransformer(
+            depth=2,
+            embedding_dim=arch.decoder_width,
+            num_heads=arch.decoder_heads,
+            mlp_dim=arch.decoder_mlp,
+            **given,
+        )
+        return classes.Sam(
+            image_encoder=encoder,
+            prompt_encoder=classes.PromptEncoder(
+                arch.decoder_width, (grid, grid), (size, size), 16
+            ),
+            mask_decoder=classes.MaskDecoder(
+                num_multimask_outputs=masks,
+                transformer_dim=arch.decoder_width,
+                transformer=transformer,
+            ),
+            **given,
         )
 
 
 def _encoder(
-    arch: Architecture, grid: int, depth: int, global_blocks: tuple[int, ...]
+    arch: Architecture,
+    grid: int,
+    depth: int,
+    global_blocks: tuple[int, ...],
+    make: Callable[..., ImageEncoderViT] = ImageEncoderViT,
 ) -> ImageEncoderViT:
-    return ImageEncoderViT(
+    return make(
         img_size=grid * arch.stride,
         patch_size=arch.stride,
         embed_dim=arch.width,

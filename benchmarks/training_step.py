@@ -105,16 +105,21 @@ def random_sam(name: str, size: int, device: str) -> PromptableSam:
     return sam
 
 
+def data(batch: int, objects: int, size: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Random images (B, 3, S, S) in [0, 1], boxes (B, P, 4) XYXY in pixels, and them as masks."""
+    image = torch.rand(batch, 3, size, size, device=device)
+    lower = torch.rand(batch, objects, 2, device=device) * size / 2
+    boxes = torch.cat([lower, lower + size / 4], -1)
+    axis = torch.arange(size, device=device) + 0.5
+    inside = (axis > boxes[..., None][..., :2, :]) & (axis < boxes[..., None][..., 2:, :])
+    return image, boxes, inside[..., 1, :, None] & inside[..., 0, None, :]  # (B, P, S, S)
+
+
 def prepared(job: Job) -> tuple[nn.Module, Callable[[], Tensor], Callable[[], Tensor] | None]:
     """The model, what makes its loss (or embedding), and what stock makes of the same, if asked."""
     torch.manual_seed(0)
     what, *how = job.row.split(", ")
-    image = torch.rand(job.batch, 3, job.image_size, job.image_size, device=job.device)
-    lower = torch.rand(job.batch, BOXES, 2, device=job.device) * job.image_size / 2
-    boxes = torch.cat([lower, lower + job.image_size / 4], -1)
-    axis = torch.arange(job.image_size, device=job.device) + 0.5
-    inside = (axis > boxes[..., None][..., :2, :]) & (axis < boxes[..., None][..., 2:, :])
-    masks = inside[..., 1, :, None] & inside[..., 0, None, :]  # (B, P, S, S)
+    image, boxes, masks = data(job.batch, BOXES, job.image_size, job.device)
     if what.startswith("stock"):
         stock = stock_sam(job.model, job.image_size, job.device)
         if what == "stock encoder":
@@ -181,6 +186,26 @@ class Memory:
             thread.join()
 
 
+def repeated(once: Callable[[], object], device: str, repeats: int) -> tuple[list[float], float]:
+    """Seconds of each repeat, and the peak of memory in the runs before them, to warm up."""
+
+    def whole() -> None:
+        once()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    memory = Memory(device)
+    with memory.watch():
+        for _ in range(2 if device == "cuda" else 1):  # a GPU's libraries choose kernels first
+            whole()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        whole()
+        seconds.append(time.perf_counter() - start)
+    return seconds, memory.peak
+
+
 def measure(job: Job) -> Result:
     """Warm up (with memory watched, as caches are empty), then time the repeats."""
     with warnings.catch_warnings():
@@ -199,18 +224,8 @@ def measure(job: Job) -> Result:
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-        if job.device == "cuda":
-            torch.cuda.synchronize()
 
-    memory = Memory(job.device)
-    with memory.watch():
-        for _ in range(2 if job.device == "cuda" else 1):  # a GPU's libraries choose kernels first
-            once()
-    seconds = []
-    for _ in range(job.repeats):
-        start = time.perf_counter()
-        once()
-        seconds.append(time.perf_counter() - start)
+    seconds, peak = repeated(once, job.device, job.repeats)
     check = 0.0
     if reference is not None:  # at the end: memory that stock took would not be counted as ours
         amp = torch.autocast(job.device, torch.bfloat16, enabled=job.amp)
@@ -219,7 +234,7 @@ def measure(job: Job) -> Result:
             check = float((run().float() - expected).norm() / expected.norm())
     count = 0 if encoder_only else sum(p.numel() for p in trained)
     weights = sum(p.nbytes for p in model.parameters()) / 2**20
-    return Result(count, seconds, memory.peak, weights, check)
+    return Result(count, seconds, peak, weights, check)
 
 
 def measured(job: Job) -> Result | None:
