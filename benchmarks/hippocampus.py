@@ -1,11 +1,13 @@
 """Every method on one real task, how many patients it needs, and whether a model knows its errors.
 
-    python benchmarks/hippocampus.py HIPPOCAMPUS --work WORK [--epochs 3] [--few-shot 5,10,50,100]
+    python benchmarks/hippocampus.py HIPPOCAMPUS --work WORK [--epochs 2] [--seeds 3]
+        [--long 6] [--few-shot 5,10,50,100]
 
 HIPPOCAMPUS is that task's folder of the Medical Segmentation Decathlon (dataset.json, imagesTr,
 labelsTr), 180 patients: 126 for training, 27 for validation, 27 for the test. Each step is a
-`medsam-tune` command, and what is finished in WORK is not run again. The tables, which are those of
-`compare`, go to benchmarks/results/hippocampus.md.
+`medsam-tune` command, and what is finished in WORK is not run again. `--long` trains the methods
+that change the encoder once more, for so many epochs and by one seed. The tables, which are those
+of `compare`, go to benchmarks/results/hippocampus.md.
 """
 
 from __future__ import annotations
@@ -15,13 +17,15 @@ import json
 from pathlib import Path
 
 from commands import command
-from training_step import machine
 
 from medsam_tune.evaluation.markdown import table
 
 RESULTS = Path(__file__).parent / "results" / "hippocampus.md"
 KINDS = "slices,box3d,none"
+LONG = ("lora", "adapter", "full")
 CURVE = ("lora", "full")
+CURVE_SLICES = 3200
+"""Of the one epoch of the learning curve, at least."""
 
 
 def compared(place: Path, datalist: Path, size: int, *words: object, **settings: object) -> str:
@@ -69,8 +73,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("scans", type=Path)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--long", type=int, help="epochs of the longer trainings")
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--few-shot", help="numbers of training patients, with commas between")
     parser.add_argument("--note", default="", help="what else is to be known of the figures")
@@ -79,27 +84,35 @@ def main() -> None:
     datalist = given.work / "hippocampus.json"
     if not datalist.exists():
         command("split", given.scans, "--out", datalist)
-    long = ("--epochs", given.epochs, "--seeds", given.seeds)
+    length = ("--epochs", given.epochs, "--seeds", given.seeds)
     parts = [
         "## Methods",
-        compared(given.work / "methods", datalist, given.size, *long, val_interval=given.epochs),
+        compared(given.work / "methods", datalist, given.size, *length, val_interval=given.epochs),
         "## Confidence of `lora`",
         confidence(given.work / "methods" / "lora"),
     ]
+    if given.long:
+        longer = ("--methods", ",".join(LONG), "--epochs", given.long)
+        place = given.work / "long"
+        parts += [f"## {given.long} epochs, one seed"]
+        parts += [compared(place, datalist, given.size, *longer, val_interval=given.long)]
     if given.few_shot:
-        few = ("--methods", ",".join(CURVE), "--few-shot", given.few_shot, *long)
+        few = ("--methods", ",".join(CURVE), "--few-shot", given.few_shot)
+        few += ("--epochs", 1, "--seeds", given.seeds)
         place = given.work / "few_shot"
-        parts += ["## Few-shot", compared(place, datalist, given.size, *few)]
-    head = HEAD.format(size=given.size, epochs=given.epochs, machine=machine("cpu"))
+        about = f"few_shot.yaml, one epoch of {CURVE_SLICES} slices or more."
+        table_of_all = compared(place, datalist, given.size, *few, epoch_slices=CURVE_SLICES)
+        parts += ["## Few-shot", about, table_of_all]
+    head = HEAD.format(size=given.size, epochs=given.epochs, seeds=given.seeds)
     RESULTS.write_text("\n\n".join(filter(None, [head, given.note, *parts])) + "\n")
     print(RESULTS.read_text())
 
 
 HEAD = """# Hippocampus in brain MR: methods, confidence, few-shot
 
-nano at {size} x {size}; each recipe on 126 patients, 27 for validation, `--epochs {epochs}`. All
-scores are of the 27 held-out patients, by three kinds of prompts: a box with 5 % jitter on every
-slice, one 3-D box, and none. NSD at 1 mm ({machine}).
+nano at {size} x {size}; each recipe on 126 patients, 27 for validation, {epochs} epochs, seeds:
+{seeds}. All scores are of the 27 held-out patients, by three kinds of prompts: a box with 5 %
+jitter on every slice, one 3-D box, and none. NSD at 1 mm.
 
 Made by `python benchmarks/hippocampus.py HIPPOCAMPUS`, which runs `medsam-tune split`, `compare`
 and `evaluate --confidence`."""
