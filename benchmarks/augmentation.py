@@ -30,7 +30,7 @@ from medsam_tune.files import written_whole
 from medsam_tune.synthetic.phantom import write_phantoms
 from medsam_tune.training.batches import prepare_batch
 from medsam_tune.training.samples import SliceDataset
-from medsam_tune.transforms import KeepObjectsd, ShrinkLongestd
+from medsam_tune.transforms import KeepObjectsd, LoadSliced, ShrinkLongestd
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "bundles" / "sam_volume" / "configs"
@@ -95,6 +95,8 @@ def rates(dataset: SliceDataset, parser: ConfigParser) -> list[str]:
         for kind in (ShrinkLongestd, KeepObjectsd)
     )
     found = {"as configured": made(60)}
+    dataset.transform = Compose([LoadSliced(kept=0), *chain[1:]])
+    found["slices read anew each time"] = made(60)
     dataset.transform = Compose([one for one in chain if one is not shrink])
     found["augmented at 512 x 512"] = made(40)
     dataset.transform = Compose([one for one in chain if one is not keep])

@@ -87,8 +87,7 @@ HEAD = """# Learning rates, by validation cases
 
 nano at 128 x 128, hippocampus, 16 training and 12 validation patients, five epochs of the recipe,
 one seed; Dice of whole validation volumes, the mean of that by boxes with 5 % jitter on every slice
-and that without prompts. Differences below 0.005 say little, and where the default is the highest
-rate that was tried, a higher one may be better still. The warm-up is a tenth of the steps
+and that without prompts. Differences below 0.005 say little. The warm-up is a tenth of the steps
 ({machine}).
 
 Made by `python benchmarks/rates.py HIPPOCAMPUS`."""

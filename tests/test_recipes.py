@@ -561,6 +561,21 @@ def test_infrared_and_scenes_go_together() -> None:
     start(["run", "--config_file", str([*map(str, files)]), "--bands", "[1,2,3]"])
 
 
+@pytest.mark.parametrize(
+    ("model", "device", "half"),
+    [("vit_b", "cuda", True), ("nano", "cuda", False), ("vit_b", "cpu", False)],
+)
+@BOTH
+def test_where_a_training_is_in_half_precision(
+    bundle: Path, model: str, device: str, half: bool
+) -> None:
+    """Not nano's, which would only start more kernels by it."""
+    parser = ConfigParser()
+    parser.read_config(bundle / "configs" / "train.yaml")
+    parser.update({"model": model, "device": device})
+    assert parser.get_parsed_content("amp") is half
+
+
 @BOTH
 def test_bundle_has_what_the_specification_requires(bundle: Path) -> None:
     for name in ("LICENSE", "configs/metadata.json", "docs/README.md", "models"):

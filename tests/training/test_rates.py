@@ -9,7 +9,7 @@ import pytest
 
 from medsam_tune.methods import METHODS
 from medsam_tune.sam.build import ARCHITECTURES
-from medsam_tune.training.rates import RATES, learning_rate, token_rate, warmup
+from medsam_tune.training.rates import RATES, TOKENS, learning_rate, token_rate, warmup
 
 SEARCH = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "rates.md"
 
@@ -24,16 +24,19 @@ def test_every_method_has_a_rate_on_every_model(method: str) -> None:
 
 def test_rates_of_nano_are_the_best_of_the_search() -> None:
     rows = re.findall(r"\| `(\w+)` \| ([\d.]+)( \(default\))? \| ([\d.]+) \|", SEARCH.read_text())
-    assert {row[0] for row in rows} == RATES.keys() - {"prompt"}  # which was not searched
+    assert {row[0] for row in rows} == RATES.keys()
     for method in {row[0] for row in rows}:
         _, rate, default, _ = max((row for row in rows if row[0] == method), key=lambda row: row[3])
         assert default
         assert float(rate) == RATES[method]["nano"]
 
 
-def test_tokens_learn_by_the_rate_of_prompt_tuning_beside_any_method() -> None:
-    assert token_rate("decoder", "nano", 1e-3) == RATES["prompt"]["nano"]
-    assert token_rate("lora", "vit_b", 1e-3) == RATES["prompt"]["sam"]
+def test_tokens_have_a_rate_of_their_own_beside_any_method() -> None:
+    assert token_rate("decoder", "nano", 1e-3) == TOKENS["nano"]
+    assert (
+        token_rate("full", "vit_t", 1e-3) == token_rate("full", "vit_t_lite", 1) == TOKENS["vit_t"]
+    )
+    assert token_rate("lora", "vit_b", 1e-3) == TOKENS["sam"]
     assert token_rate("prompt", "nano", 1e-3) == 1e-3
 
 
