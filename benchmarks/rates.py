@@ -77,7 +77,7 @@ def main() -> None:
         for rate, dice in sorted(found.items()):
             chosen = " (default)" if rate == RATES[method][NANO] else ""
             lines.append(f"| `{method}` | {rate:g}{chosen} | {dice:.3f} |")
-            machines.add((arguments.work / f"{method}-{rate:g}" / "machine").read_text())
+            machines.add((arguments.work / f"{method}-{rate:g}" / "machine").read_text().strip())
     where = "; ".join(sorted(machines))
     RESULTS.write_text(HEAD.format(machine=where) + "\n\n" + "\n".join(lines) + "\n")
     print(RESULTS.read_text())
