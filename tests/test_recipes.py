@@ -35,7 +35,7 @@ from medsam_tune.methods.tuned import load_tuned
 from medsam_tune.runs import read_record
 from medsam_tune.sam.build import build_sam
 from medsam_tune.synthetic.phantom import write_phantoms
-from medsam_tune.training.rates import RATES
+from medsam_tune.training.rates import TOKENS
 from tests.images import image_folder
 from tests.server import Outcome, Server
 
@@ -225,7 +225,7 @@ def test_no_prompt_from_training_to_a_mask(
     assert done.code == 0, done.text
     assert load_file(run / "tuned.safetensors")["learned.tokens"].shape == (5, 10, 96)
     groups = torch.load(run / "last.pt", weights_only=True)["optimizer"]["param_groups"]
-    assert max(group["initial_lr"] for group in groups) == RATES["prompt"]["nano"]
+    assert max(group["initial_lr"] for group in groups) == TOKENS["nano"]
     done = bundle_run(["evaluate.yaml"], "--run_dir", run)
     assert done.code == 0, done.text
     assert (run / "evaluation" / "metrics.csv").is_file()
