@@ -28,7 +28,8 @@ pytestmark = pytest.mark.faults
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "bundles" / "sam_volume" / "configs"
 TRAIN = {"datalist": "d.json", "image_size": 64, "epochs": 2, "epoch_slices": 24, "warmup_steps": 2}
-TRAIN |= {"lr": 1e-3, "token_lr": 5e-2}
+# AdamW makes of a rounding of a gradient near zero a share of the rate, whatever the gradient is.
+TRAIN |= {"lr": 1e-3, "token_lr": 1e-3}
 LAUNCH = "import sys; from medsam_tune.ranks import launch; launch(2, sys.argv[1:])"
 
 
@@ -106,7 +107,7 @@ def test_two_processes_train_and_evaluate_as_one(folder: Path) -> None:
     one, two = (torch.load(folder / name / "last.pt", weights_only=True) for name in ("one", "two"))
     assert one["trainer"]["iteration"] == two["trainer"]["iteration"] == 12
     for name, tensor in one["tuned"].items():
-        torch.testing.assert_close(two["tuned"][name], tensor, atol=2e-3, rtol=0, msg=name)
+        torch.testing.assert_close(two["tuned"][name], tensor, atol=1e-3, rtol=0, msg=name)
     assert two["best"]["best"] == pytest.approx(one["best"]["best"], abs=2e-3)
     assert losses(folder / "two") == pytest.approx(losses(folder / "one"), abs=2e-3)
 
