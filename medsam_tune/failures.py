@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from medsam_tune.console import debugging
+from medsam_tune.ranks import first_to_say
 
 DONE = 0
 USER = 1
@@ -111,19 +112,22 @@ def unexpected(error: BaseException) -> str:
 def report_in_one_line() -> None:
     """Have Python print one line, not a traceback, for an error that ends this process.
 
-    Ctrl-C needs no words, of each of several processes.
+    The exit code is that of the error's kind. Ctrl-C needs no words, of each of several processes,
+    and what `ranks.launch` started says a line that all have found once.
     """
+    stream = sys.stderr  # torch.distributed keeps what is said on another until the hook returns
 
     def report(
         kind: type[BaseException], error: BaseException, trace: TracebackType | None
     ) -> None:
         if isinstance(error, KeyboardInterrupt) and not debugging():
             return
-        line = "" if debugging() else explain(error)[0]
-        if line:
-            print(f"medsam-tune: {line}", file=sys.stderr)
-        else:
-            sys.__excepthook__(kind, error, trace)
+        line, code = explain(error)
+        if debugging() or not line:
+            traceback.print_exception(kind, error, trace, file=stream)
+        elif first_to_say(line):
+            print(f"medsam-tune: {line}", file=stream, flush=True)
+        raise SystemExit(code)
 
     sys.excepthook = report
 

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from hashlib import sha256
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _WORDS: list[Any] = []  # the group of processes that the ranks speak in, on the CPU
+_SAID = "MEDSAM_TUNE_SAID"  # a folder with a file for each line that a process has said
 _PATIENCE = timedelta(days=7)  # for the largest share; who has ended is noticed at once
 
 
@@ -155,6 +158,7 @@ def launch(processes: int, words: Sequence[str]) -> None:
     """
     import logging
     import signal
+    import tempfile
 
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -172,9 +176,16 @@ def launch(processes: int, words: Sequence[str]) -> None:
         max_restarts=0,
     )
     try:
-        elastic_launch(config, sys.executable)(*words)
+        with tempfile.TemporaryDirectory(prefix="medsam_tune_") as said:
+            os.environ[_SAID] = said
+            elastic_launch(config, sys.executable)(*words)
     except ChildFailedError as error:
-        number, failure = error.get_first_failure()
+        # Who ended because another has, or was ended for it, may be noticed first.
+        followed = {1: 1, -signal.SIGTERM: 2}
+        number, failure = min(
+            error.failures.items(),
+            key=lambda one: (followed.get(one[1].exitcode, 0), one[1].timestamp),
+        )
         code = failure.exitcode
         if code < 0:
             name = signal.Signals(-code).name
@@ -186,6 +197,20 @@ def launch(processes: int, words: Sequence[str]) -> None:
         raise SystemExit(code if code > 0 else 128 - code) from None
     except SignalException as error:
         raise SystemExit(128 + error.sigval) from None
+
+
+def first_to_say(line: str) -> bool:
+    """Whether no other process that `launch` started has said this line."""
+    if _SAID not in os.environ:
+        return True
+    mark = Path(os.environ[_SAID], sha256(line.encode()).hexdigest())
+    try:
+        mark.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    except OSError:  # a full disk, which the line may be about
+        pass
+    return True
 
 
 def parallel(network: nn.Module, device: torch.device) -> nn.Module | DistributedDataParallel:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from medsam_tune.cli import command
 from medsam_tune.cli.options import refuse_unknown
 from medsam_tune.errors import DataError, nearest
 from medsam_tune.failures import DISK, FAULT, MEMORY, USER, explain, is_closed_pipe
+from medsam_tune.ranks import first_to_say
 
 COMMAND = "from medsam_tune.cli import main; main()"
 ERRORS = Path(__file__).parents[1] / "docs" / "errors.md"
@@ -217,16 +219,35 @@ def test_the_page_of_errors_lists_the_codes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
-    [(KeyboardInterrupt(), ""), (DataError("case a: is bad."), "medsam-tune: case a: is bad.\n")],
+    ("error", "said", "code"),
+    [
+        ("KeyboardInterrupt()", "", -signal.SIGINT),
+        ("DataError('case a: is bad.')", "medsam-tune: case a: is bad.\n", USER),
+        ("MemoryError()", "medsam-tune: out of memory", MEMORY),
+        ("PermissionError(13, 'no', 'a')", "medsam-tune: a: permission denied.", DISK),
+        ("KeyError('x')", "Traceback", FAULT),
+    ],
 )
-def test_the_last_line_of_a_process(
-    error: BaseException,
-    said: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_the_last_line_of_a_process_and_its_code(error: str, said: str, code: int) -> None:
+    program = (
+        "from medsam_tune.errors import DataError\n"
+        "from medsam_tune.failures import report_in_one_line\n"
+        f"report_in_one_line()\nraise {error}"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code
+    assert done.stderr.startswith(said)
+    assert bool(done.stderr) == bool(said)
+
+
+def test_what_all_processes_find_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    failures.report_in_one_line()
-    sys.excepthook(type(error), error, None)
-    assert capsys.readouterr().err == said
+    assert first_to_say("a.nii: is bad.")
+    assert first_to_say("a.nii: is bad.")  # a process alone may say a line again
+    monkeypatch.setenv("MEDSAM_TUNE_SAID", str(tmp_path))
+    assert first_to_say("a.nii: is bad.")
+    assert not first_to_say("a.nii: is bad.")
+    assert first_to_say("b.nii: is bad.")

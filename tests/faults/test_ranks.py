@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from medsam_tune.failures import MEMORY, USER
 from medsam_tune.files import hold_folder
 from medsam_tune.synthetic.phantom import write_phantoms
 
@@ -124,6 +125,26 @@ def test_two_processes_train_and_evaluate_as_one(folder: Path) -> None:
     assert {path.name for path in (folder / "together" / "overlays").iterdir()} == {
         path.name for path in (folder / "alone" / "overlays").iterdir()
     }
+
+
+def test_the_code_is_of_who_failed_and_a_line_of_all_is_said_once() -> None:
+    program = (
+        "from medsam_tune.failures import report_in_one_line\n"
+        "from medsam_tune.ranks import join, rank, wait\n"
+        "report_in_one_line()\njoin()\n"
+    )
+    one = "if rank() == 1: raise MemoryError\nwait()"
+    for failure, code in (("raise MemoryError", MEMORY), (one, MEMORY), ("raise ValueError", USER)):
+        words = [sys.executable, "-c", LAUNCH, "-c", program + failure]
+        ended = subprocess.run(
+            words,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            text=True,
+            capture_output=True,
+            check=False,
+        )
+        assert ended.returncode == code, ended.stderr
+        assert ended.stderr.count("medsam-tune: ") == 1, ended.stderr
 
 
 def test_sharded_weights_train_as_whole_ones(folder: Path) -> None:
