@@ -1,9 +1,11 @@
-"""Document pages and nuclei by boxes, by points and without prompts, cross-validated.
+"""Document pages, nuclei and prostates by boxes, points and without prompts, cross-validated.
 
     python benchmarks/images.py DATA --work WORK [--only publaynet nuclei] [--epochs 20]
 
-DATA holds `publaynet` (pages with COCO's JSON) and `nuclei` (`images`, and `masks` of numbers of
-objects). Each of four folds is held out once: a document, or an image, is in one fold. Each step is
+DATA holds `publaynet` (pages with COCO's JSON), `nuclei` (`images`, and `masks` of numbers of
+objects) and `prostate_mr_slices` (`images` in folders of patients, and `masks`, whose two zones
+count as one here). Each of four folds is held out once: a document, an image, or a patient is in
+one fold. Each step is
 a `medsam-tune` command; what is finished in WORK is not run again, so that `--folds` can share out
 the work. The tables go to benchmarks/results/images.md.
 """
@@ -20,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 from commands import command
+from PIL import Image
 from training_step import machine
 
 RESULTS = Path(__file__).parent / "results" / "images.md"
@@ -28,17 +31,18 @@ FOLDS = 4
 
 @dataclass(frozen=True)
 class Subject:
-    """A data set: its folder, options of `split`, overlay, and size of the smallest object."""
+    """A data set: its folder, options of `split`, overlays, and size of the smallest object."""
 
     folder: str
     split: tuple[str, ...]
-    overlay: str
+    overlays: tuple[str, ...]
     components: int
 
 
 SUBJECTS = (
-    Subject("publaynet", ("--patient-regex", r"PMC\d+"), "documents.yaml", 64),
-    Subject("nuclei", (), "microscopy.yaml", 16),
+    Subject("publaynet", ("--patient-regex", r"PMC\d+"), ("documents.yaml",), 64),
+    Subject("nuclei", (), ("microscopy.yaml",), 16),
+    Subject("prostate_mr_slices", ("--modality", "MR", "--labels", "1=prostate"), (), 64),
 )
 
 
@@ -51,9 +55,23 @@ def datalists(subject: Subject, data: Path, work: Path) -> list[Path]:
             classes = {"classes": [{"id": 1, "name": "nucleus"}], "instances": True}
             (work / "nuclei_classes.json").write_text(json.dumps(classes))
             words += ["--classes", str(work / "nuclei_classes.json")]
+        folder = data / subject.folder
+        if subject.folder == "prostate_mr_slices":
+            folder = united(folder, work / subject.folder)
         out = work / f"{subject.folder}.json"
-        command("split", data / subject.folder, "--folds", FOLDS, "--out", out, *words)
+        command("split", folder, "--folds", FOLDS, "--out", out, *words)
     return found
+
+
+def united(folder: Path, work: Path) -> Path:
+    """The images, and masks of 0 and 1."""
+    (work / "masks").mkdir(parents=True, exist_ok=True)
+    if not (work / "images").exists():
+        (work / "images").symlink_to((folder / "images").resolve())
+    for file in (folder / "masks").glob("*.png"):
+        mask = np.asarray(Image.open(file)) > 0
+        Image.fromarray(mask.astype(np.uint8)).save(work / "masks" / file.name)
+    return work
 
 
 def runs(subject: Subject, datalist: Path, work: Path, method: str, sets: Sequence[str]) -> dict:
@@ -68,7 +86,8 @@ def runs(subject: Subject, datalist: Path, work: Path, method: str, sets: Sequen
     if not (tuned / "evaluation").exists():
         words = [word for pair in (*sets, store) for word in ("--set", pair)]
         resume = ["--resume"] if (tuned / "run.json").exists() else []
-        options = ("--overlay", subject.overlay, "--datalist", datalist, "--output", tuned)
+        overlays = [word for one in subject.overlays for word in ("--overlay", one)]
+        options = (*overlays, "--datalist", datalist, "--output", tuned)
         command("train", method, *image, *options, *words, *resume)
         (tuned / "machine").write_text(machine())
         command("evaluate", *image, "--run", tuned, "--prompts", "slices,points,none")
@@ -134,7 +153,8 @@ def main() -> None:
             table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
             parts.append(f"\n## {subject.folder}: {way}\n\n{table}")
     where = "; ".join(sorted(machines))
-    start = f"# Documents and microscopy\n\n`nano`, {given.method}, {', '.join(sets)}; {where}."
+    start = "# Documents, microscopy and MR slices\n\n"
+    start += f"`nano`, {given.method}, {', '.join(sets)}; {where}."
     RESULTS.write_text("\n".join([start, *parts]) + "\n")
     print(RESULTS.read_text())
 

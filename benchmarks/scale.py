@@ -117,7 +117,7 @@ HEAD = """# Commands as cases grow
 `python benchmarks/scale.py --work WORK` on {machine}. Scans of {side} x {side} x {slices} voxels
 with two labels, split into {subsets} of training, validation and test; an epoch of nano by LoRA at
 128 x 128 over every slice, and boxes on every slice of the test cases. Each command is a process of
-its own; its imports (PyTorch, MONAI) are counted, about 9 CPU seconds and 700 MB.
+its own; its imports (PyTorch, MONAI) are counted, about 8 CPU seconds and 1,080 MB.
 """
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from medsam_tune.cases.datalist import Case
@@ -41,7 +41,8 @@ def folder_pairs(folder: Path) -> tuple[Case, ...]:
 
     Images may lie in folders of `images/`, and the two folders in folders of the data set
     (`tile 1/images/`, `tile 1/masks/`); the first of these folders is then the patient, or what
-    images have in common. nnU-Net's channel goes from a name if that finds a label.
+    images have in common. nnU-Net's channel goes from a name if that finds a label. Where the
+    images lie in folders and the labels do not, names alone decide, if each is there once.
 
     Raises:
         DataError: no such folders; images without a label, or labels without an image; two files
@@ -56,7 +57,7 @@ def folder_pairs(folder: Path) -> tuple[Case, ...]:
         inner = {key.rpartition("/")[0] for key in scans}
         by_key = _keyed(label_folder, inner)
         named = set(by_key)
-        alone = []
+        alone: dict[str, Path] = {}
         for key, image in scans.items():
             if key not in named and (match := re.fullmatch(r"(.*)_000[1-9]", key)):
                 if match[1] in named:
@@ -64,13 +65,18 @@ def folder_pairs(folder: Path) -> tuple[Case, ...]:
             key = key if key in by_key else key.removesuffix(CHANNEL)
             label = by_key.pop(key, None)
             if label is None:
-                alone.append(image.name)
+                alone[key] = image
             else:
                 found.append(_case(image, label, f"{group}/{key}" if group else key))
+        for key, label in _by_name_alone(alone, by_key).items():
+            found.append(_case(alone.pop(key), label, f"{group}/{key}" if group else key))
+            by_key = {other: file for other, file in by_key.items() if file != label}
         if alone or by_key:
+            images_left = listed(str(file.relative_to(image_folder)) for file in alone.values())
+            labels_left = listed(str(file.relative_to(label_folder)) for file in by_key.values())
             raise DataError(
-                f"{image_folder.parent}: images without a label: {listed(alone) or 'none'}; labels "
-                f"without an image: {listed(file.name for file in by_key.values()) or 'none'}; "
+                f"{image_folder.parent}: images without a label: {images_left or 'none'}; labels "
+                f"without an image: {labels_left or 'none'}; "
                 "expected one label of the same name for each image. Add or remove files."
             )
     return tuple(found)
@@ -155,6 +161,14 @@ def image_and_label_folders(folder: Path) -> tuple[Path, Path] | None:
         if (folder / image_name).is_dir() and (folder / label_name).is_dir():
             return folder / image_name, folder / label_name
     return None
+
+
+def _by_name_alone(images: Mapping[str, Path], labels: Mapping[str, Path]) -> dict[str, Path]:
+    """Key of an image -> its label, where the labels lie flat and no name is there twice."""
+    of_name = {key.rpartition("/")[2]: key for key in images}
+    if len(of_name) < len(images) or any("/" in key for key in labels):
+        return {}
+    return {key: labels[name] for name, key in of_name.items() if name in labels}
 
 
 def _case(image: Path, label: Path, key: str) -> Case:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,27 @@ def test_folders_below_the_images_are_groups(tmp_path):
         ("patient77-study1-a", "patient77"),
     ]
     (tmp_path / "masks" / "patient77" / "study1" / "a.png").unlink()
-    with pytest.raises(DataError, match=r"images without a label: a\.png; labels without"):
+    with pytest.raises(DataError, match=r"images without a label: patient77/study1/a\.png; lab"):
+        find_cases(tmp_path)
+
+
+def test_masks_in_one_folder_belong_to_images_in_several(tmp_path):
+    for name in ("p5/a", "p5/b", "p77/c"):
+        pair(tmp_path, name)
+        mask = tmp_path / "masks" / f"{name}.png"
+        mask.rename(tmp_path / "masks" / mask.name)
+    for name in ("p5", "p77"):
+        (tmp_path / "masks" / name).rmdir()
+    found = find_cases(tmp_path)
+    assert [(c.id, c.patient, c.label.name) for c in found.cases] == [
+        ("p5-a", "p5", "a.png"),
+        ("p5-b", "p5", "b.png"),
+        ("p77-c", "p77", "c.png"),
+    ]
+    shutil.copy(tmp_path / "images" / "p5" / "a.png", tmp_path / "images" / "p77" / "a.png")
+    with pytest.raises(
+        DataError, match=r"without a label: p5/a\.png.*p77/a\.png; labels .*image: a\.png"
+    ):
         find_cases(tmp_path)
 
 
