@@ -114,6 +114,10 @@ class Bench:
         nothing = float("nan")
         return {name: (nothing if iou is None else iou, nothing) for name, iou in means.items()}
 
+    def has(self, tile: str, method: str) -> bool:
+        """Whether a method is evaluated on a tile."""
+        return (self.work / f"{method}-{tile[-1]}" / "evaluation").exists()
+
     def tuned(self, tile: str, datalist: Path, method: str) -> Path:
         """The folder of a method."""
         folder = self.work / f"{method}-{tile[-1]}"
@@ -161,6 +165,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, help="by default the recipe's")
     parser.add_argument("--unet", action="store_true")
     parser.add_argument("--tiles", nargs="*", default=list(TILES), choices=TILES)
+    parser.add_argument("--finished", action="store_true", help="tables of what is there")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     settings = (f"epochs={arguments.epochs}", f"epoch_slices={arguments.epoch_slices}")
@@ -176,6 +181,8 @@ def main() -> None:
         rows.setdefault("ellipse in the box", {})[tile] = {k: v[1] for k, v in found.items()}
         rows.setdefault("nano, untouched", {})[tile] = {k: v[0] for k, v in found.items()}
         for method in arguments.methods:
+            if arguments.finished and not bench.has(tile, method):
+                continue
             folder = bench.tuned(tile, datalist, method)
             minutes.append(float((folder / "minutes").read_text()))
             machines.add((folder / "machine").read_text())

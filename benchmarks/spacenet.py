@@ -18,18 +18,20 @@ from pathlib import Path
 import geopandas
 import matplotlib.pyplot as plt
 import numpy as np
-import rasterio
+import rasterio.features
 from commands import command
 from training_step import machine
 
 from medsam_tune.cases.datalist import read_datalist
 
 RESULTS = Path(__file__).parent / "results" / "spacenet.md"
+POLYGONS = "houses.gpkg"
 
 
-def entry(folder: Path, kind: str = "") -> list[str]:
+def entry(folder: Path, kind: str = "slices") -> list[str]:
     """Blocks, ellipse, Dice with its interval, and IoU of the houses."""
-    label = json.loads((folder / "evaluation" / kind / "summary.json").read_text())["labels"]["1"]
+    summary = json.loads((folder / "evaluation" / "summary.json").read_text())
+    label = summary["by_prompts"][kind]["labels"]["1"]
     low, high = label["dice"]["interval"] or (float("nan"),) * 2
     ellipse = label["ellipse_dice"]["mean"]
     dice = f"{label['dice']['mean']:.3f} ({low:.3f} to {high:.3f})"
@@ -44,7 +46,7 @@ def scene_scores(scene: Path, mask: Path, houses: Path, datalist: Path) -> tuple
         assert made.shape == file.shape
         found = made.read(1) == 1
         known = geopandas.read_file(houses).to_crs(file.crs)
-        drawn = geopandas.read_file(mask.with_suffix(".gpkg"))
+        drawn = geopandas.read_file(mask.with_name(POLYGONS))
         assert drawn.crs == file.crs
         assert drawn.geometry.is_valid.all()
         truth, polygons = (
@@ -109,7 +111,7 @@ def main() -> None:
         options = [word for one in sets for word in ("--set", one)]
         place = ("--datalist", datalist, "--output", zero)
         command("evaluate", "--zero-shot", *image, *place, *options)
-    for output in (mask, mask.with_suffix(".gpkg")):
+    for output in (mask, work / POLYGONS):
         if not output.exists():
             command("predict", given.scene, *image, "--run", run, "--output", output)
     pixels, polygons = scene_scores(given.scene, mask, given.houses, datalist)

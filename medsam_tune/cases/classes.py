@@ -44,12 +44,14 @@ class Coding:
         column: column of polygons that says their class; empty where all are of one label.
         values: text in that column -> label id, 0 for the background; labels' own names and ids
             need none.
+        united: value of a label map or a mask -> label id that it is read as.
     """
 
     colours: Mapping[str, int] = field(default_factory=dict)
     instances: bool = False
     column: str = ""
     values: Mapping[str, int] = field(default_factory=dict)
+    united: Mapping[int, int] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Any]:
         """The entries of a datalist's file for `coding_said`, without those that say nothing."""
@@ -57,6 +59,8 @@ class Coding:
         for name in ("instances", "column", "values"):
             if value := getattr(self, name):
                 said[name] = dict(value) if name == "values" else value
+        if self.united:
+            said["united"] = {str(value): number for value, number in self.united.items()}
         return said
 
 
@@ -172,7 +176,25 @@ def coding_said(
             'e.g. {"house": 1}.'
         )
     column = _column_said(content, source)
-    return Coding(_each_once(pairs, source), instances, column, dict(words))
+    united = _united_said(content, labels, source)
+    return Coding(_each_once(pairs, source), instances, column, dict(words), united)
+
+
+def _united_said(
+    content: Mapping[str, Any], labels: Mapping[int, str] | None, source: Path
+) -> dict[int, int]:
+    said = content.get("united", {})
+    if isinstance(said, Mapping) and all(
+        re.fullmatch(r"[1-9]\d{0,9}", value, re.ASCII)
+        and type(number) is int
+        and (labels is None or (number in labels and int(value) not in labels))
+        for value, number in said.items()
+    ):
+        return {int(value): number for value, number in said.items()}
+    raise DataError(
+        f"{source}: united is {shown(said)}; expected the label that each further value is read "
+        'as, e.g. {"3": 2}.'
+    )
 
 
 def _column_said(content: Mapping[str, Any], source: Path) -> str:

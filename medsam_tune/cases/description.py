@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from reprlib import repr as shown
 from typing import Any
@@ -38,10 +38,12 @@ class Labels:
     Attributes:
         names: label id -> name, by ascending id, without the background 0.
         ignore: id of voxels that nobody annotated; None if there is none.
+        united: further value of a label -> its id.
     """
 
     names: Mapping[int, str] = field(default_factory=dict)
     ignore: int | None = None
+    united: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def in_files(self) -> dict[int, str]:
@@ -180,12 +182,14 @@ _ENTRY = {"image", "label", "patient", "series", "name", "region"}
 
 
 def labels_typed(text: str) -> Labels:
-    """Labels from a command line, such as "1=liver,2=spleen".
+    """Labels from a command line, such as "1=liver,2=spleen", or "2=kidney,3=kidney" for one label.
 
     Raises:
-        DataError: not of this form, an id or a name twice, or no label.
+        DataError: not of this form, an id of two names, or no label.
     """
-    ids = []
+    ids: list[tuple[int, str]] = []
+    first: dict[str, int] = {}
+    united: dict[int, int] = {}
     for part in text.split(","):
         key, equals, name = part.partition("=")
         if not equals or not re.fullmatch(r"\d{1,10}", key.strip(), re.ASCII) or not name.strip():
@@ -193,8 +197,17 @@ def labels_typed(text: str) -> Labels:
                 f"--labels {text}: {part!r} is not an id and a name; expected e.g. "
                 "--labels 1=liver,2=spleen."
             )
-        ids.append((int(key), name.strip()))
-    labels = labels_from(ids, "--labels")
+        number = first.setdefault(name.strip(), int(key))
+        if number not in (0, int(key)):
+            united[int(key)] = number
+        else:
+            ids.append((int(key), name.strip()))
+    labels = replace(labels_from(ids, "--labels"), united=united)
+    if twice := [number for number in united if number in (0, *labels.in_files)]:
+        raise DataError(
+            f"--labels {text}: {twice[0]} has two names; expected one name for each id. Take one "
+            "out."
+        )
     if not labels.names:
         raise DataError(f"--labels {text}: names none but the background; expected e.g. 1=liver.")
     return labels
@@ -226,7 +239,8 @@ def labels_from(ids: Iterable[tuple[int, str]], source: Path | str) -> Labels:
         if numbers.setdefault(name, number) != number:
             raise DataError(
                 f"{source}: labels {numbers[name]} and {number} are both named {shown(name)}; "
-                "expected one id for each name. Rename one, or give both one id in the label maps."
+                "expected one id for each name. Rename one, or unite them: medsam-tune split "
+                f"--labels {numbers[name]}={name},{number}={name}."
             )
     background = names.pop(0, "background")
     if background.strip().casefold() not in BACKGROUND:

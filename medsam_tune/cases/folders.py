@@ -29,7 +29,7 @@ from medsam_tune.cases.pairs import (
     several_channels,
     table_pairs,
 )
-from medsam_tune.errors import DataError, warn
+from medsam_tune.errors import DataError, listed, warn
 from medsam_tune.files import read_json
 from medsam_tune.formats import coco, geotiff
 from medsam_tune.formats.dicom.seg import segment_names
@@ -90,6 +90,9 @@ def find_cases(
     if has_pairs(folder):
         cases, content = paired_cases(folder, classes)
         coding = cases[0].coding
+        if labels is not None and labels.united:
+            coding = replace(coding, united=labels.united)
+            cases = tuple(replace(case, coding=coding) for case in cases)
         cases, kinds = _by_headers(cases, secret)
         flat = all(Mask.recognises(case.image) for case in cases)
         if not (coding.colours or coding.instances):
@@ -100,6 +103,11 @@ def find_cases(
         raise DataError(
             f"{classes}: class maps are of masks of images, and {folder} holds none. Leave "
             "--classes out."
+        )
+    elif labels is not None and labels.united:
+        raise DataError(
+            f"--labels names {listed({str(n) for n in labels.united.values()})} twice; values that "
+            "are one label are of label maps and masks, and segments have names. Name each once."
         )
     else:
         tree = _tree_of(folder, secret and secret())

@@ -169,6 +169,8 @@ def split_lines(path: Path, datalist: Datalist) -> list[str]:
     sizes = [f"{len(getattr(datalist, name))} {name}" for name in SUBSETS]
     labels = ", ".join(f"{number} {name}" for number, name in datalist.labels.items())
     lines = [f"{path}: {sizes[0]}, {sizes[1]} and {sizes[2]} cases; labels: {labels}"]
+    for value, number in datalist.coding.united.items():
+        lines.append(f"value {value} is read as {number} {datalist.labels[number]}")
     if datalist.ignore is not None:
         lines.append(f"label {datalist.ignore}, {IGNORE}, is left out of training and of scores")
     if not datalist.training or not datalist.validation:

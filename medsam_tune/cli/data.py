@@ -71,7 +71,10 @@ def split(
     ] = None,
     labels: Annotated[
         str | None,
-        typer.Option(help="Names of the labels, e.g. 1=liver,2=spleen. Reads every label map."),
+        typer.Option(
+            help="Names of the labels, e.g. 1=liver,2=spleen. Values of one name are one label: "
+            "2=kidney,3=kidney. Reads every label map."
+        ),
     ] = None,
     classes: Annotated[
         Path | None,

@@ -131,6 +131,9 @@ def test_a_label_that_is_the_background_is_said() -> None:
 def test_typed_labels() -> None:
     assert labels_typed("2=spleen, 1=left kidney") == Labels({1: "left kidney", 2: "spleen"})
     assert labels_typed("1=liver,3=ignore") == Labels({1: "liver"}, 3)
+    assert labels_typed("3=kidney,2=kidney,5=liver") == Labels(
+        {3: "kidney", 5: "liver"}, united={2: 3}
+    )
     for text, message in (
         ("liver=1", "'liver=1' is not an id and a name"),
         ("1", "'1' is not an id and a name"),

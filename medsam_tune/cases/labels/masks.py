@@ -55,13 +55,16 @@ class Mask:
         """Whether it is named like an image."""
         return is_flat(path)
 
-    def names(self) -> dict[int, str]:
+    def names(self, known: Mapping[int, str] | None = None) -> dict[int, str]:
         """Every id above 0, named "label 1", "label 2", ...
+
+        Args:
+            known: ids that are certain; others may come.
 
         Raises:
             DataError: colours that the class map lacks.
         """
-        found = label_values(torch.from_numpy(self._ids(None)))
+        found = label_values(torch.from_numpy(self._ids(known)))
         return {value: f"label {value}" for value in found if value}
 
     def present(self, labels: Mapping[int, str]) -> set[int]:

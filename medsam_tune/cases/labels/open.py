@@ -16,6 +16,8 @@ from medsam_tune.cases.labels.organs import OrganFolder
 from medsam_tune.cases.labels.outlines import Outlines
 from medsam_tune.cases.labels.rtstruct import StructureSet
 from medsam_tune.cases.labels.seg import Segmentation
+from medsam_tune.cases.labels.united import United
+from medsam_tune.errors import DataError
 from medsam_tune.formats.mending import Mending
 from medsam_tune.formats.open import scan_at
 from medsam_tune.formats.volume import Region
@@ -92,14 +94,27 @@ def open_label(
         path: label map in any format that `load_image` reads, DICOM SEG or RTSTRUCT, COCO's JSON,
             or a folder with a file for each organ; or a folder that is named like a file and holds
             one.
-        coding: how the mask of an image says its labels.
+        coding: how the mask of an image says its labels, and which values are one label.
         region: part of the image whose label it is; None for all of it.
         image: file of the image, which tells those of COCO's JSON apart.
 
     Raises:
-        DataError: a folder that is named like a file, with no scan in it, or with several.
+        DataError: a folder that is named like a file, with no scan in it, or with several; values
+            that are one label, of another kind than a label map or a mask.
     """
-    path = scan_at(path)
+    label = _opened(scan_at(path), coding, region, image)
+    if not coding.united:
+        return label
+    if isinstance(label, LabelMap | Mask):
+        return United(label, coding.united)
+    raise DataError(
+        f"{path}: values that are one label are of label maps and masks, and this is neither. Give "
+        "each label a name of its own in --labels."
+    )
+
+
+def _opened(path: Path, coding: Coding, region: Region | None, image: Path | None) -> LabelFile:
+    """The label as its kind has it."""
     if Outlines.recognises(path):
         return Outlines(path, coding, region)
     if Mask.recognises(path):
