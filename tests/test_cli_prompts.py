@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from medsam_tune.cases.classes import Coding
 from medsam_tune.cases.datalist import Case, Datalist, write_datalist
 from medsam_tune.cli import next_steps
 from medsam_tune.inference.prompt_files import read_prompts
@@ -135,6 +136,17 @@ def test_boxes_of_a_label_map_on_a_dicom_series(tune: Tune, tmp_path: Path) -> N
     expected = simulated_prompts(slices, LABELS, "slices")
     assert torch.equal(found.boxes, expected.boxes)
     assert torch.equal(found.slices, expected.slices)
+
+
+def test_values_of_one_label_give_its_boxes(tune: Tune, scan: Path, tmp_path: Path) -> None:
+    case = Case(scan, tmp_path / "label.nii.gz", "p")
+    coding = Coding(united={2: 1})
+    write_datalist(Datalist("x", "CT", {1: "organ"}, (case,), coding=coding), tmp_path / "d.json")
+    flags = ("--datalist", "d.json", "--from-labels", "label.nii.gz", "--as", "slices")
+    code, _, err = tune("prompts", scan, *flags, "--output", "boxes.json")
+    assert code == 0, err
+    (organ,) = json.loads((tmp_path / "boxes.json").read_text())["objects"]
+    assert organ["label"] == 1
 
 
 def test_prompts_of_a_seg_name_their_labels(tune: Tune, tmp_path: Path) -> None:

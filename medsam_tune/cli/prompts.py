@@ -63,11 +63,11 @@ def prompts(
     from medsam_tune.inference.prompt_files.label_maps import check_kind
 
     check_kind(kind := kind or "box3d")
-    labels, rules, mending = _choices(run, datalist)
+    labels, rules, mending, coding = _choices(run, datalist)
     grid, objects, labels = (
         _to_fill(scan, series, labels, rules)
         if from_labels is None
-        else _of_labels(scan, series, from_labels, labels, rules, mending, kind)
+        else _of_labels(scan, series, from_labels, labels, rules, mending, kind, coding)
     )
     write_prompts(output, grid, labels, objects)
     ids = dict.fromkeys(each["label"] for each in objects)
@@ -78,14 +78,15 @@ def prompts(
 
 def _choices(
     run: Path | None, datalist: Path | None
-) -> tuple[Mapping[int, str], ScanRules | None, Mending | None]:
-    """Labels, rules and mending of a run; labels of a datalist; or none."""
+) -> tuple[Mapping[int, str], ScanRules | None, Mending | None, Mapping[str, Any]]:
+    """Labels, rules, mending and coding of a run; labels and coding of a datalist; or none."""
     if datalist is not None:
         from medsam_tune.cases.datalist import read_datalist
 
-        return read_datalist(datalist).labels, None, None
+        data = read_datalist(datalist)
+        return data.labels, None, None, data.coding.describe()
     if run is None:
-        return {}, None, None
+        return {}, None, None, {}
     from medsam_tune.formats.mending import Mending
     from medsam_tune.methods.tuned import read_header
     from medsam_tune.runs import read_record
@@ -93,7 +94,7 @@ def _choices(
 
     record = read_record(run)
     labels = read_header(run / "tuned.safetensors").labels
-    return labels, rules_from(record.rules), Mending(**record.mending)
+    return labels, rules_from(record.rules), Mending(**record.mending), record.coding
 
 
 def _grid(shape: Sequence[int], affine: Any, rules: ScanRules | None) -> ScanGrid:
@@ -125,6 +126,7 @@ def _of_labels(
     rules: ScanRules | None,
     mending: Mending | None,
     kind: str,
+    coding: Mapping[str, Any],
 ) -> tuple[ScanGrid, list[dict[str, Any]], Mapping[int, str]]:
     from dataclasses import replace
 
@@ -133,7 +135,10 @@ def _of_labels(
     from medsam_tune.cases.labels.segments import says_nothing
     from medsam_tune.cases.load import load_case
     from medsam_tune.inference.prompt_files import objects_of
-    from medsam_tune.inference.prompt_files.label_maps import prompts_of_labels
+    from medsam_tune.inference.prompt_files.label_maps import (
+        coding_without_gaps,
+        prompts_of_labels,
+    )
     from medsam_tune.slices.cut import cut_label
 
     named = labels
@@ -142,7 +147,9 @@ def _of_labels(
         labels = opened.names()
         named = {key: "" if says_nothing(name, key) else name for key, name in labels.items()}
     expected = None if rules is None else rules.expected
-    image, label = load_case(Case(scan, label_path, "", series), labels, mending, expected)
+    said = coding_without_gaps(coding, labels, label_path)
+    case = Case(scan, label_path, "", series, coding=said)
+    image, label = load_case(case, labels, mending, expected)
     grid = _grid(image.shape[1:], image.meta["original_affine"], rules)
     grid = replace(grid, size=(0, 0, 0))  # the file's own slices, which a person sees
     assert label is not None

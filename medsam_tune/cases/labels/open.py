@@ -17,7 +17,6 @@ from medsam_tune.cases.labels.outlines import Outlines
 from medsam_tune.cases.labels.rtstruct import StructureSet
 from medsam_tune.cases.labels.seg import Segmentation
 from medsam_tune.cases.labels.united import United
-from medsam_tune.errors import DataError
 from medsam_tune.formats.mending import Mending
 from medsam_tune.formats.open import scan_at
 from medsam_tune.formats.volume import Region
@@ -99,18 +98,12 @@ def open_label(
         image: file of the image, which tells those of COCO's JSON apart.
 
     Raises:
-        DataError: a folder that is named like a file, with no scan in it, or with several; values
-            that are one label, of another kind than a label map or a mask.
+        DataError: a folder that is named like a file, with no scan in it, or with several.
     """
     label = _opened(scan_at(path), coding, region, image)
-    if not coding.united:
-        return label
-    if isinstance(label, LabelMap | Mask):
+    if coding.united and isinstance(label, LabelMap | Mask):
         return United(label, coding.united)
-    raise DataError(
-        f"{path}: values that are one label are of label maps and masks, and this is neither. Give "
-        "each label a name of its own in --labels."
-    )
+    return label  # of other kinds, names say what is one label
 
 
 def _opened(path: Path, coding: Coding, region: Region | None, image: Path | None) -> LabelFile:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +13,7 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from medsam_tune.cases.checks import check_pair
-from medsam_tune.cases.classes import coding_said
+from medsam_tune.cases.classes import Coding, coding_said
 from medsam_tune.cases.labels.grid import placed
 from medsam_tune.cases.labels.open import open_label
 from medsam_tune.errors import DataError, listed
@@ -80,13 +80,12 @@ def read_label_map(
         ValueError: as in `check_kind`.
     """
     check_kind(kind, jitter)
-    said = coding_said(coding or {}, None, path)
-    colours = {colour: i if i in labels else 0 for colour, i in said.colours.items()}
+    said = coding_without_gaps(coding, labels, path)
     if vectors.is_vector(path):
         columns = vectors.columns_of(path)
         column = next((one for one in (said.column, _COLUMN) if one in columns), "")
         said = replace(said, column=column)
-    opened = open_label(path, replace(said, colours=colours))
+    opened = open_label(path, said)
     label = opened.onto(_image_on(grid), Path("the scan"), labels, Mending())
     truth, _ = cut_label(label, grid)
     apart = cut_label(cast(MetaTensor, label[1:]), grid)[0] if label.shape[0] > 1 else None
@@ -96,6 +95,21 @@ def read_label_map(
             f"{path}: no label has a voxel; expected one of: {listed(labels.values())}."
         )
     return prompts
+
+
+def coding_without_gaps(
+    coding: Mapping[str, Any] | None, labels: Container[int], path: Path
+) -> Coding:
+    """How labels say their ids; what nobody annotated is background here.
+
+    Args:
+        coding: see `RunRecord.coding`.
+        labels: label ids.
+        path: file of the label, for messages.
+    """
+    said = coding_said(coding or {}, None, path)
+    colours = {colour: i if i in labels else 0 for colour, i in said.colours.items()}
+    return replace(said, colours=colours)
 
 
 def label_on(label: MetaTensor, grid: ScanGrid, labels: Iterable[int], path: Path) -> Tensor:
