@@ -5,9 +5,8 @@
 DATA holds `publaynet` (pages with COCO's JSON), `nuclei` (`images`, and `masks` of numbers of
 objects) and `prostate_mr_slices` (`images` in folders of patients, and `masks`, whose two zones
 count as one here). Each of four folds is held out once: a document, an image, or a patient is in
-one fold. Each step is
-a `medsam-tune` command; what is finished in WORK is not run again, so that `--folds` can share out
-the work. The tables go to benchmarks/results/images.md.
+one fold. Each step is a `medsam-tune` command; what is finished in WORK is not run again, so that
+`--folds` can share out the work. The tables go to benchmarks/results/images.md.
 """
 
 from __future__ import annotations

@@ -120,7 +120,9 @@ def report_in_one_line() -> None:
     def report(
         kind: type[BaseException], error: BaseException, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, KeyboardInterrupt) and not debugging():
+        if isinstance(error, KeyboardInterrupt):
+            if debugging():
+                traceback.print_exception(kind, error, trace, file=stream)
             return
         line, code = explain(error)
         if debugging() or not line:

@@ -242,6 +242,21 @@ def test_the_last_line_of_a_process_and_its_code(error: str, said: str, code: in
     assert bool(done.stderr) == bool(said)
 
 
+def test_an_interrupt_stays_one_where_tracebacks_are_shown() -> None:
+    program = (
+        "from medsam_tune.failures import report_in_one_line as r\nr()\nraise KeyboardInterrupt"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"MEDSAM_TUNE_DEBUG": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGINT
+    assert done.stderr.startswith("Traceback")
+
+
 def test_what_all_processes_find_is_said_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
