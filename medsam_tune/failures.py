@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from medsam_tune.console import debugging
-from medsam_tune.ranks import first_to_say
+from medsam_tune.ranks import failed, first_to_say
 
 DONE = 0
 USER = 1
@@ -129,6 +129,7 @@ def report_in_one_line() -> None:
             traceback.print_exception(kind, error, trace, file=stream)
         elif first_to_say(line):
             print(f"medsam-tune: {line}", file=stream, flush=True)
+        failed(code)
         raise SystemExit(code)
 
     sys.excepthook = report

@@ -5,6 +5,8 @@ One process alone is rank 0 of 1: every function works there as well, and waits 
 
 from __future__ import annotations
 
+import atexit
+import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _WORDS: list[Any] = []  # the group of processes that the ranks speak in, on the CPU
+_FAILED: list[int] = []  # the exit code of this process, once it has failed
 _SAID = "MEDSAM_TUNE_SAID"  # a folder with a file for each line that a process has said
 _PATIENCE = timedelta(days=7)  # for the largest share; who has ended is noticed at once
 
@@ -76,6 +79,7 @@ def join() -> None:
         return
     import torch.distributed as dist
 
+    atexit.register(_end_at_once)
     place = device()
     if place.type == "cuda":
         import torch
@@ -95,6 +99,7 @@ def leave() -> None:
 
         with suppress(SystemExit):  # who has ended by now has done its work
             wait()
+        _FAILED.clear()
         _WORDS.clear()
         dist.destroy_process_group()
 
@@ -142,7 +147,25 @@ def _ending_with_others() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        failed(1)
         raise SystemExit(1) from error
+
+
+def failed(code: int) -> None:
+    """Let this process, if it is one of several, end with a code as soon as Python exits.
+
+    Else Python takes itself down before, in which threads of torch abort it at times: such a thread
+    has still to free a tensor of the words that were broken off.
+    """
+    _FAILED[:] = [code]
+
+
+def _end_at_once() -> None:
+    if _FAILED:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(_FAILED[0])
 
 
 def launch(processes: int, words: Sequence[str]) -> None:
@@ -156,7 +179,6 @@ def launch(processes: int, words: Sequence[str]) -> None:
         SystemExit: one of them failed, which ends the others; the code is its own, or 128 plus the
             number of its signal, which is said.
     """
-    import logging
     import signal
     import tempfile
 

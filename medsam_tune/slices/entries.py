@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import time
 import zlib
 from collections.abc import Mapping, Sequence
 from itertools import chain, pairwise
@@ -98,6 +99,18 @@ def remove_leftovers(root: Path) -> None:
                     shutil.rmtree(path, ignore_errors=True)
             except Timeout:
                 continue
+
+
+def discard(folder: Path) -> None:
+    """Delete an entry that will not be finished, if it is there.
+
+    Where zarr cannot write one of its files, its threads are still writing others for a moment.
+    """
+    for _ in range(100):
+        if not folder.exists():
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.05)
 
 
 def write_array(group: zarr.Group, name: str, data: NDArray[Any]) -> None:
@@ -344,12 +357,12 @@ def _check_files(entry: Path, names: Sequence[str]) -> None:
     if listed.keys() != {"zarr.json", *(f"{name}/zarr.json" for name in names), *shards}:
         raise ValueError("the entry lists other files than it was written with")
     _refuse_links(entry)
-    for name, (size, time, checksum) in listed.items():
+    for name, (size, written, checksum) in listed.items():
         file = entry / name
         status = file.stat()
         if status.st_size != size:
             raise ValueError(f"{name} has {status.st_size} bytes, not {size}")
-        if status.st_mtime_ns == time:
+        if status.st_mtime_ns == written:
             continue
         if name in shards:  # each slice has its own checksum
             open_array(entry, shards[name])[:]

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 import warnings
 import zlib
@@ -43,6 +42,7 @@ from medsam_tune.slices.entries import (
     DAMAGED,
     FORMAT,
     claim,
+    discard,
     making,
     open_array,
     put,
@@ -273,7 +273,7 @@ class SliceStore:
                 self._write(beside, case, image, label, content)
                 put(beside, entry)
             finally:
-                shutil.rmtree(beside, ignore_errors=True)
+                discard(beside)
             return self._open(entry, case)
 
     def _deformed(

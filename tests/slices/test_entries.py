@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 
 from medsam_tune.cases.datalist import Case
 from medsam_tune.errors import DataError
-from medsam_tune.slices.entries import MARKER, read_metadata, write_array
+from medsam_tune.slices.entries import MARKER, discard, read_metadata, write_array
 from medsam_tune.slices.store import PreparedCase, SliceStore
 
 MakeCase = Callable[..., Case]
@@ -343,3 +345,19 @@ def test_row_104_any_description_is_damaged_or_gives_the_same(
 
     check()
     assert store.find(case) is not None
+
+
+def test_nothing_is_left_of_an_entry_that_threads_are_still_writing(tmp_path: Path) -> None:
+    entry = tmp_path / "entry"
+    entry.mkdir()
+
+    def write(files: int = 20) -> None:
+        for number in range(files):
+            entry.mkdir(exist_ok=True)
+            (entry / str(number)).touch()
+            time.sleep(0.005)
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(write)
+        discard(entry)
+    assert not entry.exists()
