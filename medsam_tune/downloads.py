@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import socket
 import tempfile
@@ -118,7 +119,7 @@ def download(entry: Published, folder: Path) -> tuple[Path, bool]:
         return path, True
     _refuse_unwritable(folder)
     try:
-        with written_whole(path) as beside, _timeout():
+        with written_whole(path) as beside, _timeout(), _quiet():
             download_url(entry.url, beside, entry.hash_val, entry.hash_type)
     except HashCheckError as error:
         raise DataError(
@@ -163,3 +164,14 @@ def _timeout() -> Iterator[None]:
         yield
     finally:
         socket.setdefaulttimeout(before)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave it to the error to say what failed; MONAI's downloader logs it to standard output."""
+    logger = logging.getLogger("monai.apps")
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = False

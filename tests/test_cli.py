@@ -327,6 +327,18 @@ def test_split_for_few_shots(tune: Tune, phantoms: Path, tmp_path: Path) -> None
     whole, few = read_datalist(tmp_path / "all.json"), read_datalist(tmp_path / "few.json")
     assert set(few.training) < set(whole.training)
     assert (few.validation, few.test) == (whole.validation, whole.test)
+    others = set()
+    for number in range(4):
+        out_file = tmp_path / f"few{number}.json"
+        words = ("--shots", 1, "--shots-seed", number, "--out", out_file)
+        assert tune("split", phantoms, *fractions, *words)[0] == 0
+        other = read_datalist(out_file)
+        assert (other.validation, other.test) == (whole.validation, whole.test)
+        others |= {*other.training}
+    assert len(others) > 1
+    code, _, err = tune("split", phantoms, "--shots-seed", 1, "--out", tmp_path / "no.json")
+    assert code == 1
+    assert "--shots-seed chooses the patients of --shots, which is not given" in err
     folds = ("--folds", 4, "--out", tmp_path / "cv.json")
     code, _, err = tune("split", phantoms, *folds, "--shots", 3)
     assert code == 1

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import shlex
 import socket
 from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+from io import StringIO
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -172,7 +174,11 @@ def test_what_does_not_come_whole_leaves_nothing(
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
-def test_no_network_says_how_to_fetch_it_by_hand(bundle: Bundle, tmp_path: Path) -> None:
+def test_no_network_says_how_to_fetch_it_by_hand(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger, logged = logging.getLogger("monai.apps"), StringIO()
+    monkeypatch.setattr(logger, "handlers", [logging.StreamHandler(logged)])
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     folder = tmp_path / "checkpoints"

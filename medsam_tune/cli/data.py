@@ -55,6 +55,12 @@ def split(
     shots: Annotated[
         int | None, typer.Option(help="Few-shot training: keep this many training patients.")
     ] = None,
+    shots_seed: Annotated[
+        int | None,
+        typer.Option(
+            help="Other patients for --shots, by another number; --seed changes all subsets."
+        ),
+    ] = None,
     stratify: Annotated[
         bool, typer.Option(help="Spread rare labels evenly. Reads every label map.")
     ] = True,
@@ -124,6 +130,8 @@ def split(
     both = [name for name, value in ways.items() if value is not None]
     if len(both) > 1:
         raise ValueError(f"{' and '.join(both)} are both given; expected one of them.")
+    if shots is None and shots_seed is not None:
+        raise ValueError("--shots-seed chooses the patients of --shots, which is not given.")
     side = None if blocks is None else side_from(blocks)
     if out.suffix != ".json":
         raise ValueError(f"--out is {out}; expected a name that ends in .json.")
@@ -152,7 +160,7 @@ def split(
     else:
         lists = fold_cases(found, folds, seed, present)
     if shots is not None:
-        lists = [few_shots(datalist, shots, seed, present) for datalist in lists]
+        lists = [few_shots(datalist, shots, shots_seed or 0, present) for datalist in lists]
     if key is None:
         write_splits(dict(zip(names, lists, strict=True)))
     else:
