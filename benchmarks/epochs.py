@@ -22,13 +22,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from training_step import machine
 
 from medsam_tune.cases.datalist import write_datalist
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.splits import split_cases
 from medsam_tune.files import written_whole
-from medsam_tune.runs import read_state
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "epochs.md"
@@ -72,8 +72,7 @@ def measured(work: Path, name: str, earlier: Path, turn: int) -> tuple[float, fl
             line += ["--image-size", 128, *(word for one in sets for word in ("--set", one))]
             known.write_text(json.dumps(seconds(checkout, line)))
         spent.append(float(json.loads(known.read_text())))
-    state = read_state(run)
-    dice = max(float(one["dice"]) for one in state["validations"])
+    dice = float(torch.load(run / "last.pt", weights_only=True)["best"]["best"])
     return (spent[1] - spent[0]) / (MORE - FEW), dice
 
 
