@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import SimpleITK as sitk
 from PIL import Image
 
 CLASSES = [
@@ -34,6 +35,13 @@ def image_and_ids(seed: int, size: tuple[int, int] = (56, 48)) -> tuple[np.ndarr
     shades = np.array([[60, 70, 50], [190, 180, 170], [200, 90, 60], [120, 120, 120]])
     image = shades[ids] + rng.normal(0, 8, (height, width, 3))
     return image.clip(0, 255).astype(np.uint8), ids
+
+
+def deep_colours(path: Path, array: np.ndarray) -> Path:
+    """A PNG or TIFF of colours (H, W, 3 or 4) uint16, which Pillow does not write."""
+    image = sitk.GetImageFromArray(array.astype(np.uint16), isVector=True)
+    sitk.WriteImage(image, str(path))
+    return path
 
 
 def image_folder(folder: Path, groups: int = 6, each: int = 1) -> Path:
