@@ -98,9 +98,11 @@ def read(path: Path, mending: Mending, ids: bool = False) -> Volume:
         image.load()
         if ids:
             _refuse_clear(path, image)
-        elif image.format == "TIFF" and image.mode in ("LA", "RGBA"):
-            tiff.refuse_hidden_band(path, len(image.getbands()), np.asarray(image)[..., -1])
-        return _deep_volume(path, image, ids) if deep else volume_of(image, path, ids)
+        if deep:
+            return _deep_volume(path, image, ids)
+        if not ids:
+            _refuse_hidden(path, image, np.asarray(image))
+        return volume_of(image, path, ids)
 
 
 def volume_of(image: Image.Image, path: Path, ids: bool = False) -> Volume:
@@ -332,6 +334,12 @@ def _refuse_clear(path: Path, image: Image.Image) -> None:
         )
 
 
+def _refuse_hidden(path: Path, image: ImageFile.ImageFile, values: NDArray[Any]) -> None:
+    """Refuse a TIFF whose transparency, the last of (H, W, C), holds an image."""
+    if image.format == "TIFF" and image.mode in ("LA", "RGBA"):
+        tiff.refuse_hidden_band(path, values.shape[2], values[..., -1])
+
+
 def _is_deep(path: Path, image: ImageFile.ImageFile) -> bool:
     """Whether an image has colours of 16 bits, its pixels not read yet."""
     tiles = getattr(image, "tile", ())
@@ -354,6 +362,8 @@ def _deep_volume(path: Path, image: ImageFile.ImageFile, ids: bool) -> Volume:
     values = sitk.GetArrayFromImage(reader.Execute())
     if values.dtype != np.uint16 or values.shape[1::-1] != image.size:
         raise OSError("its colours cannot be read with 16 bits")
+    if not ids:
+        _refuse_hidden(path, image, values)
     orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     if orientation in _TURNED:
         values = values.swapaxes(0, 1)

@@ -18,6 +18,7 @@ GEO_TAGS = (33550, 33922, 34264, 34735)
 
 _BITS, _COMPRESSION, _ORIENTATION, _SAMPLES, _PLANES, _TILE = 258, 259, 274, 277, 284, 322
 _PLAIN = (1, 5, 8, 32773, 32946)  # compressions that SimpleITK reads in full depth
+_PILLOWS = 4  # bands that Pillow has at most; it logs an error of many more
 _SHADES = 16  # of transparency: opaque, clear, and soft edges
 _BIG = 43  # version of BigTIFF in its header
 _FAULTS = (OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, struct.error)
@@ -39,16 +40,20 @@ def needs_rasterio(path: Path) -> bool:
     `is_georeferenced`.
     """
     tags = _directory(path)
-    if not tags or any(tag in tags for tag in GEO_TAGS):
+    apart, samples = tags.get(_PLANES, 1) != 1, tags.get(_SAMPLES, 1)
+    if not tags or any(tag in tags for tag in GEO_TAGS) or samples > _PILLOWS:
         return bool(tags)
     try:
         with path.open("rb") as file:
             kept = len(TiffImagePlugin.TiffImageFile(file).getbands())
-    except _FAULTS as error:
-        return "unknown pixel mode" in str(error)
-    apart, samples = tags.get(_PLANES, 1) != 1, tags.get(_SAMPLES, 1)
-    if samples > kept or max(tags.get(_BITS, (1,))) <= 8:
-        return bool(samples > kept)
+    except SyntaxError:  # a mode, or a number of bands, that Pillow has not
+        return True
+    except _FAULTS:
+        return False
+    if samples > kept or (apart and samples == 2):
+        return True
+    if max(tags.get(_BITS, (1,))) <= 8:
+        return False
     usual = tags.get(_COMPRESSION, 1) in _PLAIN and tags.get(_ORIENTATION, 1) == 1
     return apart or (samples > 1 and (_TILE in tags or not usual))
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import struct
 import sys
-import zlib
 
 import numpy as np
 import pytest
@@ -18,7 +16,7 @@ from medsam_tune.slices.cut import cut
 from medsam_tune.slices.frames import ScanGrid
 from medsam_tune.slices.intensity import for_modality
 from medsam_tune.slices.rules import ScanRules
-from tests.images import deep_colours
+from tests.images import deep_colours, deep_grey_alpha, png_chunk
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (4, 6, 3)).astype(np.uint8)  # H, W, C
 GREY = COLOURS[..., 0]
@@ -106,8 +104,7 @@ def test_exif_turns_colours_of_16_bits(tmp_path, orientation):
     expected = load_image(save(tmp_path / "a.png", shallow, exif=exif))
     path = deep_colours(tmp_path / "b.png", shallow.astype(np.uint16) * 257)
     content = path.read_bytes()
-    said = b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")
-    chunk = struct.pack(">I", len(said) - 4) + said + struct.pack(">I", zlib.crc32(said))
+    chunk = png_chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
     path.write_bytes(content[:33] + chunk + content[33:])  # behind the header
     found = load_image(path)
     np.testing.assert_array_equal(found.numpy(), expected.numpy() * 257)
@@ -124,22 +121,18 @@ def test_a_damaged_file_of_16_bits_is_refused(tmp_path):
 
 
 def test_grey_of_16_bits_with_an_alpha_channel_is_refused(tmp_path):
-    def chunk(data: bytes) -> bytes:
-        return struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data))
-
-    header = chunk(b"IHDR" + struct.pack(">IIBBBBB", 1, 1, 16, 4, 0, 0, 0))
-    pixels = chunk(b"IDAT" + zlib.compress(b"\0" + struct.pack(">HH", 900, 65535)))
-    path = tmp_path / "a.png"
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + pixels + chunk(b"IEND"))
+    path = deep_grey_alpha(tmp_path / "a.png", DEEP[..., :2])
     with pytest.raises(DataError, match=r"grey of 16 bits has an alpha channel \(.*a\.png\)"):
         load_image(path)
 
 
 def test_a_band_that_a_tiff_declares_as_transparency(tmp_path):
+    """Of 11 bits as well, of which the upper 8 have few values."""
     bands = np.random.default_rng(2).integers(0, 256, (8, 8, 4)).astype(np.uint8)
-    path = save(tmp_path / "a.tif", bands)
-    with pytest.raises(DataError, match=r"band 4 is declared as transparency, and has \d+ values"):
-        load_image(path)
+    for path in (save(tmp_path / "a.tif", bands), deep_colours(tmp_path / "b.tif", bands)):
+        said = r"band 4 is declared as transparency, and has \d+ values"
+        with pytest.raises(DataError, match=said):
+            load_image(path)
 
 
 def test_colours_that_are_all_grey_are_grey(tmp_path):
