@@ -112,8 +112,8 @@ def page() -> str:
 
 Made by `python benchmarks/bad_inputs.py`; every row is also a test (`tests/test_bad_inputs.py`).
 The plain stack is MONAI {version("monai")} (`LoadImaged` and `EnsureChannelFirstd` with their
-default readers), for prompts segment-anything's `SamPredictor` with a tiny random model, and for
-2-D images Pillow with numpy.
+default readers), for prompts segment-anything's `SamPredictor` with a tiny random model, for 2-D
+images Pillow with numpy, and for TIFF of bands and polygons rasterio with geopandas.
 **No word**: the input is taken without an error and without a warning, and what comes of it is not
 checked, or wrong. Numbers repeat where several inputs belong to one fault. Paths are shortened to
 the files' names.

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
+import SimpleITK as sitk
 from PIL import Image
 
 CLASSES = [
@@ -34,6 +37,28 @@ def image_and_ids(seed: int, size: tuple[int, int] = (56, 48)) -> tuple[np.ndarr
     shades = np.array([[60, 70, 50], [190, 180, 170], [200, 90, 60], [120, 120, 120]])
     image = shades[ids] + rng.normal(0, 8, (height, width, 3))
     return image.clip(0, 255).astype(np.uint8), ids
+
+
+def deep_colours(path: Path, array: np.ndarray) -> Path:
+    """A PNG or TIFF of colours (H, W, 3 or 4) uint16, which Pillow does not write."""
+    image = sitk.GetImageFromArray(array.astype(np.uint16), isVector=True)
+    sitk.WriteImage(image, str(path))
+    return path
+
+
+def png_chunk(kind: bytes, data: bytes = b"") -> bytes:
+    """A part of a PNG."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def deep_grey_alpha(path: Path, array: np.ndarray) -> Path:
+    """A PNG of grey and transparency (H, W, 2) uint16, which no library here writes."""
+    height, width = array.shape[:2]
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 4, 0, 0, 0))
+    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in array)
+    pixels = png_chunk(b"IDAT", zlib.compress(lines))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + pixels + png_chunk(b"IEND"))
+    return path
 
 
 def image_folder(folder: Path, groups: int = 6, each: int = 1) -> Path:

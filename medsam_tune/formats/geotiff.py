@@ -1,5 +1,6 @@
 """GeoTIFF: images of any number of bands with a place on the ground, by rasterio.
 
+TIFF without a place whose bands Pillow does not read is read here, too, see `formats.tiff`.
 An image of W x H pixels is a volume of one slice, (C, I=W, J=H, K=1), as of `formats.image`: rows
 and columns are the file's, wherever north is. Its affine has the size of a pixel on the ground, in
 millimetres as everywhere; the coordinate system and the transform are kept beside it for writing.
@@ -9,7 +10,6 @@ Pixels without data are NaN in all bands.
 from __future__ import annotations
 
 import math
-import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import TiffImagePlugin
 
 from medsam_tune.errors import DataError, listed
 from medsam_tune.files import written_whole
+from medsam_tune.formats import tiff
 from medsam_tune.formats.extra import geo
 from medsam_tune.formats.ground import metres_of
 from medsam_tune.formats.image import blurred
@@ -40,9 +40,6 @@ from medsam_tune.formats.volume import (
 ENDINGS = (".tif", ".tiff")
 WRITTEN = (".tif", ".tiff")
 
-GEO_TAGS = (33550, 33922, 34264, 34735)
-"""TIFF tags of a geo-reference: pixel scale, tie points, transformation, keys."""
-
 TILE = 256
 """Side of the tiles that are written, pixels."""
 
@@ -53,26 +50,7 @@ CACHE = 64
 """Megabytes of decoded tiles that GDAL keeps; by default it takes a share of the memory."""
 
 _ALPHA = 6  # rasterio's ColorInterp.alpha
-_SHADES = 16  # of transparency: opaque, clear, and soft edges
-_BIG = 43  # version of BigTIFF in its header
 _KINDS = "iuf"  # numpy's kinds of numbers that are read
-
-
-def is_georeferenced(path: Path) -> bool:
-    """Whether a TIFF has a geo-reference; its first directory alone is read, by Pillow.
-
-    False of files that are no TIFF, or damaged: reading them says what is wrong.
-    """
-    try:
-        with path.open("rb") as file:
-            head = file.read(8)
-            head += file.read(8) if head[2] == _BIG else b""
-            directory = TiffImagePlugin.ImageFileDirectory_v2(head)
-            file.seek(directory.next)
-            directory.load(file)
-            return any(tag in directory for tag in GEO_TAGS)
-    except (OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, struct.error):
-        return False
 
 
 def read(path: Path, mending: Mending, ids: bool = False, region: Region | None = None) -> Volume:
@@ -94,7 +72,8 @@ def read(path: Path, mending: Mending, ids: bool = False, region: Region | None 
     Raises:
         DataError: rasterio is missing; the file is damaged; it holds several images, complex
             numbers, rows and columns at no right angle, an image declared as transparency, or no
-            pixel with data; it does not fit into memory; ids are asked of a lossy compression.
+            pixel with data; its header turns it; it does not fit into memory; ids are asked of a
+            lossy compression.
     """
     with opened(path) as file:
         if ids and (kind := _lossy(file)):
@@ -107,7 +86,8 @@ def read(path: Path, mending: Mending, ids: bool = False, region: Region | None 
         values = file.read(bands, window=window)  # (C, H, W)
         valid = None if ids else file.dataset_mask(window=window) > 0
         if not ids:
-            _refuse_hidden_band(file, path, window)
+            for band in {*file.indexes} - {*bands}:
+                tiff.refuse_hidden_band(path, band, file.read(band, window=window))
     if table is not None:
         values = np.moveaxis(table[values[0]], -1, 0)
     stored, missing = values.dtype.name, 0
@@ -256,7 +236,7 @@ def opened(path: Path) -> Iterator[Any]:
         DataError: here, and while it is read: rasterio is missing, the file is damaged, or holds
             several images or complex numbers.
     """
-    rasterio = geo("rasterio", path, "a GeoTIFF")
+    rasterio = geo("rasterio", path, tiff.words(path))
     try:
         with rasterio.Env(GDAL_CACHEMAX=CACHE), _quiet():
             with rasterio.open(path, driver="GTiff") as file:
@@ -266,7 +246,8 @@ def opened(path: Path) -> Iterator[Any]:
         cause = error.__cause__ or error
         reason = " ".join(str(cause).replace(str(path), path.name).split()).rstrip(".")
         raise DataError(
-            f"cannot read {path}: {reason}. Expected a whole GeoTIFF; copy it again."
+            f"cannot read {path}: {reason}. Expected a whole "
+            f"{'GeoTIFF' if tiff.is_georeferenced(path) else 'TIFF'}; copy it again."
         ) from error
 
 
@@ -313,6 +294,11 @@ def _refuse(file: Any, path: Path) -> None:
             f"it holds {len(file.subdatasets)} images ({path}): {names}; expected one. Save each "
             "as a file of its own, e.g. by gdal_translate."
         )
+    if tiff.is_turned(path):
+        raise DataError(
+            f"its header turns it ({path}); expected {tiff.words(path)} that lies as it is shown. "
+            "Turn its pixels, e.g. by magick IN -auto-orient OUT."
+        )
     odd = sorted({kind for kind in file.dtypes if np.dtype(kind).kind not in _KINDS})
     if odd:
         raise DataError(
@@ -321,19 +307,6 @@ def _refuse(file: Any, path: Path) -> None:
         )
     if not bands_of(file):
         raise DataError(f"it has no band but that of transparency ({path}). Export it again.")
-
-
-def _refuse_hidden_band(file: Any, path: Path, window: Any) -> None:
-    """Refuse a band that is declared as transparency and holds an image, such as near infrared."""
-    for band in {*file.indexes} - {*bands_of(file)}:
-        shades = len(np.unique(file.read(band, window=window)))
-        if shades > _SHADES:
-            raise DataError(
-                f"band {band} is declared as transparency, and has {shades} values, as an image "
-                f"has ({path}); expected opaque or clear pixels. If it is a band, such as near "
-                f"infrared, declare it: gdal_edit -colorinterp_{band} undefined FILE. Else leave "
-                "it out."
-            )
 
 
 def _placed(file: Any, path: Path, region: Region | None) -> tuple[Grid, tuple[str, ...]]:
@@ -345,7 +318,9 @@ def _placed(file: Any, path: Path, region: Region | None) -> tuple[Grid, tuple[s
     reference = None
     metres = None
     if file.transform.is_identity:
-        notes += ("no transform, so read as a plain image: no place, no size of a pixel",)
+        if tiff.is_georeferenced(path):
+            said = "no transform, so read as a plain image: no place, no size of a pixel"
+            notes += (said,)
     else:
         reference = GeoReference(crs, transform).moved(x0, y0)  # type: ignore[arg-type]
         across, down = reference.steps

@@ -1,5 +1,7 @@
 """2-D images by Pillow: PNG, JPEG, BMP, WebP, and TIFF without a geo-reference.
 
+Colours of 16 bits are read by SimpleITK, as Pillow keeps 8 of them.
+
 An image of W x H pixels is a volume of one slice: (C, I=W, J=H, K=1). Its affine makes an axial
 slice of it whose rows and columns are those of the file; nothing says how large a pixel is, so it
 is taken as 1 mm.
@@ -20,6 +22,7 @@ from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from medsam_tune.errors import DataError
 from medsam_tune.files import written_whole
+from medsam_tune.formats import tiff
 from medsam_tune.formats.mending import Mending
 from medsam_tune.formats.volume import (
     LPS_TO_RAS,
@@ -84,34 +87,36 @@ def read(path: Path, mending: Mending, ids: bool = False) -> Volume:
     Raises:
         DataError: the file is truncated, damaged or of another kind; it has several pages or moves;
             it does not fit into memory; ids are asked of a format that does not keep values, or of
-            colours that are transparent.
+            colours that are transparent; an image is declared as transparency; grey of 16 bits has
+            an alpha channel.
     """
     with _reading(path), path.open("rb") as file:
         image = _opened(path, file)
         if ids and (kind := _lossy(image, file)):
             raise blurred(path, kind)
-        notes = [_deep(image)]
+        deep = _is_deep(path, image)
         image.load()
         if ids:
             _refuse_clear(path, image)
-        return volume_of(image, path, ids, notes)
+        if deep:
+            return _deep_volume(path, image, ids)
+        if not ids:
+            _refuse_hidden(path, image, np.asarray(image))
+        return volume_of(image, path, ids)
 
 
-def volume_of(
-    image: Image.Image, path: Path, ids: bool = False, notes: Iterable[str] = ()
-) -> Volume:
+def volume_of(image: Image.Image, path: Path, ids: bool = False) -> Volume:
     """An image that Pillow opened, as `read` returns it; EXIF's orientation is applied.
 
     Args:
         image: image of any mode.
         path: its file, for messages.
         ids: see `read`.
-        notes: what was changed before.
 
     Raises:
         DataError: a mode that is neither grey, colours nor a palette.
     """
-    said = [*notes]
+    said = []
     oriented = ImageOps.exif_transpose(image)
     if oriented is not image and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         said.append(TURNED)
@@ -329,12 +334,44 @@ def _refuse_clear(path: Path, image: Image.Image) -> None:
         )
 
 
-def _deep(image: ImageFile.ImageFile) -> str:
-    """Note of colours of 16 bits, of which Pillow keeps the upper 8."""
+def _refuse_hidden(path: Path, image: ImageFile.ImageFile, values: NDArray[Any]) -> None:
+    """Refuse a TIFF whose transparency, the last of (H, W, C), holds an image."""
+    if image.format == "TIFF" and image.mode in ("LA", "RGBA"):
+        tiff.refuse_hidden_band(path, values.shape[2], values[..., -1])
+
+
+def _is_deep(path: Path, image: ImageFile.ImageFile) -> bool:
+    """Whether an image has colours of 16 bits, its pixels not read yet."""
     tiles = getattr(image, "tile", ())
     raw = str(tiles[0].args if tiles else "")
-    deep = image.mode in ("RGB", "RGBA", "LA") and ";16" in raw
-    return "colours of 16 bits read with 8" if deep else ""
+    if "LA;16" in raw:
+        raise DataError(
+            f"its grey of 16 bits has an alpha channel ({path}), and would be read with 8 bits; "
+            "expected grey alone. Save it without the alpha channel."
+        )
+    return ";16" in raw and image.mode in ("RGB", "RGBA")
+
+
+def _deep_volume(path: Path, image: ImageFile.ImageFile, ids: bool) -> Volume:
+    """Colours of 16 bits as `read` returns them; Pillow read them whole, with 8 bits."""
+    import SimpleITK as sitk  # takes long to import
+
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO(f"{image.format}ImageIO")
+    reader.SetFileName(str(path))
+    values = sitk.GetArrayFromImage(reader.Execute())
+    if values.dtype != np.uint16 or values.shape[1::-1] != image.size:
+        raise OSError("its colours cannot be read with 16 bits")
+    if not ids:
+        _refuse_hidden(path, image, values)
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    if orientation in _TURNED:
+        values = values.swapaxes(0, 1)
+    upright = values[:: -1 if orientation in (3, 4, 7, 8) else 1]
+    upright = upright[:, :: -1 if orientation in (2, 3, 6, 7) else 1, :3]
+    said = [TURNED if orientation in (*_MIRRORED, *_TURNED) else ""]
+    said += [_MADE["RGBA"][1] if image.mode == "RGBA" else ""]
+    return volume_from(upright, ids, said)
 
 
 def _plain(path: Path, image: Image.Image) -> tuple[Image.Image, str]:

@@ -14,7 +14,7 @@ from monai.data import MetaTensor
 from numpy.typing import NDArray
 
 from medsam_tune.errors import DataError, listed
-from medsam_tune.formats import geotiff, image, itk, nifti, vectors
+from medsam_tune.formats import geotiff, image, itk, nifti, tiff, vectors
 from medsam_tune.formats.dicom import headers
 from medsam_tune.formats.dicom.series import choose_series
 from medsam_tune.formats.dicom.stack import read_series, read_series_grid
@@ -52,7 +52,7 @@ class Format(Protocol):
 
 FORMATS: tuple[Format, ...] = (nifti, itk, geotiff, image)
 """All formats except DICOM, which has no fixed ending: every other file is read as DICOM. TIFF
-without a geo-reference is read as other images are, see `reader_of`."""
+without a geo-reference is read as other images are where Pillow reads it, see `reader_of`."""
 
 ENDINGS = tuple(dict.fromkeys(ending for one in FORMATS for ending in one.ENDINGS))
 WRITTEN = tuple(ending for one in FORMATS for ending in one.WRITTEN)
@@ -81,7 +81,7 @@ def load_image(
     Returns:
         (C, I, J, K) float32 in the file's own axis order (DICOM: columns, rows, slices), affine in
         nibabel's RAS+ millimetres; a 2-D image is one slice, K = 1, and C = 3 where it has colours,
-        or the bands of a GeoTIFF. `meta["notes"]` says what was changed on the way,
+        or the bands of a TIFF. `meta["notes"]` says what was changed on the way,
         `meta["channels"]` the channels of each volume, `meta["stored"]` the type of an image's own
         numbers, `meta["gaps"]` that NaN stands for pixels without data; for GeoTIFF
         `meta["georeference"]` is its `GeoReference`; and for DICOM
@@ -315,7 +315,7 @@ def scan_files(path: Path, series_uid: str | None = None) -> Sequence[Path]:
 def reader_of(path: Path) -> Format | None:
     """The format that reads a file: `format_of` it, but of a TIFF as its content says."""
     found = format_of(path)
-    return image if found is geotiff and not geotiff.is_georeferenced(path) else found
+    return image if found is geotiff and not tiff.needs_rasterio(path) else found
 
 
 def palette_of(path: Path) -> list[tuple[int, int, int]] | None:

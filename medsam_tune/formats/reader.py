@@ -18,7 +18,7 @@ from medsam_tune.formats.dicom import headers
 from medsam_tune.formats.dicom.series import choose_series
 from medsam_tune.formats.dicom.stack import read_series
 from medsam_tune.formats.mending import Mending
-from medsam_tune.formats.open import ENDINGS, format_of, scan_at
+from medsam_tune.formats.open import ENDINGS, reader_of, scan_at
 from medsam_tune.formats.volume import Volume, same_affine
 
 
@@ -57,7 +57,7 @@ class SimpleITKReader(ImageReader):
         """
         paths = [Path(data)] if isinstance(data, (str, Path)) else [Path(part) for part in data]
         paths = [scan_at(path) for path in paths]
-        formats = [one for one in map(format_of, paths) if one is not None]
+        formats = [one for one in map(reader_of, paths) if one is not None]
         if len(formats) == len(paths):
             read = [one.read(path, self.mending) for one, path in zip(formats, paths, strict=True)]
             return read[0] if len(read) == 1 else _stacked(read, paths)

@@ -15,7 +15,7 @@ from torch import Tensor
 from medsam_tune.errors import DataError, nearest
 from medsam_tune.files import refuse_taken
 from medsam_tune.formats import coco, geotiff, image, vectors
-from medsam_tune.formats.open import WRITTEN, is_flat, read_grid, write_array
+from medsam_tune.formats.open import WRITTEN, format_of, is_flat, read_grid, write_array
 from medsam_tune.inference import dicom_output as dicom
 from medsam_tune.inference.aftercare import Aftercare
 from medsam_tune.inference.dicom_output import Source as Source
@@ -224,7 +224,7 @@ def check_output(
     """
     chosen, origin = format_for(path, format), source or Source()
     flat = (*image.WRITTEN, *geotiff.WRITTEN, *vectors.WRITTEN)
-    if FORMATS[chosen] in flat and not (origin.scan is None or is_flat(Path(origin.scan))):
+    if FORMATS[chosen] in flat and not (origin.scan is None or _is_image(Path(origin.scan))):
         raise DataError(
             f"{path}: a 2-D image holds one slice, and {origin.scan} is no 2-D image. Write the "
             "mask as .nii.gz."
@@ -239,6 +239,11 @@ def check_output(
         raise ValueError(
             f"segmentation is {origin.segmentation!r}, which is for a DICOM SEG; leave it out."
         )
+
+
+def _is_image(scan: Path) -> bool:
+    """Whether a scan is a 2-D image: a file of one, or DICOM of one slice, such as a radiograph."""
+    return is_flat(scan) or (format_of(scan) is None and read_grid(scan).shape[2:] == (1,))
 
 
 def _check_polygons(path: Path, separate: bool, scan: Path | str | None) -> None:

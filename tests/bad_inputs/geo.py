@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,17 +32,29 @@ def scene(bands: np.ndarray = BANDS, **options: Any) -> Callable[[Path], Case]:
     return make
 
 
-def polygons(name: str, change: Callable[[Any], Any], crs: Any = "EPSG:32616") -> Callable:
-    """Makes a case of a sound image and polygons."""
+def polygons(
+    name: str, change: Callable[[Any], Any], crs: Any = "EPSG:32616", image: Any = None
+) -> Callable:
+    """Makes a case of polygons and an image; `image` has options of `write`, by default none."""
 
     def make(folder: Path) -> Case:
         import geopandas
 
         frame = geopandas.GeoDataFrame(geometry=[one for one, _ in SHAPES], crs=crs)
         change(frame).to_file(folder / name)
-        return Case(write(folder / "a.tif", BANDS), folder / name, "p")
+        return Case(write(folder / "a.tif", BANDS, **(image or {})), folder / name, "p")
 
     return make
+
+
+def turned(folder: Path) -> Case:
+    """A case whose image has four bands, no place, and a header that turns it."""
+    path = write(folder / "a.tif", BANDS, crs=None, where=False)
+    content = bytearray(path.read_bytes())
+    planes = content.index(struct.pack("<HHI", 284, 3, 1))  # a tag that may be missing
+    content[planes : planes + 12] = struct.pack("<HHIHH", 274, 3, 1, 6, 0)
+    path.write_bytes(content)
+    return Case(path, None, "p")
 
 
 def damaged(folder: Path) -> Case:
@@ -70,6 +83,11 @@ def moved_mask(folder: Path) -> Case:
 def load(case: Case) -> Any:
     """What `load_case` gives."""
     return load_case(case, NAMES)
+
+
+def in_scene_bands(found: Any) -> None:
+    """Assert that the image has all bands, in their depth."""
+    np.testing.assert_array_equal(found[0].numpy()[..., 0].transpose(0, 2, 1), BANDS)
 
 
 def at_30_cm(case: Case) -> Any:
@@ -191,5 +209,41 @@ INPUTS: tuple[BadInput, ...] = (
         polygons("a.gpkg", lambda frame: frame.set_geometry(frame.centroid)),
         plain=opened,
         refused=r"feature 0 is a Point; expected polygons",
+    ),
+    bad(
+        "geo-no-place",
+        "polygons over a TIFF without a place",
+        polygons("a.gpkg", lambda frame: frame, image={"crs": None, "where": False}),
+        plain=opened,
+        refused=r"a\.gpkg: polygons need an image with a place on the ground, and .*a\.tif",
+    ),
+    bad(
+        "geo-no-transform",
+        "polygons over a GeoTIFF without a transform",
+        polygons("a.gpkg", lambda frame: frame, image={"where": False}),
+        plain=opened,
+        refused=r"a\.gpkg: polygons need an image with a place on the ground, and .*a\.tif",
+    ),
+    bad(
+        "tiff-bands",
+        "a TIFF of four bands of 11 bits, without a place",
+        scene(crs=None, where=False),
+        plain=opened,
+        check=in_scene_bands,
+        handled="all bands, in their depth",
+    ),
+    bad(
+        "tiff-turned",
+        "a TIFF of four bands, without a place, that its header turns",
+        turned,
+        plain=opened,
+        refused=r"its header turns it \(.*a\.tif\); expected a TIFF of 4 bands of 16 bits",
+    ),
+    bad(
+        "tiff-hidden",
+        "a TIFF without a place, whose near infrared is declared as transparency",
+        scene((BANDS // 8).astype(np.uint8), crs=None, where=False, photometric="rgb", alpha="yes"),
+        plain=opened,
+        refused=r"band 4 is declared as transparency, and has \d+ values, as an image has",
     ),
 )

@@ -18,7 +18,14 @@ from medsam_tune.cases.datalist import Case
 from medsam_tune.cases.load import load_case
 from tests.bad_inputs.calls import Pair
 from tests.bad_inputs.table import BadInput
-from tests.images import CLASSES, PALETTE, image_and_ids
+from tests.images import (
+    CLASSES,
+    PALETTE,
+    deep_colours,
+    deep_grey_alpha,
+    image_and_ids,
+    png_chunk,
+)
 
 NAMES = {1: "road", 2: "house", 3: "ignore"}
 COLOURS = Coding({one["color"]: one["id"] for one in CLASSES})
@@ -84,15 +91,9 @@ def cut_off(ending: str) -> Callable:
 
 def bomb(folder: Path) -> Case:
     """A PNG of a few bytes whose header speaks of 10^12 pixels."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
     header = struct.pack(">IIBBBBB", 10**6, 10**6, 8, 2, 0, 0, 0)
-    content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
-    (folder / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+    content = png_chunk(b"IHDR", header) + png_chunk(b"IDAT", zlib.compress(b"\0"))
+    (folder / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + content + png_chunk(b"IEND"))
     return pair(folder)
 
 
@@ -173,6 +174,25 @@ def _tiff_jpeg(folder: Path) -> Case:
     return pair(folder, Coding(), mask="m.tif")
 
 
+_DEEP = PHOTO.astype(np.uint16) * 8
+
+
+def _deep(folder: Path) -> Case:
+    deep_colours(folder / "a.png", _DEEP)
+    return pair(folder)
+
+
+def _deep_mask(folder: Path) -> Case:
+    deep_colours(folder / "m.png", PALETTE[IDS].astype(np.uint16) * 8)
+    return pair(folder)
+
+
+def _deep_grey_alpha(folder: Path) -> Case:
+    pixels = np.stack([_DEEP[..., 0], np.full_like(_DEEP[..., 0], 65535)], axis=-1)
+    deep_grey_alpha(folder / "a.png", pixels)
+    return pair(folder)
+
+
 _SEEN = np.repeat(np.arange(256, dtype=np.uint8)[None], 48, 0)[:, :56]
 _PAGES = [Image.fromarray(PHOTO), Image.fromarray(PHOTO[::-1].copy())]
 
@@ -213,6 +233,19 @@ INPUTS: tuple[BadInput, ...] = (
         handled="three channels; a note says so",
     ),
     bad(
+        "deep",
+        "colours of 11 bits, as PNG",
+        _deep,
+        check=photo_is(_DEEP, ""),
+        handled="11 bits, scaled by percentiles of each channel",
+    ),
+    bad(
+        "deep-grey-alpha",
+        "grey of 11 bits with an alpha channel, as PNG",
+        _deep_grey_alpha,
+        refused=r"its grey of 16 bits has an alpha channel \(.*a\.png\)",
+    ),
+    bad(
         "palette-image",
         "an image with a palette",
         with_photo(Image.fromarray(PHOTO).quantize(256)),
@@ -249,6 +282,12 @@ INPUTS: tuple[BadInput, ...] = (
         "a mask in colours without a class map",
         with_mask(PALETTE[IDS], coding=Coding()),
         refused="colours of no class: .*nothing says what colours mean",
+    ),
+    bad(
+        "mask-deep",
+        "a mask in colours of 16 bits that are none of 8",
+        _deep_mask,
+        refused=r"the mask has colours of 16 bits \(.*m\.png\); expected those of 8 bits",
     ),
     bad(
         "mask-jpeg",

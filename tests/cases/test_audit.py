@@ -19,6 +19,7 @@ from medsam_tune.failures import REFUSED
 from medsam_tune.formats.mending import Mending
 from tests.conftest import REAL_DATA
 from tests.dicom_series import write_series
+from tests.images import image_and_ids
 from tests.scans import LABELS, SHAPE, msd_folder, small_scan, write_nifti
 
 
@@ -178,6 +179,29 @@ def test_the_same_scan_stored_in_another_orientation_is_found(tmp_path):
     flipped[0, 3] = 2.0 * (values.shape[0] - 1)
     write_nifti(tmp_path / "b.nii", values[::-1], flipped)
     assert check_place(tmp_path, progress=False).twice == ("a and b hold the same voxels",)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("a.png", "b.bmp"), ("a.png", "b.tif"), ("a.webp", "b.png")]
+)
+def test_copies_of_an_image_in_another_format_are_found(tmp_path, first, second):
+    """By their pixels, as the bytes differ."""
+    pixels, ids = image_and_ids(0)
+    for name in (first, second):
+        Image.fromarray(pixels).save(
+            tmp_path / name, **({"lossless": True} if "we" in name else {})
+        )
+    Image.fromarray(pixels ^ 1).save(tmp_path / "c.png")
+    Image.fromarray(ids).save(tmp_path / "m.png")
+    places = zip(("training", "validation", "test"), (first, "c.png", second), strict=True)
+    data = {"modality": "RGB", "labels": {"1": "road", "2": "house", "3": "corner"}}
+    for place, name in places:
+        data[place] = [{"image": name, "label": "m.png", "patient": name}]
+    (tmp_path / "d.json").write_text(json.dumps(data))
+    report = check_place(tmp_path / "d.json", progress=False)
+    assert report.outcome == LEAKING
+    assert report.leaks == ("a and b hold the same voxels, one in training, one in test",)
+    assert not report.twice
 
 
 @pytest.mark.parametrize("error", [KeyError("Doe^Jane"), ZeroDivisionError(), MemoryError()])

@@ -103,6 +103,54 @@ def test_near_infrared_declared_as_transparency(tmp_path):
         load_image(path)
 
 
+@pytest.mark.parametrize(
+    ("kind", "bands", "options"),
+    [
+        *(("uint8", bands, {}) for bands in (2, 4, 5)),
+        *((kind, bands, {}) for kind in ("uint16", "float32") for bands in (2, 3, 4, 5)),
+        ("uint8", 4, {"photometric": "rgb", "alpha": "no"}),
+        ("uint16", 4, {"photometric": "rgb", "alpha": "no"}),
+        ("uint16", 3, {"photometric": "rgb", "interleave": "band"}),
+        ("uint16", 3, {"photometric": "rgb", "tiled": True, "blockxsize": 16, "blockysize": 16}),
+        ("uint16", 3, {"photometric": "rgb", "compress": "zstd"}),
+        ("uint16", 3, {"photometric": "rgb", "interleave": "pixel"}),
+        ("uint16", 3, {"photometric": "rgb", "interleave": "pixel", "compress": "lzw"}),
+        ("uint16", 3, {"photometric": "rgb", "interleave": "pixel", "BIGTIFF": "YES"}),
+        ("uint16", 1, {"interleave": "band"}),
+        ("uint8", 3, {"photometric": "rgb", "interleave": "band"}),
+    ],
+)
+def test_bands_of_a_tiff_without_a_place(tmp_path, kind, bands, options):
+    """All of them, in their depth; Pillow and SimpleITK alone leave out bands, or bits."""
+    values = np.stack([BANDS[n % 4] // (8 if kind == "uint8" else 1) + n for n in range(bands)])
+    path = geo.write(tmp_path / "a.tif", values.astype(kind), None, False, **options)
+    found = load_image(path)
+    np.testing.assert_array_equal(found.numpy()[..., 0], values.astype(kind).transpose(0, 2, 1))
+    assert found.meta["stored"] == kind
+    assert found.meta["channels"] == bands
+    assert not found.meta["notes"]
+    assert not found.meta["spacing_known"]
+    assert read_grid(path).shape == (64, 48, 1)
+    part = load_image(path, region=(10, 5, 30, 45))
+    np.testing.assert_array_equal(part.numpy(), found.numpy()[:, 10:30, 5:45])
+
+
+def test_bands_without_rasterio(tmp_path, monkeypatch):
+    path = geo.write(tmp_path / "a.tif", BANDS, None, False)
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    with pytest.raises(
+        DataError, match=r"a\.tif: a TIFF of 4 bands of 16 bits needs rasterio\. Install the extra"
+    ):
+        load_image(path)
+
+
+def test_damaged_bands_are_refused(tmp_path):
+    path = geo.write(tmp_path / "a.tif", BANDS, None, False, compress="deflate")
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(DataError, match=r"cannot read .*a\.tif: .*Expected a whole TIFF; copy it"):
+        load_image(path)
+
+
 def test_a_colour_table(tmp_path):
     table = {0: (0, 0, 0), 1: (255, 0, 9)}
     path = geo.write(tmp_path / "a.tif", IDS[None], colours=table)

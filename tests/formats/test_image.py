@@ -16,6 +16,7 @@ from medsam_tune.slices.cut import cut
 from medsam_tune.slices.frames import ScanGrid
 from medsam_tune.slices.intensity import for_modality
 from medsam_tune.slices.rules import ScanRules
+from tests.images import deep_colours, deep_grey_alpha, png_chunk
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (4, 6, 3)).astype(np.uint8)  # H, W, C
 GREY = COLOURS[..., 0]
@@ -73,6 +74,65 @@ def test_depths_keep_their_values(tmp_path, dtype):
     image = load_image(save(tmp_path / "a.tif", array))
     np.testing.assert_array_equal(image[0, ..., 0].T.numpy(), array)
     assert image.meta["stored"] == np.dtype(dtype).name
+
+
+DEEP = np.random.default_rng(1).integers(0, 2047, (4, 6, 4)).astype(np.uint16)  # 11 bits
+
+
+@pytest.mark.parametrize("ending", [".png", ".tif"])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_colours_of_more_than_8_bits_keep_their_values(tmp_path, ending, channels):
+    deep = DEEP[..., :channels].copy()
+    deep[..., 3:] = 65535
+    path = deep_colours(tmp_path / f"a{ending}", deep)
+    image = load_image(path)
+    np.testing.assert_array_equal(image[..., 0].permute(2, 1, 0).numpy(), deep[..., :3])
+    assert image.meta["stored"] == "uint16"
+    assert image.meta["notes"] == ["the alpha channel is left out"] * (channels - 3)
+    assert read_grid(path).shape == image.shape[1:]
+    slices, _ = cut(image, ScanRules(for_modality("RGB"), modality="RGB"))
+    for seen in slices[0]:  # the range of each channel, as of a GeoTIFF of 11 bits
+        assert (int(seen.min()), int(seen.max())) == (0, 255)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_turns_colours_of_16_bits(tmp_path, orientation):
+    """As Pillow turns those of 8 bits."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    shallow = DEEP[..., :3].astype(np.uint8)
+    expected = load_image(save(tmp_path / "a.png", shallow, exif=exif))
+    path = deep_colours(tmp_path / "b.png", shallow.astype(np.uint16) * 257)
+    content = path.read_bytes()
+    chunk = png_chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
+    path.write_bytes(content[:33] + chunk + content[33:])  # behind the header
+    found = load_image(path)
+    np.testing.assert_array_equal(found.numpy(), expected.numpy() * 257)
+    assert found.meta["notes"] == expected.meta["notes"]
+    assert read_grid(path).shape == found.shape[1:]
+
+
+def test_a_damaged_file_of_16_bits_is_refused(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 65536, (80, 90, 3))
+    path = deep_colours(tmp_path / "a.png", noise)
+    path.write_bytes(path.read_bytes()[:20000])
+    with pytest.raises(DataError, match=r"cannot read .*a\.png: .*truncated.*Expected a whole PNG"):
+        load_image(path)
+
+
+def test_grey_of_16_bits_with_an_alpha_channel_is_refused(tmp_path):
+    path = deep_grey_alpha(tmp_path / "a.png", DEEP[..., :2])
+    with pytest.raises(DataError, match=r"grey of 16 bits has an alpha channel \(.*a\.png\)"):
+        load_image(path)
+
+
+def test_a_band_that_a_tiff_declares_as_transparency(tmp_path):
+    """Of 11 bits as well, of which the upper 8 have few values."""
+    bands = np.random.default_rng(2).integers(0, 256, (8, 8, 4)).astype(np.uint8)
+    for path in (save(tmp_path / "a.tif", bands), deep_colours(tmp_path / "b.tif", bands)):
+        said = r"band 4 is declared as transparency, and has \d+ values"
+        with pytest.raises(DataError, match=said):
+            load_image(path)
 
 
 def test_colours_that_are_all_grey_are_grey(tmp_path):

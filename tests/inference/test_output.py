@@ -18,6 +18,7 @@ from medsam_tune.formats.open import load_image
 from medsam_tune.inference.aftercare import Aftercare
 from medsam_tune.inference.output import (
     Source,
+    check_output,
     ending_of,
     format_for,
     mask_paths,
@@ -29,6 +30,7 @@ from medsam_tune.slices.cut import grid_of
 from medsam_tune.slices.frames import ScanGrid
 from medsam_tune.slices.intensity import Window
 from medsam_tune.slices.rules import ScanRules
+from tests.dicom_series import write_series
 from tests.formats.test_open import OBLIQUE
 from tests.inference.made import GRIDS, LPS_GRID
 
@@ -265,3 +267,15 @@ def test_a_mask_of_an_image_is_a_png_of_its_size(tmp_path: Path) -> None:
         refuse_taken_masks(
             tmp_path / "b.png", {1: "road"}, source=Source(scan=tmp_path / "a.nii.gz")
         )
+
+
+def test_dicom_of_one_slice_is_an_image(tmp_path: Path) -> None:
+    for count in (1, 2):
+        source = Source(scan=write_series(tmp_path / str(count), count=count))
+        if count == 1:
+            check_output(tmp_path / "b.png", {1: "lung"}, source=source)
+            continue
+        with pytest.raises(
+            DataError, match=r"b\.png: a 2-D image holds one slice, and .*2 is no 2"
+        ):
+            check_output(tmp_path / "b.png", {1: "lung"}, source=source)

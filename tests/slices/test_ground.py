@@ -22,6 +22,7 @@ from medsam_tune.slices.rules import ScanRules, rules_from
 from medsam_tune.slices.sensor import for_sensor
 from medsam_tune.slices.store import SliceStore
 from tests import geo
+from tests.images import deep_colours
 
 RULES = ScanRules(Colours(4), modality="RGB")
 
@@ -120,6 +121,15 @@ def test_a_sensor_has_one_range(tmp_path):
     limits = [np.percentile(both[:, n], [0.5, 99.5]) for n in (3, 0, 1)]
     np.testing.assert_allclose(rule.limits, limits)
     assert rules_from(ScanRules(rule).describe()).intensity == rule
+
+
+def test_a_sensor_has_one_range_of_png_and_tiff_without_a_place(tmp_path):
+    both = np.stack([geo.bands_and_ids(k)[0][:3] for k in range(2)])
+    png = deep_colours(tmp_path / "a.png", both[0].transpose(1, 2, 0))
+    tif = geo.write(tmp_path / "b.tif", both[1], None, False)
+    rule = for_sensor([Case(path, None, path.stem) for path in (png, tif)])
+    limits = [np.percentile(both[:, n], [0.5, 99.5]) for n in range(3)]
+    np.testing.assert_allclose(rule.limits, limits)
 
 
 def test_eight_bits_are_taken_as_they_are(tmp_path):

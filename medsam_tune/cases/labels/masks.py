@@ -116,7 +116,21 @@ class Mask:
                 f"({self.path}); expected whole numbers of 0 or more. Export it as PNG."
             )
         values = array.astype(np.int64)
-        return (values[0], False) if len(values) == 1 else (_code(*values), True)
+        if len(values) == 1:
+            return values[0], False
+        if len(values) != 3:
+            raise DataError(
+                f"the mask has {len(values)} bands ({self.path}); expected one, or colours. Export "
+                "the band with the labels alone."
+            )
+        if values.max() > 255:
+            if (values % 257).any():  # what 8 bits are multiplied by, to fill 16
+                raise DataError(
+                    f"the mask has colours of 16 bits ({self.path}); expected those of 8 bits, as "
+                    "classes have. Export it as PNG of 8 bits."
+                )
+            values //= 257
+        return _code(*values), True
 
     def _decoded(self, codes: _Ids, coloured: bool, labels: Mapping[int, str] | None) -> _Ids:
         """Values as ids.

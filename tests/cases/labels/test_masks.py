@@ -13,6 +13,7 @@ from medsam_tune.cases.labels.masks import Mask
 from medsam_tune.cases.labels.open import open_label
 from medsam_tune.cases.load import load_case
 from medsam_tune.errors import DataError
+from tests.images import deep_colours
 
 IDS = np.zeros((5, 7), np.uint8)  # H, W
 IDS[1:3, 1:4], IDS[3:, 5:] = 1, 2
@@ -157,6 +158,27 @@ def test_a_palette_of_other_colours_is_no_list_of_ids(tmp_path):
         load_case(case(tmp_path, other), LABELS)
     greys = palette(IDS, np.repeat(np.arange(3, dtype=np.uint8)[:, None], 3, 1))
     np.testing.assert_array_equal(seen(load_case(case(tmp_path, greys), LABELS)[1]), IDS)
+
+
+def test_colours_of_16_bits(tmp_path):
+    """Those of 8 bits, as programs write them with 16, are the classes' colours; others none."""
+    path = deep_colours(tmp_path / "mask.png", RGB[IDS].astype(np.uint16) * 257)
+    np.testing.assert_array_equal(seen(load_case(case(tmp_path, path), LABELS)[1]), IDS)
+    deep_colours(path, RGB[IDS].astype(np.uint16) * 256)
+    with pytest.raises(DataError, match=r"the mask has colours of 16 bits \(.*mask\.png\); exp"):
+        load_case(case(tmp_path, path), LABELS)
+
+
+def test_ids_in_three_equal_channels_of_16_bits(tmp_path):
+    path = deep_colours(tmp_path / "mask.png", np.repeat(IDS[..., None], 3, 2))
+    np.testing.assert_array_equal(seen(load_case(case(tmp_path, path, Coding()), LABELS)[1]), IDS)
+
+
+def test_a_mask_of_several_bands_is_refused(tmp_path):
+    geo = pytest.importorskip("tests.geo")
+    path = geo.write(tmp_path / "mask.tif", np.stack([IDS, IDS + 1]), None, False)
+    with pytest.raises(DataError, match=r"the mask has 2 bands \(.*mask\.tif\); expected one"):
+        load_case(case(tmp_path, path), LABELS)
 
 
 def test_greys_that_are_ids_and_colours(tmp_path):
