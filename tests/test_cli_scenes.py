@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from medsam_tune.errors import DataError
 from medsam_tune.inference.prompt_files import read_prompts
@@ -40,6 +42,18 @@ def predict(tune: Any, scene: Path, run: Path, output: Path, *more: object) -> t
     words = ("predict", scene, "--run", run, "--output", output, "--bundle", "image", *more)
     code, _, err = tune(*words)
     return code, err
+
+
+def test_a_tile_without_a_place_has_the_pixel_of_the_run(tune, tmp_path):
+    tile, rules = tmp_path / "tile.png", replace(RULES, window=None, pixel=0.5)
+    Image.fromarray(np.full((48, 64, 3), 90, np.uint8)).save(tile)
+    for name, one in (("said", rules), ("unsaid", replace(rules, pixel=None))):
+        write_run(tmp_path / name, one, classes=2, labels=LABELS)
+        code, err = predict(tune, tile, tmp_path / name, tmp_path / f"{name}.png")
+        assert code == 0, err
+        assert Image.open(tmp_path / f"{name}.png").size == (64, 48)
+        left_out = "rules::gsd (0.4 m) is left out. rules::pixel gives it, in metres."
+        assert (left_out in err) is (name == "unsaid")
 
 
 def test_a_scene_becomes_a_geotiff_or_polygons(tune, tmp_path, run, scene):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from PIL import Image
 
 from medsam_tune.cases.datalist import Case
 from medsam_tune.cases.folders import find_cases
@@ -18,6 +19,7 @@ from medsam_tune.formats.open import load_image
 from medsam_tune.sam.build import build_sam
 from medsam_tune.slices.colours import Colours
 from medsam_tune.slices.cut import cut, seen_by
+from medsam_tune.slices.estimate import estimate
 from medsam_tune.slices.rules import ScanRules, rules_from
 from medsam_tune.slices.sensor import for_sensor
 from medsam_tune.slices.store import SliceStore
@@ -69,6 +71,31 @@ def test_an_unknown_size_is_kept_and_said(tmp_path):
     assert slices.shape == (1, 4, 48, 64)
 
 
+def test_a_given_size_stands_where_an_image_says_none(tmp_path, recwarn):
+    bands, ids = geo.bands_and_ids(0)
+    for name, pixels in (("images", bands[:3] // 8), ("masks", ids[None])):
+        path = tmp_path / "d" / name / "a.png"
+        path.parent.mkdir(parents=True)
+        Image.fromarray(pixels.astype(np.uint8).transpose(1, 2, 0).squeeze()).save(path)
+    rules = ScanRules(Colours(3), modality="RGB", gsd=0.25, pixel=0.5)
+    data = find_cases(tmp_path / "d")
+    store = SliceStore(tmp_path / "s", rules, data.labels_in_files)
+    case = store.prepare(data.training, False)[0]
+    assert case.shape == (1, 96, 128)
+    empty = SliceStore(tmp_path / "empty", rules, data.labels_in_files)
+    assert estimate(empty, data.training, False).bytes == 96 * 128 * (3 + 1)
+    np.testing.assert_array_equal(case.truth()[0], ids)  # scores are of the image's own pixels
+    slices, grid = cut(load_image(data.training[0].image), rules)
+    np.testing.assert_array_equal(grid.to_file(torch.from_numpy(case.label()))[..., 0].T, ids)
+    assert not [one for one in recwarn if "gsd" in str(one.message)]
+    # What an image says itself counts.
+    own = geo.write(tmp_path / "own.tif", bands[:3], where=geo.transform(0.25))
+    assert cut(load_image(own), rules)[0].shape == (1, 3, 48, 64)
+    with pytest.raises(DataError, match=r"a pixel is 5 m, and rules::gsd is 0\.25 m: 20 times"):
+        cut(load_image(data.training[0].image), replace(rules, pixel=5.0))
+    assert rules_from(rules.describe()) == rules
+
+
 def test_much_enlargement_is_refused_unless_asked_for(tmp_path):
     path = geo.write(tmp_path / "a.tif", geo.bands_and_ids(0)[0], where=geo.transform(5.0))
     text = r"a pixel is 5 m, and rules::gsd is 0\.3 m: 16\.7 times smaller; expected at most 4 tim"
@@ -85,6 +112,8 @@ def test_much_enlargement_is_refused_unless_asked_for(tmp_path):
     [
         ({"gsd": 0}, r"^gsd is 0; expected metres of a pixel after resampling, or null"),
         ({"gsd": "0.3"}, r"^gsd is '0.3'; expected metres"),
+        ({"pixel": -1, "gsd": 0.3}, r"^pixel is -1; expected metres of a pixel of images that do"),
+        ({"pixel": 0.5}, r"^pixel is 0\.5 and gsd is null; expected both"),
         ({"upsampling": None}, r"^upsampling is None; expected a factor"),
         ({"gsd": 0.3, "spacing": (1, 1, 0)}, r"^gsd is 0\.3 and spacing is .*expected one of them"),
     ],
