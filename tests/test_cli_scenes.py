@@ -18,6 +18,7 @@ from medsam_tune.slices.colours import Colours
 from medsam_tune.slices.rules import ScanRules
 from medsam_tune.slices.streamed import streamed
 from tests import geo
+from tests.images import image_and_ids
 from tests.inference.made import write_run
 
 geopandas = pytest.importorskip("geopandas", reason="the extra geo is not installed")
@@ -46,7 +47,7 @@ def predict(tune: Any, scene: Path, run: Path, output: Path, *more: object) -> t
 
 def test_a_tile_without_a_place_has_the_pixel_of_the_run(tune, tmp_path):
     tile, rules = tmp_path / "tile.png", replace(RULES, window=None, pixel=0.5)
-    Image.fromarray(np.full((48, 64, 3), 90, np.uint8)).save(tile)
+    Image.fromarray(image_and_ids(0, (64, 48))[0]).save(tile)
     for name, one in (("said", rules), ("unsaid", replace(rules, pixel=None))):
         write_run(tmp_path / name, one, classes=2, labels=LABELS)
         code, err = predict(tune, tile, tmp_path / name, tmp_path / f"{name}.png")

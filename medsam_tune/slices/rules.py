@@ -222,8 +222,8 @@ def _check_gsd(gsd: Any, pixel: Any, upsampling: Any, spacing: Any) -> None:
             raise DataError(f"{name} is {value!r}; expected {unit}, a positive number.")
     if pixel is not None and gsd is None:
         raise DataError(
-            f"pixel is {pixel:g} and gsd is null; expected both, as rules::pixel is what rules::gsd "
-            "starts from. Set rules::gsd, or leave rules::pixel out."
+            f"pixel is {pixel:g} and gsd is null; expected both, as gsd resamples from pixel. Set "
+            "rules::gsd, or leave rules::pixel out."
         )
     if gsd is not None and spacing is not None:
         raise DataError(

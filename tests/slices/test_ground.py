@@ -85,7 +85,7 @@ def test_a_given_size_stands_where_an_image_says_none(tmp_path, recwarn):
     empty = SliceStore(tmp_path / "empty", rules, data.labels_in_files)
     assert estimate(empty, data.training, False).bytes == 96 * 128 * (3 + 1)
     np.testing.assert_array_equal(case.truth()[0], ids)  # scores are of the image's own pixels
-    slices, grid = cut(load_image(data.training[0].image), rules)
+    _, grid = cut(load_image(data.training[0].image), rules)
     np.testing.assert_array_equal(grid.to_file(torch.from_numpy(case.label()))[..., 0].T, ids)
     assert not [one for one in recwarn if "gsd" in str(one.message)]
     # What an image says itself counts.
