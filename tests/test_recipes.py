@@ -545,7 +545,7 @@ def test_the_package_has_what_a_config_names(config: Path) -> None:
 
 DOMAINS = (
     *("satellite", "satellite_nir", "scenes", "documents", "xray", "microscopy"),
-    "endoscopy",
+    *("endoscopy", "thermal", "underwater"),
 )
 
 
@@ -553,6 +553,46 @@ DOMAINS = (
 def test_a_domain_is_an_overlay_of_known_settings(config: str) -> None:
     path = IMAGES / "configs"
     start(["run", "--config_file", f"['{path / 'train.yaml'}','{path / config}.yaml']"])
+
+
+def parsed(*configs: str, **settings: object) -> ConfigParser:
+    """Configs of the images' bundle laid over each other, of which nothing is made yet."""
+    files = [str(IMAGES / "configs" / f"{name}.yaml") for name in configs]
+    parser = ConfigParser(ConfigParser.load_config_files(files))
+    parser.update(settings)
+    return parser
+
+
+def augmented(image: np.ndarray, *configs: str, **settings: object) -> torch.Tensor:
+    """An image (C, H, W) in [0, 1] after the augmentation of configs, by a fixed seed."""
+    augment = parsed(*configs, flip_prob=0.0, **settings).get_parsed_content("augment")
+    augment.set_random_state(0)
+    label = torch.zeros(1, *image.shape[1:])
+    found = augment({"image": torch.from_numpy(image), "label": label, "before": label})
+    return torch.as_tensor(found["image"])
+
+
+def test_under_water_each_channel_has_its_own_brightness() -> None:
+    only = {"augment::transforms::5::prob": 1.0} | {
+        f"augment::transforms::{n}::prob": 0.0 for n in (0, 4, 6, 7, 8)
+    }
+    grey = np.full((3, 32, 32), 0.5, np.float32)
+    more = {**only, "bias_prob": 0.0, "augment::transforms::1::roi_scale": 1.0}
+    means = augmented(grey, "train", "underwater", **more).mean((1, 2))
+    assert len({round(float(one), 3) for one in means}) == 3
+    assert (means / 0.5 - 1).abs().max() <= 0.3 + 1e-6
+    usual = augmented(grey, "train", **more).mean((1, 2))
+    assert usual.unique().numel() == 1
+
+
+def test_thermal_images_are_shaded() -> None:
+    flat = np.full((3, 32, 32), 0.5, np.float32)
+    quiet = {f"augment::transforms::{n}::prob": 0.0 for n in (0, 4, 5, 6, 7, 8)}
+    quiet["augment::transforms::1::roi_scale"] = 1.0
+    assert parsed("train", "thermal").get("bias_prob") == 0.3
+    found = augmented(flat, "train", "thermal", **quiet, bias_prob=1.0)
+    assert found.std() > 0.005
+    assert torch.equal(found[0], found[1])  # it stays grey
 
 
 def test_infrared_and_scenes_go_together() -> None:
