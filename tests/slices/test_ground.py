@@ -16,14 +16,18 @@ from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.load import load_case
 from medsam_tune.errors import DataError
 from medsam_tune.formats.open import load_image
+from medsam_tune.prompts import Prompts
 from medsam_tune.sam.build import build_sam
+from medsam_tune.sam.model import PromptableSam
 from medsam_tune.slices.colours import Colours
 from medsam_tune.slices.cut import cut, seen_by
 from medsam_tune.slices.estimate import estimate
+from medsam_tune.slices.frames import ModelFrame
 from medsam_tune.slices.rules import ScanRules, rules_from
 from medsam_tune.slices.sensor import for_sensor
 from medsam_tune.slices.store import SliceStore
 from tests import geo
+from tests.conftest import REAL_DATA
 
 RULES = ScanRules(Colours(4), modality="RGB")
 
@@ -195,8 +199,8 @@ def test_a_mask_of_another_place_is_refused(tmp_path):
         load_case(case, {1: "house"})
 
 
-def test_four_bands_without_weights_for_the_fourth_are_three():
-    """At step 0, with NIR's weights at zero, and the others as they were in RGB."""
+def rgb_and_infrared() -> tuple[PromptableSam, PromptableSam]:
+    """nano for three bands, and for four: NIR's weights at zero, the others as they were in RGB."""
     torch.manual_seed(0)
     rgb, four = build_sam("nano"), build_sam("nano", in_channels=4)
     names = [name for name, one in four.image_encoder.named_parameters() if one.shape[1:2] == (4,)]
@@ -208,8 +212,40 @@ def test_four_bands_without_weights_for_the_fourth_are_three():
     with torch.no_grad():
         weight[:, 3] = 0
         weight[:, :3] = own
-        image = torch.rand(1, 4, rgb.image_size, rgb.image_size)
+    return rgb, four
+
+
+def test_four_bands_without_weights_for_the_fourth_are_three():
+    rgb, four = rgb_and_infrared()
+    image = torch.rand(1, 4, rgb.image_size, rgb.image_size)
+    with torch.no_grad():
         torch.testing.assert_close(four.encode(image), rgb.encode(image[:, :3]))
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(
+    "name", ["naip/m_4709963_se_14_1_20090818.tif", "spacenet/ms1.tif"], ids=["naip", "spacenet"]
+)
+def test_real_images_of_four_bands(name):
+    """The path of satellite_nir.yaml at step 0 gives the masks of RGB."""
+    path = REAL_DATA / name
+    if not path.is_file():
+        pytest.skip(f"real scenes are not here: {path.parent.name} beside the repository")
+    case = Case(path, None, "p")
+    image, _ = load_case(case, {})
+    assert (image.shape[0], image.meta["spacing_known"]) == (4, True)
+    both = [for_sensor([case], 3, [1, 2, 3]), for_sensor([case], 4)]
+    three, four = (cut(image, ScanRules(rule, modality="RGB"))[0] for rule in both)
+    assert four.shape[1] == 4
+    assert torch.equal(four[:, :3], three)
+    assert four[:, 3].float().std() > 5  # infrared is an image
+    prompts = Prompts(boxes=torch.tensor([[[40.0, 50.0, 120.0, 140.0]]]))
+    masks = []
+    for model, slices in zip(rgb_and_infrared(), (three, four), strict=True):
+        frame = ModelFrame((slices.shape[2], slices.shape[3]), model.image_size)
+        with torch.no_grad():
+            masks.append(model.decode(model.encode(frame.image(slices / 255)), prompts).logits)
+    torch.testing.assert_close(*masks)
 
 
 def test_a_rule_says_nothing_of_pixels_without_data():
