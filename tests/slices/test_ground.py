@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from monai.data import MetaTensor
 from PIL import Image
 
-from medsam_tune.cases.datalist import Case
+from medsam_tune.cases.datalist import Case, read_datalist
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.load import load_case
 from medsam_tune.errors import DataError
@@ -98,6 +99,22 @@ def test_a_given_size_stands_where_an_image_says_none(tmp_path, recwarn):
     with pytest.raises(DataError, match=r"a pixel is 5 m, and rules::gsd is 0\.25 m: 20 times"):
         cut(load_image(data.training[0].image), replace(rules, pixel=5.0))
     assert rules_from(rules.describe()) == rules
+
+
+def test_the_middle_of_a_tile_is_a_region(tmp_path):
+    """An entry of the datalist, of image and mask; then pixels get their size."""
+    bands, ids = geo.bands_and_ids(0)
+    Image.fromarray((bands[:3] // 8).astype(np.uint8).transpose(1, 2, 0)).save(tmp_path / "a.png")
+    Image.fromarray(ids).save(tmp_path / "m.png")
+    entry = {"image": "a.png", "label": "m.png", "patient": "p", "region": [16, 8, 48, 40]}
+    content = {"labels": {"0": "background", "1": "house"}, "training": [entry]}
+    (tmp_path / "d.json").write_text(json.dumps({"modality": {"0": "RGB"}, **content}))
+    data = read_datalist(tmp_path / "d.json")
+    rules = ScanRules(Colours(3), modality="RGB", gsd=0.25, pixel=0.5)
+    store = SliceStore(tmp_path / "s", rules, data.labels_in_files)
+    case = store.prepare(data.training, False)[0]
+    assert case.shape == (1, 64, 64)
+    np.testing.assert_array_equal(case.truth()[0], ids[8:40, 16:48])
 
 
 def test_much_enlargement_is_refused_unless_asked_for(tmp_path):
