@@ -271,6 +271,10 @@ _EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
         "null, or a whole number, 1 or more",
         lambda value: value is None or (type(value) is int and 1 <= value < 2**31),
     ),
+    "key_metric": (
+        "mean_dice or mean_iou",
+        lambda value: value in ("mean_dice", "mean_iou"),
+    ),
     "checkpoint_minutes": _number(0),
     "slice_batch": (
         "null, or a whole number, 1 or more",

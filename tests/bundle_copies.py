@@ -48,8 +48,9 @@ CHANGED: dict[str, tuple[tuple[str, str], ...]] = {
             "own; null: a label is one object",
             "components: 64  # pixels of the smallest piece of a label that is an object with its "
             "own box; null: a label is one object\n"
-            "  gsd: null  # metres of a pixel after resampling, of GeoTIFF; null keeps each "
-            "image's own\n"
+            "  gsd: null  # metres of a pixel after resampling; null keeps each image's own\n"
+            "  pixel: null  # metres of a pixel of images that do not say it, such as PNG; what an "
+            "image says itself counts\n"
             "  upsampling: 4.0  # largest accepted enlargement of pixels by gsd",
         ),
         (

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from medsam_tune.cases.datalist import read_datalist
 from medsam_tune.errors import DataError
 from medsam_tune.inference.prompt_files import read_prompts
 from medsam_tune.slices.colours import Colours
 from medsam_tune.slices.rules import ScanRules
 from medsam_tune.slices.streamed import streamed
+from medsam_tune.synthetic.aerial import write_satellite
 from tests import geo
+from tests.images import image_and_ids
 from tests.inference.made import write_run
 
 geopandas = pytest.importorskip("geopandas", reason="the extra geo is not installed")
@@ -40,6 +45,55 @@ def predict(tune: Any, scene: Path, run: Path, output: Path, *more: object) -> t
     words = ("predict", scene, "--run", run, "--output", output, "--bundle", "image", *more)
     code, _, err = tune(*words)
     return code, err
+
+
+def test_four_bands_from_polygons_to_polygons(tune, tmp_path):
+    """The whole job by satellite_nir.yaml: infrared is a channel, and its range is the sensor's."""
+    folder = write_satellite(tmp_path / "d", scenes=6, size=(96, 96), pixel=0.5)
+    datalist, run = tmp_path / "d.json", tmp_path / "run"
+    sensor = "$medsam_tune.slices.sensor.for_sensor(@data.subset('training'), 4)"
+    for words in (
+        ("split", folder, "--out", datalist, "--fractions", 0.5, 0.25, 0.25),
+        ("check", datalist),
+        ("prepare", datalist, "--set", f"intensity={sensor}"),
+        (
+            *("train", "adapter", "--datalist", datalist, "--output", run),
+            *("--overlay", "satellite_nir", "--image-size", 64, "--set", "epochs=1"),
+            *("--set", "epoch_slices=2", "--set", "batch_size=2", "--set", "num_workers=0"),
+        ),
+        ("evaluate", "--run", run),
+    ):
+        code, out, err = tune(*words)
+        assert code == 0, out + err
+        if words[0] == "train":
+            assert "validation mean_iou" in out + err
+    record = json.loads((run / "run.json").read_text())
+    assert record["base"]["in_channels"] == 4
+    limits = record["rules"]["intensity"]["limits"]
+    assert len(limits) == 4
+    assert all(0 < low < high <= 2040 for low, high in limits)
+    summary = json.loads((run / "evaluation" / "summary.json").read_text())
+    assert summary["mean_iou"] is not None
+    scene = read_datalist(datalist).test[0].image
+    for name in ("m.tif", "polygons.gpkg"):
+        code, err = predict(tune, scene, run, tmp_path / name)
+        assert code == 0, err
+    with geo.rasterio.open(tmp_path / "m.tif") as file, geo.rasterio.open(scene) as own:
+        assert (file.crs, file.transform, file.shape) == (own.crs, own.transform, own.shape)
+        assert set(np.unique(file.read(1))) <= {0, 1, 2}
+    assert geopandas.read_file(tmp_path / "polygons.gpkg").crs.to_epsg() == 32616
+
+
+def test_a_tile_without_a_place_has_the_pixel_of_the_run(tune, tmp_path):
+    tile, rules = tmp_path / "tile.png", replace(RULES, window=None, pixel=0.5)
+    Image.fromarray(image_and_ids(0, (64, 48))[0]).save(tile)
+    for name, one in (("said", rules), ("unsaid", replace(rules, pixel=None))):
+        write_run(tmp_path / name, one, classes=2, labels=LABELS)
+        code, err = predict(tune, tile, tmp_path / name, tmp_path / f"{name}.png")
+        assert code == 0, err
+        assert Image.open(tmp_path / f"{name}.png").size == (64, 48)
+        left_out = "rules::gsd (0.4 m) is left out. rules::pixel gives it, in metres."
+        assert (left_out in err) is (name == "unsaid")
 
 
 def test_a_scene_becomes_a_geotiff_or_polygons(tune, tmp_path, run, scene):

@@ -22,6 +22,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, verify_metadata, verify_net_in_out
 from monai.handlers import MLFlowHandler
+from monai.transforms import RandFlipd, RandRotate90d
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -35,7 +36,8 @@ from medsam_tune.methods.tuned import load_tuned
 from medsam_tune.runs import read_record
 from medsam_tune.sam.build import build_sam
 from medsam_tune.synthetic.phantom import write_phantoms
-from medsam_tune.training.rates import TOKENS
+from medsam_tune.training.rates import RATES, TOKENS
+from medsam_tune.training.sides import mirror_probability
 from tests.images import image_folder
 from tests.server import Outcome, Server
 
@@ -545,7 +547,7 @@ def test_the_package_has_what_a_config_names(config: Path) -> None:
 
 DOMAINS = (
     *("satellite", "satellite_nir", "scenes", "documents", "xray", "microscopy"),
-    "endoscopy",
+    *("endoscopy", "thermal", "underwater"),
 )
 
 
@@ -553,6 +555,66 @@ DOMAINS = (
 def test_a_domain_is_an_overlay_of_known_settings(config: str) -> None:
     path = IMAGES / "configs"
     start(["run", "--config_file", f"['{path / 'train.yaml'}','{path / config}.yaml']"])
+
+
+def parsed(*configs: str, **settings: object) -> ConfigParser:
+    """Configs of the images' bundle laid over each other, of which nothing is made yet."""
+    files = [str(IMAGES / "configs" / f"{name}.yaml") for name in configs]
+    parser = ConfigParser(ConfigParser.load_config_files(files))
+    parser.update(settings)
+    return parser
+
+
+def augmented(image: np.ndarray, *configs: str, **settings: object) -> torch.Tensor:
+    """An image (C, H, W) in [0, 1] after the augmentation of configs, by a fixed seed."""
+    augment = parsed(*configs, flip_prob=0.0, **settings).get_parsed_content("augment")
+    augment.set_random_state(0)
+    label = torch.zeros(1, *image.shape[1:])
+    found = augment({"image": torch.from_numpy(image), "label": label, "before": label})
+    return torch.as_tensor(found["image"])
+
+
+@pytest.mark.parametrize("overlay", ["satellite", "satellite_nir"])
+def test_satellite_is_the_recipe_that_it_says(overlay: str) -> None:
+    """Adapters, 20 epochs, 5e-5 on SAM's weights, mirrors, and all four directions."""
+    recipe = parsed("train", overlay)
+    assert recipe.get_parsed_content("method") == "adapter"
+    assert recipe.get("network_def")["bottleneck"] == 64
+    assert (recipe.get("epochs"), recipe.get("key_metric")) == (20, "mean_iou")
+    assert recipe.get("in_channels") == (4 if overlay == "satellite_nir" else 3)
+    for model, rate in (("vit_b", 5e-5), ("vit_h", 5e-5), ("nano", RATES["adapter"]["nano"])):
+        assert parsed("train", overlay, model=model).get_parsed_content("lr") == rate
+    # No class of the ground has a side: labels mirror, by the rule of train.yaml.
+    assert recipe.get("flip_prob") == parsed("train").get("flip_prob")
+    assert mirror_probability({1: "building", 2: "road"}) == 0.5
+    augment = parsed("train", overlay, flip_prob=0.5, bias_prob=0.0).get_parsed_content("augment")
+    flip = next(one for one in augment.transforms if isinstance(one, RandFlipd))
+    turn = next(one for one in augment.transforms if isinstance(one, RandRotate90d))
+    assert (flip.prob, turn.prob, turn.max_k) == (0.5, 0.75, 3)
+    assert {*flip.keys} == {*turn.keys} == {"image", "label", "before"}
+
+
+def test_under_water_each_channel_has_its_own_brightness() -> None:
+    only = {"augment::transforms::5::prob": 1.0} | {
+        f"augment::transforms::{n}::prob": 0.0 for n in (0, 4, 6, 7, 8)
+    }
+    grey = np.full((3, 32, 32), 0.5, np.float32)
+    more = {**only, "bias_prob": 0.0, "augment::transforms::1::roi_scale": 1.0}
+    means = augmented(grey, "train", "underwater", **more).mean((1, 2))
+    assert len({round(float(one), 3) for one in means}) == 3
+    assert (means / 0.5 - 1).abs().max() <= 0.3 + 1e-6
+    usual = augmented(grey, "train", **more).mean((1, 2))
+    assert usual.unique().numel() == 1
+
+
+def test_thermal_images_are_shaded() -> None:
+    flat = np.full((3, 32, 32), 0.5, np.float32)
+    quiet = {f"augment::transforms::{n}::prob": 0.0 for n in (0, 4, 5, 6, 7, 8)}
+    quiet["augment::transforms::1::roi_scale"] = 1.0
+    assert parsed("train", "thermal").get("bias_prob") == 0.3
+    found = augmented(flat, "train", "thermal", **quiet, bias_prob=1.0)
+    assert found.std() > 0.005
+    assert torch.equal(found[0], found[1])  # it stays grey
 
 
 def test_infrared_and_scenes_go_together() -> None:

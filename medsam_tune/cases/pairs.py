@@ -220,3 +220,5 @@ def _walk(folder: Path, prefix: str, inner: set[str] | None) -> Iterator[tuple[s
                 yield key, path
         elif path.name.lower().endswith((*ENDINGS, ".dcm", *(vectors.ENDINGS if inner else ()))):
             yield key, path
+        elif inner and vectors.is_in_pixels(path):
+            yield f"{prefix}{path.stem}", path

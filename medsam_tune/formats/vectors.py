@@ -1,18 +1,22 @@
-"""Polygons with a place on the ground: GeoPackage, GeoJSON and shapefile, by geopandas."""
+"""Polygons, by geopandas: on the ground (GeoPackage, GeoJSON, shapefile), or in pixels (xBD)."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 from medsam_tune.errors import DataError, listed
-from medsam_tune.files import written_whole
+from medsam_tune.files import read_json, written_whole
 from medsam_tune.formats.extra import geo
 from medsam_tune.formats.volume import GeoReference
 
 ENDINGS = (".gpkg", ".geojson", ".shp")
 WRITTEN = (".gpkg", ".geojson")
+IN_PIXELS = ".json"
+"""Ending of polygons in pixels, see `is_in_pixels`."""
 
+_HEAD = re.compile(rb'(\xef\xbb\xbf)?\s*\{\s*"features"\s*:\s*\{')  # GeoJSON has a list of them
 _DRIVERS = {".gpkg": "GPKG", ".geojson": "GeoJSON"}
 _POLYGONS = ("Polygon", "MultiPolygon")
 
@@ -20,6 +24,14 @@ _POLYGONS = ("Polygon", "MultiPolygon")
 def is_vector(path: Path) -> bool:
     """Whether a path is named like a file of polygons."""
     return path.name.lower().endswith(ENDINGS)
+
+
+def is_in_pixels(path: Path) -> bool:
+    """Whether a file is of polygons in the pixels of one image, as xBD has them, by its head."""
+    if path.suffix.lower() != IN_PIXELS or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return _HEAD.match(file.read(256)) is not None
 
 
 def parts_of(path: Path) -> list[Path]:
@@ -84,10 +96,79 @@ def read(
             f"{path}: defines no coordinate system; expected one, so that its polygons have a "
             f"place. {_way_of_crs(path)}"
         )
+    frame, notes = _polygons(frame, path)
+    if reference is not None and size is not None:
+        frame, said = _around(frame, path, reference, size, part)
+        notes += said
+    frame, said = _mended(frame)
+    return frame, notes + said
+
+
+def read_in_pixels(
+    path: Path, size: tuple[int, int] | None = None, corner: tuple[int, int] | None = None
+) -> tuple[Any, tuple[str, ...]]:
+    """Read polygons of `is_in_pixels`: WKT in `features.xy`, with the properties as columns.
+
+    Args:
+        path: the file.
+        size: (W, H) of the image, or of the part of it, whose polygons are read; None for all.
+        corner: XY of that part in the image, pixels; None where it is all of it.
+
+    Returns:
+        geopandas' GeoDataFrame in pixels from the upper left corner of the image or part, and what
+        was changed; see `read`.
+
+    Raises:
+        DataError: the file cannot be read, or its packages are missing; features that are no
+            polygons; an image of another size; all polygons lie outside of the image.
+    """
+    geopandas = geo("geopandas", path, "a file of polygons")
+    shapely = geo("shapely", path, "a file of polygons")
+    content = read_json(path)
+    found, said = content.get("features"), content.get("metadata")
+    features = found.get("xy") if isinstance(found, dict) else None
+    if not isinstance(features, list) or not isinstance(said, dict):
+        raise DataError(
+            f"{path}: has no list features.xy, or no metadata; expected both, as xBD's labels have "
+            "them. Take the file as it was published."
+        )
+    shapes, rows = [], []
+    for number, one in enumerate(features):
+        try:
+            shapes.append(shapely.from_wkt(one["wkt"]))
+            rows.append(dict(one["properties"]))
+        except (TypeError, KeyError, ValueError, shapely.errors.ShapelyError) as error:
+            raise DataError(
+                f"{path}: feature {number} has no wkt, or no properties ({error}); expected a "
+                "polygon as text. Correct it, or take it out."
+            ) from error
+    own = (said.get("width"), said.get("height"))
+    if size is not None and corner is None and None not in own and own != size:
+        raise DataError(
+            f"{path} says {own[0]} x {own[1]} pixels of the image, it has {size[0]} x {size[1]}; "
+            "expected the same size. Take the image that was annotated."
+        )
+    frame, notes = _polygons(geopandas.GeoDataFrame(rows, geometry=shapes), path)
+    if size is not None:
+        x, y = corner or (0, 0)
+        frame = frame.set_geometry(frame.geometry.translate(-x, -y))
+        touching = frame.geometry.intersects(shapely.box(0, 0, *size))
+        if len(frame) and corner is None and not touching.any():
+            raise DataError(
+                f"{path}: all {len(frame)} polygons lie outside of the image of {size[0]} x "
+                f"{size[1]} pixels. Take the polygons of this image."
+            )
+        frame = frame[touching]
+    frame, mended = _mended(frame)
+    return frame, notes + mended
+
+
+def _polygons(frame: Any, path: Path) -> tuple[Any, tuple[str, ...]]:
+    """The features that have a shape; others than polygons are refused."""
     notes: tuple[str, ...] = ()
     empty = frame.geometry.isna() | frame.geometry.is_empty
     if empty.any():
-        notes += (f"{int(empty.sum())} features without a shape left out",)
+        notes = (f"{int(empty.sum())} features without a shape left out",)
         frame = frame[~empty]
     odd = frame[~frame.geom_type.isin(_POLYGONS)]
     if len(odd):
@@ -95,15 +176,17 @@ def read(
             f"{path}: feature {odd.index[0]} is a {odd.geom_type.iloc[0]}; expected polygons alone."
             " Take it out, or draw a polygon around it."
         )
-    if reference is not None and size is not None:
-        frame, said = _around(frame, path, reference, size, part)
-        notes += said
-    invalid = ~frame.geometry.is_valid
-    if invalid.any():
-        notes += (f"{int(invalid.sum())} polygons that cross themselves mended",)
-        frame = frame.copy()
-        frame.loc[invalid, frame.geometry.name] = frame.geometry[invalid].make_valid()
     return frame, notes
+
+
+def _mended(frame: Any) -> tuple[Any, tuple[str, ...]]:
+    """The polygons, without any that crosses itself."""
+    invalid = ~frame.geometry.is_valid
+    if not invalid.any():
+        return frame, ()
+    frame = frame.copy()
+    frame.loc[invalid, frame.geometry.name] = frame.geometry[invalid].make_valid()
+    return frame, (f"{int(invalid.sum())} polygons that cross themselves mended",)
 
 
 def columns_of(path: Path) -> list[str]:

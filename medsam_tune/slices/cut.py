@@ -41,8 +41,12 @@ def cut(image: MetaTensor, rules: ScanRules) -> tuple[Tensor, ScanGrid]:
             pixels too much.
     """
     grid = grid_of(image, rules)
-    if rules.gsd is not None and not image.meta.get("spacing_known", True):
-        warn(f"the size of a pixel is unknown: rules::gsd ({rules.gsd:g} m) is left out.")
+    said = image.meta.get("spacing_known", True) or rules.pixel is not None
+    if rules.gsd is not None and not said:
+        warn(
+            f"the size of a pixel is unknown: rules::gsd ({rules.gsd:g} m) is left out. "
+            "rules::pixel gives it, in metres."
+        )
     volume = turned(image, grid)
     seen = seen_by(rules, with_meta_of(volume, resized(volume.as_tensor(), grid.size)))
     if seen.shape[0] != rules.intensity.channels:

@@ -36,7 +36,10 @@ class ScanRules:
         spacing: millimetres along columns, rows and slices after resampling; 0 keeps an axis. None
             keeps all.
         gsd: ground sample distance: metres along columns and rows of an image after resampling,
-            instead of `spacing`; an image of unknown resolution is kept as it is. None keeps all.
+            instead of `spacing`; an image of unknown resolution is kept as it is, unless `pixel`
+            says it. None keeps all.
+        pixel: metres of a pixel of images that do not say it, such as tiles in PNG, for `gsd`; what
+            an image says itself counts. None: it is unknown.
         upsampling: largest accepted enlargement by `gsd`, of a side; more shows no more detail.
         neighbours: take the slice before, the slice itself and the slice after as three channels.
         squash: scale both sides of a slice to the model's input instead of padding the shorter one.
@@ -50,9 +53,9 @@ class ScanRules:
             None takes slices whole. Training sees random windows, prediction overlapping ones.
 
     Raises:
-        DataError: an unknown plane or modality, a spacing that is not three numbers, a gsd or an
-            upsampling that is none, gsd and spacing at once, components that are no number of
-            pixels, or a window that is none of 32 or more.
+        DataError: an unknown plane or modality, a spacing that is not three numbers, a gsd, a pixel
+            or an upsampling that is none, gsd and spacing at once, a pixel without gsd, components
+            that are no number of pixels, or a window that is none of 32 or more.
     """
 
     intensity: Intensity
@@ -65,6 +68,7 @@ class ScanRules:
     components: int | None = None
     gsd: float | None = None
     upsampling: float = 4.0
+    pixel: float | None = None
 
     def __post_init__(self) -> None:
         if self.plane not in (*PLANES, "finest"):
@@ -80,7 +84,7 @@ class ScanRules:
                 raise DataError(f"{name} is {getattr(self, name)!r}; expected true or false.")
         if self.spacing is not None:
             object.__setattr__(self, "spacing", _three(self.spacing))
-        _check_gsd(self.gsd, self.upsampling, self.spacing)
+        _check_gsd(self.gsd, self.pixel, self.upsampling, self.spacing)
         if self.window is not None and (
             type(self.window) is not int or self.window < _SMALLEST_WINDOW
         ):
@@ -109,6 +113,7 @@ class ScanRules:
             "components": self.components,
             "gsd": self.gsd,
             "upsampling": self.upsampling,
+            "pixel": self.pixel,
         }
 
     @property
@@ -150,22 +155,25 @@ class ScanRules:
         Args:
             shape: (I, J, K), shape of the file's array.
             affine: (4, 4), affine of that array, RAS+ millimetres.
-            spacing_known: whether its millimetres are true; otherwise `gsd` is left out.
+            spacing_known: whether its millimetres are true; otherwise `pixel` stands for them, and
+                without it `gsd` is left out.
 
         Raises:
             DataError: `gsd` enlarges the pixels more than `upsampling`.
         """
         axes = PLANES[_finest(affine) if self.plane == "finest" else self.plane]
         whole = ScanGrid(affine, (int(shape[0]), int(shape[1]), int(shape[2])), axes)
-        spacing = self.spacing
-        if self.gsd is not None and spacing_known:
+        spacing, own = self.spacing, tuple(whole.spacing)
+        if self.pixel is not None and not spacing_known:
+            own = (_MILLIMETRES * self.pixel, _MILLIMETRES * self.pixel, own[2])
+        if self.gsd is not None and (spacing_known or self.pixel is not None):
             spacing = (_MILLIMETRES * self.gsd, _MILLIMETRES * self.gsd, 0.0)
-            self._check_upsampling(max(whole.spacing[:2]) / _MILLIMETRES, self.gsd)
+            self._check_upsampling(max(own[:2]) / _MILLIMETRES, self.gsd)
         if spacing is None:
             return whole
         w, h, k = (
             max(1, round(size * mm / wanted)) if wanted else size
-            for size, mm, wanted in zip(whole.size, whole.spacing, spacing, strict=True)
+            for size, mm, wanted in zip(whole.size, own, spacing, strict=True)
         )
         return replace(whole, size=(w, h, k))
 
@@ -203,12 +211,20 @@ def rules_from(description: Mapping[str, Any]) -> ScanRules:
         ) from error
 
 
-def _check_gsd(gsd: Any, upsampling: Any, spacing: Any) -> None:
-    for name, value in (("gsd", gsd), ("upsampling", upsampling)):
+def _check_gsd(gsd: Any, pixel: Any, upsampling: Any, spacing: Any) -> None:
+    for name, value, unit in (
+        ("gsd", gsd, "metres of a pixel after resampling, or null"),
+        ("pixel", pixel, "metres of a pixel of images that do not say it, or null"),
+        ("upsampling", upsampling, "a factor"),
+    ):
         number = type(value) in (int, float) and 0 < value < np.inf
-        if not number and not (name == "gsd" and value is None):
-            unit = "metres of a pixel after resampling, or null" if name == "gsd" else "a factor"
+        if not number and (value is not None or "null" not in unit):
             raise DataError(f"{name} is {value!r}; expected {unit}, a positive number.")
+    if pixel is not None and gsd is None:
+        raise DataError(
+            f"pixel is {pixel:g} and gsd is null; expected both, as gsd resamples from pixel. Set "
+            "rules::gsd, or leave rules::pixel out."
+        )
     if gsd is not None and spacing is not None:
         raise DataError(
             f"gsd is {gsd} and spacing is {spacing}; expected one of them: metres, or millimetres."

@@ -18,6 +18,8 @@ from scipy import ndimage
 
 from medsam_tune.cases.classes import FILE
 from medsam_tune.cases.labels.polygons import fill
+from medsam_tune.formats.extra import geo
+from medsam_tune.formats.vectors import write
 
 Polygon = NDArray[np.float64]
 """(N, 2) corners XY in pixels; (0, 0) is the upper left corner of the image."""
@@ -32,6 +34,8 @@ _ROOFS = ((0.58, 0.32, 0.26), (0.48, 0.45, 0.44), (0.72, 0.70, 0.67), (0.36, 0.3
 _SUN = np.array([-0.6, -0.8])  # towards the sun, XY
 _LONG, _SHORT = (10.0, 20.0), (7.0, 12.0)  # sides of a building, metres
 _ROAD = (5.0, 8.0)  # width, metres
+_UTM = "EPSG:32616"
+_CORNER = np.array([733600.0, 3725100.0])  # upper left, of the first scene, metres
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,64 @@ def write_aerials(
                 Image.fromarray(np.ascontiguousarray(pixels)).save(path)
     classes = [{"id": k, "name": CLASSES[k], "color": COLOURS[k]} for k in (1, 2)]
     (folder / FILE).write_text(json.dumps({"classes": classes}, indent=1))
+    return folder
+
+
+def write_satellite(
+    folder: Path,
+    scenes: int = 6,
+    seed: int = 0,
+    size: tuple[int, int] = (256, 256),
+    pixel: float = 0.3,
+    ending: str = ".geojson",
+) -> Path:
+    """Write scenes as GeoTIFF of four bands, and their outlines as polygons on the ground.
+
+    Args:
+        folder: folder for `images/scene_00.tif` (red, green, blue, near infrared; uint16 of 11
+            bits), `labels/scene_00.geojson`, whose column `type` says the class, and
+            `classes.json`.
+        scenes: number of scenes, a kilometre apart.
+        seed: seed; it fixes images and polygons.
+        size: (H, W) of a scene, pixels.
+        pixel: side of a pixel, metres.
+        ending: ".geojson" or ".gpkg".
+
+    Returns:
+        the folder.
+
+    Raises:
+        DataError: the extra `geo` is not installed.
+    """
+    folder = Path(folder)
+    rasterio = geo("rasterio", folder, "a GeoTIFF")
+    geopandas = geo("geopandas", folder, "a file of polygons")
+    shapely = geo("shapely", folder, "a file of polygons")
+    for name in ("images", "labels"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    profile = {"driver": "GTiff", "count": 4, "height": size[0], "width": size[1]}
+    # Else the fourth band would be transparency.
+    profile |= {"dtype": "uint16", "crs": _UTM, "photometric": "minisblack"}
+    for scene in range(scenes):
+        rng = np.random.default_rng([seed, scene])
+        made = make_aerial(rng, size, pixel)
+        light = rng.uniform(0.75, 1.0)
+        corner = _CORNER + np.array([1000.0 * scene, 0.0])
+        where = rasterio.Affine(pixel, 0, corner[0], 0, -pixel, corner[1])
+        path = folder / "images" / f"scene_{scene:02d}.tif"
+        with rasterio.open(path, "w", transform=where, **profile) as file:
+            file.write((8 * light * made.image).astype(np.uint16))
+        kinds = [number for number, each in made.outlines.items() for _ in each]
+        found = [one * [pixel, -pixel] + corner for each in made.outlines.values() for one in each]
+        frame = geopandas.GeoDataFrame(
+            {"type": [CLASSES[number] for number in kinds]},
+            # Without a width, what crosses itself in a sharp bend is united.
+            geometry=[shapely.Polygon(one).buffer(0) for one in found],
+            crs=_UTM,
+        )
+        write(folder / "labels" / f"scene_{scene:02d}{ending}", frame)
+    classes = [{"id": k, "name": CLASSES[k]} for k in (1, 2)]
+    (folder / FILE).write_text(json.dumps({"column": "type", "classes": classes}, indent=1))
     return folder
 
 

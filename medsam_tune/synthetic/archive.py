@@ -1,4 +1,4 @@
-"""Made-up DICOM studies as an archive exports them: CT series, and a DICOM SEG of each."""
+"""Made-up DICOM studies as an archive exports them: CT series, and a SEG or RTSTRUCT of each."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from medsam_tune.formats.dicom.codes import structures
 from medsam_tune.formats.dicom.headers import import_pydicom
+from medsam_tune.formats.dicom.rtstruct_writing import write_structure_set
 from medsam_tune.formats.dicom.seg_writing import write_segmentation
 from medsam_tune.formats.dicom.sources import Algorithm, read_sources
 from medsam_tune.synthetic.phantom import LABELS, make_phantom
@@ -27,18 +28,21 @@ def write_archive(
     noise: float = 12.0,
     first: int = 0,
     labelled: bool = True,
+    rtstruct: bool = False,
 ) -> Path:
     """Write the phantoms of `write_phantoms` as DICOM studies.
 
     Args:
-        folder: folder for `patient_000/CT/000.dcm` and so on, and `patient_000/SEG/label.dcm`.
+        folder: folder for `patient_000/CT/000.dcm` and so on, and `patient_000/SEG/label.dcm` or
+            `patient_000/RTSTRUCT/label.dcm`.
         count: number of patients, one series each.
         seed: seed; it fixes pixels, headers and identifiers.
         shape: (X, Y, Z) voxels: right-left, anterior-posterior, feet-head.
         spacing: (x, y, z) millimetres.
         noise: standard deviation of the noise, Hounsfield units.
         first: number of the first patient.
-        labelled: write the SEG too.
+        labelled: write the labels too.
+        rtstruct: labels are an RTSTRUCT, contours in each slice, instead of a DICOM SEG.
 
     Returns:
         the folder.
@@ -53,10 +57,11 @@ def write_archive(
         study = folder / f"patient_{number:03d}"
         _write_series(study / "CT", image, spacing, (seed, number))
         if labelled:
-            (study / "SEG").mkdir(parents=True, exist_ok=True)
-            sources = read_sources(study / "CT", None, "a DICOM SEG")
-            target = study / "SEG" / "label.dcm"
-            write_segmentation(target, label, sources, structures(LABELS), _DRAWN_BY)
+            kind = "RTSTRUCT" if rtstruct else "SEG"
+            (study / kind).mkdir(parents=True, exist_ok=True)
+            sources = read_sources(study / "CT", None, f"a DICOM {kind}")
+            write = write_structure_set if rtstruct else write_segmentation
+            write(study / kind / "label.dcm", label, sources, structures(LABELS), _DRAWN_BY)
     return folder
 
 

@@ -32,13 +32,13 @@ _DAMAGED = (OSError, RuntimeError, EOFError, UnpicklingError, KeyError, ValueErr
 
 
 class KeepBest:
-    """Handler of a validator: writes the tuned file at each new best validation Dice.
+    """Handler of a validator: writes the tuned file at each new best validation.
 
     Args:
         model: model to save.
         path: tuned file to write.
         labels: label id -> name, for its header.
-        metric: key in the validator's metrics; higher is better.
+        metric: key in the validator's metrics by which weights are chosen; higher is better.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class KeepBest:
         self.metric = metric
         self.best = -math.inf
         self.since = 0
-        self.last: float | None = None  # of this process
+        self.last: float | None = None  # Dice, of this process
 
     def attach(self, engine: Engine) -> None:
         """Attach to an engine after the handler of the metric; MONAI calls it."""
@@ -65,7 +65,7 @@ class KeepBest:
         value = engine.state.metrics[self.metric]
         better = value > self.best
         self.since = 0 if better else self.since + 1
-        self.last = value
+        self.last = engine.state.metrics["mean_dice"]
         if better:
             self.best = value
             if ranks.is_main():
@@ -75,12 +75,19 @@ class KeepBest:
             + (f", kept in {self.path}" if better else "")
         )
 
-    def state_dict(self) -> dict[str, float]:
-        """Return the best value for the checkpoint, and the validations since."""
-        return {"best": self.best, "since": self.since}
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best value for the checkpoint, of which metric, and the validations since."""
+        return {"best": self.best, "since": self.since, "metric": self.metric}
 
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Take the best value from the checkpoint, and the validations since."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take the best value from the checkpoint, and the validations since.
+
+        Raises:
+            ValueError: it is of another metric.
+        """
+        metric = state.get("metric", "mean_dice")
+        if metric != self.metric:
+            raise ValueError(f"its weights were chosen by {metric}, key_metric is {self.metric}")
         self.best, self.since = state["best"], int(state["since"])
 
 

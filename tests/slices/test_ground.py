@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,19 +10,25 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from PIL import Image
 
-from medsam_tune.cases.datalist import Case
+from medsam_tune.cases.datalist import Case, read_datalist
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.load import load_case
 from medsam_tune.errors import DataError
 from medsam_tune.formats.open import load_image
+from medsam_tune.prompts import Prompts
 from medsam_tune.sam.build import build_sam
+from medsam_tune.sam.model import PromptableSam
 from medsam_tune.slices.colours import Colours
 from medsam_tune.slices.cut import cut, seen_by
+from medsam_tune.slices.estimate import estimate
+from medsam_tune.slices.frames import ModelFrame
 from medsam_tune.slices.rules import ScanRules, rules_from
 from medsam_tune.slices.sensor import for_sensor
 from medsam_tune.slices.store import SliceStore
 from tests import geo
+from tests.conftest import REAL_DATA
 from tests.images import deep_colours
 
 RULES = ScanRules(Colours(4), modality="RGB")
@@ -70,6 +77,47 @@ def test_an_unknown_size_is_kept_and_said(tmp_path):
     assert slices.shape == (1, 4, 48, 64)
 
 
+def test_a_given_size_stands_where_an_image_says_none(tmp_path, recwarn):
+    bands, ids = geo.bands_and_ids(0)
+    for name, pixels in (("images", bands[:3] // 8), ("masks", ids[None])):
+        path = tmp_path / "d" / name / "a.png"
+        path.parent.mkdir(parents=True)
+        Image.fromarray(pixels.astype(np.uint8).transpose(1, 2, 0).squeeze()).save(path)
+    rules = ScanRules(Colours(3), modality="RGB", gsd=0.25, pixel=0.5)
+    data = find_cases(tmp_path / "d")
+    store = SliceStore(tmp_path / "s", rules, data.labels_in_files)
+    case = store.prepare(data.training, False)[0]
+    assert case.shape == (1, 96, 128)
+    empty = SliceStore(tmp_path / "empty", rules, data.labels_in_files)
+    assert estimate(empty, data.training, False).bytes == 96 * 128 * (3 + 1)
+    np.testing.assert_array_equal(case.truth()[0], ids)  # scores are of the image's own pixels
+    _, grid = cut(load_image(data.training[0].image), rules)
+    np.testing.assert_array_equal(grid.to_file(torch.from_numpy(case.label()))[..., 0].T, ids)
+    assert not [one for one in recwarn if "gsd" in str(one.message)]
+    # What an image says itself counts.
+    own = geo.write(tmp_path / "own.tif", bands[:3], where=geo.transform(0.25))
+    assert cut(load_image(own), rules)[0].shape == (1, 3, 48, 64)
+    with pytest.raises(DataError, match=r"a pixel is 5 m, and rules::gsd is 0\.25 m: 20 times"):
+        cut(load_image(data.training[0].image), replace(rules, pixel=5.0))
+    assert rules_from(rules.describe()) == rules
+
+
+def test_the_middle_of_a_tile_is_a_region(tmp_path):
+    """An entry of the datalist, of image and mask; then pixels get their size."""
+    bands, ids = geo.bands_and_ids(0)
+    Image.fromarray((bands[:3] // 8).astype(np.uint8).transpose(1, 2, 0)).save(tmp_path / "a.png")
+    Image.fromarray(ids).save(tmp_path / "m.png")
+    entry = {"image": "a.png", "label": "m.png", "patient": "p", "region": [16, 8, 48, 40]}
+    content = {"labels": {"0": "background", "1": "house"}, "training": [entry]}
+    (tmp_path / "d.json").write_text(json.dumps({"modality": {"0": "RGB"}, **content}))
+    data = read_datalist(tmp_path / "d.json")
+    rules = ScanRules(Colours(3), modality="RGB", gsd=0.25, pixel=0.5)
+    store = SliceStore(tmp_path / "s", rules, data.labels_in_files)
+    case = store.prepare(data.training, False)[0]
+    assert case.shape == (1, 64, 64)
+    np.testing.assert_array_equal(case.truth()[0], ids[8:40, 16:48])
+
+
 def test_much_enlargement_is_refused_unless_asked_for(tmp_path):
     path = geo.write(tmp_path / "a.tif", geo.bands_and_ids(0)[0], where=geo.transform(5.0))
     text = r"a pixel is 5 m, and rules::gsd is 0\.3 m: 16\.7 times smaller; expected at most 4 tim"
@@ -86,6 +134,8 @@ def test_much_enlargement_is_refused_unless_asked_for(tmp_path):
     [
         ({"gsd": 0}, r"^gsd is 0; expected metres of a pixel after resampling, or null"),
         ({"gsd": "0.3"}, r"^gsd is '0.3'; expected metres"),
+        ({"pixel": -1, "gsd": 0.3}, r"^pixel is -1; expected metres of a pixel of images that do"),
+        ({"pixel": 0.5}, r"^pixel is 0\.5 and gsd is null; expected both"),
         ({"upsampling": None}, r"^upsampling is None; expected a factor"),
         ({"gsd": 0.3, "spacing": (1, 1, 0)}, r"^gsd is 0\.3 and spacing is .*expected one of them"),
     ],
@@ -176,8 +226,8 @@ def test_a_mask_of_another_place_is_refused(tmp_path):
         load_case(case, {1: "house"})
 
 
-def test_four_bands_without_weights_for_the_fourth_are_three():
-    """At step 0, with NIR's weights at zero, and the others as they were in RGB."""
+def rgb_and_infrared() -> tuple[PromptableSam, PromptableSam]:
+    """nano for three bands, and for four: NIR's weights at zero, the others as they were in RGB."""
     torch.manual_seed(0)
     rgb, four = build_sam("nano"), build_sam("nano", in_channels=4)
     names = [name for name, one in four.image_encoder.named_parameters() if one.shape[1:2] == (4,)]
@@ -189,8 +239,40 @@ def test_four_bands_without_weights_for_the_fourth_are_three():
     with torch.no_grad():
         weight[:, 3] = 0
         weight[:, :3] = own
-        image = torch.rand(1, 4, rgb.image_size, rgb.image_size)
+    return rgb, four
+
+
+def test_four_bands_without_weights_for_the_fourth_are_three():
+    rgb, four = rgb_and_infrared()
+    image = torch.rand(1, 4, rgb.image_size, rgb.image_size)
+    with torch.no_grad():
         torch.testing.assert_close(four.encode(image), rgb.encode(image[:, :3]))
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(
+    "name", ["naip/m_4709963_se_14_1_20090818.tif", "spacenet/ms1.tif"], ids=["naip", "spacenet"]
+)
+def test_real_images_of_four_bands(name):
+    """The path of satellite_nir.yaml at step 0 gives the masks of RGB."""
+    path = REAL_DATA / name
+    if not path.is_file():
+        pytest.skip(f"real scenes are not here: {path.parent.name} beside the repository")
+    case = Case(path, None, "p")
+    image, _ = load_case(case, {})
+    assert (image.shape[0], image.meta["spacing_known"]) == (4, True)
+    both = [for_sensor([case], 3, [1, 2, 3]), for_sensor([case], 4)]
+    three, four = (cut(image, ScanRules(rule, modality="RGB"))[0] for rule in both)
+    assert four.shape[1] == 4
+    assert torch.equal(four[:, :3], three)
+    assert four[:, 3].float().std() > 5  # infrared is an image
+    prompts = Prompts(boxes=torch.tensor([[[40.0, 50.0, 120.0, 140.0]]]))
+    masks = []
+    for model, slices in zip(rgb_and_infrared(), (three, four), strict=True):
+        frame = ModelFrame((slices.shape[2], slices.shape[3]), model.image_size)
+        with torch.no_grad():
+            masks.append(model.decode(model.encode(frame.image(slices / 255)), prompts).logits)
+    torch.testing.assert_close(*masks)
 
 
 def test_a_rule_says_nothing_of_pixels_without_data():

@@ -92,6 +92,7 @@ def test_rules_by_default() -> None:
         "components": None,
         "gsd": None,
         "upsampling": 4.0,
+        "pixel": None,
     }
 
 

@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.load import load_case
-from medsam_tune.synthetic.aerial import make_aerial, write_aerials
+from medsam_tune.synthetic.aerial import make_aerial, write_aerials, write_satellite
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +58,26 @@ def test_files_are_a_data_set_of_scenes(tmp_path):
     assert len(names) == 9
     assert all((folder / name).read_bytes() == (again / name).read_bytes() for name in names)
     assert len({(folder / name).read_bytes() for name in names if "images" in name.parts}) == 4
+
+
+@pytest.mark.parametrize("ending", [".geojson", ".gpkg"])
+def test_scenes_with_a_place_and_their_polygons(tmp_path, ending):
+    pytest.importorskip("geopandas", reason="the extra geo is not installed")
+    folder = write_satellite(tmp_path / "a", scenes=2, seed=3, size=(160, 200), ending=ending)
+    found = find_cases(folder)
+    assert (found.labels, found.modality) == ({1: "building", 2: "road"}, "RGB")
+    for scene, case in enumerate(found.training):
+        image, label = load_case(case, found.labels)
+        assert (image.shape, label.shape) == ((4, 200, 160, 1), (2, 200, 160, 1))
+        assert (image.meta["stored"], float(image.pixdim[0])) == ("uint16", 300.0)
+        assert 255 < image.max() <= 2040
+        drawn = make_aerial(np.random.default_rng([3, scene]), (160, 200)).label
+        ids = label[0, ..., 0].numpy().T
+        assert np.mean(ids == drawn) > 0.999  # by rasterio, and by outlines in pixels
+        count = ndimage.label(drawn == 1)[1]
+        assert len(np.unique(label[1][label[0] == 1])) == count > 1
+    if ending == ".geojson":
+        again = write_satellite(tmp_path / "b", scenes=2, seed=3, size=(160, 200))
+        names = [path.relative_to(folder) for path in folder.rglob("*.*")]
+        assert len(names) == 5
+        assert all((folder / name).read_bytes() == (again / name).read_bytes() for name in names)

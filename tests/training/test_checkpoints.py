@@ -45,7 +45,7 @@ def test_best_is_kept_and_worse_is_not(tiny_sam: Build, tmp_path: Path) -> None:
         validator.state.metrics = {"mean_dice": value}
         keep(validator)
         assert path.exists() is written
-    assert keep.state_dict() == {"best": 0.6, "since": 0}
+    assert keep.state_dict() == {"best": 0.6, "since": 0, "metric": "mean_dice"}
     assert read_header(path).labels == {1: "liver"}
     other = KeepBest(sam, path, {})
     other.load_state_dict(keep.state_dict())
@@ -53,6 +53,19 @@ def test_best_is_kept_and_worse_is_not(tiny_sam: Build, tmp_path: Path) -> None:
     path.unlink()
     other(validator)
     assert not path.exists()
+
+
+def test_best_may_be_that_of_iou(tiny_sam: Build, tmp_path: Path) -> None:
+    """The means of several cases need not agree; the run's record of validations stays Dice."""
+    sam = apply_method(tiny_sam(), "prompt")
+    keep = KeepBest(sam, tmp_path / "tuned.safetensors", {}, "mean_iou")
+    validator = Engine(lambda *_: None)
+    for dice, iou in ((0.60, 0.44), (0.59, 0.46)):
+        validator.state.metrics = {"mean_dice": dice, "mean_iou": iou}
+        keep(validator)
+        assert (keep.since, keep.best, keep.last) == (0, iou, dice)
+    with pytest.raises(ValueError, match="chosen by mean_iou, key_metric is mean_dice"):
+        KeepBest(sam, keep.path, {}).load_state_dict(keep.state_dict())
 
 
 @pytest.mark.parametrize(("patience", "epochs"), [(2, 4), (3, 6), (None, 6)])

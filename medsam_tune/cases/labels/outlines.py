@@ -1,24 +1,27 @@
-"""Polygons on the ground as the label of a GeoTIFF: GeoPackage, GeoJSON or shapefile."""
+"""Polygons as a label: on the ground, of a GeoTIFF, or in pixels, as xBD has them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from monai.data import MetaTensor
 
+from medsam_tune.cases.checks import check_turned
 from medsam_tune.cases.classes import PLAIN, Coding
 from medsam_tune.cases.description import IGNORE
-from medsam_tune.cases.labels.grid import placed
+from medsam_tune.cases.labels.grid import of_image
 from medsam_tune.errors import DataError, listed
 from medsam_tune.formats import vectors
 from medsam_tune.formats.extra import geo
 from medsam_tune.formats.mending import Mending
 from medsam_tune.formats.volume import Region
+
+_PIXELS = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+"""Transform of polygons in pixels."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Outlines:
     A pixel belongs to a polygon that its centre lies in; where several overlap, to the smallest.
 
     Attributes:
-        path: the file.
+        path: GeoPackage, GeoJSON or shapefile, or a file of `vectors.is_in_pixels`.
         coding: names the column that says the class, by its id or its name; without one, all
             polygons are of the one label.
         region: part of the image whose label it is; the image itself says where that lies.
@@ -42,8 +45,8 @@ class Outlines:
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
-        """Whether it is named like a file of polygons."""
-        return vectors.is_vector(path)
+        """Whether it is named like a file of polygons, or has polygons in pixels."""
+        return vectors.is_vector(path) or vectors.is_in_pixels(path)
 
     @property
     def numbered(self) -> bool:
@@ -61,7 +64,7 @@ class Outlines:
 
     def present(self, labels: Mapping[int, str]) -> set[int]:
         """Labels that a polygon has, anywhere."""
-        frame, _ = vectors.read(self.path)
+        frame = self._all()
         return {one for one in self._ids(frame, labels) if one} & set(labels)
 
     def onto(
@@ -70,19 +73,11 @@ class Outlines:
         """See `LabelFile.onto`; the result has two channels.
 
         Raises:
-            DataError: the image has no place on the ground; a refusal of `vectors.read`; a class
-                that is no label.
+            DataError: the image has no place on the ground, and the polygons have; a refusal of
+                `vectors.read` or `vectors.read_in_pixels`; a class that is no label.
         """
-        reference = image.meta.get("georeference")
-        if reference is None:
-            raise DataError(
-                f"{self.path}: polygons need an image with a place on the ground, and {image_path} "
-                "has none. Take the GeoTIFF that they were drawn on, or masks."
-            )
         width, height = (int(n) for n in image.meta["spatial_shape"][:2])
-        frame, notes = vectors.read(
-            self.path, reference, (width, height), part=self.region is not None
-        )
+        frame, notes, transform = self._on(image, image_path, (width, height))
         ids = self._ids(frame, labels)
         found = np.zeros((2, height, width), np.int32)
         if len(frame):
@@ -93,29 +88,46 @@ class Outlines:
             numbers = [(shape, rank) for rank, shape in enumerate(shapes, start=1)]
             where = {
                 "out_shape": (height, width),
-                "transform": rasterio.Affine(*reference.transform),
+                "transform": rasterio.Affine(*transform),
             }
             found[1] = features.rasterize(numbers, fill=0, dtype="int32", **where)
             found[0] = np.array([0, *ids], np.int32)[np.array([0, *(order + 1)])][found[1]]
             found[1][found[0] == 0] = 0
-        meta = {
-            "affine": image.meta["original_affine"],
-            "spatial_shape": (width, height, 1),
-            "notes": list(notes),
-        }
-        whole: list[Any] = [
-            placed(MetaTensor(one, meta=dict(meta)), self.path, image, resample=False)
-            for one in torch.from_numpy(found.transpose(0, 2, 1)[:, None, ..., None].copy())
-        ]
-        return MetaTensor(torch.cat(whole), meta=dict(whole[0].meta))
+        whole = of_image(found.transpose(0, 2, 1)[..., None].copy(), self.path, image)
+        whole.meta["notes"] = list(notes)
+        return whole
+
+    def _on(
+        self, image: MetaTensor, image_path: Path, size: tuple[int, int]
+    ) -> tuple[Any, tuple[str, ...], Sequence[float]]:
+        """The polygons of an image of (W, H) pixels, what was changed, and their transform."""
+        if vectors.is_in_pixels(self.path):
+            check_turned(image, image_path, self.path)
+            corner = None if self.region is None else self.region[:2]
+            return *vectors.read_in_pixels(self.path, size, corner), _PIXELS
+        reference = image.meta.get("georeference")
+        if reference is None:
+            raise DataError(
+                f"{self.path}: polygons need an image with a place on the ground, and {image_path} "
+                "has none. Take the GeoTIFF that they were drawn on, or masks."
+            )
+        part = self.region is not None
+        return *vectors.read(self.path, reference, size, part=part), reference.transform
+
+    def _all(self) -> Any:
+        """All polygons."""
+        pixels = vectors.is_in_pixels(self.path)
+        return (vectors.read_in_pixels if pixels else vectors.read)(self.path)[0]
 
     def _classes(self) -> set[str]:
         """Texts in the column."""
-        return set(self._column(vectors.read(self.path)[0]))
+        return set(self._column(self._all()))
 
     def _column(self, frame: Any) -> list[str]:
         """Text of each polygon in the column; whole numbers without a point."""
         name = self.coding.column
+        if not len(frame):
+            return []  # a file without features may lack the column too
         if name not in frame.columns:
             columns = listed((str(one) for one in frame.columns if one != frame.geometry.name), 10)
             raise DataError(

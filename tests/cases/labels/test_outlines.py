@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from medsam_tune.cases.classes import Coding
 from medsam_tune.cases.datalist import Case, read_datalist, write_datalist
+from medsam_tune.cases.description import Labels
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.labels.open import open_label
 from medsam_tune.cases.load import load_case
 from medsam_tune.errors import DataError
 from medsam_tune.formats.open import files_of
+from medsam_tune.formats.vectors import is_in_pixels
 from tests import geo
 
 geopandas = pytest.importorskip("geopandas", reason="the extra geo is not installed")
@@ -122,6 +126,93 @@ def test_a_folder_of_polygons(tmp_path):
     case = read_datalist(tmp_path / "d.json").training[0]
     found = load_case(case, data.labels_in_files)[1]
     assert set(np.unique(found[0].numpy())) == {0, 1, 2}
+
+
+def test_spacenet_s_polygons_need_no_table(tmp_path):
+    """A chip without buildings has a file without features."""
+    geo.write(tmp_path / "d/images/img1.tif", BANDS)
+    geo.write(tmp_path / "d/images/img2.tif", BANDS)
+    save(tmp_path / "d/masks/img1.geojson", frame().to_crs("EPSG:4326"))
+    (tmp_path / "d/masks/img2.geojson").write_text(
+        json.dumps({"type": "FeatureCollection", "features": []})
+    )
+    first, second = find_cases(tmp_path / "d").training
+    assert (first.id, second.id) == ("img1", "img2")
+    np.testing.assert_array_equal(load_case(first, {1: "b"})[1][0, ..., 0].numpy().T, IDS)
+    assert not load_case(second, {1: "b"})[1].any()
+
+
+DAMAGE = {"no-damage": 1, "destroyed": 2}
+
+
+def xbd(folder: Path, name: str, *damages: str, **changes: Any) -> Path:
+    """An image in PNG and its labels as xBD has them: rectangles of 9 x 6 pixels."""
+    for place in ("images", "labels"):
+        (folder / place).mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((40, 60, 3), 90, np.uint8)).save(folder / "images" / f"{name}.png")
+    xy = []
+    for k, damage in enumerate(damages):
+        box = shapely.box(2 + 15 * k, 5, 11 + 15 * k, 11)
+        properties = {"feature_type": "building", "subtype": damage, "uid": f"u{k}"}
+        xy.append({"properties": properties, "wkt": box.wkt})
+    metadata = {"width": 60, "height": 40, "img_name": f"{name}.png"}
+    content = {"features": {"lng_lat": [], "xy": xy}, "metadata": metadata, **changes}
+    path = folder / "labels" / f"{name}.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_xbd_as_it_is_published(tmp_path):
+    xbd(tmp_path, "santa-rosa-wildfire_00000001_post_disaster", *DAMAGE)
+    xbd(tmp_path, "santa-rosa-wildfire_00000002_post_disaster")
+    classes = [{"id": k, "name": name} for name, k in DAMAGE.items()]
+    (tmp_path / "classes.json").write_text(json.dumps({"column": "subtype", "classes": classes}))
+    data = find_cases(tmp_path)
+    assert (data.modality, data.labels) == ("RGB", {1: "no-damage", 2: "destroyed"})
+    first, second = data.training
+    image, label = load_case(first, data.labels)
+    assert (image.shape, label.shape) == ((1, 60, 40, 1), (2, 60, 40, 1))
+    drawn = np.zeros((40, 60), int)
+    drawn[5:11, 2:11], drawn[5:11, 17:26] = 1, 2
+    np.testing.assert_array_equal(label[0, ..., 0].numpy().T, drawn)
+    assert sorted(np.unique(label[1].numpy())) == [0, 1, 2]
+    assert not load_case(second, data.labels)[1].any()
+    part = load_case(replace(first, region=(4, 6, 20, 30)), data.labels)[1]
+    np.testing.assert_array_equal(part[0, ..., 0].numpy().T, drawn[6:30, 4:20])
+
+
+def test_without_a_column_xbd_has_buildings(tmp_path):
+    xbd(tmp_path, "a_pre_disaster", *DAMAGE)
+    given = Labels({1: "building"})
+    data = find_cases(tmp_path, labels=given)
+    assert (load_case(data.training[0], data.labels)[1][0] > 0).sum() == 2 * 54
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"metadata": {"width": 61, "height": 40}}, "says 61 x 40 pixels of the image, it has 60"),
+        ({"metadata": None}, r"has no list features\.xy, or no metadata"),
+        ({"features": {"xy": [{"properties": {}, "wkt": "POLYGON"}]}}, "feature 0 has no wkt"),
+        ({"features": {"xy": [{"wkt": "POLYGON EMPTY"}]}}, "feature 0 has no wkt, or no propert"),
+        ({"features": {"xy": [{"properties": {}, "wkt": "POINT (1 1)"}]}}, "feature 0 is a Point"),
+        (
+            {"features": {"xy": [{"properties": {}, "wkt": shapely.box(70, 5, 80, 9).wkt}]}},
+            "all 1 polygons lie outside of the image of 60 x 40 pixels",
+        ),
+    ],
+)
+def test_what_is_no_label_of_xbd(tmp_path, changes, match):
+    path = xbd(tmp_path, "a", **changes)
+    case = Case(tmp_path / "images/a.png", path, "p")
+    with pytest.raises(DataError, match=rf"^case a: .*a\.json.* ?{match}"):
+        load_case(case, {1: "building"})
+
+
+def test_other_json_is_no_polygon(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps({"type": "FeatureCollection", "features": []}))
+    assert not is_in_pixels(tmp_path / "a.json")
+    assert not is_in_pixels(tmp_path / "none.json")
 
 
 def test_without_a_class_map_all_are_one_label(tmp_path):
