@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,35 @@ def test_boxes_on_the_ground_are_prompts(tune, tmp_path, run, scene):
         DataError, match=r"nothing says which polygons are of which label, house, r"
     ):
         read_prompts(tmp_path / "bare.geojson", grid, LABELS)
+
+
+def test_a_scene_larger_than_what_was_trained_on(tune, tmp_path, scene):
+    """It is not shrunk in silence; in windows it is what a run with these windows makes of it."""
+    for name, window in (("plain", None), ("windowed", 64)):
+        write_run(tmp_path / name, replace(RULES, window=window), classes=2, labels=LABELS)
+    entry = {"case": "a", "patient": "a", "content": "x", "size": [64, 50]}
+    split = {"training": [entry], "validation": []}
+    (tmp_path / "plain" / "split.json").write_text(json.dumps(split))
+    code, err = predict(tune, scene, tmp_path / "plain", tmp_path / "whole.tif")
+    assert code == 0, err
+    said = "case scene: its 188 x 138 pixels are shrunk to one input of the model, and the run was "
+    assert f"{said}trained on images of at most 64." in err
+    assert "--set window=64; or train with --overlay scenes" in err
+    for name, *more in (("plain", "--set", "window=64"), ("windowed",)):
+        code, err = predict(tune, scene, tmp_path / name, tmp_path / f"{name}.tif", *more)
+        assert code == 0, err
+        assert "shrunk" not in err
+    maps = [geo.rasterio.open(tmp_path / f"{name}.tif").read(1) for name in ("plain", "windowed")]
+    assert (maps[0] == maps[1]).all()
+    record = json.loads((tmp_path / "plain.prediction.json").read_text())
+    assert record["settings"]["window"] == 64
+    small = geo.write(tmp_path / "small.tif", geo.bands_and_ids(0, (100, 60))[0])
+    code, err = predict(tune, small, tmp_path / "plain", tmp_path / "s.tif")  # 125 x 75 pixels
+    assert code == 0, err
+    assert "shrunk" not in err
+    code, err = predict(tune, small, tmp_path / "plain", tmp_path / "t.tif", "--set", "window=x")
+    assert code == 1
+    assert "window is 'x'; expected null for whole slices" in err
 
 
 def test_what_is_refused(tune, tmp_path, run, scene):

@@ -70,6 +70,7 @@ class Segmenter:
         reading: how a label map among the prompts is read, see `LoadPromptedScan`.
         aftercare: what is done to masks in the scan's grid; nothing by default.
         source: what DICOM results say of the model: `tuned`, `run`, `algorithm` and `version`.
+        trained_side: longest side of the slices of training, see `LoadPromptedScan`.
 
     Example:
         >>> segmenter = Segmenter.from_run("runs/liver")
@@ -88,12 +89,13 @@ class Segmenter:
         reading: Mapping[str, Any] | None = None,
         aftercare: Aftercare | None = None,
         source: Source | None = None,
+        trained_side: int | None = None,
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.to(self.device).eval()
         self.labels = dict(labels)
         needed = prompted if model.classes else True
-        self.load = LoadPromptedScan(rules, labels, mending, needed, reading)
+        self.load = LoadPromptedScan(rules, labels, mending, needed, reading, trained_side)
         self.inferer = inferer or VolumeInferer(labels, rules)
         self.aftercare = aftercare
         self.source = source or Source()
@@ -104,6 +106,7 @@ class Segmenter:
         run: str | Path | Sequence[str | Path],
         checkpoint: str | Path | None = None,
         unfinished: bool = False,
+        window: int | None = None,
         **options: Any,
     ) -> Segmenter:
         """The model of a training run's output folder, or of several that answer together.
@@ -112,14 +115,16 @@ class Segmenter:
             run: folder written by `medsam-tune train`; or several, see `Ensemble`.
             checkpoint: checkpoint of the base, if it moved after training.
             unfinished: take the best weights so far of a training that is not finished.
+            window: side of the windows that larger slices are seen in, see `TunedRuns`.
             options: other arguments of the constructor.
 
         Raises:
             DataError: see `TunedRuns`.
         """
-        runs = TunedRuns(run, unfinished, checkpoint)
+        runs = TunedRuns(run, unfinished, checkpoint, window)
         known: dict[str, Any] = {"mending": runs.mending, "prompted": runs.prompted}
         known |= {"source": runs.source, "reading": {"coding": runs.coding}}
+        known |= {"trained_side": runs.trained_side}
         return cls(runs.network(), runs.rules, runs.labels, **known | options)
 
     def segment(
