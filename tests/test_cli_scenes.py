@@ -82,6 +82,13 @@ def test_boxes_on_the_ground_are_prompts(tune, tmp_path, run, scene):
     assert code == 0, err
     record = json.loads((tmp_path / "m.prediction.json").read_text())
     assert record["prompts"]["kind"] == "polygons"
+    assert "boxes.geojson: polygons brought from EPSG:4326 to EPSG:32616" in err
+    assert "left out" not in err
+    frame.loc[2] = {"label": "road", "geometry": shapely.box(x - 20, y - 10, x - 10, y)}
+    frame.to_file(tmp_path / "more.geojson")
+    with pytest.warns(UserWarning, match=r"more\.geojson: 1 of 3 polygons outside of the image le"):
+        more = read_prompts(tmp_path / "more.geojson", grid, LABELS, components=1)
+    assert more.labels.tolist() == [1, 2]
     frame.drop(columns="label").to_file(tmp_path / "bare.geojson")
     with pytest.raises(
         DataError, match=r"nothing says which polygons are of which label, house, r"
