@@ -13,6 +13,7 @@ import torch
 
 from medsam_tune.errors import DataError
 from medsam_tune.inference.prompt_files import read_prompts
+from medsam_tune.inference.segmenter import Segmenter
 from medsam_tune.slices.colours import Colours
 from medsam_tune.slices.rules import ScanRules
 from medsam_tune.slices.streamed import streamed
@@ -60,7 +61,13 @@ def test_a_scene_becomes_a_geotiff_or_polygons(tune, tmp_path, run, scene):
     assert code == 0, err
     boxed = geopandas.read_file(tmp_path / "b.gpkg")
     assert boxed.crs == found.crs
-    assert "probability" not in boxed.columns
+    assert boxed["probability"].between(0.5, 1).all()
+    assert not [*tmp_path.glob("*_probability*")]  # files of them were not asked for
+    box = {"objects": [{"label": 1, "slices": {"0": {"box": [20, 20, 60, 50]}}}]}
+    written = Segmenter.from_run(run, device="cpu").predict(scene, box, tmp_path / "c.gpkg")
+    assert written == [tmp_path / "c.gpkg"]
+    same = geopandas.read_file(tmp_path / "c.gpkg")
+    assert same["probability"].tolist() == boxed["probability"].tolist()
 
 
 def test_boxes_on_the_ground_are_prompts(tune, tmp_path, run, scene):

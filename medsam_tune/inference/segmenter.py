@@ -14,6 +14,7 @@ from torch import Tensor
 
 from medsam_tune.files import refuse_taken
 from medsam_tune.formats.mending import Mending
+from medsam_tune.formats.vectors import is_vector
 from medsam_tune.formats.volume import Volume, image_from
 from medsam_tune.inference.aftercare import Aftercare
 from medsam_tune.inference.canvas import Found
@@ -265,7 +266,8 @@ class Segmenter:
         if instances:
             refuse_volume(item.image)
         volume = self._opened(item.image, item.prompts)
-        found = self._answer(volume, item.prompts, separate, probabilities, instances)
+        kept = probabilities or is_vector(Path(output))
+        found = self._answer(volume, item.prompts, separate, kept, instances)
         replaced = own_files(record)
         record.unlink(missing_ok=True)
         if instances:
@@ -274,12 +276,12 @@ class Segmenter:
             place = item.grid, Path(output), name, self.labels
             written = write_instances(found, *place, smallest, self.aftercare)
         else:
-            about: dict[str, Any] = {"source": source, "format": format}
+            about: dict[str, Any] = {"source": source, "format": format, "logits": found.logits}
             written = write_masks(
                 found.labels, item.grid, output, self.labels, self.aftercare, **about
             )
         files = [*written]
-        if found.logits is not None:
+        if probabilities and found.logits is not None:
             files += write_probabilities(found.logits, item.grid, output, self.labels).values()
         for path in {*replaced} - {*files}:
             path.unlink()
