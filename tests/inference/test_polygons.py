@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from medsam_tune.errors import DataError
 from medsam_tune.formats.volume import GeoReference
+from medsam_tune.inference import polygons
 from medsam_tune.inference.canvas import LogitCanvas
 from medsam_tune.inference.output import write_masks
 from medsam_tune.inference.polygons import write_polygons
@@ -67,6 +69,26 @@ def test_shared_borders_stay_shared(tmp_path):
     assert whole.geom_type == "Polygon"
     assert not whole.interiors
     np.testing.assert_allclose(whole.area, plain.area.sum(), rtol=0.01)
+
+
+def test_parts_are_simplified_as_all_together(tmp_path, monkeypatch):
+    """Pieces that touch, nearly touch or lie in another's bay stay in one part."""
+    noise = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(200, 260)), 2)
+    ids = np.digitize(noise, np.quantile(noise, [0.75, 0.9]))
+    calls = []
+    simplify = shapely.coverage_simplify
+    monkeypatch.setattr(
+        shapely, "coverage_simplify", lambda dense, *more: calls.append(1) or simplify(dense, *more)
+    )
+    monkeypatch.setattr(polygons, "_TOGETHER", 10**9)
+    whole = made(tmp_path, ids)
+    assert len(calls) == 1
+    monkeypatch.setattr(polygons, "_TOGETHER", 1)
+    parts = made(tmp_path, ids)
+    assert len(calls) > 10
+    assert parts["label"].tolist() == whole["label"].tolist()
+    assert parts.geometry.geom_equals_exact(whole.geometry, 0).all()
+    assert shapely.coverage_is_valid(parts.geometry.to_numpy())
 
 
 def test_a_neighbour_s_corner_on_a_straight_side(tmp_path):
