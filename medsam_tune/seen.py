@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from medsam_tune.cases.datalist import Case
 from medsam_tune.errors import DataError, listed
@@ -26,7 +27,12 @@ def keep_split(folder: RunFolder, **subsets: Sequence[tuple[Case, PreparedCase]]
     """
     split = {
         name: [
-            {"case": case.id, "patient": case.patient, "content": prepared.content}
+            {
+                "case": case.id,
+                "patient": case.patient,
+                "content": prepared.content,
+                "size": [*prepared.shape[1:]],
+            }
             for case, prepared in members
             if not case.copy
         ]
@@ -76,6 +82,16 @@ def refuse_seen(run: str | Path, name: str, cases: Sequence[tuple[Case, Prepared
             f"{run}: {listed(sorted(seen))}. Their score would not be held-out: give the split of "
             "the training, or cases that it has not seen."
         )
+
+
+def trained_side(run: str | Path) -> int | None:
+    """Longest side of the slices that a run was trained on, pixels; None if nothing says it."""
+    try:
+        members: list[dict[str, Any]] = [*_read_split(Path(run))["training"]]
+    except DataError:
+        return None
+    sizes = [size for one in members if isinstance(size := one.get("size"), list)]
+    return max((side for size in sizes for side in size if type(side) is int), default=None)
 
 
 def _read_split(run: Path) -> dict[str, list[dict[str, str]]]:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nibabel as nib
 import pytest
 
 from medsam_tune.cli.drawn import drawn_prompts, write_drawn
 from medsam_tune.formats.image import affine_of
 from medsam_tune.inference.prompt_files import read_prompts
 from medsam_tune.slices.frames import ScanGrid
+from medsam_tune.slices.intensity import for_modality
+from medsam_tune.slices.rules import ScanRules
+from tests.dicom_series import SIZE, write_series
+from tests.inference.made import write_run
 
 LABELS = {1: "road", 2: "house, old"}
 GRID = ScanGrid(affine_of(), (60, 40, 1))
@@ -51,7 +56,52 @@ def test_what_is_no_prompt(boxes, points, text):
 
 
 def test_two_numbers_are_no_place_in_a_volume():
-    with pytest.raises(ValueError, match=r"--box and --point are of 2-D images, \.png.*a\.nii\.gz"):
+    with pytest.raises(
+        ValueError, match=r"--box and --point are of one 2-D image, \.png.*a\.nii\.gz"
+    ):
         write_drawn(Path("a.nii.gz"), Path("run"), Path("m.png"), ["1,2,3,4"], [])
     with pytest.raises(ValueError, match="are of one image, and --output masks is a folder"):
         write_drawn(Path("a.PNG"), Path("run"), Path("masks"), ["1,2,3,4"], [])
+
+
+def without_place(_, image):
+    for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
+        delattr(image, name)
+
+
+@pytest.mark.parametrize(
+    ("modality", "change"), [("DX", without_place), ("CR", None), ("MG", None)]
+)
+def test_radiographs_in_dicom_take_boxes(tune, tmp_path, modality, change):
+    rules = ScanRules(for_modality("XR"), modality="XR")
+    write_run(tmp_path / "run", rules, classes=2)
+    folder = write_series(tmp_path / "scan", change, modality, count=1)
+    write_series(tmp_path / "others" / "a", change, modality, count=1, uid="1.2.3")
+    write_series(tmp_path / "others" / "b", change, modality, count=1, uid="1.2.4")
+    scans = (folder, next(folder.iterdir()), tmp_path / "others")
+    for number, scan in enumerate(scans):
+        mask = tmp_path / f"m{number}.nii.gz"
+        more = ["--series", "1.2.4"] if scan.name == "others" else []
+        words = ("--run", tmp_path / "run", "--output", mask, "--box", "2,3,9,8,liver", *more)
+        code, _, err = tune("predict", scan, *words, "--bundle", "image")
+        assert code == 0, err
+        assert nib.load(mask).shape == (*SIZE, 1)
+        written = read_prompts(
+            tmp_path / f"m{number}.prompts.json", ScanGrid(affine_of(), (*SIZE, 1)), LABELS
+        )
+        assert written.boxes.tolist() == [[2, 3, 9, 8]]
+
+
+def test_other_dicom_is_refused(tmp_path):
+    ct = write_series(tmp_path / "ct", count=1)
+    cine = write_series(tmp_path / "xa", modality="XA", count=3)
+    for scan in (ct, cine):
+        with pytest.raises(
+            ValueError, match=r"or of one radiograph in DICOM; .* is none. Give a pr"
+        ):
+            write_drawn(scan, Path("run"), tmp_path / "m.nii.gz", ["1,2,3,4"], [])
+    several = write_series(tmp_path / "both" / "a", modality="DX", count=1).parent
+    write_series(several / "b", modality="DX", count=1)
+    with pytest.raises(ValueError, match=r"is none: .*both: 2 series: .*--series"):
+        write_drawn(several, Path("run"), tmp_path / "m.nii.gz", ["1,2,3,4"], [])
+    assert not list(tmp_path.glob("m*"))

@@ -15,6 +15,7 @@ from PIL import Image
 from medsam_tune.cases.datalist import read_datalist
 from medsam_tune.errors import DataError
 from medsam_tune.inference.prompt_files import read_prompts
+from medsam_tune.inference.segmenter import Segmenter
 from medsam_tune.slices.colours import Colours
 from medsam_tune.slices.rules import ScanRules
 from medsam_tune.slices.streamed import streamed
@@ -113,7 +114,13 @@ def test_a_scene_becomes_a_geotiff_or_polygons(tune, tmp_path, run, scene):
     assert code == 0, err
     boxed = geopandas.read_file(tmp_path / "b.gpkg")
     assert boxed.crs == found.crs
-    assert "probability" not in boxed.columns
+    assert boxed["probability"].between(0.5, 1).all()
+    assert not [*tmp_path.glob("*_probability*")]  # files of them were not asked for
+    box = {"objects": [{"label": 1, "slices": {"0": {"box": [20, 20, 60, 50]}}}]}
+    written = Segmenter.from_run(run, device="cpu").predict(scene, box, tmp_path / "c.gpkg")
+    assert written == [tmp_path / "c.gpkg"]
+    same = geopandas.read_file(tmp_path / "c.gpkg")
+    assert same["probability"].tolist() == boxed["probability"].tolist()
 
 
 def test_boxes_on_the_ground_are_prompts(tune, tmp_path, run, scene):
@@ -135,11 +142,47 @@ def test_boxes_on_the_ground_are_prompts(tune, tmp_path, run, scene):
     assert code == 0, err
     record = json.loads((tmp_path / "m.prediction.json").read_text())
     assert record["prompts"]["kind"] == "polygons"
+    assert "boxes.geojson: polygons brought from EPSG:4326 to EPSG:32616" in err
+    assert "left out" not in err
+    frame.loc[2] = {"label": "road", "geometry": shapely.box(x - 20, y - 10, x - 10, y)}
+    frame.to_file(tmp_path / "more.geojson")
+    with pytest.warns(UserWarning, match=r"more\.geojson: 1 of 3 polygons outside of the image le"):
+        more = read_prompts(tmp_path / "more.geojson", grid, LABELS, components=1)
+    assert more.labels.tolist() == [1, 2]
     frame.drop(columns="label").to_file(tmp_path / "bare.geojson")
     with pytest.raises(
         DataError, match=r"nothing says which polygons are of which label, house, r"
     ):
         read_prompts(tmp_path / "bare.geojson", grid, LABELS)
+
+
+def test_a_scene_larger_than_what_was_trained_on(tune, tmp_path, scene):
+    """It is not shrunk in silence; in windows it is what a run with these windows makes of it."""
+    for name, window in (("plain", None), ("windowed", 64)):
+        write_run(tmp_path / name, replace(RULES, window=window), classes=2, labels=LABELS)
+    entry = {"case": "a", "patient": "a", "content": "x", "size": [64, 50]}
+    split = {"training": [entry], "validation": []}
+    (tmp_path / "plain" / "split.json").write_text(json.dumps(split))
+    code, err = predict(tune, scene, tmp_path / "plain", tmp_path / "whole.tif")
+    assert code == 0, err
+    said = "case scene: its 188 x 138 pixels are shrunk to one input of the model, and the run was "
+    assert f"{said}trained on images of at most 64." in err
+    assert "--set window=64; or train with --overlay scenes" in err
+    for name, *more in (("plain", "--set", "window=64"), ("windowed",)):
+        code, err = predict(tune, scene, tmp_path / name, tmp_path / f"{name}.tif", *more)
+        assert code == 0, err
+        assert "shrunk" not in err
+    maps = [geo.rasterio.open(tmp_path / f"{name}.tif").read(1) for name in ("plain", "windowed")]
+    assert (maps[0] == maps[1]).all()
+    record = json.loads((tmp_path / "plain.prediction.json").read_text())
+    assert record["settings"]["window"] == 64
+    small = geo.write(tmp_path / "small.tif", geo.bands_and_ids(0, (100, 60))[0])
+    code, err = predict(tune, small, tmp_path / "plain", tmp_path / "s.tif")  # 125 x 75 pixels
+    assert code == 0, err
+    assert "shrunk" not in err
+    code, err = predict(tune, small, tmp_path / "plain", tmp_path / "t.tif", "--set", "window=x")
+    assert code == 1
+    assert "window is 'x'; expected null for whole slices" in err
 
 
 def test_what_is_refused(tune, tmp_path, run, scene):

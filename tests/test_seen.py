@@ -12,7 +12,7 @@ import pytest
 from medsam_tune.cases.datalist import Case
 from medsam_tune.errors import DataError
 from medsam_tune.runs import RunFolder, RunRecord
-from medsam_tune.seen import keep_split, refuse_seen
+from medsam_tune.seen import keep_split, refuse_seen, trained_side
 from medsam_tune.slices.store import PreparedCase
 
 RECORD = RunRecord("d.json", "d.slices", None, {}, {}, 0.05, 3)
@@ -51,6 +51,28 @@ def split_run(folder: Path) -> Path:
     run.open()
     keep_split(run, training=scans("p1_a", "p1_b"), validation=scans("p2_a"))
     return run.path
+
+
+def test_the_longest_side_of_training_is_known(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run", RECORD)
+    run.open()
+    assert trained_side(run.path) is None
+    (first, small), (second, large) = scans("p1_a", "p1_b")
+    training = [
+        (first, replace(small, shape=(9, 30, 20))),
+        (second, replace(large, shape=(1, 5, 40))),
+    ]
+    other = [(one, replace(case, shape=(1, 99, 99))) for one, case in scans("p2_a")]
+    keep_split(run, training=training, validation=other)
+    assert trained_side(run.path) == 40
+    path = run.path / "split.json"
+    split = json.loads(path.read_text())
+    for one in split["training"]:
+        del one["size"]  # as runs of before have it
+    path.write_text(json.dumps(split))
+    assert trained_side(run.path) is None
+    path.write_text("{")
+    assert trained_side(run.path) is None
 
 
 def test_the_split_is_kept(tmp_path: Path) -> None:

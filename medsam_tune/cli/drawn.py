@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medsam_tune.errors import listed
+from medsam_tune.errors import DataError, listed
 
 _Box = tuple[float, float, float, float]
 
@@ -57,17 +57,19 @@ def write_drawn(
     boxes: Sequence[str],
     points: Sequence[str],
     *,
+    series: str | None = None,
     unfinished: bool = False,
     overwrite: bool = False,
 ) -> Path:
     """Write what was typed as a prompt file beside the mask, `mask.prompts.json`.
 
     Args:
-        scan: image to segment.
+        scan: image to segment, or a DICOM radiograph, which is a file or a folder.
         run: training run, whose labels are meant.
         output: mask to write.
         boxes: see `drawn_prompts`.
         points: see `drawn_prompts`.
+        series: SeriesInstanceUID, or its end, where a folder holds several.
         unfinished: take the best weights so far of a training that is not finished.
         overwrite: replace a prompt file that is there.
 
@@ -77,16 +79,10 @@ def write_drawn(
         DataError: the file is there already.
     """
     from medsam_tune.files import refuse_taken, write_json
-    from medsam_tune.formats import image
-    from medsam_tune.formats.open import is_flat
     from medsam_tune.methods.tuned import read_header
     from medsam_tune.runs import tuned_file
 
-    if not is_flat(scan):
-        raise ValueError(
-            f"--box and --point are of 2-D images, {', '.join(image.ENDINGS)}; {scan} is none. "
-            "Give a prompt file: medsam-tune prompts."
-        )
+    _refuse_volume(scan, series)
     if output.is_dir() or not output.suffix:
         raise ValueError(
             f"--box and --point are of one image, and --output {output} is a folder; expected a "
@@ -98,6 +94,33 @@ def write_drawn(
     refuse_taken(path, overwrite, [scan])
     write_json(path, content)
     return path
+
+
+def _refuse_volume(scan: Path, series: str | None) -> None:
+    """Refuse a scan in which two numbers are no place.
+
+    Raises:
+        ValueError: it is neither a 2-D image nor one radiograph.
+    """
+    from medsam_tune.formats import image
+    from medsam_tune.formats.dicom.stack import PROJECTIONS
+    from medsam_tune.formats.open import format_of, is_flat, read_grid
+
+    if is_flat(scan):
+        return
+    why = ". Give a prompt file: medsam-tune prompts."
+    if format_of(scan) is None:
+        try:
+            grid = read_grid(scan, series)
+        except DataError as error:
+            why = f": {error}"
+        else:
+            if grid.modality in PROJECTIONS and grid.shape[2] == 1:
+                return
+    raise ValueError(
+        f"--box and --point are of one 2-D image, {', '.join(image.ENDINGS)}, or of one radiograph "
+        f"in DICOM; {scan} is none{why}"
+    )
 
 
 def _read(

@@ -81,15 +81,15 @@ def predict(
     box: Annotated[
         list[str] | None,
         typer.Option(
-            help="Of a 2-D image, a box around an object: x0,y0,x1,y1 in pixels, and its label. "
-            "May be repeated."
+            help="Of a 2-D image or a radiograph, a box around an object: x0,y0,x1,y1 in pixels, "
+            "and its label. May be repeated."
         ),
     ] = None,
     point: Annotated[
         list[str] | None,
         typer.Option(
-            help="Of a 2-D image, a point: x,y,1 inside or x,y,0 outside of the object, and its "
-            "label. May be repeated."
+            help="Of a 2-D image or a radiograph, a point: x,y,1 inside or x,y,0 outside of the "
+            "object, and its label. May be repeated."
         ),
     ] = None,
     format_: Annotated[
@@ -163,7 +163,7 @@ def predict(
     if box or point:
         if prompts is not None:
             raise ValueError("give --prompts, or --box and --point, not both.")
-        options = {"unfinished": unfinished, "overwrite": overwrite}
+        options = {"series": series, "unfinished": unfinished, "overwrite": overwrite}
         first = next(iter(runs.values()))[0]
         prompts = write_drawn(scans, first, output, box or [], point or [], **options)
     overrides: dict[str, Any] = {"scans": scans, "output": output}

@@ -112,7 +112,9 @@ def _context(results: Results, viewer: bool) -> dict[str, Any]:
             for kind, each in summary["by_prompts"].items()
         ],
         "footnote": f"{brackets(summary)} n counts cases; empty: neither annotated nor predicted; "
-        "missed: annotated, nothing predicted; false: predicted, not annotated.",
+        "missed: annotated, nothing predicted; false: predicted, not annotated."
+        + " Objects are counted over all cases."
+        * summary.get("flat", False),
         "boxes": boxes,
         "pictures": pictures,
         "picture_note": picture_note,
@@ -169,22 +171,25 @@ def _label_table(
     volume = {"mm": "ml", "px": "px"}.get(unit, "")
     lesions = any((e["lesions"] or 0) > e["n"] + e["n_empty"] for e in entries)
     objects = any(e["pq"] is not None for e in entries)
-    head = ["label", "Dice (95 % interval)", "n", "empty", "missed", "false"]
-    head.append(f"{people(summary)}s")
+    prompted = summary.get("flat", False) and any(e["objects"] for e in entries)
+    head = ["label", "Dice (95 % interval)", *["prompted objects"] * prompted]
+    head += ["n", "empty", "missed", "false", f"{people(summary)}s"]
     head += ["median (quartiles)", *(_with_unit(n, k, unit, volume) for k, n in shown.items())]
-    head += ["lesions found", "false lesions"] * lesions + ["object recall", "PQ"] * objects
+    head += ["lesions found", "false lesions"] * lesions
+    head += ["object precision", "object recall", "PQ"] * objects
     rows = []
     for entry in entries:
         dice = entry["dice"]
         counts = ("n", "n_empty", "n_missed", "n_false", "n_patients")
-        row = [entry["name"], _cell_interval(dice), *(str(entry[key]) for key in counts)]
+        row = [entry["name"], _cell_interval(dice), *[str(entry["objects"])] * prompted]
+        row += [str(entry[key]) for key in counts]
         quartiles = f" ({number(dice['q1'])} to {number(dice['q3'])})"
         row.append("-" if dice["median"] is None else number(dice["median"]) + quartiles)
         row += [number(entry[key]["mean"], key) for key in shown]
         if lesions:
             row += [f"{entry['lesions_found']} of {entry['lesions']}", str(entry["false_lesions"])]
         if objects:
-            row += [number(entry["object_recall"]), number(entry["pq"])]
+            row += [number(entry[key]) for key in ("object_precision", "object_recall", "pq")]
         rows.append(row)
     caption = f"Means over cases, {words}"
     return {"words": headed(words), "caption": caption, "head": head, "rows": rows}

@@ -57,7 +57,7 @@ def read(
 ) -> tuple[Any, tuple[str, ...]]:
     """Read polygons.
 
-    Polygons that cross themselves are mended, and said.
+    Polygons that cross themselves are mended, those outside of the image left out; both is said.
 
     Args:
         path: file of one of `ENDINGS`.
@@ -245,6 +245,9 @@ def _around(
                 f"of the image: they span {there}, the image {here} ({_named(crs)}). Take the "
                 "polygons of this image, or correct their coordinate system."
             )
+    if not (part or touching.all()):
+        outside = int((~touching).sum())
+        notes += (f"{outside} of {len(frame)} polygons outside of the image left out",)
     return frame[touching], notes
 
 

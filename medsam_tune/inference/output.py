@@ -18,6 +18,7 @@ from medsam_tune.formats import coco, geotiff, image, vectors
 from medsam_tune.formats.open import WRITTEN, format_of, is_flat, read_grid, write_array
 from medsam_tune.inference import dicom_output as dicom
 from medsam_tune.inference.aftercare import Aftercare
+from medsam_tune.inference.canvas import LogitCanvas
 from medsam_tune.inference.dicom_output import Source as Source
 from medsam_tune.inference.polygons import write_polygons
 from medsam_tune.slices.frames import ScanGrid
@@ -68,6 +69,7 @@ def write_masks(
     *,
     source: Source | None = None,
     format: str | None = None,
+    logits: LogitCanvas | None = None,
 ) -> dict[Path, dict[int, int]]:
     """Write a label map, or a mask for each label, in the scan's own grid, whole or not at all.
 
@@ -82,6 +84,7 @@ def write_masks(
         aftercare: what is done to the masks; nothing by default.
         source: what a DICOM result says of its origin.
         format: name of the format, see `format_for`; by default that of the ending.
+        logits: logits of the labels, whose probabilities polygons tell; None leaves them out.
 
     Returns:
         file -> label id -> number of its voxels in the scan's own grid, of each that has one.
@@ -96,7 +99,7 @@ def write_masks(
         return {Path(path): counts}
     if isinstance(found, Tensor):
         if vectors.is_vector(Path(path)):
-            return {Path(path): _write_polygons(found, grid, Path(path), labels, aftercare)}
+            return {Path(path): _write_polygons(found, grid, Path(path), labels, aftercare, logits)}
         return {Path(path): write_mask(found, grid, path, aftercare)}
     paths = mask_paths(path, labels)
     written = {}
@@ -131,6 +134,7 @@ def _write_polygons(
     path: Path,
     labels: Mapping[int, str],
     aftercare: Aftercare | None,
+    logits: LogitCanvas | None,
 ) -> dict[int, int]:
     """Write the pieces of a label map as polygons; label id -> number of pixels."""
     array = on_grid(found, grid, aftercare)
@@ -138,7 +142,15 @@ def _write_polygons(
     with TemporaryDirectory(dir=path.parent, prefix=".scene") as folder:
         maps = Path(folder) / "labels.tif"
         write_array(maps, array, grid.affine, georeference=grid.georeference)
-        write_polygons(path, maps, labels)
+        beside = None
+        if logits is not None:
+            beside = Path(folder) / "probability.tif"
+            likely = np.zeros(array.shape, np.float32)
+            for label in logits.labels:
+                own = array == label
+                likely[own] = grid.to_file(logits.probabilities(label))[own]
+            write_array(beside, likely, grid.affine, georeference=grid.georeference)
+        write_polygons(path, maps, labels, beside)
     return _counts(array)
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from medsam_tune.errors import DataError
 from medsam_tune.formats import geotiff, vectors
@@ -20,6 +22,8 @@ TOLERANCE = 1.5
 pixels become lines."""
 
 _SIDE = 1024  # of the blocks that means are taken of, pixels
+_NEAR = 4.0  # pixels; borders further apart do not meet, as simplifying moves them by 2 at most
+_TOGETHER = 500  # polygons that are simplified together, at least
 
 
 def write_polygons(
@@ -115,13 +119,34 @@ def _means(path: Path, shapes: NDArray[Any], shapely: Any) -> NDArray[np.float64
 
 
 def _simplified(shapes: NDArray[Any], tolerance: float, shapely: Any) -> NDArray[Any]:
-    """Shapes (N,) simplified together, in pixels."""
-    # A corner of a neighbour is a point of a straight side as well: all share all their points.
-    dense = shapely.transform(shapely.segmentize(shapes, 1.0), np.rint)
-    found = shapely.coverage_simplify(dense, tolerance)
-    broken = ~shapely.is_valid(found)
-    found[broken] = shapely.make_valid(found[broken])
-    return found  # type: ignore[no-any-return]
+    """Shapes (N,) simplified, in pixels; those that touch or nearly touch together."""
+    found = shapes.copy()
+    for part in _parts(shapes, shapely):
+        # A corner of a neighbour is a point of a straight side as well: all share all their points.
+        dense = shapely.transform(shapely.segmentize(shapes[part], 1.0), np.rint)
+        simple = shapely.coverage_simplify(dense, tolerance)
+        broken = ~shapely.is_valid(simple)
+        simple[broken] = shapely.make_valid(simple[broken])
+        found[part] = simple
+    return found
+
+
+def _parts(shapes: NDArray[Any], shapely: Any) -> list[NDArray[np.int64]]:
+    """Indices of shapes (N,) in parts of some hundreds, as time and memory grow faster than a part.
+
+    Shapes of two parts lie further apart than simplifying moves a border. A part is larger where
+    more shapes hang together.
+    """
+    near = shapely.STRtree(shapes).query(shapes, "dwithin", distance=_NEAR)
+    count = len(shapes)
+    links = coo_array((np.ones(near.shape[1], bool), (near[0], near[1])), shape=(count, count))
+    _, group = connected_components(links, directed=False)
+    order = np.argsort(group, kind="stable")
+    cuts = [0]
+    for start in (np.flatnonzero(np.diff(group[order])) + 1).tolist():
+        if start - cuts[-1] >= _TOGETHER:
+            cuts.append(start)
+    return np.split(order, cuts[1:])
 
 
 def _placed(points: NDArray[np.float64], reference: GeoReference) -> NDArray[np.float64]:

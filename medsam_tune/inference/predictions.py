@@ -116,6 +116,12 @@ class Predictions:
         return self._number > 1
 
     @property
+    def needs_logits(self) -> bool:
+        """Whether logits are kept: for files of probabilities, or for those that polygons tell."""
+        one = "" if self.output.is_dir() else ending_of(self.output)
+        return self.probabilities or vectors.is_vector(Path(f"mask{one or self.ending}"))
+
+    @property
     def about(self) -> dict[str, Any]:
         """What the records of all masks have in common."""
         labels = {str(key): name for key, name in self.runs.labels.items()}

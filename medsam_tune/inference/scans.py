@@ -29,6 +29,7 @@ from medsam_tune.prompts import SlicePrompts
 from medsam_tune.slices.cut import cut
 from medsam_tune.slices.frames import ScanGrid
 from medsam_tune.slices.rules import ScanRules
+from medsam_tune.slices.streamed import warn_if_shrunk
 
 Scan = str | Path | Tensor | NDArray[Any] | Image.Image
 """A file, a DICOM folder, or an image in memory: a MetaTensor, or an array with an affine; of a 2-D
@@ -73,6 +74,8 @@ class LoadPromptedScan:
         prompted: True if the model needs prompts, False if it takes none, None if either may come.
         reading: how a label map among the prompts is read: `prompts_as`, `jitter`, `seed` and
             `coding` of `read_prompts`.
+        trained_side: longest side of the slices of training, pixels, if it is known; see
+            `streamed.warn_if_shrunk`.
     """
 
     def __init__(
@@ -82,12 +85,14 @@ class LoadPromptedScan:
         mending: Mending | None = None,
         prompted: bool | None = None,
         reading: Mapping[str, Any] | None = None,
+        trained_side: int | None = None,
     ) -> None:
         self.rules = rules
         self.labels = labels
         self.mending = mending or Mending()
         self.prompted = prompted
         self.reading = dict(reading or {})
+        self.trained_side = trained_side
 
     def __call__(self, item: Mapping[str, Any]) -> PromptedScan:
         """Read one scan.
@@ -134,6 +139,7 @@ class LoadPromptedScan:
         case = Case(path, None, "", series, name)
         with about(f"case {case.id}"):
             if isinstance(scan, (str, Path)):
+                warn_if_shrunk(path, self.rules, self.trained_side)
                 image, _ = load_case(case, self.labels, self.mending, self.rules.expected)
             else:
                 flat = affine is None and self._is_flat(scan)

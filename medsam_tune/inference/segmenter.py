@@ -14,6 +14,7 @@ from torch import Tensor
 
 from medsam_tune.files import refuse_taken
 from medsam_tune.formats.mending import Mending
+from medsam_tune.formats.vectors import is_vector
 from medsam_tune.formats.volume import Volume, image_from
 from medsam_tune.inference.aftercare import Aftercare
 from medsam_tune.inference.canvas import Found
@@ -70,6 +71,7 @@ class Segmenter:
         reading: how a label map among the prompts is read, see `LoadPromptedScan`.
         aftercare: what is done to masks in the scan's grid; nothing by default.
         source: what DICOM results say of the model: `tuned`, `run`, `algorithm` and `version`.
+        trained_side: longest side of the slices of training, see `LoadPromptedScan`.
 
     Example:
         >>> segmenter = Segmenter.from_run("runs/liver")
@@ -88,12 +90,13 @@ class Segmenter:
         reading: Mapping[str, Any] | None = None,
         aftercare: Aftercare | None = None,
         source: Source | None = None,
+        trained_side: int | None = None,
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.to(self.device).eval()
         self.labels = dict(labels)
         needed = prompted if model.classes else True
-        self.load = LoadPromptedScan(rules, labels, mending, needed, reading)
+        self.load = LoadPromptedScan(rules, labels, mending, needed, reading, trained_side)
         self.inferer = inferer or VolumeInferer(labels, rules)
         self.aftercare = aftercare
         self.source = source or Source()
@@ -104,6 +107,7 @@ class Segmenter:
         run: str | Path | Sequence[str | Path],
         checkpoint: str | Path | None = None,
         unfinished: bool = False,
+        window: int | None = None,
         **options: Any,
     ) -> Segmenter:
         """The model of a training run's output folder, or of several that answer together.
@@ -112,14 +116,16 @@ class Segmenter:
             run: folder written by `medsam-tune train`; or several, see `Ensemble`.
             checkpoint: checkpoint of the base, if it moved after training.
             unfinished: take the best weights so far of a training that is not finished.
+            window: side of the windows that larger slices are seen in, see `TunedRuns`.
             options: other arguments of the constructor.
 
         Raises:
             DataError: see `TunedRuns`.
         """
-        runs = TunedRuns(run, unfinished, checkpoint)
+        runs = TunedRuns(run, unfinished, checkpoint, window)
         known: dict[str, Any] = {"mending": runs.mending, "prompted": runs.prompted}
         known |= {"source": runs.source, "reading": {"coding": runs.coding}}
+        known |= {"trained_side": runs.trained_side}
         return cls(runs.network(), runs.rules, runs.labels, **known | options)
 
     def segment(
@@ -260,7 +266,8 @@ class Segmenter:
         if instances:
             refuse_volume(item.image)
         volume = self._opened(item.image, item.prompts)
-        found = self._answer(volume, item.prompts, separate, probabilities, instances)
+        kept = probabilities or is_vector(Path(output))
+        found = self._answer(volume, item.prompts, separate, kept, instances)
         replaced = own_files(record)
         record.unlink(missing_ok=True)
         if instances:
@@ -269,12 +276,12 @@ class Segmenter:
             place = item.grid, Path(output), name, self.labels
             written = write_instances(found, *place, smallest, self.aftercare)
         else:
-            about: dict[str, Any] = {"source": source, "format": format}
+            about: dict[str, Any] = {"source": source, "format": format, "logits": found.logits}
             written = write_masks(
                 found.labels, item.grid, output, self.labels, self.aftercare, **about
             )
         files = [*written]
-        if found.logits is not None:
+        if probabilities and found.logits is not None:
             files += write_probabilities(found.logits, item.grid, output, self.labels).values()
         for path in {*replaced} - {*files}:
             path.unlink()

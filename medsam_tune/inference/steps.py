@@ -205,7 +205,9 @@ class WritePrediction:
             masks = self._masks(job, found, grid)
             maps = (
                 {}
-                if isinstance(found, Scene) or found.logits is None
+                if isinstance(found, Scene)
+                or found.logits is None
+                or not self.predictions.probabilities
                 else write_probabilities(found.logits, grid, job.mask, labels)
             )
         except BaseException:
@@ -256,6 +258,7 @@ class WritePrediction:
             self.aftercare,
             source=self.predictions.source_of(job),
             format=self.predictions.format,
+            logits=found.logits,
         )
 
     def _record(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from medsam_tune.methods.header import TunedHeader
 from medsam_tune.methods.tuned import load_tuned, read_header
 from medsam_tune.runs import RunRecord, read_record, tuned_file
 from medsam_tune.sam.model import PromptableSam
+from medsam_tune.seen import trained_side
 from medsam_tune.slices.rules import ScanRules, rules_from
 
 
@@ -27,10 +28,12 @@ class _Run:
     record: RunRecord
     tuned: Path
     header: TunedHeader
+    window: int | None = None
 
     @property
     def rules(self) -> ScanRules:
-        return rules_from(self.record.rules)
+        rules = rules_from(self.record.rules)
+        return rules if self.window is None else replace(rules, window=self.window)
 
     @property
     def mending(self) -> Mending:
@@ -49,6 +52,8 @@ class TunedRuns:
             `ensembles.differences`, and mend the same faults.
         unfinished: take the best weights so far of a training that is not finished.
         checkpoint: checkpoint of the base of all, if it moved after training.
+        window: side of the windows that larger slices are seen in, pixels, as `ScanRules.window`;
+            None for those of training.
 
     Attributes:
         labels: label id -> name.
@@ -66,9 +71,10 @@ class TunedRuns:
         folders: str | Path | Sequence[str | Path],
         unfinished: bool = False,
         checkpoint: str | Path | None = None,
+        window: int | None = None,
     ) -> None:
         several = [folders] if isinstance(folders, (str, Path)) else folders
-        self._runs = [_opened(Path(folder), unfinished) for folder in several]
+        self._runs = [_opened(Path(folder), unfinished, window) for folder in several]
         self._checkpoint = checkpoint
         first, *others = self._runs
         for other in others:
@@ -117,6 +123,11 @@ class TunedRuns:
         return files_hash(run.tuned for run in self._runs)
 
     @cached_property
+    def trained_side(self) -> int | None:
+        """Longest side of the slices that any run was trained on, pixels; None if unknown."""
+        return max((side for run in self._runs if (side := trained_side(run.folder))), default=None)
+
+    @cached_property
     def calibration(self) -> Calibration | None:
         """What the qualities of its masks mean; None of several runs, and where nobody measured."""
         return None if self.several else read_calibration(self._runs[0].folder)
@@ -130,9 +141,9 @@ class TunedRuns:
         ]
 
 
-def _opened(folder: Path, unfinished: bool) -> _Run:
+def _opened(folder: Path, unfinished: bool, window: int | None) -> _Run:
     tuned = tuned_file(folder, unfinished)
-    return _Run(folder, read_record(folder), tuned, read_header(tuned))
+    return _Run(folder, read_record(folder), tuned, read_header(tuned), window)
 
 
 def _refuse_other(first: _Run, other: _Run) -> None:

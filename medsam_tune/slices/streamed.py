@@ -22,6 +22,7 @@ from medsam_tune.slices.cut import seen_by
 from medsam_tune.slices.frames import ScanGrid
 from medsam_tune.slices.rules import ScanRules
 
+_LARGE = 2  # sides of the images of training: a longer image is another scale
 _SAMPLED = 2000  # pixels along the longer side that a scene's range of values is measured on
 
 
@@ -30,6 +31,29 @@ def is_streamed(path: Path, rules: ScanRules) -> bool:
     plain = isinstance(rules.intensity, Colours) and rules.plane == "axial"
     seen = plain and rules.window is not None and not rules.neighbours and rules.spacing is None
     return seen and path.is_file() and reader_of(path) is geotiff
+
+
+def warn_if_shrunk(path: Path, rules: ScanRules, trained_side: int | None) -> None:
+    """Warn of a GeoTIFF that is seen whole, much smaller than what the model was trained on.
+
+    Args:
+        path: the image.
+        rules: rules of prediction.
+        trained_side: longest side of the slices of training, pixels; None if unknown.
+    """
+    if trained_side is None or rules.window is not None or not path.is_file():
+        return
+    if reader_of(path) is not geotiff:
+        return
+    place = geotiff.read_grid(path)
+    width, height, _ = rules.grid(place.shape, place.affine, place.spacing_known).size
+    if max(width, height) > _LARGE * trained_side:
+        warn(
+            f"its {width} x {height} pixels are shrunk to one input of the model, and the run was "
+            f"trained on images of at most {trained_side}. To have it seen in windows of their "
+            f"size, and of any size in little memory: --set window={trained_side}; or train with "
+            "--overlay scenes."
+        )
 
 
 class StreamedSlice:

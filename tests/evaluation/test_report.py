@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,30 @@ def test_images_have_no_slices(tmp_path: Path) -> None:
         assert "Means over cases, without prompts" in text
         assert "% of the outlines lie within" in text
         assert not re.search("every slice|[Vv]olume|voxel|Fewer than 30 patients", text)
+
+
+def test_objects_of_images_are_counted(tmp_path: Path) -> None:
+    counted = {"true_objects": 4, "found_objects": 5, "paired_objects": 3, "paired_iou": 2.4}
+    kinds = {
+        kind: [replace(one, objects=asked, **counted) for one in scores(kind, {1: "roof"}, 0.9)]
+        for kind, asked in (("slices", 4), ("none", 0))
+    }
+    known = {"subset": "test", "cases": 8, "seconds": 2.5, "stopped_by": None, "flat": True}
+    write_scores(
+        tmp_path, kinds, {**known, **measured_by(Measures()), **summarise_kinds(kinds, {})}
+    )
+    page = Page(write_report(tmp_path).read_text())
+    tables = dict(zip(page.captions, page.tables, strict=True))
+    head, row = tables["Means over cases, by a box around each object"]
+    cells = dict(zip(head, row, strict=True))
+    assert head[2] == "prompted objects"  # beside the Dice
+    assert cells["prompted objects"] == "32"
+    assert (cells["object precision"], cells["object recall"]) == ("0.600", "0.750")
+    head, _ = tables["Means over cases, without prompts"]
+    assert "prompted objects" not in head
+    assert "object precision" in head
+    volumes = Page(write_report(evaluated(tmp_path / "scans")).read_text())
+    assert "prompted objects" not in volumes.tables[0][0]
 
 
 def test_pixels_are_whole_numbers(tmp_path: Path) -> None:

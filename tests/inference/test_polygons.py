@@ -5,10 +5,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from scipy import ndimage
 
 from medsam_tune.errors import DataError
 from medsam_tune.formats.volume import GeoReference
+from medsam_tune.inference import polygons
+from medsam_tune.inference.canvas import LogitCanvas
+from medsam_tune.inference.output import write_masks
 from medsam_tune.inference.polygons import write_polygons
+from medsam_tune.inference.spool import Spool
+from medsam_tune.slices.frames import ScanGrid
 from tests import geo
 
 geopandas = pytest.importorskip("geopandas", reason="the extra geo is not installed")
@@ -64,6 +71,26 @@ def test_shared_borders_stay_shared(tmp_path):
     np.testing.assert_allclose(whole.area, plain.area.sum(), rtol=0.01)
 
 
+def test_parts_are_simplified_as_all_together(tmp_path, monkeypatch):
+    """Pieces that touch, nearly touch or lie in another's bay stay in one part."""
+    noise = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(200, 260)), 2)
+    ids = np.digitize(noise, np.quantile(noise, [0.75, 0.9]))
+    calls = []
+    simplify = shapely.coverage_simplify
+    monkeypatch.setattr(
+        shapely, "coverage_simplify", lambda dense, *more: calls.append(1) or simplify(dense, *more)
+    )
+    monkeypatch.setattr(polygons, "_TOGETHER", 10**9)
+    whole = made(tmp_path, ids)
+    assert len(calls) == 1
+    monkeypatch.setattr(polygons, "_TOGETHER", 1)
+    parts = made(tmp_path, ids)
+    assert len(calls) > 10
+    assert parts["label"].tolist() == whole["label"].tolist()
+    assert parts.geometry.geom_equals_exact(whole.geometry, 0).all()
+    assert shapely.coverage_is_valid(parts.geometry.to_numpy())
+
+
 def test_a_neighbour_s_corner_on_a_straight_side(tmp_path):
     """The corner is no point of the long side, where simplifying it alone would leave a gap."""
     ids = np.zeros((60, 60))
@@ -73,6 +100,24 @@ def test_a_neighbour_s_corner_on_a_straight_side(tmp_path):
     found = made(tmp_path, ids).geometry.to_numpy()
     assert shapely.coverage_is_valid(found)
     assert len(shapely.union_all(found).interiors) == 0
+
+
+def test_a_mask_s_polygons_have_the_mean_of_its_logits(tmp_path):
+    reference = GeoReference(geo.rasterio.CRS.from_string(geo.UTM).to_wkt(), geo.transform()[:6])
+    grid = ScanGrid(np.diag([-500.0, -500, 1, 1]), (40, 30, 1), georeference=reference)
+    labels = torch.zeros(1, 30, 40, dtype=torch.uint8)
+    labels[0, 5:15, 5:15], labels[0, 5:15, 15:25] = 1, 2
+    logits = LogitCanvas((1, 30, 40), NAMES, Spool())
+    half = torch.full((2, 30, 40), 1.0)
+    half[0, 10:], half[1, :, 20:] = 3.0, 2.0
+    logits.paint(torch.tensor([0, 0]), torch.tensor([1, 2]), half)
+    write_masks(labels, grid, tmp_path / "a.geojson", NAMES, logits=logits)
+    found = geopandas.read_file(tmp_path / "a.geojson").sort_values("label")
+    one, two, three = torch.tensor([1.0, 2.0, 3.0]).sigmoid().tolist()
+    np.testing.assert_allclose(
+        found["probability"], [(one + three) / 2, (one + two) / 2], atol=1e-3
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["a.geojson"]
 
 
 def test_the_mean_probability_of_each(tmp_path):

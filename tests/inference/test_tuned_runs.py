@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from medsam_tune.errors import DataError
-from medsam_tune.files import file_hash
+from medsam_tune.files import file_hash, write_json
 from medsam_tune.formats.mending import Mending
 from medsam_tune.inference.ensembles import Ensemble
 from medsam_tune.inference.tuned_runs import TunedRuns
@@ -35,6 +36,21 @@ def test_one_run_or_several(tmp_path: Path) -> None:
         {"run": "a", "tuned_sha256": hashes[0]},
         {"run": "b", "tuned_sha256": hashes[1]},
     ]
+
+
+def test_windows_of_prediction(tmp_path: Path) -> None:
+    for name, side in (("a", 48), ("b", 64)):
+        write_run(tmp_path / name, RULES, classes=2)
+        entry = {"case": "c", "patient": "p", "content": "x", "size": [side, 30]}
+        write_json(tmp_path / name / "split.json", {"training": [entry], "validation": []})
+    write_run(tmp_path / "c", RULES, classes=2)
+    runs = TunedRuns([tmp_path / name for name in "abc"], window=48)
+    assert runs.rules == replace(RULES, window=48)
+    network = runs.network()
+    assert isinstance(network, Ensemble)
+    assert {rules.window for rules in network.rules} == {48}
+    assert runs.trained_side == 64
+    assert TunedRuns(tmp_path / "c").trained_side is None
 
 
 def test_runs_that_differ_are_refused(tmp_path: Path) -> None:

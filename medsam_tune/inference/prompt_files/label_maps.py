@@ -16,7 +16,7 @@ from medsam_tune.cases.checks import check_pair
 from medsam_tune.cases.classes import Coding, coding_said
 from medsam_tune.cases.labels.grid import placed
 from medsam_tune.cases.labels.open import open_label
-from medsam_tune.errors import DataError, listed
+from medsam_tune.errors import DataError, listed, warn
 from medsam_tune.formats import vectors
 from medsam_tune.formats.mending import Mending
 from medsam_tune.formats.volume import with_meta_of
@@ -87,6 +87,9 @@ def read_label_map(
         said = replace(said, column=column)
     opened = open_label(path, said)
     label = opened.onto(_image_on(grid), Path("the scan"), labels, Mending())
+    if vectors.is_vector(path):
+        for note in label.meta["notes"]:
+            warn(f"{path}: {note}")
     truth, _ = cut_label(label, grid)
     apart = cut_label(cast(MetaTensor, label[1:]), grid)[0] if label.shape[0] > 1 else None
     prompts = prompts_of_labels(truth, labels, kind, jitter, seed, components, apart)

@@ -66,6 +66,17 @@ def test_another_coordinate_system_is_brought_to_the_image_s(scene, tmp_path):
     assert found.meta["notes"] == ["polygons brought from EPSG:4326 to EPSG:32616"]
 
 
+def test_what_lies_outside_of_the_image_is_left_out_and_said(scene, tmp_path):
+    x, y = geo.ORIGIN
+    beside = shapely.box(x - 20, y - 10, x - 10, y)
+    path = save(tmp_path / "a.gpkg", frame([*(one for one, _ in BOXES), beside]))
+    found = label(scene, path)
+    np.testing.assert_array_equal(found[0, ..., 0].numpy().T, IDS)
+    said = f"1 of {len(BOXES) + 1} polygons outside of the image left out"
+    assert found.meta["notes"] == [said]
+    assert label(scene, path, region=(5, 3, 40, 30)).meta["notes"] == []  # others have the rest
+
+
 def test_a_part_of_the_scene_has_its_polygons(scene, tmp_path):
     path = save(tmp_path / "a.gpkg", frame())
     found = label(scene, path, region=(5, 3, 40, 30))
