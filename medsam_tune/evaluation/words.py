@@ -180,6 +180,8 @@ def facts(summary: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
         rows.append(("sha256 of the datalist", data["sha256"]))
     if data.get("content"):
         rows.append(("hash of the scored voxels", data["content"]))
+    if summary.get("masks"):
+        rows.append(("hash of the masks", summary["masks"]))
     for name, split in (run.get("split") or {}).items():
         said = f"{many(split['cases'], 'case')}, {many(split['patients'], people(summary))}, hash "
         rows.append((f"the model's {name}", f"{said}{split['content']}"))
