@@ -231,7 +231,8 @@ def _volumes(results: Results) -> list[dict[str, str]]:
             unit = "ml" if entry["unit"] == "mm" else "px"
             title = sized(results.summary, "Volumes") + f" of {entry['name']}"
             size = sized(results.summary, "volume")
-            caption = f"{entry['name']}: predicted minus true {size}, {unit}, {len(pairs)} cases"
+            caption = f"{entry['name']}: predicted minus true {size}, {unit}, {len(pairs)} cases, "
+            caption += by(results.summary["prompts"], results.summary)
             found.append({"svg": bland_altman(title, pairs, unit), "caption": caption})
     return found
 
@@ -280,15 +281,17 @@ def _groups(summary: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
     for column, values in (summary.get("groups") or {}).items():
         rows = [
             [
-                *(value or "(none)", entry["name"], str(entry["n"]), str(entry["n_patients"])),
+                *(value or "(none)", entry["name"]),
+                *(str(entry[key]) for key in ("n", "n_empty", "n_missed", "n_patients")),
                 *(_cell_interval(entry["dice"]), _cell_interval(entry["nsd"])),
             ]
             for value, labels in values.items()
             for entry in labels.values()
         ]
-        head = [column, "label", "n", f"{people(summary)}s"]
+        head = [column, "label", "n", "empty", "missed", f"{people(summary)}s"]
         head += ["Dice (95 % interval)", "NSD (95 % interval)"]
-        yield {"caption": f"Scores by {column}", "head": head, "rows": rows}
+        caption = f"Scores by {column}, {by(summary['prompts'], summary)}"
+        yield {"caption": caption, "head": head, "rows": rows}
 
 
 def _jitter(results: Results) -> dict[str, Any] | None:

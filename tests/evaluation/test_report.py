@@ -123,11 +123,30 @@ def test_numbers_are_those_of_the_summary(tmp_path: Path) -> None:
     assert f"The Dice is {summary['mean_dice']:.3f} (95 % interval" in text
     assert "Measured on 8 held-out cases of 8 patients" in text
     assert "Fewer than 30 patients" in text
-    groups = tables["Scores by site"]
+    groups = tables["Scores by site, by a box on every slice"]
     assert [row[0] for row in groups[1:]] == ["B", "B", "liver", "liver"]
+    assert groups[0][2:6] == ["n", "empty", "missed", "patients"]
+    assert [row[2:6] for row in groups[1:]] == [["4", "0", "0", "4"]] * 4
+    assert "liver: predicted minus true volume, ml, 8 cases, by a box on every slice" in text
     words = (folder / "report.md").read_text()
     assert f"{summary['mean_dice']:.3f}" in words
     ResultFolder(folder).refuse_others()
+
+
+def test_tolerances_are_named(tmp_path: Path) -> None:
+    folder = evaluated(tmp_path)
+    write_report(folder)
+    for name in ("report.html", "report.md"):
+        text = (folder / name).read_text()
+        assert "surfaces lie within 2 mm of the annotator" in text
+        assert "NSD is the share of both surfaces that lies within 2 mm of the other one" in text
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["labels"]["2"]["tolerance"] = 3.5
+    (folder / "summary.json").write_text(json.dumps(summary))
+    write_report(folder)
+    for name in ("report.html", "report.md"):
+        text = (folder / name).read_text()
+        assert text.count("within 2 mm (liver) or 3.5 mm (spleen) of the") == 2
 
 
 def test_images_have_no_slices(tmp_path: Path) -> None:
