@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from medsam_tune.errors import DataError
-from medsam_tune.evaluation.figures import bland_altman, box_plot, curves, ticks
+from medsam_tune.evaluation.figures import bland_altman, box_plot, curves, learning_curve, ticks
 from medsam_tune.evaluation.folder import ResultFolder
 from medsam_tune.evaluation.metrics import Measures, Score
 from medsam_tune.evaluation.report import write_report
@@ -288,10 +288,58 @@ def test_figures_say_their_numbers() -> None:
     boxes = box_plot("Dice", {"a<b": [0.1, 0.5, 0.9]}, "Dice")
     assert "a&lt;b: median 0.5, quartiles 0.3 to 0.7" in boxes
     assert boxes.count('class="dot"') == 3
+    boxes = box_plot(
+        "Dice", {"the lobe of the left lung": [0.5], "the lobe on the left lung": []}, ""
+    )
+    assert ">the lobe o\u2026e left lung<" in boxes
+    assert ">the lobe on the l\u2026 (2)<" in boxes
     volumes = bland_altman("V", [(1.0, 1.5), (2.0, 2.5)], "ml")
     assert "mean difference +0.5 ml" in volumes
     lines = curves("Dice", {"box": [(0.0, 0.9), (0.2, 0.5)]}, "noise")
     assert "box: 0.900 at 0, 0.500 at 0.2" in lines
+
+
+LONG = "a method with a name that is longer than any legend has room for"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [
+            *("by a box on every slice", "by one 3-D box", "by boxes on 5 slices", "by one point"),
+            *("by a box on one slice and the range", "by a box on one", "without prompts", "x"),
+        ],
+        [f"{LONG}, the {n}th one of them, in the fold {n} of 9 folds" for n in range(9)],
+        [f"{LONG[:30]} {n} {LONG}" for n in range(9)],
+    ],
+)
+def test_lines_and_their_names_are_told_apart(tmp_path: Path, names: list[str]) -> None:
+    """Entries stand beside each other in the figure; each has a mark, a dash and a name alone."""
+    points = [{"patients": n, "mean": 0.5, "interval": None} for n in (5, 10)]
+    for figure in (
+        curves("Dice", {name: [(0.0, 0.9), (0.2, 0.5)] for name in names}, "noise"),
+        learning_curve("Dice", dict.fromkeys(names, points), "patients"),
+    ):
+        width, height = map(float, re.findall(r'viewBox="0 0 (\S+) (\S+)"', figure)[0])
+        entries = [
+            (float(x), float(y), text)
+            for x, y, text in re.findall(r'x="(\S+)" y="(\S+)" text-anchor="start">(.*?)<', figure)
+        ]
+        assert len({text for *_, text in entries}) == len(names)
+        rows: dict[float, list[tuple[float, float]]] = {}
+        for x, y, text in entries:
+            rows.setdefault(y, []).append((x - 34, x + 9.5 * len(text)))  # letters of 17 px
+        assert max(rows) + 5 <= height
+        for row in rows.values():
+            ends = [end for pair in sorted(row) for end in pair]
+            assert ends == sorted(ends)
+            assert (ends[0] >= 0, ends[-1] <= width) == (True, True)
+        marks = re.findall(r'<path class="(dot|ring)" d="M\S+ [\d.]+(m[^"]*)"', figure)
+        assert len({*marks}) == len(names)
+    page = write_report(evaluated(tmp_path)).read_text()
+    dashes = dict(re.findall(r"\.(line[1-7]) \{[^}]*stroke-dasharray: ([^;}]*);", page))
+    assert len({*dashes.values()}) == len(dashes) == 7  # the first line has none
+    assert {f"line{n % 8}" for n in range(8)} == {*re.findall(r'class="line (line\d)"', figure)}
 
 
 def test_ticks_are_round() -> None:
