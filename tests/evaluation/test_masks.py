@@ -108,10 +108,22 @@ def test_folders_without_masks(datalist: Path, tmp_path: Path) -> None:
 def test_the_command(
     datalist: Path, tmp_path: Path, tune: Callable[..., tuple[int, str, str]]
 ) -> None:
-    for name in "ab":
-        write_nifti(tmp_path / "theirs" / f"{name}.nii.gz", small_scan()[1])
+    label = small_scan()[1]
+    write_nifti(tmp_path / "theirs" / "a.nii.gz", np.where(np.arange(6) > 2, 0, label))
+    write_nifti(tmp_path / "theirs" / "b.nii.gz", np.where(label == 2, 0, label))
     code, _, said = tune("evaluate", "--masks", tmp_path / "theirs", "--datalist", datalist)
     assert code == 0, said
+    assert said.partition("the worst, in the given masks\n")[2].splitlines()[:3] == [
+        "b_0000 spleen 0.000: nothing predicted, 0.864 ml are annotated",
+        "a_0000 liver 0.667: 50% of the size, 1.15 ml for 2.3 ml; 2 of 4 slices missed",
+        "a_0000 spleen 0.667: 50% of the size, 0.432 ml for 0.864 ml; 1 of 2 slices missed",
+    ]
+    assert "b_0000 liver" not in said
+    summary = json.loads(
+        (tmp_path / "theirs_evaluation" / "evaluation" / "summary.json").read_text()
+    )
+    found = [summary["labels"][label]["found"] for label in "12"]
+    assert [(one["n"], one["mean"]) for one in found] == [(2, 1.0), (2, 0.5)]
     page = tmp_path / "theirs_evaluation" / "evaluation" / "report.html"
     assert f"report: {page}" in said
     assert not re.search("Engine run|Epoch", said)
