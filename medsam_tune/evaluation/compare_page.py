@@ -19,11 +19,11 @@ from medsam_tune.evaluation.compare import (
     test_against,
 )
 from medsam_tune.evaluation.figures import box_plot, learning_curve
-from medsam_tune.evaluation.markdown import escaped, table
+from medsam_tune.evaluation.markdown import behind, escaped, table
 from medsam_tune.evaluation.pages import render
 from medsam_tune.evaluation.report import REPORT
 from medsam_tune.evaluation.statistics import FEW, FEWEST, footnote, mean_text
-from medsam_tune.evaluation.words import brackets, by, headed, number, tolerances
+from medsam_tune.evaluation.words import brackets, by, facts, headed, number, rules, tolerances
 from medsam_tune.files import written_whole
 
 NAME = "compare"
@@ -171,6 +171,8 @@ def _context(folder: Path, methods: Sequence[Method], found: Mapping[str, Any]) 
     learning, of = [*_curves(found)], found["grouped_by"]
     sections += [("learning", "Learning curve")] if learning else []
     sections += [("labels", "Labels"), ("tests", "Tests"), ("reports", "Reports")]
+    known = _facts(methods, found)
+    sections += [("rules", "Rules")] + [(one["id"], one["name"]) for one in known]
     return {
         "title": f"Which method? {data.get('name', 'Segmentation')}",
         "subtitle": ", ".join(map(str, filter(None, (data.get("modality"), "held-out cases")))),
@@ -193,7 +195,35 @@ def _context(folder: Path, methods: Sequence[Method], found: Mapping[str, Any]) 
         "labels": [*_label_tables(found)],
         "tests": [*_test_tables(found)],
         "reports": [*_reports(folder, methods)],
+        "rules": [*rules(summary)],
+        "facts": known,
     }
+
+
+def _facts(methods: Sequence[Method], found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What stands behind the numbers, as far as it is the same for all runs, and the seeds."""
+    runs = [one.summary for method in methods for one in method.runs]
+    common: dict[str, Any] = {}
+    for key in ("data", "machine", "base", "run", "jitter", "seed"):
+        said = [one[key] for one in runs if one.get(key) is not None]
+        if key in ("data", "run"):
+            names = dict.fromkeys(name for one in said for name in one)
+            parts = {name: [one[name] for one in said if one.get(name)] for name in names}
+            common[key] = {name: each[0] for name, each in parts.items() if _alike(each)}
+        elif said and (key == "machine" or _alike(said)):
+            common[key] = said[0]
+    common["run"].pop("configuration", None)  # that of one method
+    tables = [*facts(common)]
+    seeds = {name: one["seeds"] for name, one in found["methods"].items() if one["parameters"]}
+    tables[0]["rows"] += [
+        (f"seeds of the trainings, {name}", ", ".join(map(str, range(count))))
+        for name, count in seeds.items()
+    ]
+    return tables
+
+
+def _alike(values: Sequence[Any]) -> bool:
+    return len(values) > 0 and all(one == values[0] for one in values)
 
 
 def _filled(found: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
@@ -360,4 +390,4 @@ def _markdown(context: Mapping[str, Any]) -> str:
     for one in (context["table"], *context["curves"], *context["labels"], *context["tests"]):
         parts += [f"## {escaped(one['caption'])}", table(one["head"], one["rows"])]
     parts.append(escaped(context["footnote"]))
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, *behind(context)]) + "\n"

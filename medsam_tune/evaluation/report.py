@@ -90,6 +90,7 @@ def _context(results: Results, viewer: bool) -> dict[str, Any]:
     pictures, picture_note = _pictures(results)
     jitter = _jitter(results)
     confidence = [*_confidence(results)]
+    training = _training(summary)
     groups = [*_groups(summary)]
     sections = [("summary", "Summary"), ("labels", "Labels")]
     sections += [("spread", "Spread")] * bool(boxes) + [("pictures", "Pictures")] * bool(pictures)
@@ -98,6 +99,7 @@ def _context(results: Results, viewer: bool) -> dict[str, Any]:
     sections += [("groups", "Groups")] * bool(groups)
     sections += [("jitter", "Box quality")] * (jitter is not None)
     sections += [("confidence", "Confidence")] * bool(confidence)
+    sections += [("training", "Training")] * (training is not None)
     behind = [*facts(summary)]
     sections += [("cases", "Cases"), ("rules", "Rules")] + [(f["id"], f["name"]) for f in behind]
     return {
@@ -124,6 +126,7 @@ def _context(results: Results, viewer: bool) -> dict[str, Any]:
         "groups": groups,
         "jitter": jitter,
         "confidence": confidence,
+        "training": training,
         "cases": _case_table(results),
         "rules": [*rules(summary)],
         "facts": behind,
@@ -336,6 +339,18 @@ def _confidence(results: Results) -> Iterable[dict[str, str]]:
             "svg": scatter(f"True over expected Dice {words}", pairs, axes),
             "caption": caption,
         }
+
+
+def _training(summary: Mapping[str, Any]) -> dict[str, str] | None:
+    """Curve of the validations of the training, if there were several."""
+    found = (summary.get("run") or {}).get("validations") or []
+    if len(found) < 2:
+        return None
+    best = max(found, key=lambda one: one["dice"])
+    caption = "Mean Dice of the validation cases during the training, which chooses the weights: "
+    caption += f"it was best after epoch {best['epoch']}, {best['dice']:.3f}."
+    lines = {"validation": [(one["epoch"], one["dice"]) for one in found]}
+    return {"svg": curves("Dice over the epochs", lines, "epoch"), "caption": caption}
 
 
 def _case_table(results: Results) -> dict[str, Any]:

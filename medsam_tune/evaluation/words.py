@@ -208,7 +208,7 @@ def facts(summary: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
     yield {
         "id": "data",
         "name": "Data and model",
-        "caption": "Counts and hashes; no name of a file or patient",
+        "caption": f"Counts and hashes; no name of a file or {people(summary)}",
         "rows": rows,
         "fold": False,
     }

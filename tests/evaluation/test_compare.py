@@ -179,6 +179,49 @@ def test_pictures_are_of_groups_not_of_patients(tmp_path: Path) -> None:
         assert "groups" in said
 
 
+def test_what_stands_behind_the_numbers(tmp_path: Path) -> None:
+    """What all runs have in common, and the seeds; what differs is left to their reports."""
+    subsets = {"training": {"cases": 12, "patients": 11}}
+    data = {"modality": "CT", "sha256": "abc123", "subsets": subsets}
+    machine = {"versions": {"torch": "2.15.0"}, "hardware": {}}
+    folders = [evaluated(tmp_path / name, 0.8, "slices") for name in ("lora", "lora-seed1")]
+    for number, folder in enumerate(folders):
+        path = folder / "evaluation" / "summary.json"
+        split = {"training": {"cases": 12, "patients": 11, "content": "dca5"}}
+        about = {"data": {**data, "content": None if number else "beef"}, "machine": machine}
+        about |= {"run": {"split": split, "configuration": {"seed": number}}, "tuning": "lora"}
+        about |= {"empty_rule": {"name": "exclude", "both_empty": "excluded, and counted"}}
+        path.write_text(json.dumps(json.loads(path.read_text()) | about))
+        save_tuned(
+            apply_method(build_sam("nano", image_size=64), "lora"), folder / TUNED, {1: "liver"}
+        )
+        write_record(folder, RunRecord(None, None, None, {}, {}, 0.0, 0))
+        write_state(folder, "finished", 1, 1, 1.0)
+    write_comparison(tmp_path, [read_method("lora", folders)])
+    page = re.sub("<[^>]*>", " ", (tmp_path / "compare.html").read_text())
+    page = " ".join(page.split())
+    words = (tmp_path / "compare.md").read_text().replace(" | ", " ").replace("\\", "")
+    for said in (page, words):
+        assert "datalist, training 12 cases, 11 patients" in said
+        assert "sha256 of the datalist abc123" in said
+        assert "hash of the scored voxels beef" in said
+        assert "the model's training 12 cases, 11 patients, hash dca5" in said.replace("&#39;", "'")
+        assert "version of torch 2.15.0" in said
+        assert "seeds of the trainings, lora 0, 1" in said
+        assert "Neither annotated nor predicted: excluded, and counted." in said
+        assert "within 2 mm of the other one" in said
+        assert "Configuration" not in said
+    path = folders[1] / "evaluation" / "summary.json"
+    content = json.loads(path.read_text())
+    content["run"]["split"]["training"]["content"] = "f01d"
+    content["data"] |= {"sha256": "another"}
+    path.write_text(json.dumps(content))
+    write_comparison(tmp_path, [read_method("lora", folders)])
+    page = (tmp_path / "compare.html").read_text()
+    assert "datalist, training" in page
+    assert not re.search("abc123|another|dca5|f01d", page)
+
+
 def test_what_a_training_cost(tmp_path: Path) -> None:
     folders = [evaluated(tmp_path / name, 0.8, "slices") for name in ("lora", "lora-seed1")]
     for number, folder in enumerate(folders):

@@ -11,11 +11,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 from PIL import Image
 
 from medsam_tune.errors import DataError
+from medsam_tune.evaluation.about import about_run
 from medsam_tune.evaluation.figures import bland_altman, box_plot, curves, learning_curve, ticks
 from medsam_tune.evaluation.folder import ResultFolder
 from medsam_tune.evaluation.metrics import Measures, Score
@@ -23,7 +25,9 @@ from medsam_tune.evaluation.report import write_report
 from medsam_tune.evaluation.results import INDEX
 from medsam_tune.evaluation.scores import measured_by, write_scores
 from medsam_tune.evaluation.statistics import summarise_kinds
+from medsam_tune.runs import RunRecord, write_record, write_state
 from medsam_tune.slices.intensity import WINDOWS
+from tests.evaluation.test_summary_schema import SCHEMA
 
 NASTY = "<script>alert(1)</script>\"'`|&*[x](http://evil.example)"
 
@@ -131,6 +135,27 @@ def test_numbers_are_those_of_the_summary(tmp_path: Path) -> None:
     words = (folder / "report.md").read_text()
     assert f"{summary['mean_dice']:.3f}" in words
     ResultFolder(folder).refuse_others()
+
+
+def test_the_training_has_a_curve(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    write_record(run, RunRecord(None, None, None, {}, {}, 0.0, 0))
+    validations = [{"epoch": n, "dice": d, "seconds": n} for n, d in ((1, 0.5), (2, 0.8), (3, 0.7))]
+    write_state(run, "finished", 3, 3, 3.0, validations[:1])
+    page = write_report(evaluated(run / "evaluation", run=about_run(run)))
+    assert "Training</h2>" not in page.read_text()  # a single point
+    write_state(run, "finished", 3, 3, 3.0, validations)
+    content = json.loads((run / "evaluation" / "summary.json").read_text()) | {
+        "run": about_run(run)
+    }
+    jsonschema.validate(content["run"], SCHEMA["properties"]["run"])
+    (run / "evaluation" / "summary.json").write_text(json.dumps(content))
+    text = write_report(run).read_text()
+    assert "Training</h2>" in text
+    assert "validation: 0.500 at 1, 0.800 at 2, 0.700 at 3" in text
+    for said in (text, page.with_suffix(".md").read_text()):
+        assert "it was best after epoch 2, 0.800." in said
 
 
 def test_tolerances_are_named(tmp_path: Path) -> None:
