@@ -11,7 +11,7 @@
     O/compare.html          with .md, .csv and .json
 
 What is done is not done again: a finished training is kept, a stopped one is continued, and an
-evaluation by all kinds of prompts is read.
+evaluation by all kinds of prompts is read. Masks of others are scored again once they change.
 """
 
 from __future__ import annotations
@@ -28,13 +28,15 @@ from medsam_tune.cases.splits import few_shots, fold_cases, labels_of_patients, 
 from medsam_tune.errors import DataError, listed
 from medsam_tune.evaluation.compare import ZERO_SHOT, Method, read_method
 from medsam_tune.evaluation.compare_page import write_comparison
-from medsam_tune.evaluation.masks import evaluate_masks
+from medsam_tune.evaluation.masks import evaluate_masks, masks_hash
+from medsam_tune.evaluation.results import read_results
 from medsam_tune.files import FORMAT, file_hash, hold_folder, write_json
 from medsam_tune.runs import RECORD, read_record, read_state
 from medsam_tune.settings import Typed
 from medsam_tune.tasks import (
     SETTINGS,
     for_evaluation,
+    for_masks,
     for_training,
     is_evaluated,
     refuse_other_tasks,
@@ -132,7 +134,7 @@ def _compare(plan: Plan) -> tuple[str, dict[str, str]]:
     for name, folder in plan.masks.items():
         places = [_place(plan, name, fold) for fold in range(len(datalists))]
         jobs = [
-            partial(_score, folder, datalist, place)
+            partial(_score, plan, folder, datalist, place)
             for datalist, place in zip(datalists, places, strict=True)
         ]
         if all([tried("compare", name, failed, job) for job in jobs]):
@@ -280,9 +282,11 @@ def _shared_slices(plan: Plan) -> dict[str, Path]:
     return {"slices_dir": plan.datalist.with_suffix(".slices")} if several else {}
 
 
-def _score(masks: Path, datalist: Path, place: Path) -> None:
-    if not is_evaluated(place, []):
-        evaluate_masks(masks, datalist, place)
+def _score(plan: Plan, masks: Path, datalist: Path, place: Path) -> None:
+    """Score masks as the methods are, unless these very masks were."""
+    known = read_results(place).summary if is_evaluated(place, []) else {}
+    if known.get("masks") != masks_hash(masks):
+        evaluate_masks(masks, datalist, place, **for_masks(plan.bundle, plan.settings))
 
 
 def _base(plan: Plan) -> dict[str, Any]:

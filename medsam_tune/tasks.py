@@ -16,6 +16,8 @@ from medsam_tune.errors import DataError, listed
 from medsam_tune.evaluation.results import read_results
 from medsam_tune.failures import explain
 from medsam_tune.files import LOCK, read_json, refuse_other_format
+from medsam_tune.formats.mending import Mending
+from medsam_tune.settings import Typed, check, component_from
 
 SETTINGS = "settings.json"
 """File of a folder of tasks that says what they have in common."""
@@ -25,6 +27,9 @@ _OF_MACHINE = {"slice_batch", "device", "amp"}
 _OF_SLICES = {  # a run has them in its record
     *("slices_dir", "intensity", "rules", "mending", "jitter"),
 }
+
+OF_MASKS = ("tolerance", "empty", "by", "subset", "pictures", "rules::components", "mending::...")
+"""Settings of an evaluation that masks of others are scored by, without a bundle."""
 
 
 def tried(command: str, name: str, failed: dict[str, str], job: Callable[[], object]) -> bool:
@@ -80,6 +85,32 @@ def for_evaluation(bundle: str, settings: Mapping[str, Any], slices: bool) -> di
     return {key: value for key, value in settings.items() if _first(key) in own}
 
 
+def for_masks(bundle: str, settings: Mapping[str, Typed]) -> dict[str, Any]:
+    """Arguments of `evaluate_masks` for what a model would be evaluated by.
+
+    Args:
+        bundle: see `bundle_folder`; its untuned model says which pieces of a label are objects.
+        settings: setting -> value; those that are not `OF_MASKS` are left out.
+
+    Raises:
+        DataError: mending by a value of another type.
+        ValueError: a number of pictures that is none, or mending of an unknown fault.
+    """
+    own = {key: value for key, value in settings.items() if is_of_masks(key)}
+    mending = {key: own.pop(key) for key in [*own] if _first(key) == "mending"}
+    found = {key: value.value for key, value in own.items()}
+    rules = _config(bundle, "zero_shot.yaml")["rules"]
+    found["components"] = found.pop("rules::components", rules.get("components"))
+    if "pictures" in found:
+        check(pictures=found["pictures"])
+    return {**found, "mending": component_from("mending", Mending, mending)}
+
+
+def is_of_masks(key: str) -> bool:
+    """Whether a setting is one of `OF_MASKS`."""
+    return key in OF_MASKS or key.startswith("mending::")
+
+
 def refuse_other_tasks(
     output: Path, said: Mapping[str, Any], version: int, what: str, free: str
 ) -> None:
@@ -119,9 +150,16 @@ def refuse_other_tasks(
 
 
 def _keys(bundle: str, config: str) -> set[str]:
+    return {*_config(bundle, config)}
+
+
+def _config(bundle: str, config: str) -> dict[str, Any]:
     from monai.bundle import ConfigParser
 
-    return {*ConfigParser.load_config_file(bundle_folder(bundle) / "configs" / config)}
+    found: dict[str, Any] = ConfigParser.load_config_file(
+        bundle_folder(bundle) / "configs" / config
+    )
+    return found
 
 
 def _first(key: str) -> str:

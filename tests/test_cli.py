@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -260,6 +261,26 @@ def test_training_uses_what_prepare_made(
     assert code == 0, err
     code, _, err = tune("evaluate", "--run", run)
     assert code == 0, err
+
+
+def test_an_external_datalist_has_the_labels_of_the_run(
+    tune: Tune, phantoms: Path, tmp_path: Path
+) -> None:
+    run, other = tmp_path / "run", tmp_path / "other.json"
+    flags = ("--datalist", phantoms / "d.json", "--output", run)
+    code, _, err = tune("train", "decoder", *flags, *SMALL)
+    assert code == 0, err
+    data = read_datalist(phantoms / "d.json")
+    for labels, why in (
+        ({30: "liver"}, "'liver' is 30 there, 1 in the training"),
+        ({70: "eye"}, "the run was not trained for 70 eye, and without prompts gives only"),
+    ):
+        write_datalist(replace(data, labels=labels), other)
+        code, _, err = tune("evaluate", "--run", run, "--datalist", other, "--prompts", "none")
+        assert code == 1
+        assert f"{other}: " in err
+        assert why in err
+    assert not (run / "evaluation").exists()
 
 
 def test_training_uses_the_embeddings_that_prepare_made(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from medsam_tune import comparison
 from medsam_tune.cases.datalist import Case, Datalist, read_datalist, write_datalist
 from medsam_tune.comparison import Plan, compare
 from medsam_tune.errors import DataError
+from medsam_tune.files import read_json
 from medsam_tune.runs import RunRecord, read_state, write_record, write_state
 from medsam_tune.settings import Typed
 from tests.evaluation.test_compare import evaluated
@@ -166,3 +168,36 @@ def test_another_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "O" / "mine.txt").write_text("")
     with pytest.raises(DataError, match=r"holds other files \(mine.txt\)"):
         compare(plan(tmp_path))
+
+
+def test_masks_are_scored_as_the_methods_are(
+    tmp_path: Path, tune: Callable[..., tuple[int, str, str]]
+) -> None:
+    """By their settings, and again once the masks change; else the scores are kept."""
+    data = listed_cases(tmp_path, 3)
+    write_datalist(data, tmp_path / "d.json")
+    mask = np.zeros((2, 2, 2), np.uint8)
+    mask[0] = 1
+    for number in "01":
+        write_nifti(tmp_path / "theirs" / f"0{number}.nii", mask)
+    write_nifti(tmp_path / "theirs" / "02.nii", mask)
+    words = ["compare", "--datalist", tmp_path / "d.json", "--output", tmp_path / "O"]
+    words += ["--methods", "zero_shot", "--masks", f"reader={tmp_path / 'theirs'}"]
+    words += ["--set", "tolerance=0.5", "--set", "empty=one", "--set", "lr=1e-3"]
+    summary = tmp_path / "O" / "reader" / "evaluation" / "summary.json"
+
+    def compared() -> dict[str, Any]:
+        code, _, said = tune(*words)
+        assert code == 0, said
+        found: dict[str, Any] = read_json(summary)
+        return found
+
+    first = compared()
+    assert (first["labels"]["1"]["tolerance"], first["empty_rule"]["name"]) == (0.5, "one")
+    zero = read_json(tmp_path / "O" / "zero_shot" / "evaluation" / "summary.json")
+    assert zero["labels"]["1"]["tolerance"] == 0.5
+    assert zero["empty_rule"] == first["empty_rule"]
+    assert first["mean_dice"] == pytest.approx(2 / 3)
+    assert compared() == first
+    write_nifti(tmp_path / "theirs" / "02.nii", np.ones_like(mask))
+    assert compared()["mean_dice"] == 1

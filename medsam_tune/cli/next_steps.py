@@ -108,7 +108,7 @@ def after_train(run: Path, bundle: str) -> None:
 
 def after_evaluate(run: Path, bundle: str, unfinished: bool = False) -> None:
     """Predict a held-out scan by the run."""
-    _results(run)
+    _results(run / "evaluation")
     scan, series = _held_out(run)
     chosen = ("--series", series) if series else ()
     if _prompted(run):
@@ -123,15 +123,15 @@ def after_zero_shot(
     output: Path, datalist: Path, model: str, checkpoint: Path | None, bundle: str
 ) -> None:
     """Tune the model that was evaluated."""
-    _results(output)
+    _results(output / "evaluation")
     weights = () if checkpoint is None else ("--checkpoint", checkpoint)
     _say(_train("--model", model, *weights, "--datalist", datalist, bundle=bundle))
 
 
-def after_masks(output: Path) -> None:
+def after_masks(results: Path) -> None:
     """Read the report."""
-    _results(output)
-    _say(f"open {output / 'evaluation' / 'report.html'} in a browser")
+    _results(results)
+    _say(f"open {results / 'report.html'} in a browser")
 
 
 def after_domains(output: Path) -> None:
@@ -223,8 +223,7 @@ def _say(text: str, what: str = "next") -> None:
     typer.echo(f"{what}: {text}", err=True)
 
 
-def _results(run: Path) -> None:
-    folder = run / "evaluation"
+def _results(folder: Path) -> None:
     typer.echo(
         f"results: {folder / 'metrics.csv'}, {folder / 'summary.json'}, pictures in "
         f"{folder / 'overlays'}\nreport: {folder / 'report.html'}",

@@ -151,13 +151,26 @@ def evaluate(
     if masks is not None:
         if run is not None or zero_shot or prompts or datalist is None:
             raise ValueError("--masks needs --datalist; it takes no --run, --zero-shot, --prompts.")
-        if overlay or set_:
-            raise ValueError("--masks takes no --overlay and no --set: no bundle runs.")
+        of_models = {
+            **{"--overlay": overlay, "--jitter": jitter, "--confidence": confidence},
+            **{"--unfinished": unfinished, "--image-size": image_size, "--checkpoint": checkpoint},
+            **{"--model": model != "nano", "--gpus": gpus != 1},
+        }
+        if said := [name for name, value in of_models.items() if value]:
+            raise ValueError(f"{', '.join(said)}: of models; --masks scores without any.")
         from medsam_tune.evaluation.masks import evaluate_masks
+        from medsam_tune.tasks import OF_MASKS, for_masks, is_of_masks
 
+        settings = read_settings(set_, ["datalist", "output_dir"])
+        for key in settings:
+            if not is_of_masks(key):
+                raise ValueError(
+                    f"--set {key}={settings[key].text}: masks are scored without a model; expected "
+                    f"one of {', '.join(OF_MASKS)}."
+                )
         place = output or masks.with_name(f"{masks.name}_evaluation")
-        evaluate_masks(masks, datalist, place)
-        after_masks(place)
+        chosen = for_masks(bundle_of_data(bundle, datalist), settings)
+        after_masks(evaluate_masks(masks, datalist, place, **chosen))
         return
     places = ("output_dir", "subset")
     further = {"--jitter": jitter is not None, "--confidence": confidence}

@@ -16,7 +16,7 @@ import torch
 
 from medsam_tune.cases.datalist import SUBSETS, Datalist
 from medsam_tune.files import file_hash, read_json
-from medsam_tune.runs import RECORD, SPLIT, read_record
+from medsam_tune.runs import RECORD, SPLIT, read_record, read_state
 from medsam_tune.slices.store import PreparedCase
 from medsam_tune.version import __version__
 
@@ -59,7 +59,7 @@ def contents_hash(contents: Sequence[str]) -> str:
 
 
 def about_run(run: str | Path) -> dict[str, Any] | None:
-    """Split and configuration of a training; None where there was none.
+    """Split, configuration and validations of a training; None where there was none.
 
     Args:
         run: folder of the run.
@@ -79,6 +79,7 @@ def about_run(run: str | Path) -> dict[str, Any] | None:
             for name, members in split.items()
         },
         "configuration": {name: record[name] for name in _OF_RECORD},
+        "validations": read_state(run).get("validations", []),
     }
 
 

@@ -121,7 +121,10 @@ def refuse_without_labels(
 
 
 def refuse_other_labels(
-    trained: Mapping[int, str], labels: Mapping[int, str], datalist: str | Path
+    trained: Mapping[int, str],
+    labels: Mapping[int, str],
+    datalist: str | Path,
+    kinds: str | Sequence[str] = (),
 ) -> None:
     """Refuse a datalist whose labels mean something else than those of the training.
 
@@ -129,20 +132,39 @@ def refuse_other_labels(
         trained: label id -> name of the model.
         labels: label id -> name of the datalist.
         datalist: its path, for the message.
+        kinds: kinds of prompts; by "none" a model gives no label that it does not know, which is a
+            warning.
 
     Raises:
-        DataError: an id with two names.
+        DataError: an id with two names, a name with two ids, or by "none" no label in common.
     """
+    ids = {name.casefold(): k for k, name in trained.items()}
     other = [
         f"{k} is {name!r} there, {trained[k]!r} in the training"
         for k, name in labels.items()
         if k in trained and trained[k] != name
     ]
+    other += [
+        f"{name!r} is {k} there, {ids[name.casefold()]} in the training"
+        for k, name in labels.items()
+        if k not in trained and name.casefold() in ids
+    ]
     if other:
         raise DataError(
             f"{datalist}: its labels are not those of the run: {listed(other, separator='; ')}. "
-            "Give a datalist of the same labels."
+            "Give a datalist of the same labels by the same numbers; or predict the scans, and "
+            "score the masks by `medsam-tune evaluate --masks`, which goes by the names where a "
+            "dataset.json in their folder has them."
         )
+    unknown = [f"{k} {name}" for k, name in labels.items() if k not in trained]
+    if unknown and kinds and "none" in parse_kinds(kinds):
+        said = f"{datalist}: the run was not trained for {listed(unknown)}, and without prompts"
+        if len(unknown) == len(labels):
+            raise DataError(
+                f"{said} gives only {listed(f'{k} {name}' for k, name in trained.items())}. Give a "
+                "datalist of these labels, or leave 'none' out of --prompts."
+            )
+        warn(f"{said} gives none of them: their scores are 0 there.")
 
 
 def refuse_kinds(kinds: str | Sequence[str], prompted: bool | None, flat: bool = False) -> None:

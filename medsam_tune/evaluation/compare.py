@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -84,13 +85,27 @@ class Method:
         Returns:
             (case, label) -> value; without the cases that have none.
         """
-        own = MASKS if self.kinds == [MASKS] else kind
         found: dict[Hashable, list[float]] = {}
         for one in self.results if seed is None else [self.results[seed]]:
-            for row in one.rows.get(own, []):
+            for row in one.rows.get(self._own(kind), []):
                 if row.get(key):
                     found.setdefault((row["case"], row["label"]), []).append(float(row[key]))
         return {place: float(np.mean(values)) for place, values in found.items()}
+
+    def counts(self, kind: str) -> dict[str, tuple[int, float]]:
+        """Label -> cases empty in truth and by every seed, and missed ones, mean of the seeds."""
+        empty: dict[tuple[str, str], bool] = {}
+        missed: Counter[str] = Counter()
+        for row in (row for one in self.results for row in one.rows.get(self._own(kind), [])):
+            true, found = (int(row[key]) > 0 for key in ("truth_voxels", "predicted_voxels"))
+            place = (row["case"], row["label"])
+            empty[place] = empty.get(place, True) and not true and not found
+            missed[row["label"]] += true and not found
+        empties = Counter(label for (_, label), none in empty.items() if none)
+        return {one: (empties[one], count / len(self.results)) for one, count in missed.items()}
+
+    def _own(self, kind: str) -> str:
+        return MASKS if self.kinds == [MASKS] else kind
 
 
 def read_method(
@@ -144,23 +159,26 @@ def compare_methods(methods: Sequence[Method]) -> dict[str, Any]:
         `flat`: whether the cases are 2-D images; `grouped_by`: "patient", or "group" of pictures;
         `methods`: name -> `seeds`, their number; `COSTS` of a training (None of what was not
         trained); `by_prompts`: kind ->
-        measure -> `n`, `n_patients`, `mean`, `interval`, `note`, `seeds` (the mean of each), and
-        `labels`: name -> the same.
+        measure -> `n`, `n_empty`, `n_missed` (see `Method.counts`), `n_patients`, `mean`,
+        `interval`, `note`, `seeds` (the mean of each), and `labels`: name -> the same.
+        `tolerances`: name of a label -> `name`, `tolerance` of the NSD and its `unit`.
         `by_prompts`: kind -> `reference`, whom the others are tested against: the untuned model,
         or else the best; and `tests`: measure -> see `paired_tests`.
         `learning`: method of a learning curve -> kind -> `points` (`patients`, `name`, and `n`,
         `mean`, ... of the Dice as above), and what `foretell` gives.
 
     Raises:
-        DataError: fewer than one method, or one that was scored on other cases.
+        DataError: fewer than one method, or one that was scored on other cases, at another
+            tolerance or by another rule for empty masks.
     """
     if not methods:
         raise DataError("no method was evaluated; there is nothing to compare.")
     _refuse_other_cases(methods)
+    tolerances = _tolerances(methods)
     patients, names = _patients(methods), _label_names(methods)
     summary = methods[0].results[0].summary
     said = {"flat": summary.get("flat", False), "grouped_by": people(summary)}
-    found: dict[str, Any] = {**said, "methods": {}, "by_prompts": {}}
+    found: dict[str, Any] = {**said, "tolerances": tolerances, "methods": {}, "by_prompts": {}}
     for method in methods:
         by_prompts = {
             kind: {key: _measure(method, kind, key, patients, names) for key in SCORES}
@@ -247,6 +265,26 @@ def _refuse_other_cases(methods: Sequence[Method]) -> None:
             )
 
 
+def _tolerances(methods: Sequence[Method]) -> dict[str, dict[str, Any]]:
+    """Name of a label -> its `name`, and the `tolerance` and `unit` of the NSD."""
+    found: dict[str, dict[str, Any]] = {}
+    rules: dict[str, str] = {}
+    for method in methods:
+        for one in method.runs:
+            rule = (one.summary.get("empty_rule") or {}).get("name")
+            said = {"": f"{rule or 'no rule'} of empty masks"}
+            for label in one.labels.values():
+                said[label["name"]] = f"NSD at {label['tolerance']}"
+                found[label["name"]] = {key: label[key] for key in ("name", "tolerance", "unit")}
+            for name, how in said.items():
+                if (before := rules.setdefault(name, how)) != how:
+                    raise DataError(
+                        f"{method.name}, {one.folder}: was scored by {how}{name and f' ({name})'}, "
+                        f"and {methods[0].name} by {before}. Evaluate both by the same settings."
+                    )
+    return found
+
+
 def _patients(methods: Sequence[Method]) -> dict[Hashable, Hashable]:
     """(Case, label) -> patient, as the first evaluation numbers them."""
     of_case: dict[str, str] = {}
@@ -276,26 +314,31 @@ def _measure(
     patients: Mapping[Hashable, Hashable],
     names: Mapping[str, str],
 ) -> dict[str, Any]:
-    values = method.values(kind, key)
+    values, counts = method.values(kind, key), method.counts(kind)
     by_label: dict[str, list[Row]] = {}
     for place, value in values.items():
         label = _label(place)
         by_label.setdefault(label, []).append((patients[place], label, value))
     seeds = [_mean(method.values(kind, key, seed)) for seed in range(len(method.results))]
+    every = [row for rows in by_label.values() for row in rows]
     return {
-        **_spread([row for rows in by_label.values() for row in rows], _mean(values)),
+        **_spread(every, _mean(values), [*counts.values()]),
         "seeds": seeds,
         "labels": {
-            names[label]: _spread(rows, float(np.mean([row[2] for row in rows])))
+            names[label]: _spread(rows, float(np.mean([row[2] for row in rows])), [counts[label]])
             for label, rows in by_label.items()
         },
     }
 
 
-def _spread(rows: Sequence[Row], mean: float | None) -> dict[str, Any]:
+def _spread(
+    rows: Sequence[Row], mean: float | None, counts: Sequence[tuple[int, float]]
+) -> dict[str, Any]:
     patients = len({row[0] for row in rows})
     return {
         "n": len(rows),
+        "n_empty": sum(empty for empty, _ in counts),
+        "n_missed": sum(missed for _, missed in counts),
         "n_patients": patients,
         "mean": mean,
         "interval": bootstrap_interval(rows),

@@ -19,19 +19,19 @@ from medsam_tune.evaluation.compare import (
     test_against,
 )
 from medsam_tune.evaluation.figures import box_plot, learning_curve
-from medsam_tune.evaluation.markdown import escaped, table
+from medsam_tune.evaluation.markdown import behind, escaped, table
 from medsam_tune.evaluation.pages import render
 from medsam_tune.evaluation.report import REPORT
 from medsam_tune.evaluation.statistics import FEW, FEWEST, footnote, mean_text
-from medsam_tune.evaluation.words import brackets, by, headed, number
+from medsam_tune.evaluation.words import brackets, by, facts, headed, number, rules, tolerances
 from medsam_tune.files import written_whole
 
 NAME = "compare"
 """Name of the files of a comparison, without the ending."""
 
 _HEAD = (
-    *("method", "prompts", "Dice (95 % interval)", "NSD (95 % interval)", "against", "Dice"),
-    *("p (Holm)", "parameters", "bytes", "min/epoch", "min to 95 %", "peak MiB"),
+    *("method", "prompts", "n (empty, missed)", "Dice (95 % interval)", "NSD (95 % interval)"),
+    *("against", "Dice", "p (Holm)", "parameters", "bytes", "min/epoch", "min to 95 %", "peak MiB"),
 )
 
 
@@ -74,7 +74,7 @@ def comparison_text(found: Mapping[str, Any]) -> str:
     """
     rows = [_HEAD, *_rows(found)]
     widths = [max(len(row[n]) for row in rows) for n in range(len(_HEAD))]
-    ways = "<" * 5 + ">" * (len(_HEAD) - 5)
+    ways = "<" * 6 + ">" * (len(_HEAD) - 6)
     lines = [
         "  ".join(f"{c:{w}{n}}" for c, w, n in zip(row, ways, widths, strict=True)).rstrip()
         for row in rows
@@ -98,9 +98,15 @@ def _rows(found: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
                 _whole(method["peak_bytes"] and method["peak_bytes"] // 2**20),
             )
             yield (
-                *(name if not place else "", kind, *means, *_tested(found, name, kind)),
+                *(name if not place else "", kind, _counts(scores["dice"]), *means),
+                *_tested(found, name, kind),
                 *(cost if not place else ("",) * len(cost)),
             )
+
+
+def _counts(one: Mapping[str, Any]) -> str:
+    """Number of cases behind a mean, and of empty and missed ones, such as "16 (0, 2)"."""
+    return f"{one['n']} ({one['n_empty']}, {round(one['n_missed'], 1):g})"
 
 
 def _tested(found: Mapping[str, Any], name: str, kind: str) -> tuple[str, str, str]:
@@ -122,6 +128,7 @@ def _whole(value: int | None) -> str:
 
 
 def _notes(found: Mapping[str, Any]) -> Iterable[str]:
+    yield _within(found)
     if any(
         scores["dice"]["note"]
         for method in found["methods"].values()
@@ -131,10 +138,15 @@ def _notes(found: Mapping[str, Any]) -> Iterable[str]:
     yield from (f"failed: {name}: {why}" for name, why in found["failed"].items())
 
 
+def _within(found: Mapping[str, Any]) -> str:
+    return f"NSD: within {tolerances(found['tolerances'].values())} of the annotator's"
+
+
 def _csv(found: Mapping[str, Any]) -> str:
     """A row for each method, kind of prompts, measure and label; label "" is the mean of all."""
     text = io.StringIO()
-    head = ["method", "prompts", "measure", "label", "n", "n_patients", "mean", "low", "high"]
+    head = ["method", "prompts", "measure", "label", "n", "n_empty", "n_missed", "n_patients"]
+    head += ["mean", "low", "high", "tolerance"]
     cost = ["seeds", *COSTS]
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*head, *cost])
@@ -143,19 +155,24 @@ def _csv(found: Mapping[str, Any]) -> str:
             for key, whole in scores.items():
                 for label, one in {"": whole, **whole["labels"]}.items():
                     ends = one["interval"] or ("", "")
-                    values = [one["n"], one["n_patients"], one["mean"], *ends]
+                    counts = [one[key] for key in ("n", "n_empty", "n_missed", "n_patients")]
+                    known = found["tolerances"].get(label, {}) if key == "nsd" else {}
+                    values = [*counts, one["mean"], *ends, known.get("tolerance")]
                     writer.writerow([name, kind, key, label, *values, *(method[c] for c in cost)])
     return text.getvalue()
 
 
 def _context(folder: Path, methods: Sequence[Method], found: Mapping[str, Any]) -> dict[str, Any]:
     """What the page shows."""
-    data = methods[0].results[0].summary.get("data") or {}
+    summary = methods[0].results[0].summary
+    data = summary.get("data") or {}
     figures = [*_figures(methods, found)]
     sections = [("summary", "Summary"), ("methods", "Methods"), ("spread", "Spread")]
     learning, of = [*_curves(found)], found["grouped_by"]
     sections += [("learning", "Learning curve")] if learning else []
     sections += [("labels", "Labels"), ("tests", "Tests"), ("reports", "Reports")]
+    known = _facts(methods, found)
+    sections += [("rules", "Rules")] + [(one["id"], one["name"]) for one in known]
     return {
         "title": f"Which method? {data.get('name', 'Segmentation')}",
         "subtitle": ", ".join(map(str, filter(None, (data.get("modality"), "held-out cases")))),
@@ -164,19 +181,49 @@ def _context(folder: Path, methods: Sequence[Method], found: Mapping[str, Any]) 
         "plain": [*_plain(found)],
         "warnings": [*_warnings(found)],
         "table": {"caption": "Means over cases", "head": _HEAD, "rows": [*_filled(found)]},
-        "footnote": f"{brackets(methods[0].results[0].summary)} Of several labels: the mean of "
-        "their means. The second Dice is the mean difference from the method of the column before, "
-        f"over {of}s; p is of Wilcoxon's signed-rank test on it, corrected by Holm for all pairs "
-        "of methods. Parameters and bytes are those that were tuned. The minutes of an epoch "
-        "include its validation; min to 95 %: until a validation had 95 % of the best Dice. Peak: "
-        "memory of the GPU, or of the process where there is none.",
+        "footnote": f"{brackets(summary)} Of several labels: the mean of their means. n counts "
+        "cases and labels; empty: neither annotated nor predicted; missed: annotated, nothing "
+        f"predicted, the mean of the seeds. {_within(found)}. The second Dice is the mean "
+        f"difference from the method of the column before, over {of}s; p is of Wilcoxon's "
+        "signed-rank test on it, corrected by Holm for all pairs of methods. Parameters and bytes "
+        "are those that were tuned. The minutes of an epoch include its validation; min to 95 %: "
+        "until a validation had 95 % of the best Dice. Peak: memory of the GPU, or of the process "
+        "where there is none.",
         "figures": figures,
         "learning": learning,
         "curves": [*_curve_tables(found)],
         "labels": [*_label_tables(found)],
         "tests": [*_test_tables(found)],
         "reports": [*_reports(folder, methods)],
+        "rules": [*rules(summary)],
+        "facts": known,
     }
+
+
+def _facts(methods: Sequence[Method], found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What stands behind the numbers, as far as it is the same for all runs, and the seeds."""
+    runs = [one.summary for method in methods for one in method.runs]
+    common: dict[str, Any] = {}
+    for key in ("data", "machine", "base", "run", "jitter", "seed"):
+        said = [one[key] for one in runs if one.get(key) is not None]
+        if key in ("data", "run"):
+            names = dict.fromkeys(name for one in said for name in one)
+            parts = {name: [one[name] for one in said if one.get(name)] for name in names}
+            common[key] = {name: each[0] for name, each in parts.items() if _alike(each)}
+        elif said and (key == "machine" or _alike(said)):
+            common[key] = said[0]
+    common["run"].pop("configuration", None)  # that of one method
+    tables = [*facts(common)]
+    seeds = {name: one["seeds"] for name, one in found["methods"].items() if one["parameters"]}
+    tables[0]["rows"] += [
+        (f"seeds of the trainings, {name}", ", ".join(map(str, range(count))))
+        for name, count in seeds.items()
+    ]
+    return tables
+
+
+def _alike(values: Sequence[Any]) -> bool:
+    return len(values) > 0 and all(one == values[0] for one in values)
 
 
 def _filled(found: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
@@ -274,16 +321,16 @@ def _curve_tables(found: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
             for one in curve["points"]:
                 dice = mean_text(one["mean"], one["interval"], one["n_patients"])
                 seeds = ", ".join(number(seed) for seed in one["seeds"])
-                rows.append([name, kind, str(one["patients"]), dice, seeds])
+                rows.append([name, kind, str(one["patients"]), _counts(one), dice, seeds])
             for one in curve.get("next", ()):
                 low, high = one["interval"]
                 dice = f"{one['mean']:.3f} ({low:.3f} to {high:.3f})"
-                rows.append([name, kind, str(one["patients"]), dice, "foretold"])
+                rows.append([name, kind, str(one["patients"]), "-", dice, "foretold"])
             if "why" in curve:
-                rows.append([name, kind, "more", "-", f"not foretold: {curve['why']}"])
+                rows.append([name, kind, "more", "-", "-", f"not foretold: {curve['why']}"])
     if rows:
         of = found["grouped_by"]
-        head = ["method", "prompts", f"training {of}s", "Dice (95 % interval)", "of each seed"]
+        head = ["method", "prompts", f"training {of}s", _HEAD[2], _HEAD[3], "of each seed"]
         yield {"caption": f"Training {of}s and Dice", "head": head, "rows": rows}
 
 
@@ -302,11 +349,13 @@ def _label_tables(found: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
         ]
         if names:
             head = ["method", "prompts", *names]
-            yield {"caption": f"{words} of each label", "head": head, "rows": rows}
+            yield {"caption": f"{words} of each label; {_HEAD[2]}", "head": head, "rows": rows}
 
 
 def _label_cell(one: Mapping[str, Any] | None) -> str:
-    return "-" if one is None else mean_text(one["mean"], one["interval"], one["n_patients"])
+    if one is None:
+        return "-"
+    return f"{mean_text(one['mean'], one['interval'], one['n_patients'])}; {_counts(one)}"
 
 
 def _test_tables(found: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
@@ -341,4 +390,4 @@ def _markdown(context: Mapping[str, Any]) -> str:
     for one in (context["table"], *context["curves"], *context["labels"], *context["tests"]):
         parts += [f"## {escaped(one['caption'])}", table(one["head"], one["rows"])]
     parts.append(escaped(context["footnote"]))
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, *behind(context)]) + "\n"

@@ -14,6 +14,9 @@ import numpy as np
 
 _WIDTH, _LEFT, _RIGHT = 640, 150, 20
 _ROW = 34
+_LINES = 8  # classes of lines in `page.html.j2`, of another dash each
+_LONGEST = 22  # characters of a name beside a figure; under one, twice as many
+_LETTER = 9.5  # pixels of a letter, at most: small screens have larger ones
 
 
 def box_plot(title: str, groups: Mapping[str, Sequence[float]], axis: str) -> str:
@@ -31,10 +34,10 @@ def box_plot(title: str, groups: Mapping[str, Sequence[float]], axis: str) -> st
     low = max(0.0, float(np.floor(10 * lowest - 0.5)) / 10) if lowest > 0.3 else 0.0
     scale = _Scale(low, 1.0)
     parts = _axis(low, 1.0, 12, height - 42, axis, height - 6)
-    said = []
+    said, short = [], _shortened(groups, _LONGEST)
     for row, (name, values) in enumerate(groups.items()):
         y = 12 + _ROW * row + _ROW / 2
-        parts.append(_text(_LEFT - 10, y + 4, name, "end"))
+        parts.append(_text(_LEFT - 10, y + 4, short[row], "end"))
         if not len(values):
             continue
         q0, q1, q2, q3, q4 = (float(q) for q in np.percentile(values, [0, 25, 50, 75, 100]))
@@ -115,8 +118,8 @@ def scatter(title: str, pairs: Sequence[tuple[float, float, bool]], axes: tuple[
     parts.append(_text(_LEFT - 50, top + 4, axes[1], "end"))
     parts.append(f'<path class="limit" d="M{scale(low):.1f} {bottom}L{scale(1.0):.1f} {top}"/>')
     for x, y, filled in pairs:
-        ring = "" if filled else ' fill-opacity="0" stroke="currentColor"'
-        parts.append(f'<circle class="dot"{ring} cx="{scale(x):.1f}" cy="{down(y):.1f}" r="3"/>')
+        kind = "dot" if filled else "ring"
+        parts.append(f'<circle class="{kind}" cx="{scale(x):.1f}" cy="{down(y):.1f}" r="3"/>')
     said = f"{len(pairs)} dots, {sum(one[2] for one in pairs)} of them filled"
     return _svg(title, said, height, parts)
 
@@ -132,7 +135,7 @@ def curves(title: str, lines: Mapping[str, Sequence[tuple[float, float]]], axis:
     ends = [x for points in lines.values() for x, _ in points]
     low, high = min(ends), max(ends)
     high = high if high > low else low + 1
-    height, top, bottom = 300, 16, 232
+    top, bottom = 16, 232
     scale = _Scale(low, high)
 
     def down(value: float) -> float:
@@ -144,13 +147,11 @@ def curves(title: str, lines: Mapping[str, Sequence[tuple[float, float]]], axis:
     for number, (name, points) in enumerate(lines.items()):
         places = [(scale(x), down(y)) for x, y in points]
         way = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
-        parts.append(f'<path class="line line{number % 4}" d="M{way}"/>')
-        parts += [f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in places]
-        x = _LEFT + number * 120
-        parts.append(f'<path class="line line{number % 4}" d="M{x} {height - 8}h24"/>')
-        parts.append(_text(x + 30, height - 4, name, "start"))
+        parts.append(f'<path class="line line{number % _LINES}" d="M{way}"/>')
+        parts += [_mark(number, x, y) for x, y in places]
         said.append(f"{name}: " + ", ".join(f"{y:.3f} at {x:g}" for x, y in points))
-    return _svg(title, ". ".join(said), height, parts)
+    legend, height = _legend(lines, 296)
+    return _svg(title, ". ".join(said), height, [*parts, *legend])
 
 
 def learning_curve(title: str, lines: Mapping[str, Sequence[Mapping[str, Any]]], axis: str) -> str:
@@ -165,7 +166,7 @@ def learning_curve(title: str, lines: Mapping[str, Sequence[Mapping[str, Any]]],
     sizes = sorted({point["patients"] for points in lines.values() for point in points})
     values = [v for points in lines.values() for p in points for v in (p["mean"], *_ends(p))]
     lowest = max(0.0, float(np.floor(10 * min(values))) / 10)
-    height, top, bottom = 320, 16, 232
+    top, bottom = 16, 232
     scale = _Scale(float(np.log2(sizes[0])), float(np.log2(sizes[-1])))
 
     def across(patients: int) -> float:
@@ -182,7 +183,8 @@ def learning_curve(title: str, lines: Mapping[str, Sequence[Mapping[str, Any]]],
     parts += _levels(ticks(lowest, 1.0), down)
     said = []
     for number, (name, points) in enumerate(lines.items()):
-        kind, aside = f"line line{number % 4}", (number % 4 - 1.5) * 4  # whiskers stand apart
+        kind = f"line line{number % _LINES}"
+        aside = (number - (len(lines) - 1) / 2) * min(4, 24 / len(lines))  # whiskers stand apart
         for before, after in pairwise(points):
             parts.append(
                 f'<path class="{kind}"{_pale(after)} d="M{across(before["patients"]):.1f} '
@@ -196,15 +198,47 @@ def learning_curve(title: str, lines: Mapping[str, Sequence[Mapping[str, Any]]],
                     f'<path class="whisker"{_pale(point)} d="M{x + aside:.1f} {down(ends[0]):.1f}'
                     f'V{down(ends[1]):.1f}"/>'
                 )
-            parts.append(
-                f'<circle class="dot"{_pale(point)} cx="{x:.1f}" cy="{down(point["mean"]):.1f}" '
-                'r="3"/>'
-            )
-        x = _LEFT + number * 120
-        parts.append(f'<path class="{kind}" d="M{x} {height - 16}h24"/>')
-        parts.append(_text(x + 30, height - 12, name, "start"))
+            parts.append(_mark(number, x, down(point["mean"]), _pale(point)))
         said.append(f"{name}: " + ", ".join(f"{p['mean']:.3f} at {p['patients']}" for p in points))
-    return _svg(title, ". ".join(said), height, parts)
+    legend, height = _legend(lines, 296)
+    return _svg(title, ". ".join(said), height, [*parts, *legend])
+
+
+def _mark(number: int, x: float, y: float, style: str = "") -> str:
+    """The mark of a line at a point; of nine kinds, so that with its dash each line is its own."""
+    kind, shape = _MARKS[number % len(_MARKS)]
+    return f'<path class="{kind}"{style} d="M{x:.1f} {y:.1f}{shape}"/>'
+
+
+def _square(half: float) -> str:
+    return f"m-{half} -{half}h{2 * half}v{2 * half}h-{2 * half}z"
+
+
+_MARKS = (
+    ("dot", "m-3.5 0a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0 -7 0z"),
+    ("dot", _square(3.2)),
+    ("dot", "m0 -4.5l4.5 8h-9z"),
+    ("ring", "m-3.5 0a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0 -7 0z"),
+    ("ring", _square(3.2)),
+    ("ring", "m0 -4.5l4.5 8h-9z"),
+    ("dot", "m0 -5l5 5l-5 5l-5 -5z"),
+    ("ring", "m-4 -4l8 8m-8 0l8 -8"),
+    ("ring", "m-5 0h10m-5 -5v10"),
+)
+
+
+def _legend(names: Iterable[str], top: float) -> tuple[list[str], float]:
+    """Entries of the lines in rows, as long as their texts; and the lower end of the figure."""
+    parts: list[str] = []
+    x, y = 10.0, top
+    for number, name in enumerate(_shortened(names, 2 * _LONGEST)):
+        width = 34 + _LETTER * len(name)
+        if x > 10 and x + width > _WIDTH:
+            x, y = 10.0, y + 22
+        parts.append(f'<path class="line line{number % _LINES}" d="M{x:.1f} {y - 4}h28"/>')
+        parts += [_mark(number, x + 14, y - 4), _text(x + 34, y, name, "start")]
+        x += width + 14
+    return parts, y + 10
 
 
 def _pale(point: Mapping[str, Any]) -> str:
@@ -258,9 +292,22 @@ def _number(value: float, sign: str = "") -> str:
     return f"{value:{sign},.0f}" if abs(value) >= 1000 else f"{value:{sign}.3g}"
 
 
+def _shortened(names: Iterable[str], most: int) -> list[str]:
+    """Names of so many characters at most, without their middles; no two are the same."""
+    found: list[str] = []
+    for name in names:
+        end = most // 2
+        short = name if len(name) <= most else f"{name[: most - end - 1]}\u2026{name[-end:]}"
+        number = 2
+        while short in found:
+            tail = f"\u2026 ({number})"
+            short, number = name[: most - len(tail)] + tail, number + 1
+        found.append(short)
+    return found
+
+
 def _text(x: float, y: float, text: str, anchor: str) -> str:
-    short = text if len(text) <= 22 else f"{text[:21]}\u2026"
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(short)}</text>'
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
 def _svg(title: str, said: str, height: float, parts: Sequence[str]) -> str:

@@ -17,16 +17,24 @@ def markdown(context: Mapping[str, Any]) -> str:
     if context["jitter"] is not None:
         one = context["jitter"]["table"]
         parts += [f"## {escaped(one['caption'])}", table(one["head"], one["rows"])]
+    if context["confidence"]:
+        parts.append("## Does the model know how good its masks are?")
+        parts += [escaped(one["caption"]) for one in context["confidence"]]
+    if context["training"]:
+        parts += ["## Training", escaped(context["training"]["caption"])]
     parts.append(escaped(context["footnote"]))
-    parts += [
-        "## Rules of the scores",
-        "\n".join(f"- {escaped(line)}" for line in context["rules"]),
-    ]
     one = context["cases"]
     parts += [f"## {escaped(one['caption'])}", table(one["head"], one["rows"])]
+    return "\n\n".join([*parts, *behind(context)]) + "\n"
+
+
+def behind(context: Mapping[str, Any]) -> list[str]:
+    """The rules of the scores, and what stands behind the numbers."""
+    parts = ["## Rules of the scores"]
+    parts.append("\n".join(f"- {escaped(line)}" for line in context["rules"]))
     for part in context["facts"]:
         parts += [f"## {escaped(part['name'])}", table(["what", "value"], part["rows"])]
-    return "\n\n".join(parts) + "\n"
+    return parts
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from ignite.engine import Engine
+from monai.data import MetaTensor
+from numpy.typing import NDArray
+from torch import Tensor
 
 from medsam_tune.cases.datalist import Case, Datalist, read_datalist
 from medsam_tune.cases.description import labels_said
@@ -23,13 +26,20 @@ from medsam_tune.evaluation.label_maps import renumbered
 from medsam_tune.evaluation.metrics import Measures
 from medsam_tune.evaluation.overlays import Overlays
 from medsam_tune.evaluation.scores import CaseScores
-from medsam_tune.files import read_json
+from medsam_tune.files import named_hash, read_json
 from medsam_tune.formats.mending import Mending
 from medsam_tune.formats.open import case_id
+from medsam_tune.inference.canvas import Found
 from medsam_tune.inference.simulated import MASKS
 from medsam_tune.slices.cut import cut, cut_label
+from medsam_tune.slices.frames import ScanGrid
 from medsam_tune.slices.intensity import for_modality
+from medsam_tune.slices.objects import numbered
 from medsam_tune.slices.rules import ScanRules
+
+NAMES = "dataset.json"
+"""File beside the masks that names their labels."""
+_BESIDE = (".json", ".pkl", ".csv", ".npz")  # what nnU-Net writes beside its masks, too
 
 
 def evaluate_masks(
@@ -37,9 +47,12 @@ def evaluate_masks(
     datalist: str | Path,
     output: str | Path,
     subset: str = "test",
-    measures: Measures | None = None,
+    tolerance: float | Mapping[str, float] | None = None,
+    empty: str = "exclude",
     by: Sequence[str] = (),
     mending: Mending | None = None,
+    pictures: int = 2,
+    components: int | None = None,
 ) -> Path:
     """Score the masks of a folder by the labels of a datalist, with every metric and the report.
 
@@ -50,11 +63,16 @@ def evaluate_masks(
     Args:
         masks: folder of the masks.
         datalist: datalist, .json.
-        output: folder for the results, `evaluation` in it.
+        output: folder for the results, `evaluation` in it; of another subset than test
+            `evaluation_validation` or `evaluation_training`.
         subset: subset that is scored.
-        measures: what is measured; by default with the datalist's tolerance.
+        tolerance: of NSD, see `Measures`; None for the datalist's, or else 2 mm.
+        empty: what a label counts that neither the truth nor the mask has, see `EMPTY_RULES`.
         by: columns of the datalist that the scores are grouped by.
         mending: choice of faults to mend in scans and masks.
+        pictures: number of cases with a picture in the report, of each: worst, median, best.
+        components: pixels of the smallest piece of a label that is an object of its own, see
+            `ScanRules`; None: a label is one object, and objects are not counted.
 
     Returns:
         folder of the results.
@@ -62,6 +80,7 @@ def evaluate_masks(
     Raises:
         DataError: no such folder, no mask of any case, no label in common, no case with a label, or
             a refusal of a scan, label or mask.
+        ValueError: see `Measures` and `CaseScores`.
     """
     masks, mending = Path(masks), mending or Mending()
     data = read_datalist(Path(datalist))
@@ -76,10 +95,12 @@ def evaluate_masks(
     missing = [case.id for case in cases if case.id not in found]
     if missing:
         warn(f"{masks}: no mask of {listed(missing)}; counted as nothing predicted.")
-    rules = ScanRules(for_modality(data.modality), modality=data.modality)
-    results = ResultFolder(Path(output) / "evaluation")
+    rules = ScanRules(for_modality(data.modality), modality=data.modality, components=components)
+    place = "evaluation" if subset == "test" else f"evaluation_{subset}"
+    results = ResultFolder(Path(output) / place)
     results.refuse_others()
-    tolerance = 2.0 if data.tolerance is None else data.tolerance
+    if tolerance is None:
+        tolerance = 2.0 if data.tolerance is None else data.tolerance
     said = about_data(datalist, data, subset)
     scores = CaseScores(
         labels,
@@ -91,22 +112,24 @@ def evaluate_masks(
             "data": {**said, "without_label": without},
             "machine": about_machine(),
             "missing": missing,
+            "masks": masks_hash(masks),
         },
         data.ignore,
-        measures or Measures(tolerance),
+        Measures(tolerance, empty=empty),
         cases,
         by,
     )
-    pictures = Overlays(
+    overlays = Overlays(
         results.scratch / "overlays",
         labels,
         ignore=data.ignore,
         window=rules.intensity.words,
+        count=pictures,
         scores=scores,
     )
     engine = Engine(lambda _, item: {"pred": {MASKS: item["mask"]}})
     engine.logger.setLevel(logging.INFO)
-    for handler in (pictures, scores, EngineProgress("evaluate")):
+    for handler in (overlays, scores, EngineProgress("evaluate")):
         handler.attach(engine)
     items = (_item(case, found.get(case.id), data, numbers, rules, mending) for case in cases)
     engine.run(_Counted(items, len(cases)))
@@ -126,14 +149,29 @@ class _Counted:
         return self.items
 
 
-def _masks_of(folder: Path, cases: Sequence[Case]) -> dict[str, Path]:
-    """Case -> its mask in the folder."""
+def masks_hash(folder: Path) -> str:
+    """Hash of all masks of a folder and of what names their labels, which a summary keeps.
+
+    Raises:
+        DataError: no such folder.
+    """
+    names = [folder / NAMES] if (folder / NAMES).is_file() else []
+    inside = [path for one in _masks_in(folder) for path in (one, *one.rglob("*"))]
+    return named_hash(folder, [path for path in (*names, *inside) if path.is_file()])
+
+
+def _masks_in(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; expected one with a mask for each case.")
+    there = (path for path in sorted(folder.iterdir()) if not path.name.startswith("."))
+    return [path for path in there if path.suffix.lower() not in _BESIDE]
+
+
+def _masks_of(folder: Path, cases: Sequence[Case]) -> dict[str, Path]:
+    """Case -> its mask in the folder."""
     by_name: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()):
-        if not path.name.startswith(".") and path.suffix.lower() not in (".json", ".pkl", ".csv"):
-            by_name.setdefault(case_id(path), []).append(path)
+    for path in _masks_in(folder):
+        by_name.setdefault(case_id(path), []).append(path)
     found = {}
     for case in cases:
         names = dict.fromkeys((case.id, case_id(case.image), case.id.removesuffix("_0000")))
@@ -155,7 +193,7 @@ def _masks_of(folder: Path, cases: Sequence[Case]) -> dict[str, Path]:
 
 def _labels_of(folder: Path, data: Datalist) -> tuple[dict[int, str], dict[int, int]]:
     """Labels to score (id -> name), and id in the masks -> id in the datalist."""
-    path = folder / "dataset.json"
+    path = folder / NAMES
     if not path.is_file():
         return dict(data.labels), {label: label for label in data.labels}
     theirs = labels_said(read_json(path), path).names
@@ -188,20 +226,41 @@ def _item(
         raise DataError(f"case {case.id}: has no label; expected one in the datalist.")
     slices, grid = cut(image, rules)
     truth = cut_label(label, grid)[0]
-    mask = torch.zeros_like(truth)
+    mask = Found(torch.zeros_like(truth), ())
     if path is not None:
         with about(f"mask of case {case.id}"):
             names = {k: data.labels.get(v, f"label {k}") for k, v in numbers.items()}
             given = open_label(path).onto(image, case.image, names, mending)
-        mask = torch.from_numpy(renumbered(cut_label(given, grid)[0].numpy(), numbers))
+        theirs = torch.from_numpy(renumbered(cut_label(given, grid)[0].numpy(), numbers))
+        pieces = _objects(theirs, given, grid, rules.components)
+        mask = Found(theirs, (), numbers=None if pieces is None else torch.from_numpy(pieces))
     known = image.meta.get("spacing_known", True)
     return {
         "case": case.id,
         "image": slices,
         "label": truth,
         "truth": truth,
+        "objects": _objects(truth, label, grid, rules.components),
+        "components": rules.components,
         "mask": mask,
         "prompts": {MASKS: None},
         "spacing": tuple(map(float, np.flip(grid.spacing))) if known else None,
         "axes": grid.axes,
     }
+
+
+def _objects(
+    slices: Tensor, label: MetaTensor, grid: ScanGrid, smallest: int | None
+) -> NDArray[np.int32] | None:
+    """Numbers of the objects of a label map in slices; None: a label is one object.
+
+    Args:
+        slices: (Z, H, W) label ids.
+        label: (C, X, Y, Z) the same as it was read; a second channel tells objects apart.
+        grid: grid of the slices.
+        smallest: see `ScanRules.components`.
+    """
+    if smallest is None:
+        return None
+    apart = cut_label(cast(MetaTensor, label[1:]), grid)[0].numpy() if len(label) > 1 else None
+    return numbered(slices.numpy(), smallest, apart)

@@ -110,6 +110,9 @@ class Score:
         lesions: number of connected components of the truth.
         lesions_found: number of them that the prediction touches.
         false_lesions: number of components of the prediction that touch no truth.
+        truth_slices: number of slices with the truth; None of 2-D images, as are the next two.
+        missed_slices: number of them without the prediction.
+        added_slices: number of slices with the prediction alone.
         boundary_iou: see `borders.boundary_iou`; None of scans, and if both are empty.
         true_objects: number of objects of the truth; this and the next are None where a label is
             one object.
@@ -148,6 +151,9 @@ class Score:
     lesions: int | None = None
     lesions_found: int | None = None
     false_lesions: int | None = None
+    truth_slices: int | None = None
+    missed_slices: int | None = None
+    added_slices: int | None = None
     boundary_iou: float | None = None
     true_objects: int | None = None
     found_objects: int | None = None
@@ -285,6 +291,7 @@ def _measured(
         distances = SurfaceDistances(1.0, 0.0, 0.0)
     lesions, found, false = _lesions(predicted, true)
     return {
+        **({} if flat else _slices(predicted, true)),
         "unit": unit,
         "tolerance": tolerance,
         "nsd": distances and distances.nsd,
@@ -302,6 +309,16 @@ def _measured(
         "lesions": lesions,
         "lesions_found": found,
         "false_lesions": false,
+    }
+
+
+def _slices(predicted: _Mask, true: _Mask) -> dict[str, int]:
+    """Slices with the truth, those of them that the prediction misses, and those it adds."""
+    there, here = true.any((1, 2)), predicted.any((1, 2))
+    return {
+        "truth_slices": int(there.sum()),
+        "missed_slices": int((there & ~here).sum()),
+        "added_slices": int((here & ~there).sum()),
     }
 
 

@@ -90,6 +90,7 @@ def _context(results: Results, viewer: bool) -> dict[str, Any]:
     pictures, picture_note = _pictures(results)
     jitter = _jitter(results)
     confidence = [*_confidence(results)]
+    training = _training(summary)
     groups = [*_groups(summary)]
     sections = [("summary", "Summary"), ("labels", "Labels")]
     sections += [("spread", "Spread")] * bool(boxes) + [("pictures", "Pictures")] * bool(pictures)
@@ -98,6 +99,7 @@ def _context(results: Results, viewer: bool) -> dict[str, Any]:
     sections += [("groups", "Groups")] * bool(groups)
     sections += [("jitter", "Box quality")] * (jitter is not None)
     sections += [("confidence", "Confidence")] * bool(confidence)
+    sections += [("training", "Training")] * (training is not None)
     behind = [*facts(summary)]
     sections += [("cases", "Cases"), ("rules", "Rules")] + [(f["id"], f["name"]) for f in behind]
     return {
@@ -126,6 +128,7 @@ def _context(results: Results, viewer: bool) -> dict[str, Any]:
         "groups": groups,
         "jitter": jitter,
         "confidence": confidence,
+        "training": training,
         "cases": _case_table(results),
         "rules": [*rules(summary)],
         "facts": behind,
@@ -236,7 +239,8 @@ def _volumes(results: Results) -> list[dict[str, str]]:
             unit = "ml" if entry["unit"] == "mm" else "px"
             title = sized(results.summary, "Volumes") + f" of {entry['name']}"
             size = sized(results.summary, "volume")
-            caption = f"{entry['name']}: predicted minus true {size}, {unit}, {len(pairs)} cases"
+            caption = f"{entry['name']}: predicted minus true {size}, {unit}, {len(pairs)} cases, "
+            caption += by(results.summary["prompts"], results.summary)
             found.append({"svg": bland_altman(title, pairs, unit), "caption": caption})
     return found
 
@@ -285,15 +289,17 @@ def _groups(summary: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
     for column, values in (summary.get("groups") or {}).items():
         rows = [
             [
-                *(value or "(none)", entry["name"], str(entry["n"]), str(entry["n_patients"])),
+                *(value or "(none)", entry["name"]),
+                *(str(entry[key]) for key in ("n", "n_empty", "n_missed", "n_patients")),
                 *(_cell_interval(entry["dice"]), _cell_interval(entry["nsd"])),
             ]
             for value, labels in values.items()
             for entry in labels.values()
         ]
-        head = [column, "label", "n", f"{people(summary)}s"]
+        head = [column, "label", "n", "empty", "missed", f"{people(summary)}s"]
         head += ["Dice (95 % interval)", "NSD (95 % interval)"]
-        yield {"caption": f"Scores by {column}", "head": head, "rows": rows}
+        caption = f"Scores by {column}, {by(summary['prompts'], summary)}"
+        yield {"caption": caption, "head": head, "rows": rows}
 
 
 def _jitter(results: Results) -> dict[str, Any] | None:
@@ -338,6 +344,18 @@ def _confidence(results: Results) -> Iterable[dict[str, str]]:
             "svg": scatter(f"True over expected Dice {words}", pairs, axes),
             "caption": caption,
         }
+
+
+def _training(summary: Mapping[str, Any]) -> dict[str, str] | None:
+    """Curve of the validations of the training, if there were several."""
+    found = (summary.get("run") or {}).get("validations") or []
+    if len(found) < 2:
+        return None
+    best = max(found, key=lambda one: one["dice"])
+    caption = "Mean Dice of the validation cases during the training, which chooses the weights: "
+    caption += f"it was best after epoch {best['epoch']}, {best['dice']:.3f}."
+    lines = {"validation": [(one["epoch"], one["dice"]) for one in found]}
+    return {"svg": curves("Dice over the epochs", lines, "epoch"), "caption": caption}
 
 
 def _case_table(results: Results) -> dict[str, Any]:

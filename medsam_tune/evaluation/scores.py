@@ -184,7 +184,8 @@ class CaseScores:
             flat = self._deepest == 1
             lines = [format_summary(summary["by_prompts"], flat, people(content))]
             for kind, scores in [*self.scores.items()][:1]:
-                lines += [f"the worst, {parse_kind(kind).words(flat)}", *worst_masks(scores)]
+                if worst := worst_masks(scores):
+                    lines += [f"the worst, {parse_kind(kind).words(flat)}", *worst]
             text = "\n".join(lines)
             engine.logger.info(f"{self.results.path}:\n{text}")
 

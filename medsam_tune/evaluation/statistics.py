@@ -27,12 +27,12 @@ SAMPLES = 2000
 
 MEASURED = (
     *("dice", "iou", "nsd", "hd95", "surface_distance", "precision", "recall"),
-    *("truth_volume", "predicted_volume", "volume_difference", "boundary_iou"),
+    *("truth_volume", "predicted_volume", "volume_difference", "boundary_iou", "found"),
     *("ellipse_dice", "ellipse_iou"),
 )
 """Measures of a case of which a label's summary has a `distribution`."""
 
-_WITH_INTERVAL = {"dice", "iou", "nsd", "hd95", "surface_distance"}
+_WITH_INTERVAL = {"dice", "iou", "nsd", "hd95", "surface_distance", "found"}
 _MEANS = ("dice", "iou", "nsd", "hd95", "surface_distance", "ellipse_dice", "ellipse_iou")
 
 _COLUMNS = {
@@ -164,7 +164,8 @@ def summarise(
         `labels`: id -> `name`; `n`, number of cases counted; `n_patients`; `n_empty`, cases where
         both are empty; `n_missed`, cases whose label was not predicted at all; `n_false`, cases
         without it where it was predicted; `objects`, number prompted for in all cases; `unit` and
-        `tolerance`; for each of `MEASURED` a `distribution`; `lesions`, `lesions_found` and
+        `tolerance`; for each of `MEASURED` a `distribution`, whose mean of `found` is the share of
+        the cases with the label in which the prediction touches it; `lesions`, `lesions_found` and
         `false_lesions` of all cases; `object_precision`, `object_recall` and `pq` of the objects of
         all cases together, see `borders.paired`;
         `groups`: column -> value -> the same `labels` for its cases.
@@ -226,11 +227,11 @@ def _patient(score: Score) -> str:
 
 
 def value_of(score: Score, key: str) -> float | None:
-    """A measure of a case; the ellipse's IoU follows from its Dice."""
+    """A measure of a case, 0 or 1 for `found`; the ellipse's IoU follows from its Dice."""
     if key == "ellipse_iou":
         return None if score.ellipse_dice is None else score.ellipse_dice / (2 - score.ellipse_dice)
     value: float | None = getattr(score, key)
-    return value
+    return None if value is None else float(value)
 
 
 def _total(scores: Sequence[Score], key: str) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from medsam_tune.errors import listed
 from medsam_tune.evaluation.metrics import EMPTY_RULES
 from medsam_tune.evaluation.statistics import FEW, FEWEST
 from medsam_tune.files import flat
@@ -52,14 +53,9 @@ def plain(summary: Mapping[str, Any]) -> Iterable[str]:
         text += f"; the lowest is that of {worst['name']}, {worst['dice']['mean']:.3f}"
     yield f"{text}."
     if summary["mean_nsd"] is not None:
-        tolerances = {(e["tolerance"], e["unit"]) for e in labels.values()}
-        within = "the tolerance"
-        if len(tolerances) == 1:
-            ((tolerance, unit),) = tolerances
-            within = f"{tolerance:g} {unit}"
         yield (
             f"{100 * summary['mean_nsd']:.1f} % of the {'outlines' if flat else 'surfaces'} lie "
-            f"within {within} of the annotator's (NSD)."
+            f"within {tolerances(labels.values())} of the annotator's (NSD)."
         )
     others = [
         f"{each['mean_dice']:.3f} {by(other, summary)}"
@@ -78,6 +74,26 @@ def plain(summary: Mapping[str, Any]) -> Iterable[str]:
 def by(kind: str, summary: Mapping[str, Any]) -> str:
     """A kind of prompts in a sentence, such as "by one 3-D box"; `flat` in a summary counts."""
     return parse_kind(kind).words(summary.get("flat", False))
+
+
+def tolerances(labels: Iterable[Mapping[str, Any]]) -> str:
+    """The tolerance of NSD, such as "2 mm", or "1 mm (spleen) or 3 mm (liver)".
+
+    Args:
+        labels: `name`, `tolerance` and `unit` of each; those without a tolerance are left out.
+    """
+    named: dict[tuple[float, str], list[str]] = {}
+    for one in labels:
+        if one["tolerance"] is not None:
+            named.setdefault((one["tolerance"], one["unit"] or ""), []).append(one["name"])
+    if not named:
+        return "the tolerance"
+    names = [listed(each) if len(named) > 1 else "" for each in named.values()]
+    found = [
+        f"{tolerance:g} {unit}{f' ({each})' if each else ''}"
+        for (tolerance, unit), each in zip(named, names, strict=True)
+    ]
+    return " or ".join(found)
 
 
 def sized(summary: Mapping[str, Any], text: str) -> str:
@@ -159,9 +175,10 @@ def rules(summary: Mapping[str, Any]) -> Iterable[str]:
     yield f"Only one of both: {one}."
     yield f"No other case is left out; {voxel}s that nobody annotated do not count."
     yield (
-        f"NSD is the share of both {surfaces} that lies within the tolerance of the other one; "
-        f"HD95 the 95th percentile of the distances between {surfaces}, the larger of both "
-        f"directions; the mean distance that of all of both {surfaces}."
+        f"NSD is the share of both {surfaces} that lies within "
+        f"{tolerances(summary['labels'].values())} of the other one; HD95 the 95th percentile of "
+        f"the distances between {surfaces}, the larger of both directions; the mean distance that "
+        f"of all of both {surfaces}."
     )
     yield f"Lesions are connected pieces; one is found where the prediction has a {voxel} of it."
     yield f"Intervals: 95 %, bootstrap of the mean, {people(summary)}s drawn with all their cases."
@@ -180,6 +197,8 @@ def facts(summary: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
         rows.append(("sha256 of the datalist", data["sha256"]))
     if data.get("content"):
         rows.append(("hash of the scored voxels", data["content"]))
+    if summary.get("masks"):
+        rows.append(("hash of the masks", summary["masks"]))
     for name, split in (run.get("split") or {}).items():
         said = f"{many(split['cases'], 'case')}, {many(split['patients'], people(summary))}, hash "
         rows.append((f"the model's {name}", f"{said}{split['content']}"))
@@ -189,7 +208,7 @@ def facts(summary: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
     yield {
         "id": "data",
         "name": "Data and model",
-        "caption": "Counts and hashes; no name of a file or patient",
+        "caption": f"Counts and hashes; no name of a file or {people(summary)}",
         "rows": rows,
         "fold": False,
     }

@@ -22,6 +22,7 @@ from medsam_tune.evaluation.cases import (
     CaseDataset,
     prepare_case,
     refuse_kinds,
+    refuse_other_labels,
     refuse_without_labels,
 )
 from medsam_tune.evaluation.folder import ResultFolder
@@ -235,6 +236,28 @@ def test_kinds_of_scans_are_refused_on_images() -> None:
     message = "prompts: box3d, middle: for scans; an image has one slice. Expected some of slices"
     with pytest.raises(ValueError, match=message):
         refuse_kinds("box3d,slices,middle", prompted=None, flat=True)
+
+
+@pytest.mark.parametrize(
+    ("labels", "kinds", "message"),
+    [
+        ({1: "liver"}, "slices", r"d.json: .*: 1 is 'liver' there, 'spleen' in the training"),
+        ({3: "Spleen"}, "slices", "'Spleen' is 3 there, 1 in the training. Give a datalist of the"),
+        ({1: "spleen", 3: "spleen"}, "none", "'spleen' is 3 there, 1 in the training"),
+        ({3: "tumour"}, ["box3d", "none"], "not trained for 3 tumour, .* gives only 1 spleen"),
+    ],
+)
+def test_labels_that_a_run_does_not_know_are_no_silent_zero(
+    labels: dict[int, str], kinds: str | list[str], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        refuse_other_labels({1: "spleen"}, labels, "d.json", kinds)
+
+
+def test_further_labels_are_told() -> None:
+    refuse_other_labels({1: "spleen"}, {3: "tumour"}, "d.json", "box3d")
+    with pytest.warns(UserWarning, match="3 tumour, and without prompts gives none of them"):
+        refuse_other_labels({1: "spleen"}, {1: "spleen", 3: "tumour"}, "d.json", "none")
 
 
 def test_voxels_that_nobody_annotated_are_left_out(tmp_path: Path) -> None:

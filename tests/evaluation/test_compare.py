@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,6 +66,7 @@ def test_seeds_are_averaged_and_masks_count_for_every_kind(tmp_path: Path) -> No
     assert "zero_shot" in row
     assert "+0.350" in row
     assert "failed: full: out of memory" in text
+    assert "NSD: within 2 mm of the annotator's" in text
     page = (tmp_path / "compare.html").read_text()
     assert "&lt;b&gt;liver" in page
     assert "<b>liver" not in page
@@ -74,7 +77,7 @@ def test_seeds_are_averaged_and_masks_count_for_every_kind(tmp_path: Path) -> No
     whole = [r for r in rows if (r["method"], r["prompts"], r["label"]) == ("lora", "slices", "")]
     assert [float(r["mean"]) for r in whole] == pytest.approx([0.815, 0.425])
     assert json.loads((tmp_path / "compare.json").read_text())["failed"]["full"] == "out of memory"
-    assert "| lora | slices | 0.815" in (tmp_path / "compare.md").read_text()
+    assert "| lora | slices | 16 (0, 0) | 0.815" in (tmp_path / "compare.md").read_text()
 
 
 def test_evaluations_of_other_cases_are_refused(tmp_path: Path) -> None:
@@ -83,6 +86,58 @@ def test_evaluations_of_other_cases_are_refused(tmp_path: Path) -> None:
         read_method("b", [evaluated(tmp_path / "b", 0.5, "slices", cases=7)]),
     ]
     with pytest.raises(DataError, match=r"was evaluated on other cases than .*case_7 in one"):
+        compare_methods(methods)
+
+
+def test_what_is_behind_a_mean_stands_beside_it(tmp_path: Path) -> None:
+    """Two seeds: one case without the label, a case that one of them misses."""
+    folders = [evaluated(tmp_path / name, 0.8, "slices") for name in ("lora", "lora-seed1")]
+    for number, folder in enumerate(folders):
+        path = folder / "evaluation" / "metrics.csv"
+        rows = [*csv.DictReader(path.open())]
+        empty, missed = (row for row in rows[:4] if row["name"] == "spleen")
+        empty |= {"dice": "", "nsd": "", "truth_voxels": "0", "predicted_voxels": "0"}
+        if number:
+            missed |= {"dice": "0.0", "nsd": "0.0", "predicted_voxels": "0"}
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, [*rows[0]])
+            writer.writeheader()
+            writer.writerows(rows)
+    text = write_comparison(tmp_path, [read_method("lora", folders)])
+    assert "  15 (1, 0.5)  " in text.splitlines()[1]
+    found = json.loads((tmp_path / "compare.json").read_text())
+    spleen = found["methods"]["lora"]["by_prompts"]["slices"]["nsd"]["labels"]["spleen"]
+    assert (spleen["n"], spleen["n_empty"], spleen["n_missed"]) == (7, 1, 0.5)
+    assert found["tolerances"]["spleen"] == {"name": "spleen", "tolerance": 2.0, "unit": "mm"}
+    for name in ("compare.html", "compare.md"):
+        said = (tmp_path / name).read_text()
+        assert "15 (1, 0.5)" in said
+        assert "; 7 (1, 0.5)" in said
+        assert "; 8 (0, 0)" in said
+        assert "NSD: within 2 mm of the annotator" in said
+        assert "missed: annotated, nothing predicted, the mean of the seeds" in said
+    rows = [*csv.DictReader((tmp_path / "compare.csv").open())]
+    (row,) = (one for one in rows if (one["measure"], one["label"]) == ("nsd", "spleen"))
+    assert (row["n"], row["n_empty"], row["n_missed"], row["tolerance"]) == ("7", "1", "0.5", "2.0")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda summary: summary["labels"]["2"].update(tolerance=1.0), r"NSD at 1.0 \(spleen\)"),
+        (lambda summary: summary.update(empty_rule={"name": "one"}), "one of empty masks"),
+    ],
+)
+def test_evaluations_by_other_settings_are_refused(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], said: str
+) -> None:
+    methods = [read_method("a", [evaluated(tmp_path / "a", 0.5, "slices")])]
+    path = evaluated(tmp_path / "b", 0.5, "slices") / "evaluation" / "summary.json"
+    summary = json.loads(path.read_text())
+    change(summary)
+    path.write_text(json.dumps(summary))
+    methods.append(read_method("b", [tmp_path / "b"]))
+    with pytest.raises(DataError, match=f"b, .*: was scored by {said}, and a by .* Evaluate both"):
         compare_methods(methods)
 
 
@@ -122,6 +177,49 @@ def test_pictures_are_of_groups_not_of_patients(tmp_path: Path) -> None:
     for said in (text, page, (tmp_path / "compare.md").read_text()):
         assert "patient" not in said
         assert "groups" in said
+
+
+def test_what_stands_behind_the_numbers(tmp_path: Path) -> None:
+    """What all runs have in common, and the seeds; what differs is left to their reports."""
+    subsets = {"training": {"cases": 12, "patients": 11}}
+    data = {"modality": "CT", "sha256": "abc123", "subsets": subsets}
+    machine = {"versions": {"torch": "2.15.0"}, "hardware": {}}
+    folders = [evaluated(tmp_path / name, 0.8, "slices") for name in ("lora", "lora-seed1")]
+    for number, folder in enumerate(folders):
+        path = folder / "evaluation" / "summary.json"
+        split = {"training": {"cases": 12, "patients": 11, "content": "dca5"}}
+        about = {"data": {**data, "content": None if number else "beef"}, "machine": machine}
+        about |= {"run": {"split": split, "configuration": {"seed": number}}, "tuning": "lora"}
+        about |= {"empty_rule": {"name": "exclude", "both_empty": "excluded, and counted"}}
+        path.write_text(json.dumps(json.loads(path.read_text()) | about))
+        save_tuned(
+            apply_method(build_sam("nano", image_size=64), "lora"), folder / TUNED, {1: "liver"}
+        )
+        write_record(folder, RunRecord(None, None, None, {}, {}, 0.0, 0))
+        write_state(folder, "finished", 1, 1, 1.0)
+    write_comparison(tmp_path, [read_method("lora", folders)])
+    page = re.sub("<[^>]*>", " ", (tmp_path / "compare.html").read_text())
+    page = " ".join(page.split())
+    words = (tmp_path / "compare.md").read_text().replace(" | ", " ").replace("\\", "")
+    for said in (page, words):
+        assert "datalist, training 12 cases, 11 patients" in said
+        assert "sha256 of the datalist abc123" in said
+        assert "hash of the scored voxels beef" in said
+        assert "the model's training 12 cases, 11 patients, hash dca5" in said.replace("&#39;", "'")
+        assert "version of torch 2.15.0" in said
+        assert "seeds of the trainings, lora 0, 1" in said
+        assert "Neither annotated nor predicted: excluded, and counted." in said
+        assert "within 2 mm of the other one" in said
+        assert "Configuration" not in said
+    path = folders[1] / "evaluation" / "summary.json"
+    content = json.loads(path.read_text())
+    content["run"]["split"]["training"]["content"] = "f01d"
+    content["data"] |= {"sha256": "another"}
+    path.write_text(json.dumps(content))
+    write_comparison(tmp_path, [read_method("lora", folders)])
+    page = (tmp_path / "compare.html").read_text()
+    assert "datalist, training" in page
+    assert not re.search("abc123|another|dca5|f01d", page)
 
 
 def test_what_a_training_cost(tmp_path: Path) -> None:

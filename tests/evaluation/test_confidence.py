@@ -48,6 +48,9 @@ def test_expected_and_true(tmp_path: Path) -> None:
     page = (test / "report.html").read_text()
     assert "off by 0.050 on average (+0.050 with its sign), over 20 masks" in page
     assert "5 are flagged for review; among them are 2 of the 2 worst" in page
+    words = (test / "report.md").read_text()
+    assert "## Does the model know how good its masks are?" in words
+    assert "5 are flagged for review; among them are 2 of the 2 worst" in words
     calibration = read_calibration(tmp_path)
     assert calibration is not None
     assert calibration.least(1, 0.6, prompted=True) == (pytest.approx(0.5), False)

@@ -11,6 +11,7 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pytest
+from PIL import Image
 
 from medsam_tune.cases.datalist import Case, Datalist, write_datalist
 from medsam_tune.errors import DataError
@@ -107,13 +108,131 @@ def test_folders_without_masks(datalist: Path, tmp_path: Path) -> None:
 def test_the_command(
     datalist: Path, tmp_path: Path, tune: Callable[..., tuple[int, str, str]]
 ) -> None:
-    for name in "ab":
-        write_nifti(tmp_path / "theirs" / f"{name}.nii.gz", small_scan()[1])
+    label = small_scan()[1]
+    write_nifti(tmp_path / "theirs" / "a.nii.gz", np.where(np.arange(6) > 2, 0, label))
+    write_nifti(tmp_path / "theirs" / "b.nii.gz", np.where(label == 2, 0, label))
     code, _, said = tune("evaluate", "--masks", tmp_path / "theirs", "--datalist", datalist)
     assert code == 0, said
+    assert said.partition("the worst, in the given masks\n")[2].splitlines()[:3] == [
+        "b_0000 spleen 0.000: nothing predicted, 0.864 ml are annotated",
+        "a_0000 liver 0.667: 50% of the size, 1.15 ml for 2.3 ml; 2 of 4 slices missed",
+        "a_0000 spleen 0.667: 50% of the size, 0.432 ml for 0.864 ml; 1 of 2 slices missed",
+    ]
+    assert "b_0000 liver" not in said
+    summary = json.loads(
+        (tmp_path / "theirs_evaluation" / "evaluation" / "summary.json").read_text()
+    )
+    found = [summary["labels"][label]["found"] for label in "12"]
+    assert [(one["n"], one["mean"]) for one in found] == [(2, 1.0), (2, 0.5)]
     page = tmp_path / "theirs_evaluation" / "evaluation" / "report.html"
     assert f"report: {page}" in said
     assert not re.search("Engine run|Epoch", said)
     assert page.is_file()
     code, _, said = tune("evaluate", "--masks", tmp_path / "theirs")
     assert (code, "--masks needs --datalist" in said) == (1, True)
+
+
+def test_settings_of_an_evaluation(
+    datalist: Path, tmp_path: Path, tune: Callable[..., tuple[int, str, str]]
+) -> None:
+    theirs = tmp_path / "theirs"
+    for name in "ab":
+        write_nifti(theirs / f"{name}.nii.gz", np.zeros_like(small_scan()[1]))
+    content = json.loads(datalist.read_text())
+    for entry, site in zip(content["test"], "AB", strict=True):
+        entry["site"] = site
+    datalist.write_text(json.dumps({**content, "validation": content["test"][:1], "test": []}))
+    words = ("evaluate", "--masks", theirs, "--datalist", datalist, "--output", tmp_path / "O")
+    chosen = ("tolerance=3", "empty=nnunet", "by=[site]", "subset=validation", "pictures=0")
+    code, _, said = tune(*words, *(word for one in chosen for word in ("--set", one)))
+    assert code == 0, said
+    folder = tmp_path / "O" / "evaluation_validation"
+    assert f"report: {folder / 'report.html'}" in said
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["cases"], summary["empty_rule"]["name"]) == (1, "nnunet")
+    assert summary["labels"]["1"]["tolerance"] == 3
+    assert summary["labels"]["1"]["hd95"]["n"] == 0  # "exclude" has the diagonal
+    assert [*summary["groups"]["site"]] == ["A"]
+    assert not [*(folder / "overlays").glob("*.png")]
+    for setting, why in (
+        (
+            "prompts=none",
+            "--set prompts=none: masks are scored without a model; expected one of",
+        ),
+        ("tolerance=-1", "tolerance is -1; expected millimetres"),
+        ("empty=maybe", "empty is 'maybe'; expected one of exclude, one, nnunet"),
+        ("by=[ward]", "by names the column 'ward'"),
+        ("subset=all", "no subset 'all'"),
+        ("pictures=two", "pictures is 'two'; expected a whole number"),
+        ("rules::components=0", "components is 0; expected null"),
+        ("mending::heal=true", "expected mending::key=value, the key one of fill_nan"),
+    ):
+        code, _, said = tune(*words, "--set", "subset=validation", "--set", setting)
+        assert (code, why in said) == (1, True), said
+    code, _, said = tune(*words, "--jitter", "0.1", "--gpus", "2")
+    assert (code, "--jitter, --gpus: of models; --masks scores without any." in said) == (1, True)
+
+
+@pytest.mark.parametrize(("setting", "expected"), [((), (0.75, 2 * 2.6 / 7)), (("null",), None)])
+def test_objects_of_images_are_counted_as_those_of_a_model(
+    tmp_path: Path,
+    tune: Callable[..., tuple[int, str, str]],
+    setting: tuple[str, ...],
+    expected: tuple[float, float] | None,
+) -> None:
+    truth = np.zeros((40, 60), np.uint8)
+    for corner in (2, 16, 30, 44):
+        truth[5:15, corner : corner + 10] = 1
+    mask = np.zeros_like(truth)
+    mask[5:15, 2:12] = 1
+    mask[5:13, 16:26] = mask[5:13, 30:40] = 1  # IoU 0.8 each; the fourth is missed
+    mask[30:33, 30:33] = 1  # below 64 pixels, it is none
+    for name, array in (("images/a", truth * 200), ("labels/a", truth), ("theirs/a", mask)):
+        (tmp_path / name).parent.mkdir()
+        Image.fromarray(array).save(tmp_path / f"{name}.png")
+    place = tmp_path / "d.json"
+    case = Case(tmp_path / "images" / "a.png", tmp_path / "labels" / "a.png", "a")
+    write_datalist(Datalist("Small", "XR", {1: "cell"}, test=(case,)), place)
+    words = [word for one in setting for word in ("--set", f"rules::components={one}")]
+    code, _, said = tune("evaluate", "--masks", tmp_path / "theirs", "--datalist", place, *words)
+    assert code == 0, said
+    folder = tmp_path / "theirs_evaluation" / "evaluation"
+    label = json.loads((folder / "summary.json").read_text())["labels"]["1"]
+    assert [label["object_recall"], label["pq"]] == (
+        [None, None] if expected is None else [pytest.approx(one) for one in expected]
+    )
+
+
+def test_objects_that_masks_tell_apart(tmp_path: Path) -> None:
+    """Two cells that touch are two, in the truth as in the masks."""
+    image = np.full((12, 24), 50, np.uint8)
+    outlines = {
+        "whole": [[2, 2, 20, 8]],
+        "halves": [[2, 2, 10, 8], [12, 2, 10, 8]],
+    }
+    (tmp_path / "images").mkdir()
+    Image.fromarray(image).save(tmp_path / "images" / "a.png")
+    for name, boxes in outlines.items():
+        corners = [[x, y, x + w, y, x + w, y + h, x, y + h] for x, y, w, h in boxes]
+        found = [
+            {"id": n, "image_id": 1, "category_id": 1, "iscrowd": 0, "bbox": box, "area": 80}
+            | {"segmentation": [outline]}
+            for n, (box, outline) in enumerate(zip(boxes, corners, strict=True), 1)
+        ]
+        coco = {
+            "images": [{"id": 1, "file_name": "a.png", "width": 24, "height": 12}],
+            "categories": [{"id": 1, "name": "cell"}],
+            "annotations": found,
+        }
+        (tmp_path / f"{name}.json").write_text(json.dumps(coco))
+    case = Case(tmp_path / "images" / "a.png", tmp_path / "halves.json", "a")
+    write_datalist(Datalist("Small", "XR", {1: "cell"}, test=(case,)), tmp_path / "d.json")
+    (tmp_path / "theirs").mkdir()
+    mask = np.zeros_like(image)
+    mask[2:10, 2:22] = 1
+    Image.fromarray(mask).save(tmp_path / "theirs" / "a.png")
+    folder = evaluate_masks(
+        tmp_path / "theirs", tmp_path / "d.json", tmp_path / "out", components=1
+    )
+    (row,) = rows(folder)
+    assert (row["true_objects"], row["found_objects"], row["dice"]) == ("2", "1", "1.0")

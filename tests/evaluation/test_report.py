@@ -12,19 +12,23 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 from PIL import Image
 
 from medsam_tune.errors import DataError
-from medsam_tune.evaluation.figures import bland_altman, box_plot, curves, ticks
+from medsam_tune.evaluation.about import about_run
+from medsam_tune.evaluation.figures import bland_altman, box_plot, curves, learning_curve, ticks
 from medsam_tune.evaluation.folder import ResultFolder
 from medsam_tune.evaluation.metrics import Measures, Score
 from medsam_tune.evaluation.report import write_report
 from medsam_tune.evaluation.results import INDEX
 from medsam_tune.evaluation.scores import measured_by, write_scores
 from medsam_tune.evaluation.statistics import summarise_kinds
+from medsam_tune.runs import RunRecord, write_record, write_state
 from medsam_tune.slices.intensity import WINDOWS
+from tests.evaluation.test_summary_schema import SCHEMA
 
 NASTY = "<script>alert(1)</script>\"'`|&*[x](http://evil.example)"
 
@@ -124,11 +128,51 @@ def test_numbers_are_those_of_the_summary(tmp_path: Path) -> None:
     assert f"The Dice is {summary['mean_dice']:.3f} (95 % interval" in text
     assert "Measured on 8 held-out cases of 8 patients" in text
     assert "Fewer than 30 patients" in text
-    groups = tables["Scores by site"]
+    groups = tables["Scores by site, by a box on every slice"]
     assert [row[0] for row in groups[1:]] == ["B", "B", "liver", "liver"]
+    assert groups[0][2:6] == ["n", "empty", "missed", "patients"]
+    assert [row[2:6] for row in groups[1:]] == [["4", "0", "0", "4"]] * 4
+    assert "liver: predicted minus true volume, ml, 8 cases, by a box on every slice" in text
     words = (folder / "report.md").read_text()
     assert f"{summary['mean_dice']:.3f}" in words
     ResultFolder(folder).refuse_others()
+
+
+def test_the_training_has_a_curve(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    write_record(run, RunRecord(None, None, None, {}, {}, 0.0, 0))
+    validations = [{"epoch": n, "dice": d, "seconds": n} for n, d in ((1, 0.5), (2, 0.8), (3, 0.7))]
+    write_state(run, "finished", 3, 3, 3.0, validations[:1])
+    page = write_report(evaluated(run / "evaluation", run=about_run(run)))
+    assert "Training</h2>" not in page.read_text()  # a single point
+    write_state(run, "finished", 3, 3, 3.0, validations)
+    content = json.loads((run / "evaluation" / "summary.json").read_text()) | {
+        "run": about_run(run)
+    }
+    jsonschema.validate(content["run"], SCHEMA["properties"]["run"])
+    (run / "evaluation" / "summary.json").write_text(json.dumps(content))
+    text = write_report(run).read_text()
+    assert "Training</h2>" in text
+    assert "validation: 0.500 at 1, 0.800 at 2, 0.700 at 3" in text
+    for said in (text, page.with_suffix(".md").read_text()):
+        assert "it was best after epoch 2, 0.800." in said
+
+
+def test_tolerances_are_named(tmp_path: Path) -> None:
+    folder = evaluated(tmp_path)
+    write_report(folder)
+    for name in ("report.html", "report.md"):
+        text = (folder / name).read_text()
+        assert "surfaces lie within 2 mm of the annotator" in text
+        assert "NSD is the share of both surfaces that lies within 2 mm of the other one" in text
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["labels"]["2"]["tolerance"] = 3.5
+    (folder / "summary.json").write_text(json.dumps(summary))
+    write_report(folder)
+    for name in ("report.html", "report.md"):
+        text = (folder / name).read_text()
+        assert text.count("within 2 mm (liver) or 3.5 mm (spleen) of the") == 2
 
 
 def test_images_have_no_slices(tmp_path: Path) -> None:
@@ -294,10 +338,58 @@ def test_figures_say_their_numbers() -> None:
     boxes = box_plot("Dice", {"a<b": [0.1, 0.5, 0.9]}, "Dice")
     assert "a&lt;b: median 0.5, quartiles 0.3 to 0.7" in boxes
     assert boxes.count('class="dot"') == 3
+    boxes = box_plot(
+        "Dice", {"the lobe of the left lung": [0.5], "the lobe on the left lung": []}, ""
+    )
+    assert ">the lobe o\u2026e left lung<" in boxes
+    assert ">the lobe on the l\u2026 (2)<" in boxes
     volumes = bland_altman("V", [(1.0, 1.5), (2.0, 2.5)], "ml")
     assert "mean difference +0.5 ml" in volumes
     lines = curves("Dice", {"box": [(0.0, 0.9), (0.2, 0.5)]}, "noise")
     assert "box: 0.900 at 0, 0.500 at 0.2" in lines
+
+
+LONG = "a method with a name that is longer than any legend has room for"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [
+            *("by a box on every slice", "by one 3-D box", "by boxes on 5 slices", "by one point"),
+            *("by a box on one slice and the range", "by a box on one", "without prompts", "x"),
+        ],
+        [f"{LONG}, the {n}th one of them, in the fold {n} of 9 folds" for n in range(9)],
+        [f"{LONG[:30]} {n} {LONG}" for n in range(9)],
+    ],
+)
+def test_lines_and_their_names_are_told_apart(tmp_path: Path, names: list[str]) -> None:
+    """Entries stand beside each other in the figure; each has a mark, a dash and a name alone."""
+    points = [{"patients": n, "mean": 0.5, "interval": None} for n in (5, 10)]
+    for figure in (
+        curves("Dice", {name: [(0.0, 0.9), (0.2, 0.5)] for name in names}, "noise"),
+        learning_curve("Dice", dict.fromkeys(names, points), "patients"),
+    ):
+        width, height = map(float, re.findall(r'viewBox="0 0 (\S+) (\S+)"', figure)[0])
+        entries = [
+            (float(x), float(y), text)
+            for x, y, text in re.findall(r'x="(\S+)" y="(\S+)" text-anchor="start">(.*?)<', figure)
+        ]
+        assert len({text for *_, text in entries}) == len(names)
+        rows: dict[float, list[tuple[float, float]]] = {}
+        for x, y, text in entries:
+            rows.setdefault(y, []).append((x - 34, x + 9.5 * len(text)))  # letters of 17 px
+        assert max(rows) + 5 <= height
+        for row in rows.values():
+            ends = [end for pair in sorted(row) for end in pair]
+            assert ends == sorted(ends)
+            assert (ends[0] >= 0, ends[-1] <= width) == (True, True)
+        marks = re.findall(r'<path class="(dot|ring)" d="M\S+ [\d.]+(m[^"]*)"', figure)
+        assert len({*marks}) == len(names)
+    page = write_report(evaluated(tmp_path)).read_text()
+    dashes = dict(re.findall(r"\.(line[1-7]) \{[^}]*stroke-dasharray: ([^;}]*);", page))
+    assert len({*dashes.values()}) == len(dashes) == 7  # the first line has none
+    assert {f"line{n % 8}" for n in range(8)} == {*re.findall(r'class="line (line\d)"', figure)}
 
 
 def test_ticks_are_round() -> None:

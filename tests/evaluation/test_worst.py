@@ -9,6 +9,8 @@ import pytest
 from medsam_tune.evaluation.metrics import Score
 from medsam_tune.evaluation.worst import worst_masks
 
+SLICES = {"truth_slices": 9, "missed_slices": 0, "added_slices": 0}
+
 
 def score(case: str, dice: float | None, true: int, predicted: int, **more: Any) -> Score:
     base = Score(case, "slices", 1, "spleen", dice, None, true, predicted, None, 1)
@@ -24,6 +26,19 @@ def score(case: str, dice: float | None, true: int, predicted: int, **more: Any)
         (score("a", 0.5, 900, 1800), "a spleen 0.500: 2.0 times too large, 18 ml for 9 ml"),
         (score("a", 0.5, 900, 300), "a spleen 0.500: 33% of the size, 3 ml for 9 ml"),
         (score("a", 0.5, 9, 9, lesions=3, lesions_found=1), "a spleen 0.500: 1 of 3 pieces found"),
+        (
+            score("a", 0.5, 9, 9, **{**SLICES, "missed_slices": 3, "added_slices": 1}),
+            "a spleen 0.500: 3 of 9 slices missed, 1 added",
+        ),
+        (score("a", 0.5, 9, 9, **{**SLICES, "added_slices": 2}), "0.500: 2 slices added to 9"),
+        (
+            score("a", 0.5, 900, 300, **{**SLICES, "missed_slices": 6}),
+            "33% of the size, 3 ml for 9 ml; 6 of 9 slices missed",
+        ),
+        (
+            score("a", 0.5, 9, 9, hd95=12.34, **{**SLICES, "missed_slices": 1}),
+            "the size is right, the outline is off (HD95 12.3 mm)",
+        ),
         (score("a", 0.5, 9, 9, hd95=12.34), "outline is off (HD95 12.3 mm)"),
         (score("a", 0.5, 9, 27, unit="px"), "3.0 times too large, 27 pixels for 9 pixels"),
     ],
@@ -35,4 +50,4 @@ def test_reasons(mask: Score, line: str) -> None:
 def test_the_lowest_come_first_and_what_has_no_score_is_left_out() -> None:
     masks = [score(f"c{n}", n / 10, 9, 9) for n in range(9, 0, -1)] + [score("x", None, 0, 0)]
     assert [line.split()[0] for line in worst_masks(masks)] == ["c1", "c2", "c3", "c4", "c5"]
-    assert worst_masks([]) == []
+    assert worst_masks([score("a", 1.0, 9, 9)]) == []
