@@ -450,6 +450,31 @@ def test_another_model_on_the_cases_of_a_run(
     assert [*summary["by_prompts"]] == ["slices", "box3d"]
 
 
+def test_half_the_bytes_give_the_same_dice(
+    bundle_run: BundleRun,
+    tune: Callable[..., tuple[int, str, str]],
+    lora_run: Path,
+    tmp_path: Path,
+) -> None:
+    """A trained file, and what `export --format tuned --dtype float16` makes of it."""
+    small, whole = tmp_path / "small.safetensors", lora_run / "tuned.safetensors"
+    words = ("--format", "tuned", "--dtype", "float16", "--output", small)
+    code, _, err = tune("export", "--run", lora_run, *words)
+    assert code == 0, err
+    assert {one.dtype for one in load_file(small).values()} == {torch.float16}
+    assert small.stat().st_size < 0.6 * whole.stat().st_size
+    dice = []
+    for other in (whole, small):
+        options = ("--run_dir", lora_run, "--output_dir", other.stem, "--other", other)
+        done = bundle_run(["evaluate.yaml", "other_model.yaml"], *options, cwd=tmp_path)
+        assert done.code == 0, done.text
+        with (tmp_path / other.stem / "metrics.csv").open() as file:
+            dice.append([float(row["dice"]) for row in csv.DictReader(file) if row["dice"]])
+    assert len(dice[0]) > 1
+    assert min(dice[0]) > 0.4
+    assert dice[1] == pytest.approx(dice[0], abs=1e-3)
+
+
 def test_inference_writes_the_scans_own_grid(
     bundle_run: BundleRun, lora_run: Path, datalist: Path, tmp_path: Path
 ) -> None:
