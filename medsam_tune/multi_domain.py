@@ -3,7 +3,7 @@
     O/settings.json           what it is of; another one is refused
     O/ct, O/mr                the run of each domain, with its evaluation
     O/matrix/ct-by-mr         the test cases of ct by the model of mr; by-untouched, by-combined-...
-    O/combined.safetensors    the mean of the domains' LoRAs
+    O/combined.safetensors    the mean of those domains' models that are LoRAs alone, two or more
     O/full-ct, O/full-ct-mr   full tuning on ct, and then on mr: what does it forget of ct?
     O/domains.json            the table, and where each domain's model is; with .md
 
@@ -84,7 +84,8 @@ class Plan:
         model: base model.
         checkpoint: weights of the base model; None for the embedded ones.
         image_size: side of the model's input, pixels; None is the model's own.
-        class_agnostic: tune SAM's own prompting, which knows no labels. LoRAs can then be combined.
+        class_agnostic: tune SAM's own prompting, which knows no labels. LoRAs can then be combined,
+            those of all domains that are tuned so.
         forgetting: a domain, and the one that full tuning goes on with; None leaves that out.
         settings: further settings of all trainings and evaluations, as far as they have them.
     """
@@ -146,9 +147,10 @@ def _tune(plan: Plan) -> tuple[str, dict[str, str]]:
             done.append(one)
     models: dict[str, Path | None] = {UNTOUCHED: None}
     models |= {one.name: tuned_file(plan.output / one.name) for one in done}
-    if len(done) > 1 and all(_is_lora_alone(models[one.name]) for one in done):
+    loras = [one for one in done if _is_lora_alone(models[one.name])]
+    if len(loras) > 1:
         combined = plan.output / f"{COMBINED}.safetensors"
-        if task(COMBINED, failed, partial(_combine, plan, done, combined)):
+        if task(COMBINED, failed, partial(_combine, plan, loras, combined)):
             models[COMBINED] = combined
     matrix: dict[str, list[Method]] = {}
     for one in done:
@@ -167,6 +169,7 @@ def _tune(plan: Plan) -> tuple[str, dict[str, str]]:
     if plan.forgetting:
         task("forgetting", failed, partial(_forget, plan, lost))
     found = _found(plan, done, matrix, lost, failed)
+    found["combined"] = [one.name for one in loras] if COMBINED in models else []
     text = domains_text(found)
     with written_whole(plan.output / DOMAINS) as file:
         file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

@@ -5,8 +5,8 @@
 `BoxPromptsd` and `PointPromptsd` choose objects of label maps and prompt for them, `MixedPromptsd`
 draws prompts of several kinds;
 `KeepObjectsd` keeps an augmentation from losing them. `IgnoredPixelsd` finds what nobody annotated.
-`RandWindowd` cuts windows from large slices. `ModelFramed` brings slices, masks, boxes and points
-into the model's square input, and back.
+`RandWindowd` cuts windows from large slices; `RandSaturationd` makes colours stronger or weaker.
+`ModelFramed` brings slices, masks, boxes and points into the model's square input, and back.
 `LoadSliced` and `ShrinkLongestd` are for slices of a store. `ScanRulesd` makes of a scan what a
 model saw in training, and leads masks back; `PromptMapd` brings label maps along, `Aftercared`
 cleans masks.
@@ -32,6 +32,7 @@ from medsam_tune.training.prompting import (
     KeepObjectsd,
     PointPromptsd,
 )
+from medsam_tune.training.saturation import RandSaturationd
 from medsam_tune.training.windows import RandWindowd
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "Percentilesd",
     "PointPromptsd",
     "PromptMapd",
+    "RandSaturationd",
     "RandWindowd",
     "ScanRulesd",
     "ShrinkLongestd",

@@ -108,6 +108,14 @@ CHANGED: dict[str, tuple[tuple[str, str], ...]] = {
         ("mask_1_liver.nii.gz", "mask_1_road.png"),
     ),
     "configs/few_shot.yaml": (("copies of the scans,", "copies of the images,"),),
+    "configs/notes_few_shot.yaml": (
+        (
+            "factors: 0.3}  # contrast\n",
+            "factors: 0.3}  # contrast\n"
+            "- {_target_: medsam_tune.transforms.RandSaturationd, keys: [image], prob: 1.0, "
+            "factors: 0.3}  # saturation\n",
+        ),
+    ),
 }
 """File -> text that stands in the source once, and what takes its place in the copy."""
 

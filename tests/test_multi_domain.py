@@ -48,7 +48,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
             return
         folder = Path(given["output_dir"])
         folder.mkdir()
-        method = "full" if "method_full.yaml" in configs else "lora"
+        names = ("full", "adapter")
+        method = next((name for name in names if f"method_{name}.yaml" in configs), "lora")
         base = untuned(given.get("checkpoint"))
         if "larger.yaml" in configs:
             base = build_sam("nano", None, 2 * SIZE)
@@ -135,6 +136,22 @@ def test_a_further_domain_changes_what_is_combined(calls: Calls, tmp_path: Path)
     }
     combined = read_header(asked.output / "combined.safetensors")
     assert combined.tuning.options["config"]["r"] == 24  # three of rank 8
+
+
+def test_the_loras_among_the_domains_are_combined(calls: Calls, tmp_path: Path) -> None:
+    """An adapter has no part in their mean, which is judged on its cases nevertheless."""
+    asked = plan(tmp_path)
+    aerial = Domain("aerial", tmp_path / "aerial.json", "image", "adapter")
+    text, failed = tune_domains(replace(asked, domains=[aerial, *asked.domains]))
+    assert not failed
+    assert "Combined is the mean of the LoRAs of ct, mr." in text
+    combined = read_header(asked.output / "combined.safetensors")
+    assert combined.tuning.options["config"]["r"] == 16
+    judged = {cell(given) for _, given in calls if "other" in given}
+    assert {"ct-by-combined", "mr-by-combined", "aerial-by-combined"} <= judged
+    other = replace(plan(tmp_path), output=tmp_path / "P", domains=[aerial, asked.domains[0]])
+    assert "ombined" not in tune_domains(other)[0]
+    assert not (tmp_path / "P" / "combined.safetensors").exists()
 
 
 def test_what_fails_does_not_end_the_others(

@@ -221,11 +221,15 @@ def test_no_prompt_from_training_to_a_mask(
 ) -> None:
     configs = ["train.yaml", "method_lora.yaml", "no_prompt.yaml"]
     options = ("--network_def::mask_decoder", True, "--layer_decay", 0.8)
+    options += ("--network_def::quality_head", False)
     options += ("--gradient_checkpointing", True)
     run = tmp_path / "run"
     done = bundle_run(configs, "--datalist", datalist, "--output_dir", run, *options, *SMALL)
     assert done.code == 0, done.text
-    assert load_file(run / "tuned.safetensors")["learned.tokens"].shape == (5, 10, 96)
+    tensors = load_file(run / "tuned.safetensors")
+    assert tensors["learned.tokens"].shape == (5, 10, 96)
+    assert "mask_decoder.iou_token.weight" in tensors
+    assert not [name for name in tensors if "iou_prediction_head" in name]
     groups = torch.load(run / "last.pt", weights_only=True)["optimizer"]["param_groups"]
     assert max(group["initial_lr"] for group in groups) == TOKENS["nano"]
     done = bundle_run(["evaluate.yaml"], "--run_dir", run)
@@ -244,9 +248,13 @@ def test_images_from_few_cases_to_a_mask(
     """Without prompts, few cases and a domain's overlay at once; then scores, and a PNG."""
     configs = ["train.yaml", "method_lora.yaml", "microscopy.yaml", "few_shot.yaml"]
     run, options = tmp_path / "run", ("--mixture", "{'box': 1, 'none': 1}")
+    options += ("--network_def::prompt_encoder", True, "--network_def::quality_head", True)
     options = (*options, "--datalist", images, "--output_dir", run, *SMALL, *FEW)
     done = bundle_run(configs, *options, bundle=IMAGES)
     assert done.code == 0, done.text
+    names = "\n".join(load_file(run / "tuned.safetensors"))
+    assert "prompt_encoder.point_embeddings.2.weight" in names
+    assert "mask_decoder.iou_prediction_head.layers.0.weight" in names
     record = json.loads((run / "run.json").read_text())
     assert record["coding"]["colours"]["#6EC1E4"] == 1
     assert record["rules"]["components"] == 4
@@ -442,6 +450,31 @@ def test_another_model_on_the_cases_of_a_run(
     summary = json.loads((tmp_path / "own" / "summary.json").read_text())
     assert summary["tuning"] == "lora"
     assert [*summary["by_prompts"]] == ["slices", "box3d"]
+
+
+def test_half_the_bytes_give_the_same_dice(
+    bundle_run: BundleRun,
+    tune: Callable[..., tuple[int, str, str]],
+    lora_run: Path,
+    tmp_path: Path,
+) -> None:
+    """A trained file, and what `export --format tuned --dtype float16` makes of it."""
+    small, whole = tmp_path / "small.safetensors", lora_run / "tuned.safetensors"
+    words = ("--format", "tuned", "--dtype", "float16", "--output", small)
+    code, _, err = tune("export", "--run", lora_run, *words)
+    assert code == 0, err
+    assert {one.dtype for one in load_file(small).values()} == {torch.float16}
+    assert small.stat().st_size < 0.6 * whole.stat().st_size
+    dice = []
+    for other in (whole, small):
+        options = ("--run_dir", lora_run, "--output_dir", other.stem, "--other", other)
+        done = bundle_run(["evaluate.yaml", "other_model.yaml"], *options, cwd=tmp_path)
+        assert done.code == 0, done.text
+        with (tmp_path / other.stem / "metrics.csv").open() as file:
+            dice.append([float(row["dice"]) for row in csv.DictReader(file) if row["dice"]])
+    assert len(dice[0]) > 1
+    assert min(dice[0]) > 0.4
+    assert dice[1] == pytest.approx(dice[0], abs=1e-3)
 
 
 def test_inference_writes_the_scans_own_grid(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from medsam_tune.errors import listed
 from medsam_tune.evaluation.compare import Method, compare_methods, test_against
 from medsam_tune.evaluation.markdown import escaped, table
 from medsam_tune.evaluation.statistics import footnote, mean_text
@@ -49,7 +50,8 @@ def domains_text(found: Mapping[str, Any]) -> str:
     Args:
         found: `matrix`, domain of the test cases -> `dice_by_models`; `domains`, name ->
             `method`, `parameters` and `bytes`; `base`; `forgetting`, from `forgotten`, or None;
-            `failed`, name of a task -> why.
+            `combined`, names of the domains whose LoRAs have a mean; `failed`, name of a task ->
+            why.
     """
     matrix = found["matrix"]
     models = list(dict.fromkeys(name for row in matrix.values() for name in row))
@@ -70,6 +72,8 @@ def domains_text(found: Mapping[str, Any]) -> str:
     ]
     if any(entry["note"] for row in matrix.values() for entry in row.values()):
         parts.append(escaped(footnote()))
+    if found["combined"]:
+        parts.append(f"Combined is the mean of the LoRAs of {listed(found['combined'])}.")
     sizes = [
         [name, one["method"], f"{one['parameters']:,}", f"{one['bytes']:,}"]
         for name, one in found["domains"].items()

@@ -33,8 +33,8 @@ def cut(image: MetaTensor, rules: ScanRules) -> tuple[Tensor, ScanGrid]:
         rules: plane, spacing, intensity and neighbours.
 
     Returns:
-        (Z, C, H, W) uint8 slices, 0 where pixels hold no data, and the grid that leads back to the
-        scan.
+        (Z, C, H, W) uint8 slices (float16 in 0..255 of a rule that is `fine`), 0 where pixels hold
+        no data, and the grid that leads back to the scan.
 
     Raises:
         DataError: the rule of intensity takes another number of channels; `ScanRules.gsd` enlarges
@@ -60,7 +60,7 @@ def cut(image: MetaTensor, rules: ScanRules) -> tuple[Tensor, ScanGrid]:
 
 
 def seen_by(rules: ScanRules, volume: Tensor) -> Tensor:
-    """(C, X, Y, Z) in the scanner's unit -> (C', X, Y, Z) uint8, 0 where pixels hold no data."""
+    """(C, X, Y, Z) in the scanner's unit -> what `cut` gives, (C', X, Y, Z); 0 without data."""
     seen = rules.intensity(volume)
     gaps = without_data(volume)
     return seen if gaps is None else seen * ~gaps

@@ -111,8 +111,8 @@ class PreparedCase:
             self._tight[label] = np.array(slices), np.array(boxes, dtype=np.float64)
         return self._tight[label]
 
-    def image_slice(self, k: int) -> NDArray[np.uint8]:
-        """Slice k as (C, H, W) uint8.
+    def image_slice(self, k: int) -> NDArray[np.uint8 | np.float16]:
+        """Slice k as (C, H, W) uint8, or float16 in 0..255 of a rule that is `fine`.
 
         Raises:
             DataError: here and below, the entry was damaged or deleted after it was opened.
@@ -127,8 +127,8 @@ class PreparedCase:
         """Label ids of slice k as (H, W) uint8, uint16 or uint32."""
         return self._read("label", k)
 
-    def image(self) -> NDArray[np.uint8]:
-        """All slices as (Z, C, H, W) uint8."""
+    def image(self) -> NDArray[np.uint8 | np.float16]:
+        """All slices as (Z, C, H, W) uint8, or float16 as above."""
         image = self._read("image", slice(None))
         return with_neighbours(torch.from_numpy(image)).numpy() if self.neighbours else image
 

@@ -39,10 +39,15 @@ def finetune(
               the resolution of the logits, S/4 x S/4;
             - `prompts`, a dict of arguments of `PromptableSam.forward`, pixels of the model frame:
               `boxes` (B, P, 4) float XYXY; `points` (B, P, N, 2) float XY with `point_labels`
-              (B, P, N) int, 1 inside, 0 outside, -1 padding; `masks`; `classes`.
+              (B, P, N) int, 1 inside, 0 outside, -1 padding; `masks`; `classes`. Those that are
+              None are left out.
+
+            With one object in each image, prompts may be as SAM's prompt encoder takes them:
+            `boxes` (B, 4), and `points` a pair, coordinates (B, N, 2) and labels (B, N).
         epochs: number of passes over the loader.
         lr: learning rate; by default the recipes', see `training.rates`.
-        loss: `PromptLoss`, or any loss of torch or MONAI on logits, such as `BCEWithLogitsLoss`.
+        loss: `PromptLoss`, or any loss of torch or MONAI on logits, such as `BCEWithLogitsLoss`,
+            for the masks; beside it the quality keeps its loss, see `loss_of_prompts`.
         weight_decay: that of AdamW.
         method: key of `METHODS`, applied to a model that has none yet.
 
@@ -50,7 +55,7 @@ def finetune(
         mean loss of each epoch.
 
     Raises:
-        ValueError: an empty loader, or tensors of other shapes than above.
+        ValueError: an empty loader, unknown prompts, or other shapes or values than above.
         FloatingPointError: the loss is NaN or infinite.
 
     Example:
@@ -72,7 +77,7 @@ def finetune(
     for epoch in range(1, epochs + 1):
         losses = []
         for batch in loader:
-            images, masks, prompts = _moved(batch, device)
+            images, masks, prompts = _moved(batch, device, model.classes)
             found = criterion(model(images, **prompts, return_quality=True), masks)
             if not torch.isfinite(found):
                 raise FloatingPointError(
@@ -91,7 +96,9 @@ def finetune(
     return means
 
 
-def _moved(batch: Mapping[str, Any], device: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def _moved(
+    batch: Mapping[str, Any], device: Any, classes: int
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Images, masks as bool, and prompts of a batch, on a device."""
     if missing := sorted({"images", "masks", "prompts"} - batch.keys()):
         raise ValueError(
@@ -99,13 +106,58 @@ def _moved(batch: Mapping[str, Any], device: Any) -> tuple[Tensor, Tensor, dict[
             f"{missing[0]} is missing."
         )
     images, masks = batch["images"].to(device), batch["masks"].to(device)
-    given = {key: value for key, value in batch["prompts"].items() if value is not None}
-    prompts = {key: value.to(device) for key, value in given.items()}
-    counts = {tuple(value.shape[:2]) for value in prompts.values()}
-    if masks.ndim != 4 or len(masks) != len(images) or counts - {tuple(masks.shape[:2])}:
+    low, high = float(images.amin()), float(images.amax())
+    if low < -0.5 or high > 1.5:  # a little outside [0, 1] may be noise
+        raise ValueError(
+            f"images are from {low:g} to {high:g}; expected [0, 1], without mean and deviation, "
+            "which the model applies itself."
+        )
+    prompts = {key: value.to(device) for key, value in _prompts(batch["prompts"]).items()}
+    counts = {tuple(value.shape[:2]) for value in prompts.values()} or {(len(images), classes or 1)}
+    if masks.ndim != 4 or len(masks) != len(images) or counts != {tuple(masks.shape[:2])}:
         shapes = {key: tuple(value.shape) for key, value in prompts.items()}
         raise ValueError(
             f"masks have shape {tuple(masks.shape)}, images {tuple(images.shape)}, prompts "
             f"{shapes}; expected masks (B, P, h, w), and prompts of the same B and P."
         )
     return images, masks > 0.5, prompts
+
+
+_SHAPES = {
+    "boxes": "B, P, 4",
+    "points": "B, P, N, 2",
+    "point_labels": "B, P, N",
+    "masks": "B, P, h, w",
+    "classes": "B, P",
+}
+
+
+def _prompts(given: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Prompts of P objects in each image; those of one object, as SAM takes them, get P = 1."""
+    prompts = {key: value for key, value in given.items() if value is not None}
+    pair = prompts.get("points")
+    if isinstance(pair, tuple | list):  # a DataLoader makes a list of a tuple
+        if len(pair) != 2 or "point_labels" in prompts:
+            raise ValueError(
+                f"points are {len(pair)} tensors, with {', '.join(prompts)}; expected a pair, "
+                "coordinates and labels, or one tensor with point_labels."
+            )
+        prompts["points"], prompts["point_labels"] = pair
+    for key, value in prompts.items():
+        if key not in _SHAPES:
+            raise ValueError(f"prompts have {key!r}; expected some of {', '.join(_SHAPES)}.")
+        sides = _SHAPES[key].split(", ")
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{key} are a {type(value).__name__}; expected a tensor.")
+        shape = tuple(value.shape)
+        if key in ("boxes", "points", "point_labels") and len(shape) == len(sides) - 1:
+            prompts[key] = value = value[:, None]  # P = 1
+        if value.ndim != len(sides) or (sides[-1].isdigit() and value.shape[-1] != int(sides[-1])):
+            raise ValueError(f"{key} have shape {shape}; expected ({_SHAPES[key]}).")
+    points, labels = prompts.get("points"), prompts.get("point_labels")
+    if points is not None and labels is not None and points.shape[:-1] != labels.shape:
+        raise ValueError(
+            f"points have shape {tuple(points.shape)}, their labels {tuple(labels.shape)}; "
+            "expected a label for each point."
+        )
+    return prompts

@@ -72,7 +72,11 @@ class PromptLoss(nn.Module):
 
 
 def loss_of_prompts(loss: nn.Module) -> nn.Module:
-    """A loss for the trainer: `PromptLoss` as it is, any other as `PromptLoss(masks=loss)`."""
+    """A loss for the trainer: `PromptLoss` as it is, any other as `PromptLoss(masks=loss)`.
+
+    So quality and presence are learned beside it; `PromptLoss(quality=0, presence=0, masks=loss)`
+    is the loss alone.
+    """
     return loss if isinstance(loss, PromptLoss) else PromptLoss(masks=loss)
 
 

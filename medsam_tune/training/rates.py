@@ -19,7 +19,7 @@ RATES: dict[str, dict[str, float]] = {
 Those of nano are the best of a search on validation cases, `benchmarks/rates.py`. The others are
 published ones, untried here: decoder, mazurowski-lab/finetune-SAM; full, MedSAM, and LiteMedSAM on
 vit_t; lora, SAMed, whose scale is 1 as ours; adapter, AdaptFormer; prompt, near LLaMA-Adapter's
-9e-3.
+9e-3. The length of trainings and the warm-up are not searched.
 """
 
 TOKENS: dict[str, float] = {NANO: 5e-2, "vit_t": 1e-2, "sam": 1e-2}

@@ -83,6 +83,7 @@ class Row:
 
 PROMPT: Names = lambda _: {"learned.tokens", "learned.gates"}  # noqa: E731
 QUALITY = _starting_with("mask_decoder.iou_prediction_head.")
+PROMPTS = _starting_with("prompt_encoder.")
 
 # The rows that docs/models.md names, each with SAM's own prompts and with labels, and the options.
 PLAIN = {
@@ -143,17 +144,29 @@ OPTIONS = {
         {"tokens": 5, "mask_decoder": True},
         _both(PROMPT, DECODER),
     ),
-    "prompt-encoder": Row(
-        "prompt", {"prompt_encoder": True}, _both(PROMPT, _starting_with("prompt_encoder."))
-    ),
+    "prompt-encoder": Row("prompt", {"prompt_encoder": True}, _both(PROMPT, PROMPTS)),
     "decoder-without-quality": Row(
         "decoder", {"quality_head": False}, lambda sam: _decoder_names(sam) - QUALITY(sam)
     ),
+    "decoder-prompt-encoder": Row("decoder", {"prompt_encoder": True}, _both(DECODER, PROMPTS)),
+    "full-without-quality": Row(
+        "full",
+        {"quality_head": False},
+        lambda sam: _both(_starting_with("image_encoder."), DECODER)(sam) - QUALITY(sam),
+    ),
     "lora-quality": Row("lora", {"rank": 4, "quality_head": True}, _both(_peft_names(QV), QUALITY)),
+    "lora-prompt-encoder": Row(
+        "lora", {"rank": 4, "prompt_encoder": True}, _both(_peft_names(QV), PROMPTS)
+    ),
+    "prompt-without-quality": Row(
+        "prompt",
+        {"mask_decoder": True, "quality_head": False},
+        lambda sam: _both(PROMPT, DECODER)(sam) - QUALITY(sam),
+    ),
     "adapter-both": Row(
         "adapter",
         {"bottleneck": 8, "quality_head": True, "prompt_encoder": True},
-        _both(_adapter_names(), QUALITY, _starting_with("prompt_encoder.")),
+        _both(_adapter_names(), QUALITY, PROMPTS),
     ),
 }
 ROWS = {**PLAIN, **LABELS, **OPTIONS}

@@ -14,7 +14,7 @@ from medsam_tune.errors import DataError
 from medsam_tune.formats.open import load_image, read_grid
 from medsam_tune.slices import estimate as module
 from medsam_tune.slices.estimate import estimate
-from medsam_tune.slices.intensity import Window, Windows
+from medsam_tune.slices.intensity import Window, Windows, full_range
 from medsam_tune.slices.rules import ScanRules
 from medsam_tune.slices.store import SliceStore
 from tests.dicom_series import COUNT, SIZE, write_series
@@ -57,6 +57,11 @@ def test_bytes_are_an_upper_bound_of_what_is_stored(store, make_case):
 def test_channels_and_wide_ids_count(tmp_path, make_case):
     store = SliceStore(tmp_path / "s", ScanRules(Windows()), {1: "liver", 300: "spleen"})
     assert estimate(store, [make_case()], progress=False).bytes == (3 + 2) * VOXELS
+
+
+def test_a_fine_window_takes_two_bytes(tmp_path, make_case):
+    store = SliceStore(tmp_path / "s", ScanRules(full_range()), {1: "liver"})
+    assert estimate(store, [make_case()], progress=False).bytes == (2 + 1) * VOXELS
 
 
 def test_no_voxel_is_read(store, make_case):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import pickle
@@ -18,7 +19,7 @@ from medsam_tune.errors import DataError
 from medsam_tune.prompts import boxes_from_masks
 from medsam_tune.slices import store as slices
 from medsam_tune.slices.entries import MARKER, read_entry
-from medsam_tune.slices.intensity import Percentiles, Window
+from medsam_tune.slices.intensity import Percentiles, Window, full_range
 from medsam_tune.slices.rules import ScanRules
 from medsam_tune.slices.store import SliceStore
 from tests.scans import LABELS, SHAPE, small_scan, write_nifti
@@ -39,6 +40,25 @@ def test_slices_are_windowed_lps(prepared):
     np.testing.assert_array_equal(case.image()[2], case.image_slice(2))
     np.testing.assert_array_equal(case.label()[2], case.label_slice(2))
     assert case.image().dtype == case.label().dtype == np.uint8
+
+
+@pytest.mark.parametrize("neighbours", [False, True])
+def test_a_fine_window_is_float16_on_disk(tmp_path, make_case, neighbours):
+    """CT by its full range keeps steps of 2 HU, of which 8 bits would make one."""
+    array, _ = small_scan()
+    values = (array * 20 - 1024).round()  # 0 to 4096 HU above air
+    rules = ScanRules(full_range(), neighbours=neighbours)
+    (case,) = SliceStore(tmp_path / "s", rules, LABELS).prepare([make_case(image=values)], False)
+    stored = json.loads((case.path / "image" / "zarr.json").read_text())
+    assert stored["data_type"] == "float16"
+    assert case.image().dtype == case.image_slice(1).dtype == np.float16
+    lps = values[::-1, ::-1].transpose(2, 1, 0)  # (Z, H, W)
+    found = case.image()[:, 1 if neighbours else 0].astype(np.float64) / 255 * 4095 - 1024
+    expected = lps.clip(-1024, 3071)
+    assert np.abs(found - expected).max() <= 1.01
+    assert len(np.unique(found)) > 256
+    np.testing.assert_array_equal(case.image()[2], case.image_slice(2))
+    assert 0 <= case.image().min() < case.image().max() <= 255
 
 
 def test_what_a_case_tells(prepared):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,6 +43,70 @@ def test_loss_falls_on_discs(loss: torch.nn.Module | None) -> None:
     assert not model.training
 
 
+def one_disc(prompts: dict[str, Any]) -> dict[str, Any]:
+    """A batch of two images with the first of their discs."""
+    (batch,) = discs(1)
+    return {**batch, "masks": batch["masks"][:, :1], "prompts": prompts}
+
+
+def test_one_object_an_image_as_sam_itself_takes_prompts() -> None:
+    """Boxes (B, 4), and points as a pair, also as a list, which a DataLoader makes of it."""
+    (batch,) = discs(1)
+    boxes = batch["prompts"]["boxes"][:, 0]
+    points, labels = boxes.view(2, 2, 2).mean(1, keepdim=True), torch.ones(2, 1, dtype=torch.int64)
+    usual = {"points": points[:, None], "point_labels": labels[:, None]}
+    for given, same in (
+        ({"boxes": boxes, "points": None}, {"boxes": boxes[:, None]}),
+        ({"points": (points, labels), "boxes": None}, usual),
+        ({"points": [points, labels]}, usual),
+        ({"points": points, "point_labels": labels}, usual),
+        ({"points": (points, labels), "boxes": boxes}, {**usual, "boxes": boxes[:, None]}),
+    ):
+        losses = [
+            finetune(build_sam("nano", image_size=64), [one_disc(prompts)], epochs=2, lr=1e-3)
+            for prompts in (given, same)
+        ]
+        assert losses[0] == losses[1]
+        assert losses[0][1] < losses[0][0]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "error"),
+    [
+        ({"box": torch.zeros(2, 4)}, "prompts have 'box'; expected some of boxes, points, point_l"),
+        ({"boxes": [[0, 0, 9, 9]] * 2}, "boxes are a list; expected a tensor"),
+        ({"boxes": torch.zeros(4)}, r"boxes have shape \(4,\); expected \(B, P, 4\)"),
+        ({"boxes": torch.zeros(2, 2, 2)}, r"boxes have shape \(2, 2, 2\); expected \(B, P, 4\)"),
+        ({"boxes": torch.zeros(3, 4)}, r"prompts \{'boxes': \(3, 1, 4\)\}; expected masks"),
+        ({"points": (torch.zeros(2, 1, 2),)}, "points are 1 tensors, with points; expected a pair"),
+        (
+            {"points": (torch.zeros(2, 1, 2), torch.ones(2, 1)), "point_labels": torch.ones(2, 1)},
+            "points are 2 tensors, with points, point_labels; expected a pair",
+        ),
+        (
+            {"points": (torch.zeros(2, 1, 3), torch.ones(2, 1))},
+            r"points have shape \(2, 1, 3\); expec",
+        ),
+        ({"points": (torch.zeros(2, 3, 2), torch.ones(2, 1))}, "expected a label for each point"),
+        ({"points": torch.zeros(2, 1, 2)}, "points and point_labels come together"),
+    ],
+    ids=lambda value: value[:24] if isinstance(value, str) else "",
+)
+def test_odd_prompts_are_refused(prompts: dict[str, Any], error: str) -> None:
+    with pytest.raises(ValueError, match=error):
+        finetune(build_sam("nano", image_size=64), [one_disc(prompts)], epochs=1)
+
+
+def test_the_pages_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Path(__file__).parents[2] / "docs" / "training.md"
+    (example,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(example, names)
+    assert names["losses"][-1] < names["losses"][0]
+    assert (tmp_path / "tuned.safetensors").is_file()
+
+
 def test_a_method_stays_and_another_can_be_chosen() -> None:
     model = apply_method(build_sam("nano", image_size=64), "lora", rank=2)
     before = model.image_encoder.blocks[0].attn.q_proj.base_layer.weight.clone()
@@ -60,6 +126,13 @@ def test_odd_batches_are_refused() -> None:
         finetune(model, [{**batch, "masks": batch["masks"][:, :1]}], epochs=1)
     with pytest.raises(ValueError, match="expected images, masks and prompts: prompts is missing"):
         finetune(model, [{key: batch[key] for key in ("images", "masks")}], epochs=1)
+    with pytest.raises(ValueError, match=r"prompts \{\}; expected masks \(B, P, h, w\)"):
+        finetune(model, [{**batch, "prompts": {}}], epochs=1)  # of one object only
+    large = {**batch, "images": 255 * batch["images"]}
+    with pytest.raises(
+        ValueError, match=r"images are from 2.* to 2.*; expected \[0, 1\], without me"
+    ):
+        finetune(model, [large], epochs=1)
     batch["images"][0] = float("nan")
     with pytest.raises(FloatingPointError, match="loss is nan in epoch 1; lower the learning rate"):
         finetune(model, [batch], epochs=1)

@@ -170,6 +170,8 @@ def test_a_loss_of_torch_or_monai_takes_the_place_of_that_of_masks(loss: torch.n
     quality = PromptLoss(quality=2)(output, masks) - PromptLoss(quality=1)(output, masks)
     found = loss_of_prompts(loss)(output, masks)
     assert float(found) == pytest.approx(float(plain + quality), rel=1e-5)
+    alone = PromptLoss(quality=0, presence=0, masks=loss)
+    assert float(alone(output._replace(presence=torch.ones(2, 3)), masks)) == float(plain)
     own = PromptLoss()
     assert loss_of_prompts(own) is own
 

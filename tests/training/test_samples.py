@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.errors import DataError
-from medsam_tune.slices.intensity import Percentiles
+from medsam_tune.slices.intensity import Percentiles, full_range
 from medsam_tune.slices.rules import ScanRules
 from medsam_tune.slices.store import SliceStore
 from medsam_tune.training.samples import SeededSampler, SliceDataset
@@ -97,6 +97,23 @@ def test_sample(prepared):
     assert (sample["case"], sample["slice"]) == ("a", 2)
     assert not sample["image"][:, :, 28:].any()  # 10 of 12 columns are the slice
     assert sample.keys() == {"image", "masks", "boxes", "labels", "case", "slice"}
+
+
+def test_a_sample_of_a_fine_window(tmp_path, make_case):
+    """Of float16 in the store: float32 in [0, 1], with more than 256 levels."""
+    values = np.linspace(-2000, 4000, np.prod(SHAPE)).reshape(SHAPE)
+    store = SliceStore(tmp_path / "s", ScanRules(full_range()), LABELS)
+    data = SliceDataset(store.prepare([make_case(image=values)], False), LABELS, chain(32))
+    samples = [data[k]["image"] for k in range(len(data))]
+    assert {one.dtype for one in samples} == {torch.float32}
+    assert min(float(one.min()) for one in samples) == 0
+    assert max(float(one.max()) for one in samples) == 1
+    k = data[1]["slice"]
+    read = LoadSliced()({"case": data.cases[0], "slice": k})["image"]
+    lps = torch.from_numpy(values[::-1, ::-1, k].T.copy())
+    expected = ((lps + 1024) / 4095).clamp(0, 1)
+    assert float((read[0] - expected).abs().max()) < 1 / 4095 + 1e-4
+    assert not torch.equal((read * 255).round() / 255, read)  # finer than 8 bits
 
 
 def test_a_label_that_a_slice_may_lack(prepared):
