@@ -130,15 +130,24 @@ def gathered(value: T) -> list[T]:
 
 def largest(value: int) -> int:
     """The largest of the values of all processes."""
+    return int(_reduced(value, "MAX"))
+
+
+def mean(value: float) -> float:
+    """The mean of the values of all processes."""
+    return float(_reduced(value, "SUM")) / count()
+
+
+def _reduced(value: float, way: str) -> float:
     if count() == 1:
         return value
     import torch
     import torch.distributed as dist
 
-    found = torch.tensor(value)
+    found = torch.tensor(value, dtype=torch.float64)
     with _ending_with_others():
-        dist.all_reduce(found, dist.ReduceOp.MAX, _WORDS[0])
-    return int(found)
+        dist.all_reduce(found, getattr(dist.ReduceOp, way), _WORDS[0])
+    return found.item()
 
 
 @contextmanager

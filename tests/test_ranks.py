@@ -30,6 +30,7 @@ def test_one_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     ranks.wait()
     assert ranks.gathered("a") == ["a"]
     assert ranks.largest(15) == 15
+    assert ranks.mean(0.1) == 0.1
     network = nn.Linear(2, 2)
     assert ranks.parallel(network, torch.device("cpu")) is network
     assert [*ranks.Share(3)] == [0, 1, 2]

@@ -111,6 +111,10 @@ def test_two_processes_train_and_evaluate_as_one(folder: Path) -> None:
         torch.testing.assert_close(two["tuned"][name], tensor, atol=1e-3, rtol=0, msg=name)
     assert two["best"]["best"] == pytest.approx(one["best"]["best"], abs=2e-3)
     assert losses(folder / "two") == pytest.approx(losses(folder / "one"), abs=2e-3)
+    steps = {name: losses(folder / name, "loss") for name in ("one", "two")}
+    # The weights of the first two steps are equal: the rate of the first is 0.
+    assert steps["two"][:2] == pytest.approx(steps["one"][:2], abs=1e-5)
+    assert steps["two"] == pytest.approx(steps["one"], abs=5e-3)
 
     done(started(folder, 1, "evaluate.yaml", run_dir="two", output_dir="alone"))
     done(started(folder, 2, "evaluate.yaml", run_dir="two", output_dir="together"))
