@@ -69,6 +69,25 @@ def device() -> torch.device:
     return torch.device("cuda", local)
 
 
+def share_cores() -> None:
+    """Let torch use this process's part of the cores of its machine, as it uses all of them alone.
+
+    An OMP_NUM_THREADS of the user counts. Of torchrun, 1 is none: it sets that itself.
+    """
+    import torch
+
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    threads = os.environ.get("OMP_NUM_THREADS")
+    if threads is None or (threads == "1" and local > 1 and _SAID not in os.environ):
+        torch.set_num_threads(max(1, _cores() // local))
+
+
+def _cores() -> int:
+    if sys.platform == "linux":  # those that a scheduler gave to this process
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def join() -> None:
     """Meet the other processes, before anything else is done; one process alone has nobody to meet.
 
@@ -80,6 +99,7 @@ def join() -> None:
     import torch.distributed as dist
 
     atexit.register(_end_at_once)
+    share_cores()
     place = device()
     if place.type == "cuda":
         import torch
@@ -130,15 +150,24 @@ def gathered(value: T) -> list[T]:
 
 def largest(value: int) -> int:
     """The largest of the values of all processes."""
+    return int(_reduced(value, "MAX"))
+
+
+def mean(value: float) -> float:
+    """The mean of the values of all processes."""
+    return float(_reduced(value, "SUM")) / count()
+
+
+def _reduced(value: float, way: str) -> float:
     if count() == 1:
         return value
     import torch
     import torch.distributed as dist
 
-    found = torch.tensor(value)
+    found = torch.tensor(value, dtype=torch.float64)
     with _ending_with_others():
-        dist.all_reduce(found, dist.ReduceOp.MAX, _WORDS[0])
-    return int(found)
+        dist.all_reduce(found, getattr(dist.ReduceOp, way), _WORDS[0])
+    return found.item()
 
 
 @contextmanager

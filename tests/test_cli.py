@@ -19,6 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from segment_anything.modeling import MaskDecoder
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from medsam_tune.cases.datalist import read_datalist, write_datalist
 from medsam_tune.cases.description import MODALITIES
@@ -308,10 +309,45 @@ def test_training_uses_the_embeddings_that_prepare_made(
     assert not (tmp_path / "lora").exists()
     code, _, err = tune("prepare", datalist, "--model", "vit_b")
     assert code == 1
-    assert "--model, --image-size and --checkpoint are for --embeddings" in err
+    assert "--model, --image-size, --checkpoint and --method are for --embeddings" in err
     code, _, err = tune("prepare", datalist, "--embeddings", "--model", "vit_b")
     assert code == 1
     assert "vit_b needs --checkpoint" in err
+
+
+@pytest.mark.parametrize("method", ["lora", "adapter"])
+def test_tokens_before_the_last_blocks_are_prepared_and_give_the_same_losses(
+    tune: Tune,
+    phantoms: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+) -> None:
+    datalist = tmp_path / "d.json"
+    write_datalist(read_datalist(phantoms / "d.json"), datalist)
+    prepare = ("prepare", datalist, "--embeddings", "--method", method, "--image-size", 64)
+    code, _, err = tune(*prepare, "--set", "views=1")
+    assert code == 1
+    assert f"cache is true, but {method} trains the image encoder from its first" in err
+    assert not (tmp_path / "d.slices").exists()
+    same = ["views=1", "network_def::last_blocks=2", "cache_dtype=float32"]
+    sets = [word for each in same for word in ("--set", each)]
+    code, out, err = tune(*prepare, *sets)
+    assert code == 0, err
+    assert "embeddings are made in" in out
+    assert f"next: medsam-tune train {method} --model nano --image-size 64 --datalist" in err
+    monkeypatch.setattr("medsam_tune.training.embedded.EmbeddingStore.put", None)
+    # Alone in its batch, a slice is encoded the same way in both.
+    words = ("train", method, "--datalist", datalist, *SMALL, *sets, "--set", "batch_size=1")
+    found = []
+    for cache in ("true", "false"):
+        run = tmp_path / cache
+        code, _, err = tune(*words, "--set", f"cache={cache}", "--output", run)
+        assert code == 0, err
+        events = EventAccumulator(str(run / "logs")).Reload()
+        found.append([event.value for event in events.Scalars("loss")])
+    assert len(found[0]) > 4
+    assert found[0] == found[1]
 
 
 def test_prepare_elsewhere_by_another_rule(tune: Tune, phantoms: Path, tmp_path: Path) -> None:

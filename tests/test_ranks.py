@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from monai.bundle import ConfigParser
 from torch import nn
 
 from medsam_tune import ranks
+from medsam_tune.bundle import bundle_folder
 from medsam_tune.cli import tuning
 from medsam_tune.errors import DataError
 from medsam_tune.runs import RunFolder, RunRecord
@@ -30,6 +34,7 @@ def test_one_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     ranks.wait()
     assert ranks.gathered("a") == ["a"]
     assert ranks.largest(15) == 15
+    assert ranks.mean(0.1) == 0.1
     network = nn.Linear(2, 2)
     assert ranks.parallel(network, torch.device("cpu")) is network
     assert [*ranks.Share(3)] == [0, 1, 2]
@@ -107,6 +112,52 @@ def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.raises(ValueError, match="process 2 of this machine has no GPU: torch sees 1"):
         ranks.device()
+
+
+@pytest.mark.parametrize(
+    ("given", "by_launch", "threads"),
+    [
+        (None, False, 8),
+        ("1", False, 8),  # as torchrun sets it
+        ("1", True, None),  # as the user has set it, whose number `launch` leaves as it is
+        ("3", False, None),
+    ],
+)
+def test_processes_share_out_the_cores_of_their_machine(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, by_launch: bool, threads: int | None
+) -> None:
+    found: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", found.append)
+    monkeypatch.setattr(ranks, "_cores", lambda: 33)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    if by_launch:
+        monkeypatch.setenv("MEDSAM_TUNE_SAID", "folder")
+    ranks.share_cores()
+    assert found == ([] if threads is None else [threads])
+
+
+@pytest.mark.parametrize("bundle", ["volume", "image"])
+@pytest.mark.parametrize(("threads", "workers"), [(1, 0), (8, 7), (48, 12)])
+def test_a_process_has_as_many_workers_as_cores_but_one(
+    monkeypatch: pytest.MonkeyPatch, bundle: str, threads: int, workers: int
+) -> None:
+    parser = ConfigParser(
+        ConfigParser.load_config_file(bundle_folder(bundle) / "configs" / "train.yaml")
+    )
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    for device, expected in (("cuda", workers), ("cpu", 0)):
+        parser["device"] = device
+        parser.parse(reset=True)
+        assert parser.get_parsed_content("num_workers") == expected
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no system call tells it elsewhere")
+def test_cores_are_those_that_a_scheduler_gave(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {4, 5, 6})
+    assert ranks._cores() == 3
 
 
 def test_trainings_on_several_gpus(

@@ -9,10 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
-from medsam_tune.bundle import run_bundle
+from medsam_tune.bundle import run_bundle, training_configs
 from medsam_tune.cli.bundles import bundle_of_data
 from medsam_tune.cli.next_steps import after_check, after_prepare, after_split
 from medsam_tune.cli.options import (
+    METHODS,
     MODALITIES,
     Bundle,
     Checkpoint,
@@ -22,6 +23,7 @@ from medsam_tune.cli.options import (
     Set,
     given,
     refuse_random,
+    refuse_unknown,
 )
 from medsam_tune.errors import DataError
 from medsam_tune.files import refuse_other_ending, refuse_taken
@@ -221,10 +223,17 @@ def prepare(
         bool,
         typer.Option(
             "--embeddings",
-            help="Encode the training slices too, for `train decoder` and `train prompt` with "
-            "--set cache=true and the same settings.",
+            help="Encode the training slices too, for `train METHOD --set cache=true` with the "
+            "same settings.",
         ),
     ] = False,
+    method: Annotated[
+        str,
+        typer.Option(
+            help="For --embeddings: the method that is trained on them. Those of decoder serve "
+            "prompt too; lora and adapter need --set network_def::last_blocks=2, or another number."
+        ),
+    ] = "decoder",
     model: Model = "nano",
     image_size: ImageSize = None,
     checkpoint: Checkpoint = None,
@@ -239,17 +248,19 @@ def prepare(
     bundle = bundle_of_data(bundle, datalist)
     overrides: dict[str, Any] = {"datalist": datalist, "jobs": jobs} | given(slices_dir=slices_dir)
     words: list[object] = []
+    refuse_unknown("method", method, METHODS)
     if embeddings:
         refuse_random(model, checkpoint)
         base = given(image_size=image_size, checkpoint=checkpoint)
         overrides |= {"model": model} | base
         words = ["--model", model]
         words += [w for k, v in base.items() for w in (f"--{k.replace('_', '-')}", v)]
-    elif model != "nano" or image_size is not None or checkpoint is not None:
+    elif (model, image_size, checkpoint, method) != ("nano", None, None, "decoder"):
         raise ValueError(
-            "--model, --image-size and --checkpoint are for --embeddings; slices are the same for "
-            "every model. Add --embeddings, or leave them out."
+            "--model, --image-size, --checkpoint and --method are for --embeddings; slices are the "
+            "same for all. Add --embeddings, or leave them out."
         )
-    configs = ["train.yaml", "prepare.yaml", *["prepare_embeddings.yaml"] * embeddings]
-    run_bundle(bundle, configs, overrides | read_settings(set_, overrides))
-    after_prepare(datalist, slices_dir, set_, bundle, words)
+    configs = [*training_configs(bundle, method), "prepare.yaml"]
+    configs += ["prepare_embeddings.yaml"] * embeddings
+    run_bundle(bundle, configs, overrides | read_settings(set_, [*overrides, "method"]))
+    after_prepare(datalist, slices_dir, set_, bundle, words, method if embeddings else "lora")

@@ -86,12 +86,12 @@ def after_prepare(
     settings: Sequence[str] | None,
     bundle: str,
     embedded_by: Sequence[object] = (),
+    method: str = "lora",
 ) -> None:
     """Train on the prepared slices, by the same settings; or on embeddings by a model."""
     chosen = [] if slices_dir is None else [f"slices_dir={slices_dir}"]
     chosen += ["cache=true"] if embedded_by else []
     sets = [word for pair in [*chosen, *(settings or ())] for word in ("--set", pair)]
-    method = "decoder" if embedded_by else "lora"
     _say(_train(*embedded_by, "--datalist", datalist, *sets, bundle=bundle, method=method))
 
 

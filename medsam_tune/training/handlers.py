@@ -12,7 +12,7 @@ from ignite.metrics import RunningAverage
 from torch import Tensor, nn
 
 from medsam_tune.console import LOG, EngineProgress, duration
-from medsam_tune.ranks import own_part
+from medsam_tune.ranks import mean, own_part
 from medsam_tune.training.samples import SeededSampler
 
 
@@ -99,6 +99,22 @@ class StopAtBadLoss:
                 f"loss is {loss} at step {state.iteration} (cases {cases}); the checkpoints "
                 "before it are kept. Lower the learning rate (--set lr=...)."
             )
+
+
+class MeanLoss:
+    """Handler of a trainer: of several processes, the loss of a step is the mean of their losses.
+
+    Handlers after it log that of the whole batch, as one process would have it.
+    """
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to an engine, before what logs the loss; MONAI calls it."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Replace the loss of this process's share of the batch."""
+        output: Any = engine.state.output
+        output["loss"] = torch.tensor(mean(float(output["loss"].detach())))
 
 
 class CheckFirstStep:

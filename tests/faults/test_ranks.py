@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,13 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from medsam_tune.cases.datalist import write_datalist
+from medsam_tune.cases.folders import find_cases
+from medsam_tune.cases.splits import split_cases
 from medsam_tune.failures import MEMORY, USER
 from medsam_tune.files import hold_folder
 from medsam_tune.synthetic.phantom import write_phantoms
+from tests.images import image_folder
 
 pytestmark = pytest.mark.faults
 
@@ -31,7 +36,8 @@ CONFIGS = ROOT / "bundles" / "sam_volume" / "configs"
 TRAIN = {"datalist": "d.json", "image_size": 64, "epochs": 2, "epoch_slices": 24, "warmup_steps": 2}
 # AdamW makes of a rounding of a gradient near zero a share of the rate, whatever the gradient is.
 TRAIN |= {"lr": 1e-3, "token_lr": 1e-3}
-LAUNCH = "import sys; from medsam_tune.ranks import launch; launch(2, sys.argv[1:])"
+LAUNCH = ["-c", "import sys; from medsam_tune.ranks import launch; launch(2, sys.argv[1:])"]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
 def started(
@@ -39,12 +45,13 @@ def started(
     processes: int,
     *configs: str,
     several: str = "multi_gpu.yaml",
+    by: Sequence[str] = LAUNCH,
     **settings: Any,
 ) -> subprocess.Popen[str]:
-    """A run of configs by one or two processes."""
+    """A run of configs by one or two processes, which `by` starts."""
     names = [*configs, *([several] if processes == 2 else [])]
     files = ",".join(f"'{CONFIGS / name}'" for name in names)
-    words = [sys.executable, *(["-c", LAUNCH] if processes == 2 else [])]
+    words = [sys.executable, *(by if processes == 2 else [])]
     words += ["-m", "monai.bundle", "run"]
     words += ["--config_file", f"[{files}]", "--bundle_root", str(CONFIGS.parent)]
     words += [part for key, value in settings.items() for part in (f"--{key}", str(value))]
@@ -103,17 +110,23 @@ def losses(run: Path, of: str = "mean_dice") -> list[float]:
     return [event.value for event in events.Scalars(tag)]
 
 
-def test_two_processes_train_and_evaluate_as_one(folder: Path) -> None:
-    done(started(folder, 2, "train.yaml", output_dir="two", batch_size=2, **TRAIN))
+def test_two_processes_of_torchrun_train_and_evaluate_as_one(folder: Path) -> None:
+    settings = TRAIN | {"output_dir": "two", "batch_size": 2}
+    done(started(folder, 2, "train.yaml", by=TORCHRUN, **settings))
     one, two = (torch.load(folder / name / "last.pt", weights_only=True) for name in ("one", "two"))
     assert one["trainer"]["iteration"] == two["trainer"]["iteration"] == 12
     for name, tensor in one["tuned"].items():
         torch.testing.assert_close(two["tuned"][name], tensor, atol=1e-3, rtol=0, msg=name)
     assert two["best"]["best"] == pytest.approx(one["best"]["best"], abs=2e-3)
     assert losses(folder / "two") == pytest.approx(losses(folder / "one"), abs=2e-3)
+    steps = {name: losses(folder / name, "loss") for name in ("one", "two")}
+    # The weights of the first two steps are equal: the rate of the first is 0.
+    assert steps["two"][:2] == pytest.approx(steps["one"][:2], abs=1e-5)
+    assert steps["two"] == pytest.approx(steps["one"], abs=5e-3)
 
     done(started(folder, 1, "evaluate.yaml", run_dir="two", output_dir="alone"))
-    done(started(folder, 2, "evaluate.yaml", run_dir="two", output_dir="together"))
+    settings = {"run_dir": "two", "output_dir": "together"}
+    done(started(folder, 2, "evaluate.yaml", by=TORCHRUN, **settings))
     for name in ("metrics.csv", "box3d/metrics.csv"):
         assert (folder / "together" / name).read_text() == (folder / "alone" / name).read_text()
     alone, together = (
@@ -127,6 +140,40 @@ def test_two_processes_train_and_evaluate_as_one(folder: Path) -> None:
     }
 
 
+def test_commands_on_images_start_two_processes(tmp_path: Path) -> None:
+    """As on a machine with two GPUs; each process sees none, and takes the CPU."""
+    cases = find_cases(image_folder(tmp_path / "data", groups=4))
+    write_datalist(split_cases(cases, (0.25, 0.25, 0.5)), tmp_path / "d.json")
+    code = "import torch; torch.cuda.device_count = lambda: 2; from medsam_tune.cli import app; "
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    def command(*words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", f"{code}app()", *words],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stderr
+
+    words = ["train", "decoder", "--datalist", "d.json", "--output", "run", "--gpus", "2"]
+    for name in ("epochs=1", "epoch_slices=4", "batch_size=1", "rules::components=4"):
+        words += ["--set", name]
+    said = command(*words, "--image-size", "64")
+    assert "torchrun --standalone --nproc-per-node=2 -m monai.bundle run" in said
+    assert "sam_image/configs/multi_gpu.yaml" in said
+    assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["trainer"]["iteration"] == 2
+    command("evaluate", "--run", "run", "--gpus", "2")
+    command("evaluate", "--run", "run", "--set", "output_dir=alone")
+    together, alone = (
+        (tmp_path / place / "metrics.csv").read_text() for place in ("run/evaluation", "alone")
+    )
+    assert together == alone
+
+
 def test_the_code_is_of_who_failed_and_a_line_of_all_is_said_once() -> None:
     """A process that fails ends before Python takes itself down, in which torch may abort it."""
     program = (
@@ -137,7 +184,7 @@ def test_the_code_is_of_who_failed_and_a_line_of_all_is_said_once() -> None:
     )
     one = "if rank() == 1: raise MemoryError\nwait()"
     for failure, code in (("raise MemoryError", MEMORY), (one, MEMORY), ("raise ValueError", USER)):
-        words = [sys.executable, "-c", LAUNCH, "-c", program + failure]
+        words = [sys.executable, *LAUNCH, "-c", program + failure]
         ended = subprocess.run(
             words,
             env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},

@@ -8,8 +8,11 @@ import pytest
 import torch
 from segment_anything.modeling import ImageEncoderViT
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
+from medsam_tune.methods import apply_method
 from medsam_tune.sam import encoder as module
+from medsam_tune.sam.build import build_sam
 from medsam_tune.sam.encoder import ImageEncoder, fuse_qkv, split_qkv
 
 
@@ -142,3 +145,45 @@ def test_bfloat16_stays_close() -> None:
         exact = encoder(image)
         with torch.autocast("cpu", torch.bfloat16):
             assert relative_difference(encoder(image).float(), exact) < 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(
+    ("method", "options", "graphs"),
+    [
+        ("full", {}, 2),  # of blocks with windows, and without
+        ("lora", {}, 3),  # and of the first block, whose input has no gradient
+        ("lora", {"use_dora": True}, 3),
+        ("adapter", {}, 3),
+    ],
+    ids=["full", "lora", "dora", "adapter"],
+)
+def test_blocks_of_each_method_compile_without_a_graph_break(
+    method: str, options: dict[str, object], graphs: int, checkpointing: bool
+) -> None:
+    """As `compile: true` of the recipe compiles them; blocks share their code, recomputed too."""
+    torch.manual_seed(0)
+    base = build_sam("nano", image_size=64, gradient_checkpointing=checkpointing)
+    sam = apply_method(base, method, **options).train()
+    for key, parameter in sam.named_parameters():
+        if "lora_B" in key or "adapter" in key:  # zero at the start
+            torch.nn.init.normal_(parameter, std=0.05)
+    image = torch.rand(1, 3, 64, 64)
+
+    def results() -> list[Tensor]:
+        sam.zero_grad()
+        found = sam.encode(image)
+        found.square().sum().backward()
+        gradients = [p.grad for p in sam.image_encoder.parameters() if p.grad is not None]
+        return [found.detach(), *(each.clone() for each in gradients)]
+
+    expected = results()
+    torch._dynamo.reset()
+    counted = CompileCounter()
+    sam.image_encoder.compile(fullgraph=True, backend=counted)  # a break is an error
+    found = results()
+    assert len(found) == len(expected) > 12
+    for one, other in zip(found, expected, strict=True):
+        assert relative_difference(one, other) < 1e-4
+    assert counted.frame_count == graphs

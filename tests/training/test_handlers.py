@@ -13,6 +13,7 @@ from medsam_tune.sam.model import PromptableSam
 from medsam_tune.training.handlers import (
     CheckFirstStep,
     EpochSeed,
+    MeanLoss,
     StopAtBadLoss,
 )
 from medsam_tune.training.samples import SeededSampler
@@ -95,6 +96,14 @@ def test_bad_loss_stops_and_names_the_cases() -> None:
     StopAtBadLoss().attach(engine)
     with pytest.raises(FloatingPointError, match=r"loss is nan at step 1 \(cases a, b\)"):
         engine.run([{"case": ["b", "a", "b"]}])
+
+
+def test_the_loss_that_is_logged_is_that_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(lambda *_: {"loss": torch.tensor(0.5, requires_grad=True)})
+    MeanLoss().attach(engine)
+    assert float(engine.run([0]).output["loss"]) == 0.5
+    monkeypatch.setattr("medsam_tune.training.handlers.mean", lambda own: (own + 1.5) / 2)
+    assert float(engine.run([0]).output["loss"]) == 1
 
 
 class _Keys(torch.utils.data.Dataset[tuple[int, int]]):
