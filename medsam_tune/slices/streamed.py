@@ -80,7 +80,7 @@ class StreamedSlice:
             rules.grid((width, height, depth), place.affine, place.spacing_known),
             georeference=place.georeference,
         )
-        if rules.gsd is not None and not place.spacing_known:
+        if rules.gsd is not None and rules.pixel is None and not place.spacing_known:
             warn(f"the size of a pixel is unknown: rules::gsd ({rules.gsd:g} m) is left out.")
         self._native = (height, width)
         self._stored = file.dtypes[self._bands[0] - 1]
