@@ -161,16 +161,16 @@ def evaluate(
         from medsam_tune.evaluation.masks import evaluate_masks
         from medsam_tune.tasks import OF_MASKS, for_masks, is_of_masks
 
-        settings = read_settings(set_, ["datalist", "output_dir"])
-        for key in settings:
+        chosen = read_settings(set_, ["datalist", "output_dir"])
+        for key in chosen:
             if not is_of_masks(key):
                 raise ValueError(
-                    f"--set {key}={settings[key].text}: masks are scored without a model; expected "
+                    f"--set {key}={chosen[key].text}: masks are scored without a model; expected "
                     f"one of {', '.join(OF_MASKS)}."
                 )
         place = output or masks.with_name(f"{masks.name}_evaluation")
-        chosen = for_masks(bundle_of_data(bundle, datalist), settings)
-        after_masks(evaluate_masks(masks, datalist, place, **chosen))
+        arguments = for_masks(bundle_of_data(bundle, datalist), chosen)
+        after_masks(evaluate_masks(masks, datalist, place, **arguments))
         return
     places = ("output_dir", "subset")
     further = {"--jitter": jitter is not None, "--confidence": confidence}
