@@ -25,7 +25,7 @@ def keep_split(folder: RunFolder, **subsets: Sequence[tuple[Case, PreparedCase]]
         DataError: a resumed training has other patients, scans or labels than before, or its
             split is lost.
     """
-    split = {
+    split: dict[str, list[dict[str, Any]]] = {
         name: [
             {
                 "case": case.id,

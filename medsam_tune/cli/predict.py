@@ -163,7 +163,8 @@ def predict(
     if box or point:
         if prompts is not None:
             raise ValueError("give --prompts, or --box and --point, not both.")
-        options = {"series": series, "unfinished": unfinished, "overwrite": overwrite}
+        options: dict[str, Any] = {"series": series, "unfinished": unfinished}
+        options["overwrite"] = overwrite
         first = next(iter(runs.values()))[0]
         prompts = write_drawn(scans, first, output, box or [], point or [], **options)
     overrides: dict[str, Any] = {"scans": scans, "output": output}
