@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import inspect
 import json
+import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -491,6 +493,28 @@ def test_inference_writes_the_scans_own_grid(
     assert np.allclose(mask.affine, scan.affine, atol=1e-5)
     assert set(np.unique(mask.dataobj)) <= {0, 1}
     assert not np.asarray(mask.dataobj)[..., :2].any()
+
+
+@pytest.mark.slow
+def test_a_compiled_encoder_trains_as_one_that_is_not(datalist: Path, tmp_path: Path) -> None:
+    """With recomputed blocks, in a process of its own, which keeps what it compiled."""
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler on a CPU")
+    options = (*SMALL, "--datalist", datalist, "--epoch_slices", 8, "--gradient_checkpointing")
+    losses = {}
+    for compiled in (True, False):
+        run, code = tmp_path / f"run_{compiled}", tmp_path / f"code_{compiled}"
+        words = (*options, True, "--compile", compiled, "--output_dir", run)
+        command = bundle_command(["train.yaml", "method_lora.yaml"], *words)
+        place = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(code)}
+        done = subprocess.run(
+            command, cwd=BUNDLE, env=place, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert any(path.suffix == ".cpp" for path in code.rglob("*")) == compiled
+        events = EventAccumulator(str(run / "logs")).Reload()
+        losses[compiled] = [event.value for event in events.Scalars("loss")]
+    assert losses[True] == pytest.approx(losses[False], abs=1e-3)
 
 
 def test_unknown_override_is_refused_by_name(datalist: Path, tmp_path: Path) -> None:
