@@ -15,6 +15,8 @@ from PIL import Image
 from medsam_tune.cases.datalist import read_datalist, write_datalist
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.splits import split_cases
+from medsam_tune.files import file_hash
+from medsam_tune.runs import TUNED
 from medsam_tune.synthetic.phantom import write_phantoms
 from tests.images import image_folder
 
@@ -66,6 +68,8 @@ def test_each_scan_of_a_mixed_datalist_gets_its_domains_own_mask(
         scan = tmp_path / str(entry["image"])
         stem = scan.name.partition(".")[0]
         (mask,) = [one for one in (tmp_path / "masks").glob(f"{stem}.*") if one.suffix != ".json"]
+        record = (tmp_path / "masks" / f"{stem}.prediction.json").read_text()
+        assert file_hash(output / str(entry["domain"]) / TUNED) in record
         alone = tmp_path / f"alone_{mask.name}"
         words = ("--prompts", tmp_path / "boxes" / f"{stem}.json", "--output", alone)
         code, _, err = tune("predict", scan, "--run", output / str(entry["domain"]), *words)
