@@ -40,7 +40,7 @@ def needs_rasterio(path: Path) -> bool:
     `is_georeferenced`.
     """
     tags = _directory(path)
-    apart, samples = tags.get(_PLANES, 1) != 1, tags.get(_SAMPLES, 1)
+    apart, samples = _number(tags, _PLANES) != 1, _number(tags, _SAMPLES)
     if not tags or any(tag in tags for tag in GEO_TAGS) or samples > _PILLOWS:
         return bool(tags)
     try:
@@ -52,15 +52,15 @@ def needs_rasterio(path: Path) -> bool:
         return False
     if samples > kept or (apart and samples == 2):
         return True
-    if max(tags.get(_BITS, (1,))) <= 8:
+    if _number(tags, _BITS) <= 8:
         return False
-    usual = tags.get(_COMPRESSION, 1) in _PLAIN and tags.get(_ORIENTATION, 1) == 1
+    usual = _number(tags, _COMPRESSION) in _PLAIN and _number(tags, _ORIENTATION) == 1
     return apart or (samples > 1 and (_TILE in tags or not usual))
 
 
 def is_turned(path: Path) -> bool:
     """Whether a TIFF without a geo-reference says that it is stored turned or mirrored."""
-    return not is_georeferenced(path) and _directory(path).get(_ORIENTATION, 1) != 1
+    return not is_georeferenced(path) and _number(_directory(path), _ORIENTATION) != 1
 
 
 def words(path: Path) -> str:
@@ -68,9 +68,9 @@ def words(path: Path) -> str:
     tags = _directory(path)
     if any(tag in tags for tag in GEO_TAGS):
         return "a GeoTIFF"
-    samples = int(tags.get(_SAMPLES, 1))
+    samples = _number(tags, _SAMPLES)
     bands = f"{samples} bands" if samples > 1 else "one band"
-    return f"a TIFF of {bands} of {max(tags.get(_BITS, (1,)))} bits"
+    return f"a TIFF of {bands} of {_number(tags, _BITS)} bits"
 
 
 def refuse_hidden_band(path: Path, band: int, values: NDArray[Any]) -> None:
@@ -92,6 +92,14 @@ def refuse_hidden_band(path: Path, band: int, values: NDArray[Any]) -> None:
             f"infrared, declare it: gdal_edit -colorinterp_{band} undefined FILE. Else leave "
             "it out."
         )
+
+
+def _number(tags: Mapping[int, Any], tag: int) -> int:
+    """The largest number of a tag; 1, the usual default, where it is missing or holds none."""
+    try:
+        return int(np.max(tags.get(tag, 1)))
+    except _FAULTS:
+        return 1
 
 
 def _directory(path: Path) -> Mapping[int, Any]:
