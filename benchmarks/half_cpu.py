@@ -17,15 +17,17 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from stock import BOXES
 from torch import Tensor, nn
-from training_step import Job, Memory, machine, prepared, random_sam
+from training_step import Job, Memory, data, machine, prepared, random_sam
 
-from medsam_tune.engines import has_bfloat16
+from medsam_tune.engines import autocast, has_bfloat16
 from medsam_tune.files import written_whole
 
 OUTPUT = Path(__file__).parent / "results" / "half_cpu.md"
@@ -33,8 +35,8 @@ HEAD = """# Half precision and compiling on a CPU
 
 One image, in training with four boxes, random weights. Processor seconds are the median by turns,
 with their range; memory is the peak of a first call beyond the model, in a process of its own. The
-first call of a compiled model compiles it. Differences are from the first row: relative, and of the
-largest single number; of a training step, those of its loss after as many steps.
+first call of a compiled model compiles it. Embeddings differ from those of the first row: relative,
+and the largest single number.
 """
 COMMAND = " ".join(["OMP_NUM_THREADS=1 python benchmarks/half_cpu.py", *sys.argv[1:]])
 
@@ -91,61 +93,59 @@ def run(variants: list[Variant], repeats: int) -> None:
             one.seconds.append(time.process_time() - start)
 
 
-def encoders(model: str, size: int) -> list[Variant]:
-    """Encoder passes; all of ours have stock's weights."""
-    found = []
-    for name, row, amp in (
-        ("stock, float32", "stock encoder", False),
-        ("float32", "our encoder", False),
-        ("bfloat16", "our encoder", True),
-        ("float32, channels-last", "our encoder", False),
-        ("float32, compiled", "our encoder, compiled", False),
-        ("bfloat16, compiled", "our encoder, compiled", True),
-    ):
-        if model == "nano" and row.startswith("stock"):
-            continue  # its architecture is not stock's
-        sam, encode, _ = prepared(Job(row, model, size, 1, "cpu", 1))
-        if "channels-last" in name:
-            sam.to(memory_format=torch.channels_last)
+def encoders(model: str, size: int, compiled: bool) -> list[Variant]:
+    """Encoder passes, all with the same weights and image."""
+    sam, ours, stock = prepared(Job("our encoder", model, size, 1, "cpu", 1))
+    torch.manual_seed(0)
+    image = data(1, BOXES, size, "cpu")[0]
+    other = deepcopy(sam)
 
-        def once(encode: Callable[[], Tensor] = encode, amp: bool = amp) -> Tensor:
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=amp):
+    def variant(name: str, encode: Callable[[], Tensor]) -> Variant:
+        def once() -> Tensor:
+            with torch.no_grad(), autocast("cpu", name.startswith("bfloat16")):
                 return encode().float()
 
-        found.append(Variant(name, once))
-    return found
+        return Variant(name, once)
+
+    if compiled:
+        other.image_encoder.compile()
+        words = ("float32, compiled", "bfloat16, compiled")
+        return [
+            variant("float32", ours),
+            *(variant(x, lambda: other.image_encoder(image)) for x in words),
+        ]
+    other.to(memory_format=torch.channels_last)
+    found = [variant("float32", ours), variant("bfloat16", ours)]
+    found.append(variant("float32, channels-last", lambda: other.image_encoder(image)))
+    # nano is an architecture that stock does not have.
+    return found if model == "nano" or stock is None else [variant("stock, float32", stock), *found]
 
 
-def steps(model: str, size: int, method: str) -> list[Variant]:
-    """Training steps of a method."""
-    found = []
-    for name, how, amp in (
-        ("float32", "", False),
-        ("bfloat16", "", True),
-        ("float32, fused AdamW", "", False),
-        ("float32, compiled", ", compiled", False),
-    ):
-        network, loss_of, _ = prepared(Job(method + how, model, size, 1, "cpu", 1))
-        trained = [p for p in network.parameters() if p.requires_grad]
+def steps(model: str, size: int, compiled: bool, method: str) -> list[Variant]:
+    """Training steps of a method, all on one model."""
+    network, loss_of, _ = prepared(Job(method, model, size, 1, "cpu", 1))
+    trained = [p for p in network.parameters() if p.requires_grad]
+
+    def variant(name: str, loss_of: Callable[[], Tensor] = loss_of) -> Variant:
         optimizer = torch.optim.AdamW(trained, lr=1e-5, fused="fused" in name or None)
 
-        def once(
-            loss_of: Callable[[], Tensor] = loss_of,
-            optimizer: torch.optim.Optimizer = optimizer,
-            amp: bool = amp,
-        ) -> Tensor:
-            with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+        def once() -> None:
+            with autocast("cpu", name.startswith("bfloat16")):
                 loss = loss_of()
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            return loss.detach()
 
-        found.append(Variant(name, once))
-    return found
+        return Variant(name, once)
+
+    if not compiled:
+        return [variant(name) for name in ("float32", "bfloat16", "float32, fused AdamW")]
+    other, loss_of_other, _ = prepared(Job(f"{method}, compiled", model, size, 1, "cpu", 1))
+    trained += [p for p in other.parameters() if p.requires_grad]  # those without a gradient rest
+    return [variant("float32"), variant("float32, compiled", loss_of_other)]
 
 
-def optimizers(model: str, size: int) -> list[Variant]:
+def optimizers(model: str, size: int, _: bool) -> list[Variant]:
     """Steps of AdamW alone, with all weights of a model."""
     found = []
     for name, fused in (("float32", None), ("float32, fused AdamW", True)):
@@ -189,6 +189,7 @@ def main() -> None:
     parser.add_argument("--encoders", nargs="*", default=["nano:256", "vit_b:1024"])
     parser.add_argument("--steps", nargs="*", default=["nano:256:lora", "vit_b:256:lora"])
     parser.add_argument("--optimizers", nargs="*", default=["nano:256", "vit_b:256"])
+    parser.add_argument("--compiled", action="store_true", help="with torch.compile, on its own")
     parser.add_argument("--without", nargs="*", default=[], help="variants to leave out")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--output", type=Path, default=OUTPUT)
@@ -202,10 +203,15 @@ def main() -> None:
         for text in {"e": options.encoders, "s": options.steps, "A": options.optimizers}[what[0]]:
             name, size, *method = text.split(":")
             title = f"{name} at {size}, {' '.join([what, *method])}"
-            parts.append((title, lambda m=make, n=name, s=size, x=method: m(n, int(s), *x)))  # type: ignore[misc]
+            title += ", compiled" if options.compiled else ""
+            parts.append(
+                (title, lambda m=make, n=name, s=size, x=method: m(n, int(s), options.compiled, *x))
+            )  # type: ignore[misc]
     for title, make_all in parts:
         print(title, file=sys.stderr, flush=True)
-        variants = [one for one in make_all() if not any(x in one.name for x in options.without)]
+        variants = [
+            one for one in make_all() if not any(word in one.name for word in options.without)
+        ]
         run(variants, options.repeats)
         said = f"`{COMMAND}` on {machine('cpu').replace('float32, ', '')}, which {has} bfloat16."
         pages[title] = "\n".join(["", said, "", *table(variants), ""])
