@@ -14,7 +14,7 @@ STOREYS = [
     ["formats"],
     ["cases"],
     ["slices"],
-    ["prompts"],
+    ["prompts", "engines"],
     ["sam"],
     ["methods"],
     ["runs"],

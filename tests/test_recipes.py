@@ -33,6 +33,7 @@ from medsam_tune.bundle import start
 from medsam_tune.cases.datalist import read_datalist, write_datalist
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.splits import split_cases
+from medsam_tune.engines import has_bfloat16
 from medsam_tune.methods import METHODS
 from medsam_tune.methods.tuned import load_tuned
 from medsam_tune.runs import read_record
@@ -561,6 +562,31 @@ def test_same_seed_same_numbers_and_resume_goes_on(
     for key, value in first.items():
         assert value.equal(second[key]), key
         assert value.equal(resumed[key]), key
+
+
+@pytest.mark.skipif(not has_bfloat16(), reason="this processor has no bfloat16")
+def test_half_precision_on_a_cpu(bundle_run: BundleRun, datalist: Path, tmp_path: Path) -> None:
+    """A training in bfloat16 takes the embeddings that were prepared for it, as if its own."""
+
+    def losses(name: str, slices: str, *more: object) -> list[float]:
+        options = ("--datalist", datalist, "--slices_dir", tmp_path / slices, *more, *SMALL)
+        done = bundle_run(["train.yaml"], *options, "--output_dir", tmp_path / name)
+        assert done.code == 0, done.text
+        curves = EventAccumulator(str(tmp_path / name / "logs")).Reload()
+        return [one.value for one in curves.Scalars("loss")]
+
+    half = ("--amp", True, "--cache", True, "--cache_dtype", "float32", "--views", 1)
+    prepare = ["train.yaml", "prepare.yaml", "prepare_embeddings.yaml"]
+    options = ("--datalist", datalist, "--slices_dir", tmp_path / "a", *half, *SMALL)
+    done = bundle_run(prepare, *options, "--output_dir", tmp_path / "none")
+    assert done.code == 0, done.text
+    prepared, own = losses("prepared", "a", *half), losses("own", "b", *half)
+    assert prepared == own
+    single = losses("single", "a", *half, "--amp", False)
+    assert single != own
+    assert single == pytest.approx(own, rel=0.05)
+    made = [path for path in (tmp_path / "a").glob("embeddings*/*") if path.is_dir()]
+    assert len(made) == 2
 
 
 def test_a_run_is_not_written_over(bundle_run: BundleRun, lora_run: Path, datalist: Path) -> None:

@@ -12,6 +12,7 @@ from monai.utils import convert_to_dst_type, convert_to_tensor
 from torch import Tensor
 
 from medsam_tune.console import tracked
+from medsam_tune.engines import autocast
 from medsam_tune.errors import DataError
 from medsam_tune.inference.canvas import Canvas, Found, Labels
 from medsam_tune.inference.embedded import Batch, EmbeddedVolume, KeptEmbeddings, plane_for
@@ -137,13 +138,16 @@ class VolumeInferer(Inferer):
         kept = None if self.kept is None or name is None else (self.kept, name)
         return EmbeddedVolume(inputs, plane, batch, Spool(self.embedding_budget), keep, kept)
 
-    def scene(self, path: Path, network: Any, names: Mapping[int, str]) -> Scene:
+    def scene(
+        self, path: Path, network: Any, names: Mapping[int, str], amp: bool | None = None
+    ) -> Scene:
         """A scene that is segmented without prompts when it is written, see `Scene`.
 
         Args:
             path: GeoTIFF that `slices.streamed.is_streamed` accepts, by these rules.
             network: a `PromptableSam`.
             names: label id -> name.
+            amp: see `Scene`.
 
         Raises:
             ValueError: the inferer has no rules.
@@ -151,7 +155,8 @@ class VolumeInferer(Inferer):
         if self.rules is None:
             raise ValueError("rules is None; expected those of training.")
         batch = self._slices_for(network).size
-        return Scene(path, network, self.rules, names, batch=batch, progress=self.progress)
+        options = {"batch": batch, "progress": self.progress, "amp": amp}
+        return Scene(path, network, self.rules, names, **options)
 
     def _slices_for(self, network: Any) -> Batch:
         """Number of slices that are encoded at once."""
@@ -223,11 +228,11 @@ class BatchInferer(Inferer):
     Args:
         inferer: inferer of the slices of one volume, without `separate`.
         prompts_as: what label maps among the prompts stand for, see `read_prompts`.
-        amp: compute in bfloat16 where the volumes are on a GPU, as `predict` does.
+        amp: compute in bfloat16; None: where the volumes are on a GPU, as `predict` does.
     """
 
     def __init__(
-        self, inferer: VolumeInferer, prompts_as: str = "slices", amp: bool = True
+        self, inferer: VolumeInferer, prompts_as: str = "slices", amp: bool | None = None
     ) -> None:
         check_kind(prompts_as)
         self.inferer = inferer
@@ -250,11 +255,11 @@ class BatchInferer(Inferer):
 
         Raises:
             DataError: as by `VolumeInferer`.
+            ValueError: `amp` on a processor without bfloat16.
         """
         found = []
         maps = [None] * len(inputs) if prompts is None else convert_to_tensor(prompts.cpu())
-        amp = self.amp and inputs.device.type == "cuda"
-        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=amp):
+        with autocast(inputs.device, self.amp):
             for volume, one in zip(convert_to_tensor(inputs), maps, strict=True):
                 given = None if one is None else self._prompts(one)
                 labels = self.inferer(slices_from_volume(volume), network, given)

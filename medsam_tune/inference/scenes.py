@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medsam_tune.console import tracked
+from medsam_tune.engines import autocast
 from medsam_tune.errors import DataError
 from medsam_tune.formats import geotiff, vectors
 from medsam_tune.formats.volume import label_dtype
@@ -67,6 +68,7 @@ class Scene:
         batch: number of windows encoded at once.
         strip: see `STRIP`.
         progress: show it on standard error.
+        amp: compute in bfloat16; None: on a GPU.
     """
 
     path: Path
@@ -76,6 +78,7 @@ class Scene:
     batch: int = 1
     strip: int = STRIP
     progress: bool = False
+    amp: bool | None = None
 
     @property
     def grid(self) -> ScanGrid:
@@ -209,10 +212,7 @@ class Scene:
         if not seen:
             return
         kinds = self.network.classes
-        autocast = torch.autocast(
-            inner.device.type, torch.bfloat16, enabled=inner.device.type == "cuda"
-        )
-        with autocast:
+        with autocast(inner.device, self.amp):
             embeddings = inner.encode(torch.stack([image for _, image in seen]))
             rows = len(seen) * kinds
             asked = Asked(

@@ -12,6 +12,7 @@ from monai.data import MetaTensor
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medsam_tune.engines import autocast, check_amp
 from medsam_tune.files import refuse_taken
 from medsam_tune.formats.mending import Mending
 from medsam_tune.formats.vectors import is_vector
@@ -63,7 +64,7 @@ class Segmenter:
         model: tuned `PromptableSam`, or an `Ensemble` of several.
         rules: rules from scans to slices, as in training.
         labels: label id -> name.
-        device: device to run on; by default a GPU if there is one, in bfloat16 as `predict`.
+        device: device to run on; by default a GPU if there is one.
         inferer: inferer of the slices; by default a `VolumeInferer` of the labels and rules.
         mending: choice of faults to mend, as in training; by default all are refused.
         prompted: True if the model needs prompts, False if it takes none, None if either may come;
@@ -72,6 +73,10 @@ class Segmenter:
         aftercare: what is done to masks in the scan's grid; nothing by default.
         source: what DICOM results say of the model: `tuned`, `run`, `algorithm` and `version`.
         trained_side: longest side of the slices of training, see `LoadPromptedScan`.
+        amp: compute in bfloat16, as by `predict --set amp=true`; None: on a GPU.
+
+    Raises:
+        ValueError: `amp` on a processor without bfloat16.
 
     Example:
         >>> segmenter = Segmenter.from_run("runs/liver")
@@ -91,6 +96,7 @@ class Segmenter:
         aftercare: Aftercare | None = None,
         source: Source | None = None,
         trained_side: int | None = None,
+        amp: bool | None = None,
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.to(self.device).eval()
@@ -100,6 +106,8 @@ class Segmenter:
         self.inferer = inferer or VolumeInferer(labels, rules)
         self.aftercare = aftercare
         self.source = source or Source()
+        self.amp = amp
+        check_amp(self.device, bool(amp))
 
     @classmethod
     def from_run(
@@ -327,7 +335,7 @@ class Segmenter:
         probabilities: bool = False,
         instances: bool = False,
     ) -> Found:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+        with autocast(self.device, self.amp):
             asked, options = {"": prompts}, (separate, probabilities, instances)
             return self.inferer.segment(volume, self.model, asked, *options)[""]
 

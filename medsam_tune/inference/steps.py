@@ -13,11 +13,11 @@ import monai
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from monai.engines import SupervisedEvaluator
 from monai.engines.utils import IterationEvents
 from torch import Tensor
 
 from medsam_tune.console import LOG
+from medsam_tune.engines import SupervisedEvaluator
 from medsam_tune.errors import DataError, about
 from medsam_tune.failures import MEMORY, explain, unexpected
 from medsam_tune.formats.dicom.series import is_uid
@@ -130,7 +130,8 @@ class PredictOrRefuse:
     def _scene(self, engine: SupervisedEvaluator, item: ReadScan) -> dict[str, Any]:
         """Have a scene segmented while it is written."""
         inferer = cast(VolumeInferer, engine.inferer)
-        scene = inferer.scene(item.job.case.image, engine.network, self.predictions.runs.labels)
+        labels = self.predictions.runs.labels
+        scene = inferer.scene(item.job.case.image, engine.network, labels, engine.half)
         state: Any = engine.state
         state.output = {"pred": scene}
         engine.fire_event(IterationEvents.MODEL_COMPLETED)

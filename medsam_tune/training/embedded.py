@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from medsam_tune.console import LOG, tracked
+from medsam_tune.engines import autocast
 from medsam_tune.sam.model import PromptableSam
 from medsam_tune.slices.embeddings import EmbeddingStore, Place
 from medsam_tune.slices.rules import ScanRules
@@ -56,7 +57,7 @@ def embedding_store(
         rules: rules from scans to slices.
         views: number of views of a slice.
         dtype: stored type, see `EmbeddingStore`.
-        amp: whether the encoder computes in bfloat16.
+        amp: whether the encoder computes in bfloat16, on any device.
 
     Raises:
         ValueError: a method that trains the encoder from the first block on, no number of views, or
@@ -252,7 +253,7 @@ def encode_all(
         missing, batch_size, num_workers=num_workers, collate_fn=collate, pin_memory=pinned
     )
     steps = tracked(loader, "encode", len(missing), "slice", progress, size=_size)
-    with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+    with autocast(device, amp):
         for batch in steps:
             if "image" in batch:
                 image = batch["image"].to(device, non_blocking=True)

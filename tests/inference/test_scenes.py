@@ -85,6 +85,21 @@ def test_it_is_the_label_map_of_a_volume_in_memory(tmp_path, monkeypatch, gsd, s
     assert counts == {n: int((found == n).sum()) for n in (1, 4) if (found == n).any()}
 
 
+@pytest.mark.parametrize(("amp", "on"), [(None, False), (True, True), (False, False)])
+def test_it_is_in_bfloat16_where_it_is_asked_for(tmp_path, monkeypatch, amp, on):
+    monkeypatch.setattr("medsam_tune.engines.has_bfloat16", lambda: True)
+    seen = set()
+
+    class Watched(Shades):
+        def encode(self, image: torch.Tensor) -> torch.Tensor:
+            seen.add(torch.is_autocast_enabled("cpu"))
+            return super().encode(image)
+
+    inferer = VolumeInferer(LABELS, RULES)
+    inferer.scene(scene(tmp_path), Watched(), LABELS, amp).write(tmp_path / "m.tif")
+    assert seen == {on}
+
+
 def test_blocks_cover_the_scene_once(tmp_path, monkeypatch):
     monkeypatch.setattr(geotiff, "TILE", 16)
     path = scene(tmp_path)

@@ -39,6 +39,30 @@ from tests.inference.made import (
 from tests.scans import write_nifti
 
 
+@pytest.mark.parametrize(
+    ("amp", "dtype"), [(True, torch.bfloat16), (False, torch.float32), (None, torch.float32)]
+)
+def test_bfloat16_on_a_cpu_where_it_is_asked_for(
+    tiny_sam: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, amp: bool | None, dtype: Any
+) -> None:
+    monkeypatch.setattr("medsam_tune.engines.has_bfloat16", lambda: True)
+    sam, seen = tiny_sam(), set()
+    sam.image_encoder.blocks[0].mlp.lin1.register_forward_hook(
+        lambda _, __, made: seen.add(made.dtype)
+    )
+    rules = ScanRules(Window(100, 200))
+    affine, shape, box, _ = SCANS[0].values
+    path, content = scan(tmp_path, affine, shape), objects({"label": 2, "box3d": box})
+    half = Segmenter(sam, rules, LABELS, device="cpu", amp=amp).segment(path, content)
+    assert seen == {dtype}
+    expected = Segmenter(sam, rules, LABELS, device="cpu").segment(path, content)
+    assert (half.as_tensor() != expected.as_tensor()).float().mean() < (0.02 if amp else 1e-9)
+    monkeypatch.setattr("medsam_tune.engines.has_bfloat16", lambda: False)
+    if amp:
+        with pytest.raises(ValueError, match="this processor has no bfloat16"):
+            Segmenter(sam, rules, LABELS, device="cpu", amp=amp)
+
+
 @pytest.mark.parametrize(("affine", "shape", "box", "slices"), SCANS)
 def test_segmenter_writes_into_the_scans_grid(
     tiny_sam: Build,

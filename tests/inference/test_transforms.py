@@ -136,6 +136,25 @@ def test_batches_are_segmented_volume_by_volume(tiny_sam: Build) -> None:
     assert tuple(found.shape) == (2, 1, 24, 20, 3)
 
 
+@pytest.mark.parametrize(
+    ("amp", "dtype"), [(True, torch.bfloat16), (False, torch.float32), (None, torch.float32)]
+)
+def test_batches_in_bfloat16_where_it_is_asked_for(
+    tiny_sam: Build, monkeypatch: pytest.MonkeyPatch, amp: bool | None, dtype: torch.dtype
+) -> None:
+    from medsam_tune.methods import apply_method
+
+    monkeypatch.setattr("medsam_tune.engines.has_bfloat16", lambda: True)
+    model, seen = apply_method(tiny_sam(), "decoder", num_classes=2), set()
+    model.image_encoder.blocks[0].mlp.lin1.register_forward_hook(
+        lambda _, __, made: seen.add(made.dtype)
+    )
+    volumes = torch.randint(0, 256, (1, 1, 24, 20, 2), dtype=torch.uint8)
+    with torch.inference_mode():
+        BatchInferer(VolumeInferer([3, 5]), amp=amp)(volumes, model, None)
+    assert seen == {dtype}
+
+
 @pytest.mark.parametrize("rules", RULES)
 def test_label_maps_lie_on_the_slices_whatever_their_orientation(
     tmp_path: Path, rules: ScanRules
