@@ -155,8 +155,7 @@ class VolumeInferer(Inferer):
         if self.rules is None:
             raise ValueError("rules is None; expected those of training.")
         batch = self._slices_for(network).size
-        options = {"batch": batch, "progress": self.progress, "amp": amp}
-        return Scene(path, network, self.rules, names, **options)
+        return Scene(path, network, self.rules, names, batch=batch, progress=self.progress, amp=amp)
 
     def _slices_for(self, network: Any) -> Batch:
         """Number of slices that are encoded at once."""
