@@ -242,7 +242,7 @@ def opened(path: Path) -> Iterator[Any]:
             with rasterio.open(path, driver="GTiff") as file:
                 _refuse(file, path)
                 yield file
-    except rasterio.errors.RasterioError as error:
+    except (rasterio.errors.RasterioError, rasterio._err.CPLE_BaseError) as error:  # GDAL's own
         cause = error.__cause__ or error
         reason = " ".join(str(cause).replace(str(path), path.name).split()).rstrip(".")
         raise DataError(

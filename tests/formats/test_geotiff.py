@@ -144,6 +144,14 @@ def test_bands_without_rasterio(tmp_path, monkeypatch):
         load_image(path)
 
 
+def test_an_error_of_gdal_itself_is_a_refusal(tmp_path):
+    """Those of some headers are none of rasterio's."""
+    path = geo.write(tmp_path / "a.tif", BANDS, None, False)
+    said = r"cannot read .*a\.tif: .*StripOffsets.*Expected a whole TIFF; copy it again"
+    with pytest.raises(DataError, match=said), geotiff.opened(path):
+        raise rasterio._err.CPLE_AppDefinedError(3, 1, "TIFFFetchStripThing: StripOffsets")
+
+
 def test_damaged_bands_are_refused(tmp_path):
     path = geo.write(tmp_path / "a.tif", BANDS, None, False, compress="deflate")
     path.write_bytes(path.read_bytes()[:-2000])
