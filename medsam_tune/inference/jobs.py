@@ -92,6 +92,11 @@ def jobs_for(
         path = None if case.name else Path(os.path.relpath(case.image, scans.folder)).as_posix()
         mask = output if single else output / f"{case.id}{ending}"
         given = None if found is None else found[case.id]
+        if case.region is not None:
+            given = (
+                f"the datalist takes a part of {case.image}, and predict whole images; expected "
+                "the image itself: predict it once, without the datalist."
+            )
         if isinstance(given, str):
             jobs.append(Job(case, path, mask, problem=f"case {case.id}: {given}"))
         else:

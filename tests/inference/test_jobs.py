@@ -43,6 +43,14 @@ def test_masks_are_named_after_the_cases(tmp_path: Path) -> None:
         jobs_for(scans, tmp_path / "m.nii", ".nii", None)
 
 
+def test_a_part_of_an_image_is_refused(tmp_path: Path) -> None:
+    """A datalist of --blocks has several of one scene; each would get the mask of all of it."""
+    cases = [Case(tmp_path / "scene.tif", None, "", name="b", region=(0, 0, 64, 64))]
+    (job,) = jobs_for(Scans(tuple(cases), tmp_path), tmp_path / "out", ".tif", None)
+    assert job.problem is not None
+    assert "takes a part of" in job.problem
+
+
 def test_files_of_two_cases(tmp_path: Path) -> None:
     """The probability of a label of one case has the name of another case's mask."""
     scans = scans_of(tmp_path / "in", "m", "m_probability_1_liver")
