@@ -92,7 +92,7 @@ class SupervisedEvaluator(monai.engines.SupervisedEvaluator):
 
     def __init__(self, *, device: str | torch.device, amp: bool = False, **options: Any) -> None:
         ours = _is_ours(device, amp)
-        super().__init__(device=device, amp=amp and not ours, **options)
+        super().__init__(device=torch.device(device), amp=amp and not ours, **options)
         self.half = amp
         if ours:
             mode = self.mode
