@@ -12,7 +12,7 @@ from ignite.metrics import RunningAverage
 from torch import Tensor, nn
 
 from medsam_tune.console import LOG, EngineProgress, duration
-from medsam_tune.ranks import mean, own_part
+from medsam_tune.ranks import count, mean, own_part
 from medsam_tune.training.samples import SeededSampler
 
 
@@ -113,6 +113,8 @@ class MeanLoss:
 
     def __call__(self, engine: Engine) -> None:
         """Replace the loss of this process's share of the batch."""
+        if count() == 1:
+            return
         output: Any = engine.state.output
         output["loss"] = torch.tensor(mean(float(output["loss"].detach())))
 
