@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from monai.data import MetaTensor
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medsam_tune.cases.classes import PLAIN
 from medsam_tune.cases.datalist import Case, Datalist, read_datalist
 from medsam_tune.cases.description import labels_said
 from medsam_tune.cases.labels.open import open_label
@@ -28,7 +30,8 @@ from medsam_tune.evaluation.overlays import Overlays
 from medsam_tune.evaluation.scores import CaseScores
 from medsam_tune.files import named_hash, read_json
 from medsam_tune.formats.mending import Mending
-from medsam_tune.formats.open import case_id
+from medsam_tune.formats.open import case_id, read_grid
+from medsam_tune.formats.volume import Region
 from medsam_tune.inference.canvas import Found
 from medsam_tune.inference.simulated import MASKS
 from medsam_tune.slices.cut import cut, cut_label
@@ -131,7 +134,10 @@ def evaluate_masks(
     engine.logger.setLevel(logging.INFO)
     for handler in (overlays, scores, EngineProgress("evaluate")):
         handler.attach(engine)
-    items = (_item(case, found.get(case.id), data, numbers, rules, mending) for case in cases)
+    renamed = (masks / NAMES).is_file()
+    items = (
+        _item(case, found.get(case.id), data, numbers, rules, mending, renamed) for case in cases
+    )
     engine.run(_Counted(items, len(cases)))
     return results.path
 
@@ -219,8 +225,19 @@ def _item(
     numbers: Mapping[int, int],
     rules: ScanRules,
     mending: Mending,
+    renamed: bool,
 ) -> dict[str, Any]:
-    """A case as `CaseDataset` has it, with its mask."""
+    """A case as `CaseDataset` has it, with its mask.
+
+    Args:
+        case: case with a label.
+        path: its mask; None if there is none.
+        data: its datalist.
+        numbers: id in the mask -> id in the datalist.
+        rules: how it becomes slices.
+        mending: see `load_case`.
+        renamed: the masks have names of their own, so the datalist's values do not hold for them.
+    """
     image, label = load_case(case, data.labels_in_files, mending, rules.expected)
     if label is None:
         raise DataError(f"case {case.id}: has no label; expected one in the datalist.")
@@ -230,7 +247,9 @@ def _item(
     if path is not None:
         with about(f"mask of case {case.id}"):
             names = {k: data.labels.get(v, f"label {k}") for k, v in numbers.items()}
-            given = open_label(path).onto(image, case.image, names, mending)
+            coding = PLAIN if renamed else replace(PLAIN, united=case.coding.united)
+            region = None if case.region is None else _region_in(path, case.region)
+            given = open_label(path, coding, region).onto(image, case.image, names, mending)
         theirs = torch.from_numpy(renumbered(cut_label(given, grid)[0].numpy(), numbers))
         pieces = _objects(theirs, given, grid, rules.components)
         mask = Found(theirs, (), numbers=None if pieces is None else torch.from_numpy(pieces))
@@ -247,6 +266,12 @@ def _item(
         "spacing": tuple(map(float, np.flip(grid.spacing))) if known else None,
         "axes": grid.axes,
     }
+
+
+def _region_in(mask: Path, region: Region) -> Region | None:
+    """The part of a mask that belongs to a part of an image; None for a mask of that part alone."""
+    x0, y0, x1, y1 = region
+    return None if tuple(read_grid(mask).shape[:2]) == (x1 - x0, y1 - y0) else region
 
 
 def _objects(

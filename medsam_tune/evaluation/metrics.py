@@ -15,7 +15,8 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,6 +67,15 @@ class Measures:
         if self.empty not in EMPTY_RULES:
             known = ", ".join(EMPTY_RULES)
             raise ValueError(f"empty is {self.empty!r}; expected one of {known}.")
+
+    def warn_of_others(self, names: Collection[str]) -> None:
+        """Warn of a tolerance of a label that is not scored, such as a misspelt one."""
+        if isinstance(self.tolerance, Mapping) and (odd := sorted({*self.tolerance} - {*names})):
+            warnings.warn(
+                f"tolerance::{odd[0]}: no label of this name is scored; there are "
+                f"{', '.join(names)}.",
+                stacklevel=2,
+            )
 
     def of(self, name: str) -> float:
         """The tolerance of a label."""

@@ -81,6 +81,8 @@ class CaseScores:
         self.results = output_dir
         self.about = dict(about or {})
         self.measures = measures
+        if measures is not None:
+            measures.warn_of_others(labels.values())
         self.scores: dict[str, list[Score]] = {}  # by kind of prompts
         self._dice: dict[str, dict[str, float | None]] = {}  # by case and kind, of its labels
         self._patients = patient_numbers(cases)
@@ -223,6 +225,7 @@ def columns_of(cases: Sequence[Case], by: Sequence[str]) -> dict[str, dict[str, 
         ValueError: a column that no case has.
     """
     known = sorted({name for case in cases for name in case.columns})
+    by = [by] if isinstance(by, str) else by
     for name in by:
         if name not in known:
             raise ValueError(

@@ -349,6 +349,11 @@ def _is_deep(path: Path, image: ImageFile.ImageFile) -> bool:
             f"its grey of 16 bits has an alpha channel ({path}), and would be read with 8 bits; "
             "expected grey alone. Save it without the alpha channel."
         )
+    if ";16" in raw and image.mode in ("CMYK", "LAB"):
+        raise DataError(
+            f"its colours are {image.mode} of 16 bits ({path}), and would be read with 8 bits; "
+            "expected RGB. Save it as RGB."
+        )
     return ";16" in raw and image.mode in ("RGB", "RGBA")
 
 

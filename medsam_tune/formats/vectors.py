@@ -100,7 +100,7 @@ def read(
     if reference is not None and size is not None:
         frame, said = _around(frame, path, reference, size, part)
         notes += said
-    frame, said = _mended(frame)
+    frame, said = _mended(frame, path)
     return frame, notes + said
 
 
@@ -158,8 +158,11 @@ def read_in_pixels(
                 f"{path}: all {len(frame)} polygons lie outside of the image of {size[0]} x "
                 f"{size[1]} pixels. Take the polygons of this image."
             )
+        if corner is None and not touching.all():
+            outside = int((~touching).sum())
+            notes += (f"{outside} of {len(frame)} polygons outside of the image left out",)
         frame = frame[touching]
-    frame, mended = _mended(frame)
+    frame, mended = _mended(frame, path)
     return frame, notes + mended
 
 
@@ -179,14 +182,30 @@ def _polygons(frame: Any, path: Path) -> tuple[Any, tuple[str, ...]]:
     return frame, notes
 
 
-def _mended(frame: Any) -> tuple[Any, tuple[str, ...]]:
-    """The polygons, without any that crosses itself."""
+def _mended(frame: Any, path: Path) -> tuple[Any, tuple[str, ...]]:
+    """The polygons, without any that crosses itself; what has no area is left out."""
+    shapely = geo("shapely", path, "a file of polygons")
     invalid = ~frame.geometry.is_valid
     if not invalid.any():
         return frame, ()
     frame = frame.copy()
-    frame.loc[invalid, frame.geometry.name] = frame.geometry[invalid].make_valid()
-    return frame, (f"{int(invalid.sum())} polygons that cross themselves mended",)
+    try:
+        whole = frame.geometry[invalid].make_valid()
+    except shapely.errors.GEOSException as error:
+        raise DataError(
+            f"{path}: a polygon cannot be mended ({error}); expected numbers as coordinates. "
+            "Correct it, or take it out."
+        ) from error
+    areas = [
+        shapely.union_all([one for one in shapely.get_parts(shape) if one.area > 0])
+        for shape in whole
+    ]
+    frame.loc[invalid, frame.geometry.name] = areas
+    notes = (f"{int(invalid.sum())} polygons that cross themselves mended",)
+    flat = frame.geometry.is_empty
+    if flat.any():
+        notes += (f"{int(flat.sum())} polygons without an area left out",)
+    return frame[~flat], notes
 
 
 def columns_of(path: Path) -> list[str]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medsam_tune.errors import DataError, warn
-from medsam_tune.formats import geotiff
+from medsam_tune.formats import geotiff, tiff
 from medsam_tune.formats.open import reader_of
 from medsam_tune.slices.colours import Colours
 from medsam_tune.slices.cut import seen_by
@@ -68,11 +68,12 @@ class StreamedSlice:
         grid: grid of the scene and its slice.
 
     Raises:
-        DataError: as by `geotiff.read_grid` and `cut`.
+        DataError: as by `geotiff.read_grid` and `cut`; also of a part, a band that is declared as
+            transparency and holds an image.
     """
 
     def __init__(self, file: Any, path: Path, rules: ScanRules) -> None:
-        self._file = file
+        self._file, self._path = file, path
         self._bands = geotiff.bands_of(file)
         place = geotiff.read_grid(path)
         width, height, depth = place.shape
@@ -126,6 +127,8 @@ class StreamedSlice:
     def _read(self, start: tuple[int, int], size: tuple[int, int]) -> NDArray[np.float32]:
         """(B, h, w) float32 of a part of the file; NaN where there is no data."""
         window = tuple((a, a + n) for a, n in zip(start, size, strict=True))
+        for band in {*self._file.indexes} - {*self._bands}:
+            tiff.refuse_hidden_band(self._path, band, self._file.read(band, window=window))
         values = self._file.read(self._bands, window=window).astype(np.float32)
         valid = self._file.dataset_mask(window=window) > 0
         valid &= ~np.isnan(values).any(0)

@@ -107,10 +107,15 @@ def _moved(
         )
     images, masks = batch["images"].to(device), batch["masks"].to(device)
     low, high = float(images.amin()), float(images.amax())
-    if low < -0.5 or high > 1.5:  # a little outside [0, 1] may be noise
+    if not (low >= -0.5 and high <= 1.5):  # a little outside [0, 1] may be noise; NaN is refused
         raise ValueError(
             f"images are from {low:g} to {high:g}; expected [0, 1], without mean and deviation, "
             "which the model applies itself."
+        )
+    if not (float(masks.amin()) >= 0 and float(masks.amax()) <= 1):
+        raise ValueError(
+            f"masks are from {float(masks.amin()):g} to {float(masks.amax()):g}; expected 0 and 1, "
+            "or false and true. Divide masks of 0 and 255 by 255."
         )
     prompts = {key: value.to(device) for key, value in _prompts(batch["prompts"]).items()}
     counts = {tuple(value.shape[:2]) for value in prompts.values()} or {(len(images), classes or 1)}
@@ -154,7 +159,17 @@ def _prompts(given: Mapping[str, Any]) -> dict[str, Tensor]:
             prompts[key] = value = value[:, None]  # P = 1
         if value.ndim != len(sides) or (sides[-1].isdigit() and value.shape[-1] != int(sides[-1])):
             raise ValueError(f"{key} have shape {shape}; expected ({_SHAPES[key]}).")
-    points, labels = prompts.get("points"), prompts.get("point_labels")
+        if not torch.isfinite(value).all():
+            raise ValueError(f"{key} hold NaN or infinity; expected numbers, in pixels.")
+    boxes, labels = prompts.get("boxes"), prompts.get("point_labels")
+    if boxes is not None and bool((boxes[..., 2:] < boxes[..., :2]).any()):
+        raise ValueError(
+            "a box ends before it starts; expected x0, y0, x1, y1 in pixels, with x0 <= x1 and "
+            "y0 <= y1."
+        )
+    if labels is not None and not bool(((labels >= -1) & (labels <= 1)).all()):
+        raise ValueError("a point label is none of 1 (in), 0 (out) and -1 (no point).")
+    points = prompts.get("points")
     if points is not None and labels is not None and points.shape[:-1] != labels.shape:
         raise ValueError(
             f"points have shape {tuple(points.shape)}, their labels {tuple(labels.shape)}; "

@@ -105,6 +105,49 @@ def test_folders_without_masks(datalist: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_values_that_the_datalist_unites_are_one_in_masks_too(
+    datalist: Path, tmp_path: Path
+) -> None:
+    """A split by --labels 1=tissue,2=tissue; masks keep the values of the label maps."""
+    for name in "ab":
+        write_nifti(tmp_path / "theirs" / f"{name}.nii.gz", small_scan()[1])
+    content = json.loads(datalist.read_text())
+    content |= {"labels": {"0": "background", "1": "tissue"}, "united": {"2": 1}}
+    datalist.write_text(json.dumps(content))
+    folder = evaluate_masks(tmp_path / "theirs", datalist, tmp_path / "out")
+    assert [(row["name"], float(row["dice"])) for row in rows(folder)] == [("tissue", 1)] * 2
+
+
+def test_parts_of_an_image_are_scored_by_the_mask_of_all_of_it(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    truth = np.zeros((40, 60), np.uint8)
+    truth[4:12, 8:50] = 1
+    for folder in ("images", "masks", "theirs", "parts"):
+        (tmp_path / folder).mkdir()
+    Image.fromarray(rng.integers(0, 255, (40, 60, 3), np.uint8)).save(tmp_path / "images/a.png")
+    Image.fromarray(truth).save(tmp_path / "masks" / "a.png")
+    Image.fromarray(truth).save(tmp_path / "theirs" / "a.png")
+    cases = [
+        Case(tmp_path / "images/a.png", tmp_path / "masks/a.png", "p", name=f"a_{k}", region=part)
+        for k, part in enumerate([(0, 0, 30, 40), (30, 0, 60, 40)])
+    ]
+    path = tmp_path / "d.json"
+    write_datalist(Datalist("Parts", "RGB", {1: "roof"}, test=tuple(cases)), path)
+    folder = evaluate_masks(tmp_path / "theirs", path, tmp_path / "out")
+    assert [float(row["dice"]) for row in rows(folder)] == [1, 1]
+    for k, left in enumerate([0, 30]):
+        Image.fromarray(truth[:, left : left + 30]).save(tmp_path / "parts" / f"a_{k}.png")
+    folder = evaluate_masks(tmp_path / "parts", path, tmp_path / "out2")
+    assert [float(row["dice"]) for row in rows(folder)] == [1, 1]
+
+
+def test_a_tolerance_of_no_label_is_said(datalist: Path, tmp_path: Path) -> None:
+    write_nifti(tmp_path / "theirs" / "a.nii.gz", small_scan()[1])
+    write_nifti(tmp_path / "theirs" / "b.nii.gz", small_scan()[1])
+    with pytest.warns(UserWarning, match="tolerance::livr: no label of this name is scored; there"):
+        evaluate_masks(tmp_path / "theirs", datalist, tmp_path / "out", tolerance={"livr": 3})
+
+
 def test_the_command(
     datalist: Path, tmp_path: Path, tune: Callable[..., tuple[int, str, str]]
 ) -> None:
@@ -143,7 +186,7 @@ def test_settings_of_an_evaluation(
         entry["site"] = site
     datalist.write_text(json.dumps({**content, "validation": content["test"][:1], "test": []}))
     words = ("evaluate", "--masks", theirs, "--datalist", datalist, "--output", tmp_path / "O")
-    chosen = ("tolerance=3", "empty=nnunet", "by=[site]", "subset=validation", "pictures=0")
+    chosen = ("tolerance=3", "empty=nnunet", "by=site", "subset=validation", "pictures=0")
     code, _, said = tune(*words, *(word for one in chosen for word in ("--set", one)))
     assert code == 0, said
     folder = tmp_path / "O" / "evaluation_validation"

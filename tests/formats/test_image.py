@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -243,3 +245,15 @@ def test_nothing_of_the_header_is_kept(tmp_path):
     exif[ExifTags.Base.Artist] = "Doe^Jane"
     path = save(tmp_path / "a.png", GREY, exif=exif)
     assert "Doe" not in str(images.read(path, Mending()).meta())
+
+
+def test_cmyk_of_16_bits_is_refused(tmp_path: Path) -> None:
+    rasterio = pytest.importorskip("rasterio", reason="the extra geo is not installed")
+    values = np.arange(256, dtype=np.uint16).reshape(4, 8, 8) * 200
+    options = {"driver": "GTiff", "width": 8, "height": 8, "count": 4, "dtype": "uint16"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it has no place
+        with rasterio.open(tmp_path / "a.tif", "w", photometric="CMYK", **options) as file:
+            file.write(values)
+    with pytest.raises(DataError, match=r"its colours are CMYK of 16 bits .* Save it as RGB"):
+        load_image(tmp_path / "a.tif")

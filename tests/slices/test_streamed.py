@@ -88,3 +88,14 @@ def test_a_colour_table_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"a\.tif: has a colour table; expected bands"):
         with streamed(path, RULES):
             pass
+
+
+def test_a_band_that_is_declared_as_transparency_is_refused_here_too(tmp_path):
+    bands = (BANDS[:4] // 8).astype(np.uint8)
+    path = geo.write(tmp_path / "a.tif", bands, photometric="RGB", alpha="YES")
+    rules = replace(RULES, intensity=Colours(3))
+    text = "band 4 is declared as transparency"
+    with pytest.raises(DataError, match=text):
+        load_image(path)
+    with pytest.raises(DataError, match=text), streamed(path, rules) as scene:
+        scene.part(0, 0, *scene.size)

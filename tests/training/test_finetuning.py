@@ -89,6 +89,12 @@ def test_one_object_an_image_as_sam_itself_takes_prompts() -> None:
         ),
         ({"points": (torch.zeros(2, 3, 2), torch.ones(2, 1))}, "expected a label for each point"),
         ({"points": torch.zeros(2, 1, 2)}, "points and point_labels come together"),
+        ({"boxes": torch.tensor([[9.0, 0, 2, 9]] * 2)}, "a box ends before it starts"),
+        ({"boxes": torch.full((2, 4), float("nan"))}, "boxes hold NaN or infinity"),
+        (
+            {"points": (torch.zeros(2, 1, 2), torch.full((2, 1), 2))},
+            "a point label is none of 1",
+        ),
     ],
     ids=lambda value: value[:24] if isinstance(value, str) else "",
 )
@@ -133,6 +139,18 @@ def test_odd_batches_are_refused() -> None:
         ValueError, match=r"images are from 2.* to 2.*; expected \[0, 1\], without me"
     ):
         finetune(model, [large], epochs=1)
+    bytes_ = (255 * batch["masks"]).to(torch.uint8)
+    with pytest.raises(ValueError, match="masks are from 0 to 255; expected 0 and 1"):
+        finetune(model, [{**batch, "masks": bytes_}], epochs=1)
+    finetune(model, [{**batch, "masks": batch["masks"] > 0}], epochs=1)
     batch["images"][0] = float("nan")
-    with pytest.raises(FloatingPointError, match="loss is nan in epoch 1; lower the learning rate"):
+    with pytest.raises(ValueError, match=r"images are from nan to nan; expected \[0, 1\]"):
         finetune(model, [batch], epochs=1)
+
+
+def test_a_loss_that_is_no_number_ends_it() -> None:
+    model = build_sam("nano", image_size=64)
+    for weights in model.mask_decoder.parameters():
+        weights.data.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="loss is nan in epoch 1; lower the learning rate"):
+        finetune(model, discs(1), epochs=1)

@@ -120,6 +120,20 @@ def test_what_crosses_itself_is_mended_and_said(scene, tmp_path):
     assert 100 < (found[0] > 0).sum() < 156
 
 
+def test_lines_of_a_mended_polygon_are_not_burnt(scene, tmp_path):
+    x, y = geo.ORIGIN
+    square = [(x, y), (x + 8, y), (x + 8, y - 8), (x, y - 8)]
+    spike = [*square[:3], (x + 16, y - 16), *square[2:]]
+    sound = label(scene, save(tmp_path / "sound.gpkg", frame([shapely.Polygon(square)])))
+    shapes = [shapely.Polygon(spike), shapely.Polygon([(x, y), (x + 20, y - 20), (x, y)])]
+    found = label(scene, save(tmp_path / "a.gpkg", frame(shapes)))
+    np.testing.assert_array_equal(found[0], sound[0])
+    assert found.meta["notes"] == [
+        "2 polygons that cross themselves mended",
+        "1 polygons without an area left out",
+    ]
+
+
 def test_a_folder_of_polygons(tmp_path):
     for k in range(4):
         bands, ids = geo.bands_and_ids(k)
@@ -190,6 +204,17 @@ def test_xbd_as_it_is_published(tmp_path):
     assert not load_case(second, data.labels)[1].any()
     part = load_case(replace(first, region=(4, 6, 20, 30)), data.labels)[1]
     np.testing.assert_array_equal(part[0, ..., 0].numpy().T, drawn[6:30, 4:20])
+
+
+def test_xbd_s_polygons_outside_of_the_image_are_said(tmp_path):
+    path = xbd(tmp_path, "a_pre_disaster", *DAMAGE)
+    content = json.loads(path.read_text())
+    content["features"]["xy"][1]["wkt"] = shapely.box(90, 90, 99, 99).wkt
+    path.write_text(json.dumps(content))
+    data = find_cases(tmp_path, labels=Labels({1: "building"}))
+    found = load_case(data.training[0], data.labels)[1]
+    assert (found[0] > 0).sum() == 54
+    assert "1 of 2 polygons outside of the image left out" in found.meta["notes"]
 
 
 def test_without_a_column_xbd_has_buildings(tmp_path):
