@@ -201,7 +201,7 @@ def _mended(frame: Any, path: Path) -> tuple[Any, tuple[str, ...]]:
         for shape in whole
     ]
     frame.loc[invalid, frame.geometry.name] = areas
-    notes = (f"{int(invalid.sum())} polygons that cross themselves mended",)
+    notes: tuple[str, ...] = (f"{int(invalid.sum())} polygons that cross themselves mended",)
     flat = frame.geometry.is_empty
     if flat.any():
         notes += (f"{int(flat.sum())} polygons without an area left out",)
