@@ -102,6 +102,7 @@ def test_the_loss_that_is_logged_is_that_of_all_processes(monkeypatch: pytest.Mo
     engine = Engine(lambda *_: {"loss": torch.tensor(0.5, requires_grad=True)})
     MeanLoss().attach(engine)
     assert float(engine.run([0]).output["loss"]) == 0.5
+    monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr("medsam_tune.training.handlers.mean", lambda own: (own + 1.5) / 2)
     assert float(engine.run([0]).output["loss"]) == 1
 
