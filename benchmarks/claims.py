@@ -403,7 +403,8 @@ patients by a box with 5 % jitter on each slice; {epochs} epochs, from scratch {
 seeds: {seeds}, with their range, from scratch one; {machine}. A validation chooses the epoch and is
 also the score, so these numbers compare ways with each other, and are not held-out ones.
 
-Made by `python benchmarks/claims.py HIPPOCAMPUS`."""
+Made by `python benchmarks/claims.py HIPPOCAMPUS --seeds {seeds} --epochs {epochs}
+--scratch-epochs {scratch}`."""
 
 if __name__ == "__main__":
     main()
