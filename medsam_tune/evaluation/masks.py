@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +14,6 @@ from monai.data import MetaTensor
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medsam_tune.cases.classes import PLAIN
 from medsam_tune.cases.datalist import Case, Datalist, read_datalist
 from medsam_tune.cases.description import labels_said
 from medsam_tune.cases.labels.open import open_label
@@ -134,10 +132,7 @@ def evaluate_masks(
     engine.logger.setLevel(logging.INFO)
     for handler in (overlays, scores, EngineProgress("evaluate")):
         handler.attach(engine)
-    renamed = (masks / NAMES).is_file()
-    items = (
-        _item(case, found.get(case.id), data, numbers, rules, mending, renamed) for case in cases
-    )
+    items = (_item(case, found.get(case.id), data, numbers, rules, mending) for case in cases)
     engine.run(_Counted(items, len(cases)))
     return results.path
 
@@ -201,7 +196,7 @@ def _labels_of(folder: Path, data: Datalist) -> tuple[dict[int, str], dict[int, 
     """Labels to score (id -> name), and id in the masks -> id in the datalist."""
     path = folder / NAMES
     if not path.is_file():
-        return dict(data.labels), {label: label for label in data.labels}
+        return dict(data.labels), {**{k: k for k in data.labels}, **data.coding.united}
     theirs = labels_said(read_json(path), path).names
     ours = {name.casefold(): label for label, name in data.labels.items()}
     numbers = {k: ours[name.casefold()] for k, name in theirs.items() if name.casefold() in ours}
@@ -225,19 +220,8 @@ def _item(
     numbers: Mapping[int, int],
     rules: ScanRules,
     mending: Mending,
-    renamed: bool,
 ) -> dict[str, Any]:
-    """A case as `CaseDataset` has it, with its mask.
-
-    Args:
-        case: case with a label.
-        path: its mask; None if there is none.
-        data: its datalist.
-        numbers: id in the mask -> id in the datalist.
-        rules: how it becomes slices.
-        mending: see `load_case`.
-        renamed: the masks have names of their own, so the datalist's values do not hold for them.
-    """
+    """A case as `CaseDataset` has it, with its mask."""
     image, label = load_case(case, data.labels_in_files, mending, rules.expected)
     if label is None:
         raise DataError(f"case {case.id}: has no label; expected one in the datalist.")
@@ -247,9 +231,8 @@ def _item(
     if path is not None:
         with about(f"mask of case {case.id}"):
             names = {k: data.labels.get(v, f"label {k}") for k, v in numbers.items()}
-            coding = PLAIN if renamed else replace(PLAIN, united=case.coding.united)
             region = None if case.region is None else _region_in(path, case.region)
-            given = open_label(path, coding, region).onto(image, case.image, names, mending)
+            given = open_label(path, region=region).onto(image, case.image, names, mending)
         theirs = torch.from_numpy(renumbered(cut_label(given, grid)[0].numpy(), numbers))
         pieces = _objects(theirs, given, grid, rules.components)
         mask = Found(theirs, (), numbers=None if pieces is None else torch.from_numpy(pieces))

@@ -15,7 +15,6 @@ Rules:
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
+from medsam_tune.errors import warn
 from medsam_tune.evaluation.borders import boundary_iou, paired
 from medsam_tune.evaluation.label_maps import overlap, parts_of
 from medsam_tune.evaluation.surfaces import SurfaceDistances, surface_distances
@@ -71,11 +71,8 @@ class Measures:
     def warn_of_others(self, names: Collection[str]) -> None:
         """Warn of a tolerance of a label that is not scored, such as a misspelt one."""
         if isinstance(self.tolerance, Mapping) and (odd := sorted({*self.tolerance} - {*names})):
-            warnings.warn(
-                f"tolerance::{odd[0]}: no label of this name is scored; there are "
-                f"{', '.join(names)}.",
-                stacklevel=2,
-            )
+            known = ", ".join(names)
+            warn(f"tolerance::{odd[0]}: no label of this name is scored; there are {known}.")
 
     def of(self, name: str) -> float:
         """The tolerance of a label."""

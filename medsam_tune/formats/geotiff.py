@@ -86,8 +86,7 @@ def read(path: Path, mending: Mending, ids: bool = False, region: Region | None 
         values = file.read(bands, window=window)  # (C, H, W)
         valid = None if ids else file.dataset_mask(window=window) > 0
         if not ids:
-            for band in {*file.indexes} - {*bands}:
-                tiff.refuse_hidden_band(path, band, file.read(band, window=window))
+            refuse_hidden_bands(file, path, window)
     if table is not None:
         values = np.moveaxis(table[values[0]], -1, 0)
     stored, missing = values.dtype.name, 0
@@ -307,6 +306,18 @@ def _refuse(file: Any, path: Path) -> None:
         )
     if not bands_of(file):
         raise DataError(f"it has no band but that of transparency ({path}). Export it again.")
+
+
+def refuse_hidden_bands(file: Any, path: Path, window: Any) -> None:
+    """Refuse transparency that holds an image, see `tiff.refuse_hidden_band`.
+
+    Args:
+        file: the open file.
+        path: its path, for messages.
+        window: rasterio's window that is looked at.
+    """
+    for band in {*file.indexes} - {*bands_of(file)}:
+        tiff.refuse_hidden_band(path, band, file.read(band, window=window))
 
 
 def _placed(file: Any, path: Path, region: Region | None) -> tuple[Grid, tuple[str, ...]]:

@@ -29,7 +29,8 @@ def is_georeferenced(path: Path) -> bool:
 
     False of files that are no TIFF, or damaged: reading them says what is wrong.
     """
-    return any(tag in _directory(path) for tag in GEO_TAGS)
+    tags = _directory(path)
+    return any(tag in tags for tag in GEO_TAGS)
 
 
 def needs_rasterio(path: Path) -> bool:

@@ -158,10 +158,8 @@ def read_in_pixels(
                 f"{path}: all {len(frame)} polygons lie outside of the image of {size[0]} x "
                 f"{size[1]} pixels. Take the polygons of this image."
             )
-        if corner is None and not touching.all():
-            outside = int((~touching).sum())
-            notes += (f"{outside} of {len(frame)} polygons outside of the image left out",)
-        frame = frame[touching]
+        frame, outside = _kept(frame, touching, corner is not None)
+        notes += outside
     frame, mended = _mended(frame, path)
     return frame, notes + mended
 
@@ -264,10 +262,17 @@ def _around(
                 f"of the image: they span {there}, the image {here} ({_named(crs)}). Take the "
                 "polygons of this image, or correct their coordinate system."
             )
-    if not (part or touching.all()):
-        outside = int((~touching).sum())
-        notes += (f"{outside} of {len(frame)} polygons outside of the image left out",)
-    return frame[touching], notes
+    frame, outside = _kept(frame, touching, part)
+    return frame, notes + outside
+
+
+def _kept(frame: Any, touching: Any, part: bool) -> tuple[Any, tuple[str, ...]]:
+    """The polygons that touch an image, and how many do not; of a part, they lie elsewhere."""
+    if part or touching.all():
+        return frame[touching], ()
+    outside = int((~touching).sum())
+    said = f"{outside} of {len(frame)} polygons outside of the image left out"
+    return frame[touching], (said,)
 
 
 def _named(crs: Any) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medsam_tune.errors import DataError, warn
-from medsam_tune.formats import geotiff, tiff
+from medsam_tune.formats import geotiff
 from medsam_tune.formats.open import reader_of
 from medsam_tune.slices.colours import Colours
 from medsam_tune.slices.cut import seen_by
@@ -127,8 +127,7 @@ class StreamedSlice:
     def _read(self, start: tuple[int, int], size: tuple[int, int]) -> NDArray[np.float32]:
         """(B, h, w) float32 of a part of the file; NaN where there is no data."""
         window = tuple((a, a + n) for a, n in zip(start, size, strict=True))
-        for band in {*self._file.indexes} - {*self._bands}:
-            tiff.refuse_hidden_band(self._path, band, self._file.read(band, window=window))
+        geotiff.refuse_hidden_bands(self._file, self._path, window)
         values = self._file.read(self._bands, window=window).astype(np.float32)
         valid = self._file.dataset_mask(window=window) > 0
         valid &= ~np.isnan(values).any(0)
