@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from medsam_tune.console import debugging
-from medsam_tune.ranks import failed, first_to_say
+from medsam_tune.ranks import FOLLOWED, count, failed, first_to_say
 
 DONE = 0
 USER = 1
@@ -65,6 +65,10 @@ _NO_GPU = re.compile(
     r"not compiled with CUDA|no NVIDIA driver|No CUDA GPUs|no CUDA-capable device|invalid device "
     r"ordinal"
 )
+_BROKEN_OFF = re.compile(
+    r"gloo/transport|Connection (reset|closed) by peer|NCCL communicator was aborted"
+    r"|remote process exited"
+)
 _LOWER = {
     "train": "--set batch_size=4 (or 1), --set objects=1, --set slice_batch=1, a smaller "
     "--image-size, or --set gradient_checkpointing=true",
@@ -84,7 +88,7 @@ def explain(error: BaseException) -> tuple[str, int]:
     The chain of causes is walked from the outside: MONAI wraps what a config's component raises.
     """
     for each in _chain(error):
-        for of_kind in (_disk, _memory, _gpu, _user):
+        for of_kind in (_disk, _memory, _gpu, _others, _user):
             if found := of_kind(each):
                 return found
     for each in _chain(error):  # torch raises an error of its own while it handles a full disk
@@ -190,6 +194,17 @@ def _gpu(error: BaseException) -> tuple[str, int] | None:
         return (
             "device: there is no such GPU here. Leave it out, or set it to cpu.",
             USER,
+        )
+    return None
+
+
+def _others(error: BaseException) -> tuple[str, int] | None:
+    """Torch's words between processes, in the backward pass say, which were broken off."""
+    if count() > 1 and isinstance(error, RuntimeError) and _BROKEN_OFF.search(str(error)):
+        return (
+            "another process of this run has ended, or the network broke off, and so this one ends "
+            "too; train and predict go on with --resume.",
+            FOLLOWED,
         )
     return None
 

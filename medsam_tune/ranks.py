@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+FOLLOWED = 1
+"""Exit code of a process that ended because another has."""
+
 _WORDS: list[Any] = []  # the group of processes that the ranks speak in, on the CPU
 _FAILED: list[int] = []  # the exit code of this process, once it has failed
 _SAID = "MEDSAM_TUNE_SAID"  # a folder with a file for each line that a process has said
@@ -176,8 +179,8 @@ def _ending_with_others() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        failed(1)
-        raise SystemExit(1) from error
+        failed(FOLLOWED)
+        raise SystemExit(FOLLOWED) from error
 
 
 def failed(code: int) -> None:
@@ -232,7 +235,7 @@ def launch(processes: int, words: Sequence[str]) -> None:
             elastic_launch(config, sys.executable)(*words)
     except ChildFailedError as error:
         # Who ended because another has, or was ended for it, may be noticed first.
-        followed = {1: 1, -signal.SIGTERM: 2}
+        followed = {FOLLOWED: 1, -signal.SIGTERM: 2}
         number, failure = min(
             error.failures.items(),
             key=lambda one: (followed.get(one[1].exitcode, 0), one[1].timestamp),

@@ -196,6 +196,30 @@ def test_the_code_is_of_who_failed_and_a_line_of_all_is_said_once() -> None:
         assert ended.stderr.count("medsam-tune: ") == 1, ended.stderr
 
 
+def test_the_signal_counts_where_torch_finds_a_broken_connection() -> None:
+    """As in a backward pass, whose gradients torch itself sends to the others."""
+    program = (
+        "import os, signal, torch\n"
+        "import torch.distributed as dist\n"
+        "from medsam_tune.failures import report_in_one_line\n"
+        "from medsam_tune.ranks import join, rank\n"
+        "report_in_one_line()\njoin()\n"
+        "if rank() == 1: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "dist.all_reduce(torch.ones(1))"
+    )
+    ended = subprocess.run(
+        [sys.executable, *LAUNCH, "-c", program],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    assert ended.returncode == 128 + signal.SIGKILL, ended.stderr
+    assert "process 2 of 2 was ended by SIGKILL" in ended.stderr
+    assert "another process of this run has ended" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
 def test_sharded_weights_train_as_whole_ones(folder: Path) -> None:
     """FSDP2 gives the files of DDP, also with recomputed blocks; and goes on where it stopped."""
     full, shared = ("train.yaml", "method_full.yaml"), {"several": "fsdp.yaml"}
