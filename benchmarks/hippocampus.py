@@ -1,13 +1,14 @@
 """Every method on one real task, how many patients it needs, and whether a model knows its errors.
 
     python benchmarks/hippocampus.py HIPPOCAMPUS --work WORK [--epochs 2] [--seeds 3]
-        [--long 6] [--few-shot 5,10,50,100]
+        [--long 6] [--large 3] [--few-shot 5,10,50,100]
 
 HIPPOCAMPUS is that task's folder of the Medical Segmentation Decathlon (dataset.json, imagesTr,
 labelsTr), 180 patients: 126 for training, 27 for validation, 27 for the test. Each step is a
 `medsam-tune` command, and what is finished in WORK is not run again. `--long` trains the methods
-that change the encoder once more, for so many epochs and by one seed. The tables, which are those
-of `compare`, go to benchmarks/results/hippocampus.md.
+that change the encoder once more, for so many epochs and by one seed; `--large` trains `full` at
+twice the size, with neighbouring slices as channels. The tables, which are those of `compare`, go
+to benchmarks/results/hippocampus.md.
 """
 
 from __future__ import annotations
@@ -76,6 +77,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--long", type=int, help="epochs of the longer trainings")
+    parser.add_argument("--large", type=int, help="epochs of `full` at twice the size")
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--few-shot", help="numbers of training patients, with commas between")
     parser.add_argument("--note", default="", help="what else is to be known of the figures")
@@ -96,6 +98,11 @@ def main() -> None:
         place = given.work / "long"
         parts += [f"## {given.long} epochs, one seed"]
         parts += [compared(place, datalist, given.size, *longer, val_interval=given.long)]
+    if given.large:
+        size, words = 2 * given.size, ("--methods", "full", "--epochs", given.large)
+        parts += [f"## {size} x {size}, neighbouring slices, {given.large} epochs, one seed"]
+        sets = {"val_interval": given.large, "rules::neighbours": "true"}
+        parts += [compared(given.work / "large", datalist, size, *words, **sets)]
     if given.few_shot:
         few = ("--methods", ",".join(CURVE), "--few-shot", given.few_shot)
         few += ("--epochs", 1, "--seeds", given.seeds)
