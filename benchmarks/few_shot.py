@@ -83,7 +83,9 @@ def main() -> None:
     parser.add_argument("scans", type=Path)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--draws", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=200, help="of a training")
+    parser.add_argument(
+        "--steps", type=int, default=200, help="of a training; over 70, for the deformed copies too"
+    )
     parser.add_argument("--patients", type=int, default=20, help="that judge, at most")
     parser.add_argument("--output", type=Path, default=RESULTS / "few_shot.md")
     given = parser.parse_args()
