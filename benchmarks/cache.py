@@ -2,32 +2,42 @@
 
     python benchmarks/cache.py                             # nano at 256 and 128, vit_b at 1024
     python benchmarks/cache.py --models nano:128:4 --repeats 20
-    python benchmarks/cache.py --dice ../shared/data/hippocampus  # whole trainings, too
+    OMP_NUM_THREADS=1 python benchmarks/cache.py --models --dice HIPPOCAMPUS --work WORK
 
 The loop is that of the source note: stock segment_anything's three parts, one image at a time with
 one box, BCE, its images ready in memory. Ours is a training of the shipped recipe, with its data
 loader, augmentation, mixture of prompts, loss and optimizer. All are measured by turns in one
 process, with random weights. On a CPU the seconds are the processor's, of all threads, so that what
 else the machine does counts little.
+
+With `--dice`, whole trainings with and without a cache: Dice of validation patients after as many
+epochs, and after as long a time. What is finished in WORK is not run again; no test case is read.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import math
+import shutil
 import statistics
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from ignite.engine import Events
 from monai.bundle import ConfigParser
+from monai.utils import set_determinism
+from sections import put
 from segment_anything.modeling import (
     ImageEncoderViT,
     MaskDecoder,
@@ -40,10 +50,11 @@ from training_step import machine
 
 from medsam_tune.cases.datalist import write_datalist
 from medsam_tune.cases.folders import find_cases
-from medsam_tune.cases.splits import split_cases
+from medsam_tune.cases.splits import few_shots, split_cases
+from medsam_tune.evaluation.statistics import bootstrap_interval
 from medsam_tune.files import written_whole
 from medsam_tune.sam.build import architecture
-from medsam_tune.slices.embeddings import Place
+from medsam_tune.slices.embeddings import FOLDER, Place
 from medsam_tune.synthetic.phantom import write_phantoms
 from medsam_tune.training.batches import prepare_batch
 
@@ -52,6 +63,8 @@ CONFIGS = Path(__file__).parents[1] / "bundles" / "sam_volume" / "configs"
 METHODS = ("decoder", "prompt", "lora", "adapter")
 LAST_BLOCKS = 2  # of the encoder, that lora and adapter tune; what is before them is cached
 OBJECTS = (1, 4)  # objects of an image: as in the loop, and as the recipe draws
+DICE_SIZE = 128  # side of nano's input in whole trainings
+DICE_CASES = 10  # validation patients of those
 SLOW = 5.0  # seconds of a step that needs no warming up
 
 
@@ -278,95 +291,153 @@ def table(rows: list[Row]) -> list[str]:
     return lines
 
 
-def dice(folder: Path, scratch: Path, epochs: int, device: str) -> list[str]:
-    """Validation Dice of whole trainings: not cached, four views, and the slice itself alone."""
-    now = time.process_time if device == "cpu" else time.perf_counter
-    data = scratch / "dice.json"
-    write_datalist(split_cases(find_cases(folder), (0.08, 0.05, 0.87), seed=0), data)
-    options: dict[str, Any] = {"epochs": epochs, "warmup_steps": 20, "batch_size": 8}
-    ways: dict[str, dict[str, Any]] = {
-        "not cached": {"views": None},
-        "cached, 4 views": {"cache": True},
-        "cached, 1 view": {"cache": True, "views": 1},
-    }
-    lines = ["| | epoch: seconds of training so far, mean validation Dice |", "|---|---|"]
-    for name, more in ways.items():
-        run = scratch / name.replace(" ", "_").replace(",", "")
-        options["output_dir"] = str(run)
-        parser = recipe(data, "nano", 64, "decoder", device, **{**options, "objects": 4, **more})
-        found: list[str] = []
-        clock = {"spent": 0.0, "start": 0.0}
-        torch.manual_seed(0)
+def way(views: int | None) -> str:
+    """Words for a training on so many kept views of each slice; None: not cached."""
+    return "not cached" if views is None else f"cached, {views} view" + "s" * (views > 1)
+
+
+def trained(data: Path, work: Path, method: str, views: int | None, epochs: int) -> dict[str, Any]:
+    """Seconds of each epoch of a training, and Dice of its validation cases by kind; made once.
+
+    No embedding is there at the start. Validation follows the last epoch and is not timed.
+    """
+    run = work / f"{method}-{way(views).replace(', ', '-').replace(' ', '-')}-{epochs}"
+    if not (run / "measured.json").exists():
+        print(run.name, file=sys.stderr, flush=True)
+        shutil.rmtree(run, ignore_errors=True)
+        shutil.rmtree(data.with_suffix(".slices") / FOLDER, ignore_errors=True)
+        more = {"output_dir": str(run), "epochs": epochs, "val_interval": epochs}
+        more |= {"batch_size": 8, "objects": 4, "views": views, "cache": views is not None}
+        parser = recipe(data, "nano", DICE_SIZE, method, "cpu", **more)
+        set_determinism(seed=0)
         trainer = parser.get_parsed_content("train::trainer")
         parser.get_parsed_content("run_folder").open()
         if (store := parser.get_parsed_content("embeddings")) is not None:
             store.open()
-        validator = parser.get_parsed_content("validate::evaluator")
+        scores = parser.get_parsed_content("validate::handlers::0")
+        spent: list[float] = []
+        since = 0.0
 
-        def started(_: Any, clock: dict[str, float] = clock) -> None:
-            clock["start"] = now()
+        def started(_: Any) -> None:
+            nonlocal since
+            spent.append(0.0)
+            since = time.process_time()
 
-        def ended(engine: Any, clock: dict[str, float] = clock) -> None:
-            clock["spent"] += now() - clock["start"]
-            clock["start"] = now()
+        def ended(_: Any) -> None:
+            spent[-1] = time.process_time() - since
 
-        def scored(engine: Any, clock: Any = clock, found: Any = found) -> None:
-            found.append(f"{clock['spent']:.0f} s {engine.state.metrics['mean_dice']:.3f}")
-
-        trainer.add_event_handler("epoch_started", started)
-        trainer.add_event_handler("iteration_completed", ended)
-        validator.add_event_handler("completed", scored)
+        trainer.add_event_handler(Events.EPOCH_STARTED, started)
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, ended)
         trainer.run()
-        lines.append(f"| {name} | {', '.join(found)} |")
-        print(lines[-1], file=sys.stderr, flush=True)
-    return lines
+        cases = sorted({score.case for each in scores.scores.values() for score in each})
+        measured = {
+            "seconds": spent,
+            "dice": {case: scores.mean_dice(case) for case in cases},
+            "machine": machine("cpu"),
+        }
+        with written_whole(run / "measured.json") as file:
+            file.write_text(json.dumps(measured))
+    return dict(json.loads((run / "measured.json").read_text()))
+
+
+def dice(scans: Path, work: Path, methods: Sequence[str], epochs: int, patients: int) -> str:
+    """Dice after as many epochs, and after as long a time, cached and not."""
+    work.mkdir(parents=True, exist_ok=True)
+    data = work / "hippocampus.json"
+    if not data.exists():
+        split = split_cases(find_cases(scans), (0.7, 0.15, 0.15), seed=0)
+        few = few_shots(split, patients, 0)
+        write_datalist(replace(few, validation=few.validation[:DICE_CASES], test=()), data)
+    lines = ["| | epochs | seconds | of the first epoch | of the last |", "|---|---|---|---|---|"]
+    machines = set()
+    for method in methods:
+        plain = trained(data, work, method, None, epochs)
+        arms = [(None, epochs, plain)]
+        for views in (4, 1):
+            same = trained(data, work, method, views, epochs)
+            left = sum(plain["seconds"]) - sum(same["seconds"])
+            longer = epochs + max(0, round(left / same["seconds"][-1]))
+            arms += [(views, epochs, same)]
+            if longer > epochs:
+                arms += [(views, longer, trained(data, work, method, views, longer))]
+        kinds = [*next(iter(plain["dice"].values()))]
+        if method == methods[0]:
+            lines[0] += "".join(f" {kind} |" for kind in kinds) + " less not cached |"
+            lines[1] += "---|" * (len(kinds) + 1)
+        for views, count, found in arms:
+            seconds, scores = found["seconds"], found["dice"]
+            machines.add(found["machine"])
+            means = [f"{np.mean([one[kind] for one in scores.values()]):.3f}" for kind in kinds]
+            cells = [f"`{method}`, {way(views)}", str(count)]
+            cells += [f"{one:.0f}" for one in (sum(seconds), seconds[0], seconds[-1])] + means
+            steps = [
+                float(np.mean([one[kind] - plain["dice"][case][kind] for kind in kinds]))
+                for case, one in scores.items()
+            ]
+            low, high = bootstrap_interval(steps) or (math.nan, math.nan)
+            beside = f"{np.mean(steps):+.3f} ({low:+.3f} to {high:+.3f})"
+            cells.append(beside if views else "")
+            lines.append("| " + " | ".join(cells) + " |")
+    cases = len(plain["dice"])
+    said = (
+        f"on {'; '.join(sorted(machines))}. Trainings of the shipped recipe on {patients} "
+        f"patients, 8 slices in a step with 4 objects each, one seed. Dice of {cases} validation "
+        "patients after the last epoch, by the prompts of the recipe's validation, and the paired "
+        "difference of their mean with its 95 % interval over patients. Each cached training is "
+        "there for as many epochs, and for as many as take about as long; no embedding is there at "
+        "its start. "
+        "Seconds are the processor's, of training alone; the learning rate falls to nothing over "
+        "each training's own length."
+    )
+    return "\n".join([said, "", *lines])
+
+
+HEAD = f"""# Training on cached embeddings
+
+The loop is the source note's: stock segment_anything, one image with one box at a time, from
+memory. Ours are steps of the shipped recipe with one object of each image, or 4, from the slices on
+disk to the optimizer: reading, augmentation, prompts, loss. A view's first epoch encodes and
+stores; K views have K such epochs. `lora` and `adapter` tune the last {LAST_BLOCKS} blocks, and the
+tokens before those are stored. Seconds (on a CPU, the processor's) are the median of steps by
+turns, with their range.
+"""
 
 
 def main() -> None:
-    """Measure and write the page; each table when it is done."""
+    """Measure, and write each section when it is done; those of other calls stay."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--models",
         nargs="*",
         default=["nano:256:4", "nano:128:4", "vit_b:1024:1"],
-        help="name, side of the input, images in a step",
+        help="name, side of the input, images in a step; none: only --dice",
     )
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dice", type=Path, help="folder of scans for whole trainings")
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--work", type=Path, default=Path("cache-work"), help="of --dice")
+    parser.add_argument("--dice-methods", nargs="+", default=METHODS[:2], choices=METHODS)
+    parser.add_argument("--epochs", type=int, default=8, help="of --dice; over 4")
+    parser.add_argument("--patients", type=int, default=5, help="training patients of --dice")
     parser.add_argument("--output", type=Path, default=RESULTS / "cache.md")
     options = parser.parse_args()
     warnings.filterwarnings("ignore", message=".*random weights.*")
     command = " ".join(["python benchmarks/cache.py", *sys.argv[1:]])
-    lines = [
-        f"# Training on cached embeddings\n\n`{command}` on {machine(options.device)}.\n",
-        "The loop is the source note's: stock segment_anything, one image with one box at a time, "
-        "from memory. Ours are steps of the shipped recipe with one object of each image, or 4, "
-        "from the slices on disk to the optimizer: reading, augmentation, prompts, loss. A view's "
-        "first epoch encodes and stores; K views have K such epochs. "
-        f"`lora` and `adapter` tune the last {LAST_BLOCKS} blocks, and the tokens before those are "
-        "stored. Seconds (on a CPU, the "
-        f"processor's) are the median of {options.repeats} steps by turns, with their range.\n",
-    ]
-
-    def write() -> None:
-        with written_whole(options.output) as file:
-            file.write_text("\n".join([*lines, ""]))
-
     with tempfile.TemporaryDirectory() as scratch:
         data = datalist(Path(scratch) / "phantoms")
         for one in options.models:
             model, size, batch = one.split(":")
             sizes = (model, int(size), int(batch))
             rows = speed(data, *sizes, options.device, options.repeats, options.methods)
-            lines += [f"\n## {model} at {size}, {batch} images in a step\n", *table(rows)]
-            write()
-        if options.dice is not None:
-            lines += [f"\n## Dice, nano at 64, decoder, {options.dice.name}\n"]
-            lines += dice(options.dice, Path(scratch), options.epochs, options.device)
-            write()
+            body = "\n".join([f"`{command}` on {machine(options.device)}.", "", *table(rows)])
+            put(options.output, HEAD, f"{model} at {size}, {batch} images in a step", body)
+    if options.dice is not None:
+        body = dice(
+            options.dice, options.work, options.dice_methods, options.epochs, options.patients
+        )
+        command = "python benchmarks/cache.py --models --dice HIPPOCAMPUS --work WORK"
+        put(options.output, HEAD, f"whole trainings of nano at {DICE_SIZE}", f"`{command}` {body}")
 
 
 if __name__ == "__main__":

@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sections import put
 from stock import BOXES
 from torch import Tensor, nn
 from training_step import Job, Memory, data, machine, prepared, random_sam
 
 from medsam_tune.engines import autocast, has_bfloat16
-from medsam_tune.files import written_whole
 
 OUTPUT = Path(__file__).parent / "results" / "half_cpu.md"
 HEAD = """# Half precision and compiling on a CPU
@@ -196,8 +196,6 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore")  # that the weights are random
     has = "has" if has_bfloat16() else "does not have"
-    before = options.output.read_text().split("\n## ")[1:] if options.output.exists() else []
-    pages = dict(one.split("\n", 1) for one in before)
     parts: list[tuple[str, Callable[[], list[Variant]]]] = []
     for what, make in (("encoder", encoders), ("step", steps), ("AdamW alone", optimizers)):
         for text in {"e": options.encoders, "s": options.steps, "A": options.optimizers}[what[0]]:
@@ -214,9 +212,7 @@ def main() -> None:
         ]
         run(variants, options.repeats)
         said = f"`{COMMAND}` on {machine('cpu').replace('float32, ', '')}, which {has} bfloat16."
-        pages[title] = "\n".join(["", said, "", *table(variants), ""])
-        with written_whole(options.output) as beside:
-            beside.write_text(HEAD + "".join(f"\n## {key}\n{pages[key]}" for key in sorted(pages)))
+        put(options.output, HEAD, title, "\n".join([said, "", *table(variants)]))
 
 
 if __name__ == "__main__":

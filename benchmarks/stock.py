@@ -52,7 +52,7 @@ def stock_sam(
             mlp_dim=arch.decoder_mlp,
             **given,
         )
-        return classes.Sam(
+        sam: Sam = classes.Sam(
             image_encoder=encoder,
             prompt_encoder=classes.PromptEncoder(
                 arch.decoder_width, (grid, grid), (size, size), 16
@@ -64,6 +64,7 @@ def stock_sam(
             ),
             **given,
         )
+    return sam.to(device)  # its mean and deviation too, which are made on the CPU
 
 
 def _encoder(

@@ -5,6 +5,10 @@ MONAI's own engines have autocast on a GPU only, and say `amp=True` on a CPU wit
 
 from __future__ import annotations
 
+import os
+import shlex
+import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -36,6 +40,23 @@ def check_amp(device: str | torch.device, amp: bool) -> None:
         raise ValueError(
             "amp is true, but this processor has no bfloat16 (AVX512-BF16, AMX, or BF16 of ARM) "
             "and would take longer than in float32; leave amp out, or set it to false."
+        )
+
+
+def check_compile(device: str | torch.device) -> None:
+    """Refuse to compile where there is no compiler, before anything is written; recipes call it.
+
+    Raises:
+        ValueError: names the compilers that torch looks for, and what to do.
+    """
+    gpu = torch.device(device).type != "cpu"
+    named = os.environ.get("CC" if gpu else "CXX")
+    usual = ("gcc", "clang") if gpu else ("clang++",) if sys.platform == "darwin" else ("g++",)
+    wanted = shlex.split(named)[:1] if named else usual
+    if sys.platform != "win32" and not any(map(shutil.which, wanted)):
+        raise ValueError(
+            f"compile is true, but there is no compiler here ({' or '.join(wanted)}); install one, "
+            f"or name yours by the variable {'CC' if gpu else 'CXX'}, or leave compile out."
         )
 
 

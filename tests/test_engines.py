@@ -17,6 +17,7 @@ from medsam_tune.engines import (
     SupervisedTrainer,
     autocast,
     check_amp,
+    check_compile,
     has_bfloat16,
 )
 
@@ -147,6 +148,29 @@ def test_a_processor_without_bfloat16_is_refused(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
+    ("device", "variable", "usual"),
+    [("cpu", "CXX", r"(g|clang)\+\+"), ("cuda", "CC", "gcc or clang")],
+)
+def test_compiling_without_a_compiler_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, device: str, variable: str, usual: str
+) -> None:
+    own = tmp_path / "own"
+    own.touch(mode=0o755)
+    monkeypatch.setenv(variable, f"{own} -m64")
+    check_compile(device)
+    own.unlink()
+    line = (
+        r"^compile is true, but there is no compiler here \({}\); install one, or name yours by the"
+    )
+    with pytest.raises(ValueError, match=line.format(own)):
+        check_compile(device)
+    monkeypatch.delenv(variable)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ValueError, match=f"{line.format(usual)} variable {variable}, or leave com"):
+        check_compile(device)
+
+
+@pytest.mark.parametrize(
     ("x86", "known", "has"),
     [(True, {}, True), (False, {"bf16": True}, True), (False, {"avx2": True}, False)],
 )
@@ -170,3 +194,12 @@ def test_every_recipe_with_amp_takes_these_engines(config: Path) -> None:
         assert "$medsam_tune.engines.check_amp(@device, @amp)" in text
         assert "monai.engines" not in text
         assert ConfigParser.load_config_file(config)["amp"]
+
+
+@pytest.mark.parametrize("config", sorted(BUNDLES.glob("sam_*/configs/*.yaml")), ids=str)
+def test_every_recipe_that_compiles_looks_for_a_compiler(config: Path) -> None:
+    """Before it writes anything."""
+    text = config.read_text()
+    if ".compile() if @compile" in text:
+        check = "$medsam_tune.engines.check_compile(@device) if @compile else None"
+        assert 0 < text.find(check) < text.find("$@run_folder.open()")

@@ -53,3 +53,12 @@ def test_page_names_a_peer_that_cannot_be_imported(tmp_path: Path) -> None:
     write(tmp_path, *batches([row], tmp_path))
     reason = "failed: ImportError: micro-sam is not in PEERS"
     assert f"- micro-sam, full, fp16, batch 1: {reason}" in page(tmp_path)
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_stock_sam_is_as_a_whole_on_its_device() -> None:
+    """Trainers send images to `sam.device`, which is that of its mean."""
+    from stock import stock_sam
+
+    sam = stock_sam("nano", 64, "meta")
+    assert {one.device.type for one in (*sam.parameters(), *sam.buffers())} == {"meta"}
