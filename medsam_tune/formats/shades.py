@@ -28,7 +28,7 @@ def inverted(values: NDArray[Any], bits: int | None = None) -> NDArray[Any]:
         from 0 to the highest of so many bits; negated, where the type has a sign.
     """
     if values.dtype.kind != "u":
-        return np.negative(values)
+        return np.asarray(-values)
     highest = np.iinfo(values.dtype).max if bits is None else 2**bits - 1
     return (highest - values).astype(values.dtype)
 

@@ -132,7 +132,7 @@ class StreamedSlice:
         valid = self._file.dataset_mask(window=window) > 0
         valid &= ~np.isnan(values).any(0)
         values[:, ~valid] = np.nan
-        return values  # type: ignore[no-any-return]
+        return values
 
     def _with_range(self, rules: ScanRules) -> ScanRules:
         """The rules with one range of values for all parts, as `cut` takes it of the whole."""
