@@ -1,11 +1,12 @@
-"""Four domains on one frozen base: each model on the cases of each, and what full tuning forgets.
+"""Five domains on one frozen base: each model on the cases of each, and what full tuning forgets.
 
     python benchmarks/domains.py DATA --work WORK [--epochs 4] [--patients 12]
 
-DATA holds `hippocampus` (MR), `dubai_aerial`, `publaynet` (document pages) and `nuclei`. One
-command, `medsam-tune domains`, tunes nano at 128 x 128 by LoRA on each, combines the four, and
-tunes a whole model on the hippocampus and then on nuclei. What is finished in WORK is not run
-again. The table goes to benchmarks/results/domains.md.
+DATA holds `hippocampus` (MR), `totalseg` and `dcmqi_ct3slice` (CT, as benchmarks/prompts.py
+divides them), `dubai_aerial`, `publaynet` (document pages) and `nuclei`. One command, `medsam-tune
+domains`, tunes nano at 128 x 128 by LoRA on each, combines the five, and tunes a whole model on the
+hippocampus and then on nuclei. What is finished in WORK is not run again. The table goes to
+benchmarks/results/domains.md.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 import yaml
 from aerial import TILES, folds
 from commands import command
+from prompts import organs
 from training_step import machine
 
 from medsam_tune.cases.datalist import write_datalist
@@ -29,7 +31,7 @@ SIZE = 128
 
 
 def datalists(data: Path, work: Path, patients: int) -> dict[str, str]:
-    """Domain -> name of its datalist in `work`, each written once."""
+    """Domain -> place of its datalist in `work`, each written once."""
     found = {name: f"{name}.json" for name in ("mr", "documents", "nuclei")}
     if not (work / found["mr"]).exists():
         whole = split_cases(find_cases(data / "hippocampus"), (0.7, 0.15, 0.15), seed=0)
@@ -44,8 +46,9 @@ def datalists(data: Path, work: Path, patients: int) -> dict[str, str]:
         named = {"classes": [{"id": 1, "name": "nucleus"}], "instances": True}
         classes.write_text(json.dumps(named))
         command("split", data / "nuclei", "--classes", classes, "--out", work / found["nuclei"])
-    aerial = folds(data / "dubai_aerial", work)[TILES[0]]
-    return {**found, "aerial": aerial.name}
+    found["aerial"] = folds(data / "dubai_aerial", work)[TILES[0]].name
+    found["ct"] = organs(data, work / "ct").relative_to(work).as_posix()
+    return found
 
 
 def main() -> None:
@@ -80,9 +83,12 @@ def main() -> None:
     table = (output / "domains.md").read_text().partition("\n\n")[2]
     made_by = "medsam-tune domains multi_domain.yaml --output domains"
     RESULTS.write_text(
-        f"# Four domains on one base\n\nBy `{made_by}` on {machine()}; {minutes:.0f} minutes "
+        f"# Five domains on one base\n\nBy `{made_by}` on {machine()}; {minutes:.0f} minutes "
         "in its last call. Of aerial images, the nine parts of one tile are one patient; "
-        "a page's document is one, and an image of nuclei.\n\n"
+        "a page's document is one, and an image of nuclei. CT is 20 slices of one scan to train "
+        "on, three of another to choose the checkpoint by, and one scan of a third patient to "
+        "test, which says nothing of others; its labels are TotalSegmentator's, not a "
+        "person's.\n\n"
         f"```yaml\n{text}```\n\n{table}"
     )
     print(RESULTS.read_text())

@@ -139,6 +139,17 @@ def test_processes_share_out_the_cores_of_their_machine(
     assert found == ([] if threads is None else [threads])
 
 
+def test_a_process_alone_has_the_threads_that_the_user_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """1 as well, which torchrun would set by itself."""
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: pytest.fail(f"{count} threads"))
+    for name in ("LOCAL_WORLD_SIZE", "MEDSAM_TUNE_SAID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    ranks.share_cores()
+
+
 @pytest.mark.parametrize("bundle", ["volume", "image"])
 @pytest.mark.parametrize(("threads", "workers"), [(1, 0), (8, 7), (48, 12)])
 def test_a_process_has_as_many_workers_as_cores_but_one(

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from medsam_tune.errors import DataError, listed
 from medsam_tune.files import written_whole
-from medsam_tune.formats import tiff
+from medsam_tune.formats import shades, tiff
 from medsam_tune.formats.extra import geo
 from medsam_tune.formats.ground import metres_of
 from medsam_tune.formats.image import blurred
@@ -56,8 +56,9 @@ _KINDS = "iuf"  # numpy's kinds of numbers that are read
 def read(path: Path, mending: Mending, ids: bool = False, region: Region | None = None) -> Volume:
     """Read a GeoTIFF.
 
-    A band of transparency is left out, and a colour table applied. Pixels that the file says to
-    hold no data (its nodata value, its mask, its transparency, NaN in a band) become NaN.
+    A band of transparency is left out, a colour table applied, and the rest as `shades.shown`.
+    Pixels that the file says to hold no data (its nodata value, its mask, its transparency, NaN in
+    a band) become NaN.
 
     Args:
         path: .tif file.
@@ -73,13 +74,16 @@ def read(path: Path, mending: Mending, ids: bool = False, region: Region | None 
         DataError: rasterio is missing; the file is damaged; it holds several images, complex
             numbers, rows and columns at no right angle, an image declared as transparency, or no
             pixel with data; its header turns it; it does not fit into memory; ids are asked of a
-            lossy compression.
+            lossy compression, or of more than one bit of which 0 is white.
     """
     with opened(path) as file:
         if ids and (kind := _lossy(file)):
             raise blurred(path, f"a TIFF compressed as {kind}")
         grid, notes = _placed(file, path, region)
         bands = bands_of(file)
+        white_zero = len(bands) == 1 and shades.is_white_zero(file)
+        if ids and white_zero and shades.bits_of(file) > 1:
+            raise shades.white_zero_mask(path)
         table = None if ids or len(bands) > 1 else _table(file)
         check_memory(path, (*grid.shape[:2], 3 if table is not None else len(bands)))
         window = _window(region, file)
@@ -87,13 +91,15 @@ def read(path: Path, mending: Mending, ids: bool = False, region: Region | None 
         valid = None if ids else file.dataset_mask(window=window) > 0
         if not ids:
             refuse_hidden_bands(file, path, window)
-    if table is not None:
-        values = np.moveaxis(table[values[0]], -1, 0)
-    stored, missing = values.dtype.name, 0
-    if ids:
-        array = exact(values)
-    else:
-        array = values.astype(np.float32)
+        if ids:
+            array = exact(shades.inverted(values, 1) if white_zero else values)
+        elif table is not None:
+            array = np.moveaxis(table[values[0]], -1, 0).astype(np.float32)
+        else:
+            array = shades.shown(file, values)
+    stored, missing = values.dtype.name if table is None else "uint8", 0
+    if not ids:
+        notes += (shades.WHITE_ZERO,) if white_zero else ()
         assert valid is not None
         valid &= ~np.isnan(array).any(0)
         missing = int((~valid).sum())
@@ -362,8 +368,11 @@ def _window(region: Region | None, file: Any) -> Any:
 
 
 def _table(file: Any) -> NDArray[np.uint8] | None:
-    """(256 or 65536, 3) colours of the first band's table; None where it has none."""
-    if file.dtypes[0] not in ("uint8", "uint16"):
+    """(256 or 65536, 3) colours of the first band's table; None where it has none.
+
+    GDAL makes up one of 8 bits where 0 is white.
+    """
+    if file.dtypes[0] not in ("uint8", "uint16") or shades.is_white_zero(file):
         return None
     try:
         colours = file.colormap(1)

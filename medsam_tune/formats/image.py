@@ -1,6 +1,6 @@
 """2-D images by Pillow: PNG, JPEG, BMP, WebP, and TIFF without a geo-reference.
 
-Colours of 16 bits are read by SimpleITK, as Pillow keeps 8 of them.
+Colours of 16 bits are read by `formats.deep`, as Pillow keeps 8 of them.
 
 An image of W x H pixels is a volume of one slice: (C, I=W, J=H, K=1). Its affine makes an axial
 slice of it whose rows and columns are those of the file; nothing says how large a pixel is, so it
@@ -22,7 +22,7 @@ from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from medsam_tune.errors import DataError
 from medsam_tune.files import written_whole
-from medsam_tune.formats import tiff
+from medsam_tune.formats import deep, shades, tiff
 from medsam_tune.formats.mending import Mending
 from medsam_tune.formats.volume import (
     LPS_TO_RAS,
@@ -86,19 +86,19 @@ def read(path: Path, mending: Mending, ids: bool = False) -> Volume:
 
     Raises:
         DataError: the file is truncated, damaged or of another kind; it has several pages or moves;
-            it does not fit into memory; ids are asked of a format that does not keep values, or of
-            colours that are transparent; an image is declared as transparency; grey of 16 bits has
-            an alpha channel.
+            it does not fit into memory; ids are asked of a format that does not keep values, of
+            colours that are transparent, or of grey of which 0 is white; an image is declared as
+            transparency; grey of 16 bits has an alpha channel.
     """
     with _reading(path), path.open("rb") as file:
         image = _opened(path, file)
         if ids and (kind := _lossy(image, file)):
             raise blurred(path, kind)
-        deep = _is_deep(path, image)
+        is_deep = deep.is_deep(path, image)
         image.load()
         if ids:
             _refuse_clear(path, image)
-        if deep:
+        if is_deep:
             return _deep_volume(path, image, ids)
         if not ids:
             _refuse_hidden(path, image, np.asarray(image))
@@ -114,7 +114,8 @@ def volume_of(image: Image.Image, path: Path, ids: bool = False) -> Volume:
         ids: see `read`.
 
     Raises:
-        DataError: a mode that is neither grey, colours nor a palette.
+        DataError: a mode that is neither grey, colours nor a palette; ids are asked of more than
+            one bit of which 0 is white.
     """
     said = []
     oriented = ImageOps.exif_transpose(image)
@@ -126,6 +127,12 @@ def volume_of(image: Image.Image, path: Path, ids: bool = False) -> Volume:
     values = np.asarray(oriented)
     if values.dtype == bool:
         values = values.astype(np.uint8)
+    white_zero = getattr(image, "tag_v2", {}).get(shades.INTERPRETATION) == 0
+    if white_zero and image.mode != "1":
+        if ids:
+            raise shades.white_zero_mask(path)
+        values = values if image.mode == "L" else shades.inverted(values)  # Pillow inverts 8 bits
+        said.append(shades.WHITE_ZERO)
     return volume_from(values, ids, said)
 
 
@@ -340,33 +347,9 @@ def _refuse_hidden(path: Path, image: ImageFile.ImageFile, values: NDArray[Any])
         tiff.refuse_hidden_band(path, values.shape[2], values[..., -1])
 
 
-def _is_deep(path: Path, image: ImageFile.ImageFile) -> bool:
-    """Whether an image has colours of 16 bits, its pixels not read yet."""
-    tiles = getattr(image, "tile", ())
-    raw = str(tiles[0].args if tiles else "")
-    if "LA;16" in raw:
-        raise DataError(
-            f"its grey of 16 bits has an alpha channel ({path}), and would be read with 8 bits; "
-            "expected grey alone. Save it without the alpha channel."
-        )
-    if ";16" in raw and image.mode in ("CMYK", "LAB"):
-        raise DataError(
-            f"its colours are {image.mode} of 16 bits ({path}), and would be read with 8 bits; "
-            "expected RGB. Save it as RGB."
-        )
-    return ";16" in raw and image.mode in ("RGB", "RGBA")
-
-
 def _deep_volume(path: Path, image: ImageFile.ImageFile, ids: bool) -> Volume:
     """Colours of 16 bits as `read` returns them; Pillow read them whole, with 8 bits."""
-    import SimpleITK as sitk  # takes long to import
-
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO(f"{image.format}ImageIO")
-    reader.SetFileName(str(path))
-    values = sitk.GetArrayFromImage(reader.Execute())
-    if values.dtype != np.uint16 or values.shape[1::-1] != image.size:
-        raise OSError("its colours cannot be read with 16 bits")
+    values = deep.values_of(path, image)
     if not ids:
         _refuse_hidden(path, image, values)
     orientation = image.getexif().get(ExifTags.Base.Orientation, 1)

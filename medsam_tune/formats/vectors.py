@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from medsam_tune.errors import DataError, listed
-from medsam_tune.files import read_json, written_whole
+from medsam_tune.files import JSON_LIMIT, parse_json, read_json, written_whole
 from medsam_tune.formats.extra import geo
 from medsam_tune.formats.volume import GeoReference
 
@@ -16,7 +17,7 @@ WRITTEN = (".gpkg", ".geojson")
 IN_PIXELS = ".json"
 """Ending of polygons in pixels, see `is_in_pixels`."""
 
-_HEAD = re.compile(rb'(\xef\xbb\xbf)?\s*\{\s*"features"\s*:\s*\{')  # GeoJSON has a list of them
+_FEATURES = re.compile(rb'"features"\s*:\s*\{')  # GeoJSON has a list of them
 _DRIVERS = {".gpkg": "GPKG", ".geojson": "GeoJSON"}
 _POLYGONS = ("Polygon", "MultiPolygon")
 
@@ -27,11 +28,28 @@ def is_vector(path: Path) -> bool:
 
 
 def is_in_pixels(path: Path) -> bool:
-    """Whether a file is of polygons in the pixels of one image, as xBD has them, by its head."""
+    """Whether a file is of polygons in the pixels of one image, as xBD has them, by its keys.
+
+    It is if it cannot be read, and what is there looks so: reading it says what is wrong.
+    """
     if path.suffix.lower() != IN_PIXELS or not path.is_file():
         return False
-    with path.open("rb") as file:
-        return _HEAD.match(file.read(256)) is not None
+    status = path.stat()
+    if status.st_size > JSON_LIMIT:
+        return False
+    return _has_features(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=2**16)
+def _has_features(path: Path, changed: int, size: int) -> bool:
+    """Whether JSON holds an object `features`; a file that did not change is read once."""
+    text = path.read_bytes()
+    if _FEATURES.search(text) is None:
+        return False
+    try:
+        return isinstance(parse_json(text.decode("utf-8-sig"), str(path)).get("features"), dict)
+    except (DataError, UnicodeDecodeError):
+        return True
 
 
 def parts_of(path: Path) -> list[Path]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medsam_tune.errors import DataError, warn
-from medsam_tune.formats import geotiff
+from medsam_tune.formats import geotiff, shades
 from medsam_tune.formats.open import reader_of
 from medsam_tune.slices.colours import Colours
 from medsam_tune.slices.cut import seen_by
@@ -128,11 +128,11 @@ class StreamedSlice:
         """(B, h, w) float32 of a part of the file; NaN where there is no data."""
         window = tuple((a, a + n) for a, n in zip(start, size, strict=True))
         geotiff.refuse_hidden_bands(self._file, self._path, window)
-        values = self._file.read(self._bands, window=window).astype(np.float32)
+        values = shades.shown(self._file, self._file.read(self._bands, window=window))
         valid = self._file.dataset_mask(window=window) > 0
         valid &= ~np.isnan(values).any(0)
         values[:, ~valid] = np.nan
-        return values  # type: ignore[no-any-return]
+        return values
 
     def _with_range(self, rules: ScanRules) -> ScanRules:
         """The rules with one range of values for all parts, as `cut` takes it of the whole."""
@@ -143,7 +143,7 @@ class StreamedSlice:
         share = max(1.0, max(self._native) / _SAMPLED)
         shape = tuple(max(1, round(side / share)) for side in self._native)
         values = self._file.read(self._bands, out_shape=(len(self._bands), *shape))
-        values = values.astype(np.float32)
+        values = shades.shown(self._file, values)
         values[:, self._file.dataset_mask(out_shape=shape) == 0] = np.nan
         chosen = np.asarray(rule.chosen(torch.from_numpy(values)))
         limits = []

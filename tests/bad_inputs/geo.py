@@ -80,6 +80,12 @@ def moved_mask(folder: Path) -> Case:
     return Case(write(folder / "a.tif", BANDS), mask, "p")
 
 
+def white_zero_mask(folder: Path) -> Case:
+    """A case whose mask says that 0 is white."""
+    mask = write(folder / "m.tif", IDS[None], photometric="miniswhite")
+    return Case(write(folder / "a.tif", BANDS), mask, "p")
+
+
 def load(case: Case) -> Any:
     """What `load_case` gives."""
     return load_case(case, NAMES)
@@ -245,5 +251,12 @@ INPUTS: tuple[BadInput, ...] = (
         scene((BANDS // 8).astype(np.uint8), crs=None, where=False, photometric="rgb", alpha="yes"),
         plain=opened,
         refused=r"band 4 is declared as transparency, and has \d+ values, as an image has",
+    ),
+    bad(
+        "tiff-white-zero",
+        "a mask as TIFF whose header says that 0 is white",
+        white_zero_mask,
+        plain=opened,
+        refused=r"its header says that 0 is white \(.*m\.tif\), so the mask's numbers differ",
     ),
 )

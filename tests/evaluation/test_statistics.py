@@ -171,6 +171,14 @@ def test_bootstrap_interval() -> None:
     assert bootstrap_interval([0.7] * 4) is None
 
 
+def test_many_patients_are_drawn_in_parts() -> None:
+    """As many resamples as asked for, as if they were drawn at once."""
+    values = np.random.default_rng(0).normal(0.8, 0.1, 700)
+    picks = np.random.default_rng(3).integers(700, size=(1000, 700))
+    expected = np.percentile(values[picks].mean(1), [2.5, 97.5])
+    assert bootstrap_interval(values.tolist(), samples=1000, seed=3) == pytest.approx(expected)
+
+
 def test_patients_are_drawn_with_all_their_cases() -> None:
     """Ten patients of ten equal cases each say as much as ten cases."""
     values = np.random.default_rng(0).normal(0.8, 0.1, 10).tolist()

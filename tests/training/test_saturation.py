@@ -33,6 +33,11 @@ def test_it_is_torchvisions_saturation() -> None:
     assert torch.equal(image, before)
 
 
+def test_a_missing_image_is_an_error() -> None:
+    with pytest.raises(KeyError, match="image"):
+        RandSaturationd("image", prob=1)({"label": torch.zeros(1, 2, 2)})
+
+
 def test_greys_and_other_channels_stay() -> None:
     change = RandSaturationd(["a", "b", "c"], prob=1, factors=1, allow_missing_keys=True)
     grey, bands = torch.rand(1, 4, 4), torch.rand(4, 4, 4)

@@ -245,10 +245,35 @@ def test_what_is_no_label_of_xbd(tmp_path, changes, match):
         load_case(case, {1: "building"})
 
 
-def test_other_json_is_no_polygon(tmp_path):
-    (tmp_path / "a.json").write_text(json.dumps({"type": "FeatureCollection", "features": []}))
+@pytest.mark.parametrize("indent", [None, 4])
+def test_xbd_whose_keys_stand_in_another_order(tmp_path, indent):
+    path = xbd(tmp_path, "a_pre_disaster", *DAMAGE)
+    said = {"made_by": {"name": "x" * 400}}  # more than a head holds
+    content = {**said, **dict(reversed(json.loads(path.read_text()).items()))}
+    path.write_text(json.dumps(content, indent=indent))
+    data = find_cases(tmp_path, labels=Labels({1: "building"}))
+    assert (load_case(data.training[0], data.labels)[1][0] > 0).sum() == 2 * 54
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"type": "FeatureCollection", "features": []},
+        {"images": [], "annotations": [{"attributes": {"features": {"a": 1}}}], "categories": []},
+        {"metadata": {"width": 60, "height": 40}},
+    ],
+)
+def test_other_json_is_no_polygon(tmp_path, content):
+    (tmp_path / "a.json").write_text(json.dumps(content))
     assert not is_in_pixels(tmp_path / "a.json")
     assert not is_in_pixels(tmp_path / "none.json")
+
+
+def test_damaged_json_of_xbd_is_refused_as_such(tmp_path):
+    path = xbd(tmp_path, "a", *DAMAGE)
+    path.write_text(path.read_text()[:-9])
+    with pytest.raises(DataError, match=r"^case a: .*a\.json: is not JSON"):
+        load_case(Case(tmp_path / "images/a.png", path, "p"), {1: "building"})
 
 
 def test_without_a_class_map_all_are_one_label(tmp_path):
