@@ -104,7 +104,8 @@ def made_up(folder: Path) -> list[Path]:
             ("lora-50", 0.85, "lora", 50),
         )
     ]
-    write_comparison(folder, methods, {"full": "out of memory"})
+    sites = {f"case_{n}": "AB"[n % 2] for n in range(8)}
+    write_comparison(folder, methods, {"full": "out of memory"}, {"site": sites})
     pages = {
         "report": write_report(one, viewer=True),
         "report_of_images": write_report(images),
