@@ -30,6 +30,7 @@ from medsam_tune.evaluation.compare import ZERO_SHOT, Method, read_method
 from medsam_tune.evaluation.compare_page import write_comparison
 from medsam_tune.evaluation.masks import evaluate_masks, masks_hash
 from medsam_tune.evaluation.results import read_results
+from medsam_tune.evaluation.scores import columns_of
 from medsam_tune.files import FORMAT, file_hash, hold_folder, write_json
 from medsam_tune.runs import RECORD, read_record, read_state
 from medsam_tune.settings import Typed
@@ -45,6 +46,8 @@ from medsam_tune.tasks import (
 
 COMPARISON_FORMAT = 1
 """Format of a comparison's folder."""
+BY = "by"
+"""Setting of an evaluation: the columns that the scores are grouped by."""
 KINDS = ("slices", "box3d", "none")
 """Kinds of prompts by default, as far as a model takes them: of scans, and of 2-D images."""
 
@@ -70,7 +73,8 @@ class Plan:
             few_shot.yaml, in place of once with all.
         folds: number of folds of a cross-validation; each method is trained on each, and the tables
             are of the held-out cases of all together. 0 is the datalist's own split.
-        settings: further settings; each recipe gets those that it has.
+        settings: further settings; each recipe gets those that it has. `by`, the columns of the
+            datalist that the scores are grouped by, groups the comparison too.
     """
 
     datalist: Path
@@ -100,19 +104,21 @@ def compare(plan: Plan) -> tuple[str, dict[str, str]]:
 
     Raises:
         DataError: the output folder holds something else, or nothing at all could be evaluated.
+        ValueError: groups by a column that no case has.
         SystemExit: a training was stopped by a signal; the same call continues it.
     """
     _refuse_others(plan)
+    columns = _columns(plan)
     plan.output.mkdir(parents=True, exist_ok=True)
     lock = hold_folder(plan.output, "compares")
     try:
         write_json(plan.output / SETTINGS, _said(plan))
-        return _compare(plan)
+        return _compare(plan, columns)
     finally:
         lock.release()
 
 
-def _compare(plan: Plan) -> tuple[str, dict[str, str]]:
+def _compare(plan: Plan, columns: Mapping[str, Mapping[str, str]]) -> tuple[str, dict[str, str]]:
     failed: dict[str, str] = {}
     methods: list[Method] = []
     datalists = _datalists(plan)
@@ -142,7 +148,16 @@ def _compare(plan: Plan) -> tuple[str, dict[str, str]]:
     if not methods:
         why = "; ".join(f"{name}: {line}" for name, line in failed.items())
         raise DataError(f"{plan.output}: nothing could be evaluated. {why}")
-    return write_comparison(plan.output, methods, failed), failed
+    return write_comparison(plan.output, methods, failed, columns), failed
+
+
+def _columns(plan: Plan) -> dict[str, dict[str, str]]:
+    """The columns that the comparison is grouped by: name -> case -> value."""
+    by = plan.settings[BY].value if BY in plan.settings else None
+    if not by:
+        return {}
+    data = read_datalist(plan.datalist)
+    return columns_of(data.cases if plan.folds else data.test, by)
 
 
 @dataclass(frozen=True)
@@ -310,7 +325,7 @@ def _said(plan: Plan) -> dict[str, Any]:
         "epochs": plan.epochs,
         "minutes": plan.minutes,
         "folds": plan.folds,
-        "settings": {key: str(value) for key, value in sorted(plan.settings.items())},
+        "settings": {k: str(value) for k, value in sorted(plan.settings.items()) if k != BY},
     }
 
 
@@ -322,5 +337,5 @@ def _refuse_others(plan: Plan) -> None:
         _said(plan),
         COMPARISON_FORMAT,
         "comparison",
-        "methods, seeds, numbers of patients, prompts and masks",
+        "methods, seeds, numbers of patients, prompts, masks and groups (by)",
     )

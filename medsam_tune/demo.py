@@ -18,6 +18,7 @@ from medsam_tune.cases.splits import split_cases
 from medsam_tune.errors import DataError
 from medsam_tune.evaluation.cases import CaseDataset
 from medsam_tune.evaluation.pictures import draw_overlays
+from medsam_tune.evaluation.report import REPORT
 from medsam_tune.inference.inferers import VolumeInferer
 from medsam_tune.inference.simulated import parse_kind
 from medsam_tune.methods import METHODS
@@ -188,7 +189,7 @@ def run_demo(folder: Path, method: str, bundle: str = "volume") -> str:
         bundle: key of `SUBJECTS`.
 
     Returns:
-        the table and the paths of the pictures, as text.
+        the table and the paths of the pictures and of the report, as text.
 
     Raises:
         DataError: the folder holds an earlier demo.
@@ -214,4 +215,6 @@ def run_demo(folder: Path, method: str, bundle: str = "volume") -> str:
         for place in (zero_shot, run)
     )
     shown = "\n".join(f"  {path}" for path in draw_demo(folder, run, subject))
-    return f"{compare_table(before, after, subject.score)}\n\npictures:\n{shown}"
+    report = run / "evaluation" / REPORT
+    table = compare_table(before, after, subject.score)
+    return f"{table}\n\npictures:\n{shown}\nreport: {report}"

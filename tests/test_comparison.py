@@ -144,6 +144,35 @@ def test_folds(calls: Calls, tmp_path: Path) -> None:
         compare(replace(asked, folds=4))
 
 
+def test_groups_are_those_of_the_datalist(calls: Calls, tmp_path: Path) -> None:
+    """Asked for at once, or of a comparison that is done; of folds, every case has its group."""
+    data = listed_cases(tmp_path, 5)
+    data = replace(data, test=(replace(data.test[0], name="case_0", columns={"site": "A"}),))
+    asked = plan(tmp_path, methods=["zero_shot"], seeds=1)
+    write_datalist(data, asked.datalist)
+    bad = replace(asked, settings={"by": Typed("[ward]")})
+    with pytest.raises(ValueError, match=r"by names the column 'ward', .*; there are: site. Give"):
+        compare(bad)
+    assert (asked.output.exists(), calls) == (False, [])
+    with pytest.raises(ValueError, match="by names the column 3"):
+        compare(replace(asked, settings={"by": Typed("3")}))
+    compare(asked)
+    calls.clear()
+    compare(replace(asked, settings={"by": Typed("site")}))
+    assert not calls
+    groups = read_json(asked.output / "compare.json")["groups"]["site"]
+    assert {k: len(v["methods"]) for k, v in groups.items()} == {"": 1, "A": 1}
+    assert groups["A"]["methods"]["zero_shot"]["by_prompts"]["slices"]["dice"]["n_patients"] == 1
+    folds = replace(asked, output=tmp_path / "F", folds=3, settings={"by": Typed("site")})
+    everywhere = [replace(case, columns={"site": "A"}) for case in listed_cases(tmp_path, 9).cases]
+    write_datalist(
+        replace(data, training=tuple(everywhere[:-2]), validation=(), test=()), folds.datalist
+    )
+    compare(folds)
+    assert {given["by"] for _, given in calls} == {"site"}
+    assert [*read_json(folds.output / "compare.json")["groups"]] == ["site"]
+
+
 def test_each_step_is_said_where_the_log_goes(
     calls: Calls, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

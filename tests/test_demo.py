@@ -93,6 +93,7 @@ def test_the_demo_is_what_the_commands_do(runs: Runs, tmp_path: Path) -> None:
         "",
         "pictures:",
         *(f"  {path}" for path in pictures),
+        f"report: {tmp_path / 'run' / 'evaluation' / 'report.html'}",
     ]
     datalist, zero, run = (tmp_path / name for name in ("datalist.json", "zero_shot", "run"))
     size = demo.IMAGE_SIZE
@@ -122,6 +123,8 @@ def test_the_demo_of_images_is_what_the_commands_do(runs: Runs, tmp_path: Path) 
         "mean                    0.382      0.359   0.359                        0.328             "
         "0.250",
     ]
+    report = tmp_path / "run" / "evaluation" / "report.html"
+    assert text.splitlines()[-1] == f"report: {report}"
     datalist, zero, run = (tmp_path / name for name in ("datalist.json", "zero_shot", "run"))
     size = demo.IMAGE_SIZE
     shutil.rmtree(zero)

@@ -353,6 +353,34 @@ def test_mlflow_is_asked_for(bundle_run: BundleRun, datalist: Path, tmp_path: Pa
     assert not (tmp_path / "run").exists()
 
 
+def test_what_mlflow_gets(bundle_run: BundleRun, datalist: Path, tmp_path: Path) -> None:
+    """The settings and curves of a run; a stopped one goes on in it, with more epochs, slower."""
+    run = tmp_path / "run"
+    there = {"mishap": "mlflow_is_there"}
+    options = ("--datalist", datalist, "--output_dir", run, *SMALL, "--epochs")
+    recipes = ["train.yaml", "mlflow.yaml"]
+    done = bundle_run(
+        recipes, *options, 50, **there, after="validation mean_dice", number=signal.SIGTERM
+    )
+    assert "continues it" in done.text, done.text
+    (stopped,) = json.loads((run / "mlflow.db").read_text())
+    assert (stopped["name"], stopped["status"]) == (str(run), "RUNNING")
+    epoch = json.loads((run / "state.json").read_text())["epoch"]
+    ends = (epoch + 1, "--lr", "1.0e-5", "--resume", "True")
+    done = bundle_run(recipes, *options, *ends, **there)
+    assert done.code == 0, done.text
+    (whole,) = json.loads((run / "mlflow.db").read_text())
+    assert (whole["experiment"], whole["status"]) == ("medsam_tune", "FINISHED")
+    assert {"method": "decoder", "model": "nano", "seed": "0"}.items() <= whole["params"].items()
+    curves = EventAccumulator(str(run / "logs")).Reload()
+    for name in ("loss", "mean_dice", "mean_dice/box3d", "mean_iou"):
+        logged = {one.step: one.value for one in curves.Scalars(name)}
+        assert {step for step, _ in whole["metrics"][name]} == {*logged}
+        for step, value in whole["metrics"][name]:
+            assert value == pytest.approx(logged[step], rel=1e-5)
+    assert whole["metrics"]["mean_dice"][-1][0] == epoch + 1
+
+
 def test_training_and_its_calibration_read_no_test_case(
     bundle_run: BundleRun, datalist: Path, tmp_path: Path
 ) -> None:

@@ -6,6 +6,7 @@ expected and what to do; it never holds text from a file's header, which may nam
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from medsam_tune.formats.volume import (
     DIRECTION_TOLERANCE,
     POSITION_TOLERANCE,
     check_not_empty,
+    every_nth,
+    in_memory_order,
     same_affine,
     show_affine,
 )
@@ -170,10 +173,12 @@ def label_values(label: Tensor) -> list[int]:
     """The distinct values of an integer-valued tensor (..., Z), ascending; cheap on large scans."""
     found: set[int] = set()
     # Python numbers: torch would make the type of a small tensor of the 65536.
-    countable = label.min().item() >= 0 and label.max().item() < 65536
+    low, high = (one.item() for one in in_memory_order(label).aminmax())
+    countable = low >= 0 and high < 65536
     for part in label.split(1, dim=-1):
         # Counting is ten times faster than the sort in unique().
-        values = part.flatten().int().bincount().nonzero() if countable else part.unique()
+        flat = in_memory_order(part).flatten()
+        values = flat.int().bincount().nonzero() if countable else flat.unique()
         found.update(int(value) for value in values)
     return sorted(found)
 
@@ -210,6 +215,10 @@ def without_data(image: Tensor) -> Tensor | None:
 
 
 def _check_finite(image: Tensor, path: Path, way_out: str) -> None:
+    if all(
+        math.isfinite(one) for one in in_memory_order(image).aminmax()
+    ):  # NaN is both, if any is
+        return
     found = not_finite(image)
     if (gaps := without_data(image)) is not None:
         found &= ~gaps
@@ -262,10 +271,11 @@ def _check_same_affine(
 
 
 def _check_integers(label: Tensor, path: Path) -> None:
-    values = label.as_tensor() if isinstance(label, MetaTensor) else label
-    fractions = values[values != values.round()]
-    if len(fractions) == 0:
+    values = in_memory_order(label)
+    odd = values != values.round()
+    if not odd.any():
         return
+    fractions = values[odd]
     raise DataError(
         f"label has values that are not integers: {_some(fractions.unique())} "
         f"({path}); expected label ids. If it was resampled, use nearest-neighbour interpolation."
@@ -301,7 +311,7 @@ def _check_hounsfield(values: Tensor, path: Path) -> None:
     Scans in Hounsfield units may be cropped to one organ, hold no air, be padded with -3024, or be
     0 outside of a mask. So only three kinds are refused, none of which they can be.
     """
-    low, high = (float(one) for one in values.aminmax())
+    low, high = (float(one) for one in in_memory_order(values).aminmax())
     if high - low <= _REGION_RANGE and bool((values != values.round()).any()):
         # Noise alone is wider, and scanners store whole numbers.
         found = "fractions in so small a range, so they were normalised"
@@ -326,7 +336,7 @@ def _is_without_offset(values: Tensor) -> bool:
 
     Of dense bone, the only tissue of such Hounsfield units, no scan consists; it reaches further.
     """
-    part = values.flatten()[:: max(1, values.numel() // 1_000_000)]
+    part = every_nth(values, max(1, values.numel() // 1_000_000))
     air = (part > -1500) & (part < -50)
     tissue = part[part > 200]
     if air.float().mean() > 0.001 or tissue.numel() < 0.1 * int((part != part.min()).sum()):

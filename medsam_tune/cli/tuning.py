@@ -126,8 +126,8 @@ def evaluate(
     jitter: Annotated[
         str | None,
         typer.Option(
-            help="Also score by worse boxes, for a curve in the report: deviations of each side as "
-            "shares of the box, such as 0,0.05,0.1,0.2. With --run."
+            help="Also score by worse --prompts, for a curve in the report: deviations of a box's "
+            "sides, and of a point, as shares of the box, such as 0,0.05,0.1,0.2. With --run."
         ),
     ] = None,
     confidence: Annotated[

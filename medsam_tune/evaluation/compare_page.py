@@ -13,30 +13,37 @@ from urllib.parse import quote
 
 from medsam_tune.evaluation.compare import (
     COSTS,
-    SCORES,
     Method,
     compare_methods,
     test_against,
+)
+from medsam_tune.evaluation.compare_groups import compare_groups
+from medsam_tune.evaluation.compare_tables import (
+    HEAD,
+    curve_tables,
+    filled_rows,
+    group_tables,
+    label_tables,
+    method_rows,
+    tables_of_tests,
 )
 from medsam_tune.evaluation.figures import box_plot, learning_curve
 from medsam_tune.evaluation.markdown import behind, escaped, table
 from medsam_tune.evaluation.pages import render
 from medsam_tune.evaluation.report import REPORT
-from medsam_tune.evaluation.statistics import FEW, FEWEST, footnote, mean_text
-from medsam_tune.evaluation.words import brackets, by, facts, headed, number, rules, tolerances
+from medsam_tune.evaluation.statistics import FEW, FEWEST, footnote
+from medsam_tune.evaluation.words import brackets, by, facts, headed, rules, tolerances
 from medsam_tune.files import written_whole
 
 NAME = "compare"
 """Name of the files of a comparison, without the ending."""
 
-_HEAD = (
-    *("method", "prompts", "n (empty, missed)", "Dice (95 % interval)", "NSD (95 % interval)"),
-    *("against", "Dice", "p (Holm)", "parameters", "bytes", "min/epoch", "min to 95 %", "peak MiB"),
-)
-
 
 def write_comparison(
-    folder: str | Path, methods: Sequence[Method], failed: Mapping[str, str] | None = None
+    folder: str | Path,
+    methods: Sequence[Method],
+    failed: Mapping[str, str] | None = None,
+    columns: Mapping[str, Mapping[str, str]] | None = None,
 ) -> str:
     """Write compare.html, compare.md, compare.csv and compare.json.
 
@@ -44,6 +51,7 @@ def write_comparison(
         folder: folder for the files; the page links to the reports of the methods from there.
         methods: evaluated methods, in the order of the tables.
         failed: name of a run that failed -> why.
+        columns: columns of the datalist that the cases are grouped by, see `compare_groups`.
 
     Returns:
         the table as text.
@@ -52,7 +60,8 @@ def write_comparison(
         DataError: see `compare_methods`.
     """
     folder, failed = Path(folder), failed or {}
-    found = {**compare_methods(methods), "failed": dict(failed)}
+    found = compare_methods(methods)
+    found |= {"groups": compare_groups(methods, columns or {}, found), "failed": dict(failed)}
     context = _context(folder, methods, found)
     files = {
         ".html": render("compare.html.j2", context),
@@ -72,59 +81,14 @@ def comparison_text(found: Mapping[str, Any]) -> str:
     Args:
         found: from `compare_methods`.
     """
-    rows = [_HEAD, *_rows(found)]
-    widths = [max(len(row[n]) for row in rows) for n in range(len(_HEAD))]
-    ways = "<" * 6 + ">" * (len(_HEAD) - 6)
+    rows = [HEAD, *method_rows(found)]
+    widths = [max(len(row[n]) for row in rows) for n in range(len(HEAD))]
+    ways = "<" * 6 + ">" * (len(HEAD) - 6)
     lines = [
         "  ".join(f"{c:{w}{n}}" for c, w, n in zip(row, ways, widths, strict=True)).rstrip()
         for row in rows
     ]
     return "\n".join([*lines, *_notes(found)])
-
-
-def _rows(found: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
-    """Rows of the table, one for each method and kind of prompts."""
-    for name, method in found["methods"].items():
-        for place, (kind, scores) in enumerate(method["by_prompts"].items()):
-            means = (
-                mean_text(one["mean"], one["interval"], one["n_patients"])
-                for one in (scores["dice"], scores["nsd"])
-            )
-            cost = (
-                _whole(method["parameters"]),
-                _whole(method["bytes"]),
-                number(method["minutes_per_epoch"], "minutes"),
-                number(method["minutes_to_nearly_best"], "minutes"),
-                _whole(method["peak_bytes"] and method["peak_bytes"] // 2**20),
-            )
-            yield (
-                *(name if not place else "", kind, _counts(scores["dice"]), *means),
-                *_tested(found, name, kind),
-                *(cost if not place else ("",) * len(cost)),
-            )
-
-
-def _counts(one: Mapping[str, Any]) -> str:
-    """Number of cases behind a mean, and of empty and missed ones, such as "16 (0, 2)"."""
-    return f"{one['n']} ({one['n_empty']}, {round(one['n_missed'], 1):g})"
-
-
-def _tested(found: Mapping[str, Any], name: str, kind: str) -> tuple[str, str, str]:
-    """Whom a method is tested against, the difference of the Dice and its corrected p."""
-    kinds = found["by_prompts"]
-    entry = kinds[kind if kind in kinds else next(iter(kinds))]
-    test = test_against(entry["tests"]["dice"], name, entry["reference"])
-    if not test or test["difference"] is None:
-        return "-", "-", "-"
-    return str(entry["reference"]), f"{test['difference']:+.3f}", _p(test["p_holm"])
-
-
-def _p(value: float | None) -> str:
-    return "-" if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _whole(value: int | None) -> str:
-    return "-" if value is None else f"{value:,}"
 
 
 def _notes(found: Mapping[str, Any]) -> Iterable[str]:
@@ -143,23 +107,42 @@ def _within(found: Mapping[str, Any]) -> str:
 
 
 def _csv(found: Mapping[str, Any]) -> str:
-    """A row for each method, kind of prompts, measure and label; label "" is the mean of all."""
+    """A row for each method, kind of prompts, measure and label; label "" is the mean of all.
+
+    Where there are groups, the last two columns name them; of all cases they are empty.
+    """
     text = io.StringIO()
     head = ["method", "prompts", "measure", "label", "n", "n_empty", "n_missed", "n_patients"]
     head += ["mean", "low", "high", "tolerance"]
     cost = ["seeds", *COSTS]
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*head, *cost])
-    for name, method in found["methods"].items():
+    writer.writerow([*head, *cost, *(["column", "group"] if found["groups"] else ())])
+    parts = [(("", "") if found["groups"] else (), found["methods"])]
+    parts += [
+        ((column, value), group["methods"])
+        for column, groups in found["groups"].items()
+        for value, group in groups.items()
+    ]
+    for place, methods in parts:
+        for name, kind, key, label, values in _cells(methods, found["tolerances"]):
+            costs = (found["methods"][name][one] for one in cost)
+            writer.writerow([name, kind, key, label, *values, *costs, *place])
+    return text.getvalue()
+
+
+def _cells(
+    methods: Mapping[str, Any], tolerances: Mapping[str, Any]
+) -> Iterable[tuple[str, str, str, str, list[Any]]]:
+    """Method, kind of prompts, measure, label, and the numbers of a row."""
+    for name, method in methods.items():
         for kind, scores in method["by_prompts"].items():
             for key, whole in scores.items():
                 for label, one in {"": whole, **whole["labels"]}.items():
                     ends = one["interval"] or ("", "")
                     counts = [one[key] for key in ("n", "n_empty", "n_missed", "n_patients")]
-                    known = found["tolerances"].get(label, {}) if key == "nsd" else {}
+                    known = tolerances.get(label, {}) if key == "nsd" else {}
                     values = [*counts, one["mean"], *ends, known.get("tolerance")]
-                    writer.writerow([name, kind, key, label, *values, *(method[c] for c in cost)])
-    return text.getvalue()
+                    yield name, kind, key, label, values
 
 
 def _context(folder: Path, methods: Sequence[Method], found: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,7 +153,9 @@ def _context(folder: Path, methods: Sequence[Method], found: Mapping[str, Any]) 
     sections = [("summary", "Summary"), ("methods", "Methods"), ("spread", "Spread")]
     learning, of = [*_curves(found)], found["grouped_by"]
     sections += [("learning", "Learning curve")] if learning else []
-    sections += [("labels", "Labels"), ("tests", "Tests"), ("reports", "Reports")]
+    groups = [*group_tables(found)]
+    sections += [("labels", "Labels")] + [("groups", "Groups")] * bool(groups)
+    sections += [("tests", "Tests"), ("reports", "Reports")]
     known = _facts(methods, found)
     sections += [("rules", "Rules")] + [(one["id"], one["name"]) for one in known]
     return {
@@ -180,7 +165,7 @@ def _context(folder: Path, methods: Sequence[Method], found: Mapping[str, Any]) 
         "grouped_by": of,
         "plain": [*_plain(found)],
         "warnings": [*_warnings(found)],
-        "table": {"caption": "Means over cases", "head": _HEAD, "rows": [*_filled(found)]},
+        "table": {"caption": "Means over cases", "head": HEAD, "rows": [*filled_rows(found)]},
         "footnote": f"{brackets(summary)} Of several labels: the mean of their means. n counts "
         "cases and labels; empty: neither annotated nor predicted; missed: annotated, nothing "
         f"predicted, the mean of the seeds. {_within(found)}. The second Dice is the mean "
@@ -191,9 +176,13 @@ def _context(folder: Path, methods: Sequence[Method], found: Mapping[str, Any]) 
         "where there is none.",
         "figures": figures,
         "learning": learning,
-        "curves": [*_curve_tables(found)],
-        "labels": [*_label_tables(found)],
-        "tests": [*_test_tables(found)],
+        "curves": [*curve_tables(found)],
+        "labels": [*label_tables(found)],
+        "groups": groups,
+        "groups_note": "Cases by what the datalist says of them. The intervals are over the "
+        f"{of}s of a group; p is corrected by Holm for all pairs of methods in all groups of a "
+        f"table, and there is none below {FEWEST} {of}s.",
+        "tests": [*tables_of_tests(found)],
         "reports": [*_reports(folder, methods)],
         "rules": [*rules(summary)],
         "facts": known,
@@ -224,14 +213,6 @@ def _facts(methods: Sequence[Method], found: Mapping[str, Any]) -> list[dict[str
 
 def _alike(values: Sequence[Any]) -> bool:
     return len(values) > 0 and all(one == values[0] for one in values)
-
-
-def _filled(found: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
-    """Rows of the table with the name of the method in each."""
-    name = ""
-    for row in _rows(found):
-        name = row[0] or name
-        yield (name, *row[1:])
 
 
 def _plain(found: Mapping[str, Any]) -> Iterable[str]:
@@ -313,69 +294,6 @@ def _curves(found: Mapping[str, Any]) -> Iterable[dict[str, str]]:
             }
 
 
-def _curve_tables(found: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
-    """What more patients bring, as numbers."""
-    rows = []
-    for name, kinds in found["learning"].items():
-        for kind, curve in kinds.items():
-            for one in curve["points"]:
-                dice = mean_text(one["mean"], one["interval"], one["n_patients"])
-                seeds = ", ".join(number(seed) for seed in one["seeds"])
-                rows.append([name, kind, str(one["patients"]), _counts(one), dice, seeds])
-            for one in curve.get("next", ()):
-                low, high = one["interval"]
-                dice = f"{one['mean']:.3f} ({low:.3f} to {high:.3f})"
-                rows.append([name, kind, str(one["patients"]), "-", dice, "foretold"])
-            if "why" in curve:
-                rows.append([name, kind, "more", "-", "-", f"not foretold: {curve['why']}"])
-    if rows:
-        of = found["grouped_by"]
-        head = ["method", "prompts", f"training {of}s", _HEAD[2], _HEAD[3], "of each seed"]
-        yield {"caption": f"Training {of}s and Dice", "head": head, "rows": rows}
-
-
-def _label_tables(found: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
-    for key, words in SCORES.items():
-        names = dict.fromkeys(
-            label
-            for method in found["methods"].values()
-            for scores in method["by_prompts"].values()
-            for label in scores[key]["labels"]
-        )
-        rows = [
-            [name, kind, *(_label_cell(scores[key]["labels"].get(label)) for label in names)]
-            for name, method in found["methods"].items()
-            for kind, scores in method["by_prompts"].items()
-        ]
-        if names:
-            head = ["method", "prompts", *names]
-            yield {"caption": f"{words} of each label; {_HEAD[2]}", "head": head, "rows": rows}
-
-
-def _label_cell(one: Mapping[str, Any] | None) -> str:
-    if one is None:
-        return "-"
-    return f"{mean_text(one['mean'], one['interval'], one['n_patients'])}; {_counts(one)}"
-
-
-def _test_tables(found: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
-    head = ["first", "second", "measure", f"{found['grouped_by']}s"]
-    head += ["difference (95 % interval)", "p", "p (Holm)"]
-    for kind, entry in found["by_prompts"].items():
-        rows = []
-        for key, tests in entry["tests"].items():
-            for test in tests:
-                difference = number(test["difference"])
-                if test["interval"]:
-                    difference += " ({:.3f} to {:.3f})".format(*test["interval"])
-                pair = (test["first"], test["second"], SCORES[key], str(test["n_patients"]))
-                p = (_p(test["p"]), _p(test["p_holm"]))
-                rows.append([*pair, difference, *p, number(test["effect"])])
-        if rows:
-            caption = f"Second minus first, {by(kind, found)}"
-            yield {"caption": caption, "head": [*head, "effect"], "rows": rows}
-
-
 def _reports(folder: Path, methods: Sequence[Method]) -> Iterable[dict[str, str]]:
     """Links to the reports of all runs, relative to the page."""
     for method in methods:
@@ -387,7 +305,9 @@ def _reports(folder: Path, methods: Sequence[Method]) -> Iterable[dict[str, str]
 def _markdown(context: Mapping[str, Any]) -> str:
     parts = [f"# {escaped(context['title'])}", *map(escaped, context["plain"])]
     parts += [f"> {escaped(line)}" for line in context["warnings"]]
-    for one in (context["table"], *context["curves"], *context["labels"], *context["tests"]):
+    tables = (context["table"], *context["curves"], *context["labels"], *context["groups"])
+    for one in (*tables, *context["tests"]):
         parts += [f"## {escaped(one['caption'])}", table(one["head"], one["rows"])]
+    parts += [escaped(context["groups_note"])] * bool(context["groups"])
     parts.append(escaped(context["footnote"]))
     return "\n\n".join([*parts, *behind(context)]) + "\n"

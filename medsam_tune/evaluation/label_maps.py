@@ -75,7 +75,7 @@ def overlaps(prediction: Tensor, truth: Tensor, labels: Sequence[int]) -> dict[i
 
 
 def renumbered(array: NDArray[Any], numbers: Mapping[int, int]) -> NDArray[Any]:
-    """A label map with other ids; those that `numbers` lacks become 0.
+    """A label map with other ids, itself if none changes; those that `numbers` lacks become 0.
 
     Args:
         array: integer label map, not negative.
@@ -91,6 +91,8 @@ def renumbered(array: NDArray[Any], numbers: Mapping[int, int]) -> NDArray[Any]:
     for old, new in numbers.items():
         if old <= highest:
             table[old] = new
+    if (table == np.arange(len(table))).all():
+        return array
     renumbered: NDArray[Any] = table[array]
     return renumbered
 

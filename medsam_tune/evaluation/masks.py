@@ -227,8 +227,9 @@ def _item(
         raise DataError(f"case {case.id}: has no label; expected one in the datalist.")
     slices, grid = cut(image, rules)
     truth = cut_label(label, grid)[0]
-    mask = Found(torch.zeros_like(truth), ())
-    if path is not None:
+    if path is None:
+        mask = Found(torch.zeros_like(truth), ())
+    else:
         with about(f"mask of case {case.id}"):
             names = {k: data.labels.get(v, f"label {k}") for k, v in numbers.items()}
             region = None if case.region is None else _region_in(path, case.region)

@@ -10,9 +10,9 @@ for (const [column, head] of Array.from(table.tHead.rows[0].cells).entries()) {
     for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
     head.setAttribute("aria-sort", way === 1 ? "ascending" : "descending");
     const key = (row) => row.cells[column].textContent;
-    const numeric = rows.some((row) => !Number.isNaN(number(key(row))));
+    const numeric = rows.every((row) => key(row) === "-" || !Number.isNaN(number(key(row))));
     rows.sort((a, b) => {
-      if (!numeric) return way * key(a).localeCompare(key(b));
+      if (!numeric) return way * key(a).localeCompare(key(b), "en", { numeric: true });
       const [x, y] = [number(key(a)), number(key(b))];
       if (Number.isNaN(x)) return 1;
       return Number.isNaN(y) ? -1 : way * (x - y);

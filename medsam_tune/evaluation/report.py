@@ -316,7 +316,9 @@ def _jitter(results: Results) -> dict[str, Any] | None:
     axis = "deviation of each side, as a share of the box"
     return {
         "svg": curves("Dice over the noise of the boxes", lines, axis),
-        "caption": "Mean Dice of all labels when each side of a box is off by a random share.",
+        "caption": "Mean Dice of all labels when each side of a box is off by a random share"
+        + ", and a point by that share of the object's box" * ("points" in kinds)
+        + ".",
         "table": {
             "caption": "Mean Dice by noise of the boxes",
             "head": ["noise", *lines],

@@ -225,7 +225,7 @@ def columns_of(cases: Sequence[Case], by: Sequence[str]) -> dict[str, dict[str, 
         ValueError: a column that no case has.
     """
     known = sorted({name for case in cases for name in case.columns})
-    by = [by] if isinstance(by, str) else by
+    by = by if isinstance(by, (list, tuple)) else [by]
     for name in by:
         if name not in known:
             raise ValueError(

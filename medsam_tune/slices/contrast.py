@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medsam_tune.errors import DataError, warn
-from medsam_tune.formats.volume import with_meta_of
+from medsam_tune.formats.volume import every_nth, with_meta_of
 
 BACKGROUND_SHARE = 0.25
 """Smallest share of a scan's outermost voxels that hold exactly the value of its background."""
@@ -149,5 +149,5 @@ def plain(image: Tensor) -> Tensor:
 
 def _sample(values: Tensor) -> NDArray[np.float32]:
     """(N,) values; of many, every so many."""
-    flat = plain(values.flatten()[:: max(1, values.numel() // _SAMPLE)])
+    flat = plain(every_nth(values, max(1, values.numel() // _SAMPLE)))
     return np.asarray(flat.cpu().numpy(), dtype=np.float32)

@@ -33,6 +33,11 @@ class EpochSeed:
     def attach(self, engine: Engine) -> None:
         """Attach to an engine; MONAI calls it."""
         engine.add_event_handler(Events.EPOCH_STARTED, self)
+        # A resumed run may begin with the validation of an epoch that it did not start.
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._keep_epoch)
+
+    def _keep_epoch(self, engine: Engine) -> None:
+        self.sampler.epoch = engine.state.epoch
 
     def __call__(self, engine: Engine) -> None:
         """Set the seed before the first batch; pass over what a resumed epoch has done."""

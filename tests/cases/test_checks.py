@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +57,29 @@ def test_label_values():
     values = torch.tensor([0, 300, 2, 2, 0, 1]).reshape(1, 1, 2, 3)
     assert label_values(values) == [0, 1, 2, 300]
     assert label_values(values * 1000 - 5) == [-5, 995, 1995, 299995]
+
+
+@pytest.mark.parametrize("axes", [*permutations(range(3))])
+def test_checks_hold_whatever_the_order_of_the_voxels_in_memory(axes):
+    """A NIfTI's first axis is the fastest, a DICOM series' last one."""
+
+    def laid(array: np.ndarray) -> torch.Tensor:
+        stored = torch.from_numpy(np.ascontiguousarray(array.transpose(axes)))
+        return stored.permute(tuple(np.argsort(axes)))[None]
+
+    label = np.zeros(SHAPE, np.float32)
+    label[2, 3, 1], label[-1, 0, 2] = 70_000, 5
+    assert label_values(laid(label)) == [0, 5, 70_000]
+    image = MetaTensor(laid(np.ones(SHAPE, np.float32)))
+    check_pair(image, MetaTensor(laid(label)), {5, 70_000}, Path("i"), Path("l"))
+    for odd, said in (
+        (0.5, "values that are not integers: 0.5 (l)"),
+        (np.nan, "1 NaN or infinite voxels, the first at (1, 2, 0) (l)"),
+        (-np.inf, "1 NaN or infinite voxels, the first at (1, 2, 0) (l)"),
+    ):
+        label[1, 2, 0] = odd
+        with pytest.raises(DataError, match=re.escape(said)):
+            check_pair(image, MetaTensor(laid(label)), {5, 70_000}, Path("i"), Path("l"))
 
 
 def test_many_values_are_cut_and_counted(make_case):

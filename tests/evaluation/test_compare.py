@@ -14,6 +14,7 @@ import pytest
 from medsam_tune.errors import DataError
 from medsam_tune.evaluation.compare import Method, compare_methods, read_method
 from medsam_tune.evaluation.compare_page import write_comparison
+from medsam_tune.evaluation.compare_tables import HEAD
 from medsam_tune.evaluation.metrics import Score
 from medsam_tune.evaluation.scores import write_scores
 from medsam_tune.evaluation.statistics import summarise_kinds
@@ -22,6 +23,7 @@ from medsam_tune.methods import apply_method
 from medsam_tune.methods.tuned import save_tuned
 from medsam_tune.runs import TUNED, RunRecord, write_record, write_state
 from medsam_tune.sam.build import build_sam
+from tests.evaluation.test_report import Page
 
 
 def evaluated(folder: Path, dice: float, *kinds: str, cases: int = 8, prefix: str = "case") -> Path:
@@ -139,6 +141,68 @@ def test_evaluations_by_other_settings_are_refused(
     methods.append(read_method("b", [tmp_path / "b"]))
     with pytest.raises(DataError, match=f"b, .*: was scored by {said}, and a by .* Evaluate both"):
         compare_methods(methods)
+
+
+def test_groups_of_cases(tmp_path: Path) -> None:
+    """Eight patients of site A, four of B, of whom no test says anything; numbers by hand."""
+    names = ("a", "b", "c")
+    methods = [
+        read_method(name, [evaluated(tmp_path / name, dice, "slices", "none", cases=12)])
+        for name, dice in zip(names, (0.5, 0.6, 0.9), strict=True)
+    ]
+    methods.append(read_method("reader", [evaluated(tmp_path / "reader", 0.95, MASKS, cases=12)]))
+    sites = {f"case_{n}": "A" if n < 8 else "<b>" for n in range(11)}  # one is not known
+    write_comparison(tmp_path, methods, columns={"site": sites})
+    found = json.loads((tmp_path / "compare.json").read_text())
+    assert [*found["groups"]["site"]] == ["", "<b>", "A"]
+    of_a = found["groups"]["site"]["A"]
+    dice = of_a["methods"]["b"]["by_prompts"]["slices"]["dice"]
+    assert dice["mean"] == pytest.approx(0.6 - 0.01 * 3.5)
+    assert (dice["n"], dice["n_patients"], dice["n_missed"]) == (16, 8, 0)
+    assert dice["interval"][0] < dice["mean"] < dice["interval"][1]
+    assert dice["labels"]["spleen"]["n"] == 8
+    assert of_a["methods"]["reader"]["by_prompts"][MASKS]["dice"]["n"] == 16
+    entry = of_a["by_prompts"]["slices"]
+    assert entry["reference"] == found["by_prompts"]["slices"]["reference"] == "reader"
+    (test,) = (t for t in entry["tests"]["dice"] if (t["first"], t["second"]) == ("a", "b"))
+    assert test["p"] == pytest.approx(2 / 2**8)  # the smallest of eight pairs
+    assert test["p_holm"] == pytest.approx(6 * 2 / 2**8)  # six pairs; the other groups have none
+    few = found["groups"]["site"]["<b>"]
+    assert few["methods"]["b"]["by_prompts"]["slices"]["dice"]["mean"] == pytest.approx(0.51)
+    assert few["methods"]["b"]["by_prompts"]["slices"]["dice"]["interval"] is None
+    assert {t["p_holm"] for t in few["by_prompts"]["slices"]["tests"]["dice"]} == {None}
+    text = (tmp_path / "compare.html").read_text()
+    page = Page(text)
+    head, *rows = page.tables[page.captions.index("Means over cases by site")]
+    assert head[:6] == ["site", "method", "prompts", "patients", "n (empty, missed)", HEAD[3]]
+    cells = {(row[0], row[1], row[2]): row[3:] for row in rows}
+    assert len(cells) == len(rows) == 3 * 7
+    assert cells["A", "b", "slices"][:2] == ["8", "16 (0, 0)"]
+    assert cells["A", "b", "slices"][2].startswith("0.565 (")
+    assert cells["A", "b", "slices"][4:] == ["reader", "-0.350", "0.047"]
+    assert cells["<b>", "b", "slices"][4:] == ["reader", "-0.350", "-"]
+    assert cells["(none)", "b", "slices"][2] == "0.490 (too few)"
+    assert "#groups" in text
+    assert "in all groups of a table, and there is none below 5 patients" in text
+    words = (tmp_path / "compare.md").read_text()
+    assert "| A | b | slices | 8 | 16 (0, 0) | 0.565 (" in words
+    assert "in all groups of a table" in words
+    table = [*csv.DictReader((tmp_path / "compare.csv").open())]
+    found_mean = [
+        float(row["mean"])
+        for row in table
+        if [row[k] for k in ("column", "group", "method", "prompts", "measure", "label")]
+        == ["site", "A", "b", "slices", "dice", ""]
+    ]
+    assert found_mean == pytest.approx([0.565])
+    whole = [row for row in table if not row["column"]]
+    write_comparison(tmp_path, methods)
+    for name in ("compare.html", "compare.md"):
+        assert not re.search("by site|groups of a table", (tmp_path / name).read_text())
+    table = [*csv.DictReader((tmp_path / "compare.csv").open())]
+    assert [row | {"column": "", "group": ""} for row in table] == whole
+    assert "column" not in table[0]
+    assert json.loads((tmp_path / "compare.json").read_text())["groups"] == {}
 
 
 def test_folds_are_judged_together(tmp_path: Path) -> None:

@@ -36,6 +36,16 @@ def test_the_curve_is_in_the_report(tmp_path: Path) -> None:
     assert "0.250 at 0.2" in text
     assert "Mean Dice by noise" in (folder / "report.md").read_text()
     ResultFolder(folder).refuse_others()
+    assert "off by a random share." in text
+    for place in (folder, worse):
+        summary = json.loads((place / "summary.json").read_text())
+        summary["by_prompts"]["points"] = summary["by_prompts"].pop("none")
+        (place / "summary.json").write_text(json.dumps(summary))
+    (folder / "none").rename(folder / "points")
+    write_curve(folder, {0.0: folder, 0.2: worse})
+    text = (folder / "report.html").read_text()
+    assert "off by a random share, and a point by that share of the object&#39;s box." in text
+    assert "by one point: 0." in text
 
 
 @pytest.mark.parametrize("text", ["", "a", "0,0", "-0.1", "0.1,2", "nan"])
@@ -53,14 +63,16 @@ def test_the_command(
     seen: list[Any] = []
 
     def record(bundle: str, configs: object, settings: Mapping[str, Any], gpus: int = 1) -> None:
-        seen.append((settings.get("jitter"), settings["run_dir"]))
+        seen.append((settings.get("jitter"), settings["run_dir"], settings["prompts"]))
         evaluated(Path(settings.get("output_dir", run / "evaluation")))
 
     monkeypatch.setattr(tuning, "run_bundle", record)
     monkeypatch.setattr(tuning, "bundle_of_run", lambda bundle, run: "volume")
-    code, _, said = tune("evaluate", "--run", run, "--jitter", "0.1,0")
+    kinds = ["slices", "middle", "points"]
+    words = ("--prompts", ",".join(kinds), "--jitter", "0.1,0")
+    code, _, said = tune("evaluate", "--run", run, *words)
     assert code == 0, said
-    assert seen == [(None, run), (0.0, run), (0.1, run)]
+    assert seen == [(noise, run, kinds) for noise in (None, 0.0, 0.1)]  # every kind, each time
     assert (run / "evaluation" / JITTER).is_file()
     code, _, said = tune("evaluate", "--jitter", "0.1", "--zero-shot")
     assert (code, "--jitter needs --run" in said) == (1, True)

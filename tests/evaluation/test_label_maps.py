@@ -59,6 +59,11 @@ def test_labels_get_other_numbers(dense: int, monkeypatch: pytest.MonkeyPatch) -
     found = renumbered(array, {1: 2, 2: 5, 7: 1, 90: 4})
     assert found.tolist() == [[0, 2, 5], [1, 1, 0]]
     assert found.dtype == np.int32
+    assert renumbered(array, {1: 2, 2: 1, 3: 3, 7: 7}).tolist() == [[0, 2, 1], [7, 7, 3]]
+    assert renumbered(array, {1: 1, 2: 2, 3: 3}).tolist() == [[0, 1, 2], [0, 0, 3]]
+    same = renumbered(array, {k: k for k in range(8)})
+    assert same.tolist() == array.tolist()
+    assert (same is array) is (dense > 7)  # no copy of a large map
 
 
 def test_parts_hold_a_label_in_every_map() -> None:

@@ -132,6 +132,15 @@ def test_numbers_are_those_of_the_summary(tmp_path: Path) -> None:
     assert [row[0] for row in groups[1:]] == ["B", "B", "liver", "liver"]
     assert groups[0][2:6] == ["n", "empty", "missed", "patients"]
     assert [row[2:6] for row in groups[1:]] == [["4", "0", "0", "4"]] * 4
+    entries = [one for labels in summary["groups"]["site"].values() for one in labels.values()]
+    assert [row[6].split()[0] for row in groups[1:]] == [
+        f"{e['dice']['mean']:.3f}" for e in entries
+    ]
+    tiles = re.findall(r"<dt>(.*?)</dt><dd>(.*?)<small>(.*?)</small>", text)
+    for key, name in (("dice", "Dice"), ("nsd", "NSD")):
+        low, high = summary["intervals"][key]
+        said = (name, f"{summary[f'mean_{key}']:.3f}", f"{low:.3f} to {high:.3f}")
+        assert said in tiles
     assert "liver: predicted minus true volume, ml, 8 cases, by a box on every slice" in text
     words = (folder / "report.md").read_text()
     assert f"{summary['mean_dice']:.3f}" in words
@@ -232,6 +241,7 @@ def test_the_page_is_whole_and_needs_no_network(tmp_path: Path) -> None:
     assert all(source.startswith(("#", "data:image/png;base64,")) for source in sources)
     text = (tmp_path / "report.html").read_text()
     assert not re.search(r"https?://|@import|url\(", text)
+    assert not re.search(r"fetch\(|XMLHttp|WebSocket|EventSource|sendBeacon|import\b", text)
     (policy,) = [a["content"] for t, a in page.tags if a.get("http-equiv")]
     digest = base64.b64encode(hashlib.sha256("".join(page.scripts).encode()).digest()).decode()
     allowed = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "

@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tests import tracking
+
 _CHANGES = {"open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.chmod"}
 
 
@@ -131,6 +133,11 @@ def dead_worker(delay: float = 0.0) -> None:
             time.sleep(0.01)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def mlflow_is_there() -> None:
+    """Have a stand-in for MLflow."""
+    tracking.install()
 
 
 def later(seconds: float) -> None:

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from itertools import permutations
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from monai.data import MetaTensor
 
 from medsam_tune.errors import DataError
 from medsam_tune.formats.open import load_image
-from medsam_tune.formats.volume import Volume, check_not_empty, exact, image_from, same_affine
+from medsam_tune.formats.volume import (
+    Volume,
+    check_not_empty,
+    every_nth,
+    exact,
+    image_from,
+    in_memory_order,
+    same_affine,
+)
 from tests.dicom_series import write_series
 from tests.scans import small_scan, write_nifti
 
@@ -101,3 +111,15 @@ def test_exact_types(dtype, expected):
     assert found.flags.owndata
     assert found.astype(object).tolist() == values.astype(object).tolist()
     torch.from_numpy(found)
+
+
+@pytest.mark.parametrize("axes", [*permutations(range(3))])
+def test_values_as_they_are_stored_are_no_copy(axes: tuple[int, ...]) -> None:
+    values = torch.arange(60).reshape(3, 4, 5).permute(axes)[None]
+    stored = in_memory_order(MetaTensor(values))
+    assert not isinstance(stored, MetaTensor)
+    assert stored.data_ptr() == values.data_ptr()
+    assert stored.flatten().data_ptr() == values.data_ptr()
+    assert stored.flatten().tolist() == list(range(60))
+    for step in (1, 7, 60, 100):
+        assert torch.equal(every_nth(MetaTensor(values), step), values.flatten()[::step])

@@ -167,14 +167,14 @@ class Walk:
         self.weight = torch.nn.Parameter(torch.zeros(3))
         self.optimizer = torch.optim.Adam([self.weight], lr=rate)
         self.schedule = LambdaLR(self.optimizer, lambda step: 1 - step / (4 * epochs))
-        sampler = SeededSampler(8)
-        data = torch.utils.data.DataLoader(_Seeds(), sampler=sampler, batch_size=2)
+        self.sampler = SeededSampler(8)
+        data = torch.utils.data.DataLoader(_Seeds(), sampler=self.sampler, batch_size=2)
         self.rates: list[float] = []
         self.validated: list[int] = []
         self.stop = StopAtSignal()
         self.best = KeepBest(None, path, {})  # type: ignore[arg-type]
         self.trainer, self.validator = Engine(self._step), Engine(self._validate)
-        EpochSeed(sampler, seed=0).attach(self.trainer)
+        EpochSeed(self.sampler, seed=0).attach(self.trainer)
         self.trainer.add_event_handler(
             Events.EPOCH_COMPLETED, lambda _: self.validator.run([0, 1], max_epochs=1)
         )
@@ -201,6 +201,7 @@ class Walk:
 
     def _validate(self, engine: Engine, case: int) -> None:
         epoch = self.trainer.state.epoch
+        assert self.sampler.epoch == epoch  # by which curves of validations are drawn
         self.validated += [epoch] * (case == 1)
         self.best.last = epoch / 10 if case == 1 else None
         if self.kill == ("validation", epoch) and case == 0:

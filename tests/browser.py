@@ -1,7 +1,7 @@
 """A headless Chromium, driven through its pipe: pages, widths, light and dark, screenshots.
 
-Scripts use it; by itself it takes a picture of a page:
-    python benchmarks/browser.py report.html picture.png --width 390 --dark
+Tests and scripts use it; by itself it takes a picture of a page:
+    python -m tests.browser report.html picture.png --width 390 --dark
 """
 
 from __future__ import annotations
