@@ -154,7 +154,7 @@ def test_groups_are_those_of_the_datalist(calls: Calls, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"by names the column 'ward', .*; there are: site. Give"):
         compare(bad)
     assert (asked.output.exists(), calls) == (False, [])
-    with pytest.raises(ValueError, match="by names the column 3"):
+    with pytest.raises(ValueError, match="by names the column '3'"):
         compare(replace(asked, settings={"by": Typed("3")}))
     compare(asked)
     calls.clear()

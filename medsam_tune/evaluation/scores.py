@@ -225,14 +225,14 @@ def columns_of(cases: Sequence[Case], by: Sequence[str]) -> dict[str, dict[str, 
         ValueError: a column that no case has.
     """
     known = sorted({name for case in cases for name in case.columns})
-    by = by if isinstance(by, (list, tuple)) else [by]
-    for name in by:
+    names = [str(name) for name in (by if isinstance(by, (list, tuple)) else [by])]
+    for name in names:
         if name not in known:
             raise ValueError(
                 f"by names the column {name!r}, which no case of the datalist has; there are: "
                 f'{listed(known) or "none"}. Give each entry e.g. "site": "A".'
             )
-    return {name: {case.id: case.columns.get(name, "") for case in cases} for name in by}
+    return {name: {case.id: case.columns.get(name, "") for case in cases} for name in names}
 
 
 def measured_by(measures: Measures | None) -> dict[str, Any]:
