@@ -68,10 +68,10 @@ def done(work: Path, datalist: Path, way: str, steps: int) -> Path:
         for one in ("epochs=1", f"epoch_slices={steps * BATCH}", f"batch_size={BATCH}"):
             words += ["--set", one]
         words += ["--set", f"slices_dir={work / 'slices'}"]
-        if not (run / "minutes").exists():
+        if not (run / "machine").exists():
             where = ("--datalist", datalist, "--output", run, "--image-size", 128)
-            minutes = command("train", "lora", *where, *words)
-            (run / "minutes").write_text(f"{minutes} {machine('cpu')}")
+            command("train", "lora", *where, *words)
+            (run / "machine").write_text(machine("cpu"))
         kinds = ("--prompts", ",".join(KINDS))
         command("evaluate", "--run", run, *kinds, "--set", "pictures=0")
     return run
@@ -97,14 +97,12 @@ def main() -> None:
             runs[way].append(done(given.work, datalist, way, given.steps))
     # Way -> kind -> draw -> patient -> Dice.
     scores = {w: {k: [dice(run, k) for run in each] for k in KINDS} for w, each in runs.items()}
-    lines = [["", *KINDS, "minutes of a training"], ["---"] * (len(KINDS) + 2)]
-    machines = set()
-    for way, each in runs.items():
-        said = [(run / "minutes").read_text().split(" ", 1) for run in each]
-        machines |= {name for _, name in said}
+    lines = [["", *KINDS], ["---"] * (len(KINDS) + 1)]
+    machines = {(run / "machine").read_text().strip() for each in runs.values() for run in each}
+    for way in runs:
         means = [[float(np.mean([*one.values()])) for one in scores[way][kind]] for kind in KINDS]
         cells = [f"{np.mean(m):.3f} ({', '.join(f'{one:.3f}' for one in m)})" for m in means]
-        lines.append([f"`{way}`", *cells, f"{np.mean([float(one) for one, _ in said]):.1f}"])
+        lines.append([f"`{way}`", *cells])
     for way, other in LESS:
         cells = []
         for kind in KINDS:
@@ -116,7 +114,7 @@ def main() -> None:
             low, high = bootstrap_interval(steps) or (float("nan"),) * 2
             p = wilcoxon(steps).pvalue
             cells.append(f"{np.mean(steps):+.3f} ({low:+.3f} to {high:+.3f}), p {p:.2g}")
-        lines.append([f"`{way}` less `{other}`", *cells, ""])
+        lines.append([f"`{way}` less `{other}`", *cells])
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     judges = len(scores["recipe"]["none"][0])
     settings = {"draws": given.draws, "patients": judges, "steps": given.steps, "shots": SHOTS}
@@ -128,7 +126,7 @@ def main() -> None:
 HEAD = """# Settings for few cases, each by itself
 
 `python benchmarks/few_shot.py HIPPOCAMPUS --work WORK`: nano by LoRA at 128 x 128 on {shots}
-patients, {steps} steps, {draws} draws of patients; Dice, mean of both labels, of {patients}
+patients, {steps} steps, draws of patients: {draws}; Dice, mean of both labels, of {patients}
 validation patients that no training has seen, with that of each draw; paired differences, of each
 patient the mean over the draws, with their 95 % interval over patients. The interval does not hold
 what other draws of training patients would change. No test patient was read. {machine}.
