@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -55,7 +56,7 @@ def test_a_row_that_fails_is_noted_and_the_next_one_runs(
     text = page(tmp_path)
     assert "- steps nano lora: RuntimeError: no such kernel" in text
     assert "| full | nano | 2 | fp32 | out of memory |" in text
-    assert "| decoder | nano | 2 | fp32 | 0." in text
+    assert re.search(r"\| decoder \| nano \| 2 \| fp32 \| \d", text)
 
 
 @pytest.mark.usefixtures("benchmarks")
