@@ -193,6 +193,13 @@ def dice(run: Path, kind: str) -> dict[str, float]:
     return {case: float(np.mean([v for other, v in rows if other == case])) for case in cases}
 
 
+def change(steps: list[float]) -> str:
+    """The mean of paired differences, of each patient one, with its interval and p."""
+    low, high = bootstrap_interval(steps) or (float("nan"),) * 2
+    p = wilcoxon(steps).pvalue
+    return f"{np.mean(steps):+.3f} ({low:+.3f} to {high:+.3f}), p {p:.2g}"
+
+
 def main() -> None:
     """All folds and ways, then the page."""
     if sys.argv[1:2] == ["--command"]:
@@ -230,9 +237,7 @@ def main() -> None:
             for kind in KINDS:
                 mine, its = scores[way][kind], scores[other][kind]
                 steps = [mine[case] - its[case] for case in mine]
-                low, high = bootstrap_interval(steps) or (float("nan"),) * 2
-                p = wilcoxon(steps).pvalue
-                cells.append(f"{np.mean(steps):+.3f} ({low:+.3f} to {high:+.3f}), p {p:.2g}")
+                cells.append(change(steps))
             lines.append([f"`{way}` less `{other}`", *cells, ""])
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     patients = sum(len(found) for found in [next(iter(scores.values()))["none"]])

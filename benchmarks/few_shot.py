@@ -22,14 +22,12 @@ from pathlib import Path
 
 import numpy as np
 from commands import command
-from context import KINDS, dice
-from scipy.stats import wilcoxon
+from context import KINDS, change, dice
 from training_step import machine
 
 from medsam_tune.cases.datalist import write_datalist
 from medsam_tune.cases.folders import find_cases
 from medsam_tune.cases.splits import few_shots, split_cases
-from medsam_tune.evaluation.statistics import bootstrap_interval
 from medsam_tune.files import written_whole
 
 RESULTS = Path(__file__).parent / "results"
@@ -111,9 +109,7 @@ def main() -> None:
                 float(np.mean([a[case] - b[case] for a, b in zip(mine, its, strict=True)]))
                 for case in mine[0]
             ]
-            low, high = bootstrap_interval(steps) or (float("nan"),) * 2
-            p = wilcoxon(steps).pvalue
-            cells.append(f"{np.mean(steps):+.3f} ({low:+.3f} to {high:+.3f}), p {p:.2g}")
+            cells.append(change(steps))
         lines.append([f"`{way}` less `{other}`", *cells])
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     judges = len(scores["recipe"]["none"][0])

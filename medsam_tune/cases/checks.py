@@ -215,9 +215,8 @@ def without_data(image: Tensor) -> Tensor | None:
 
 
 def _check_finite(image: Tensor, path: Path, way_out: str) -> None:
-    if all(
-        math.isfinite(one) for one in in_memory_order(image).aminmax()
-    ):  # NaN is both, if any is
+    ends = in_memory_order(image).aminmax()  # both are NaN, if any voxel is
+    if all(math.isfinite(end) for end in ends):
         return
     found = not_finite(image)
     if (gaps := without_data(image)) is not None:
