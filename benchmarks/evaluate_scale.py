@@ -130,7 +130,7 @@ Memory is that of the process after its imports (PyTorch, MONAI), and the highes
 Seconds by the clock are those of a machine that others used too. CPU seconds for each case are the
 same for ten times as many cases. Memory grows by 78 MB over 900 more of them, about 9 KB for each
 row of metrics.csv (a case and a label); a scan and its mask are freed before the next, and what the
-pictures need lies in a temporary folder. A large scan takes 28 bytes for each of its voxels. Rows
+pictures need lies in a temporary folder. A large scan takes 21 bytes for each of its voxels. Rows
 may come from runs of their own (`--only`).
 """
 
