@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -53,10 +54,22 @@ def png_chunk(kind: bytes, data: bytes = b"") -> bytes:
 
 def deep_grey_alpha(path: Path, array: np.ndarray) -> Path:
     """A PNG of grey and transparency (H, W, 2) uint16, which no library here writes."""
-    height, width = array.shape[:2]
-    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 4, 0, 0, 0))
-    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in array)
-    pixels = png_chunk(b"IDAT", zlib.compress(lines))
+    return _png(path, array.shape[:2], 16, 4, [line.astype(">u2").tobytes() for line in array])
+
+
+def grey_png(path: Path, array: np.ndarray, bits: int) -> Path:
+    """A PNG of grey (H, W) in so few bits a pixel, 2 or 4, which no library here writes."""
+    planes = np.unpackbits(array[..., None], axis=-1)[..., 8 - bits :]
+    lines = np.packbits(planes.reshape(len(array), -1), axis=1)
+    return _png(path, array.shape, bits, 0, [line.tobytes() for line in lines])
+
+
+def _png(
+    path: Path, size: tuple[int, ...], bits: int, colours: int, lines: Iterable[bytes]
+) -> Path:
+    height, width = size
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colours, 0, 0, 0))
+    pixels = png_chunk(b"IDAT", zlib.compress(b"".join(b"\0" + line for line in lines)))
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + pixels + png_chunk(b"IEND"))
     return path
 

@@ -95,6 +95,7 @@ def read(path: Path, mending: Mending, ids: bool = False) -> Volume:
         if ids and (kind := _lossy(image, file)):
             raise blurred(path, kind)
         is_deep = deep.is_deep(path, image)
+        step = shades.step_of(image) if ids else 1
         image.load()
         if ids:
             _refuse_clear(path, image)
@@ -102,16 +103,17 @@ def read(path: Path, mending: Mending, ids: bool = False) -> Volume:
             return _deep_volume(path, image, ids)
         if not ids:
             _refuse_hidden(path, image, np.asarray(image))
-        return volume_of(image, path, ids)
+        return volume_of(image, path, ids, step)
 
 
-def volume_of(image: Image.Image, path: Path, ids: bool = False) -> Volume:
+def volume_of(image: Image.Image, path: Path, ids: bool = False, step: int = 1) -> Volume:
     """An image that Pillow opened, as `read` returns it; EXIF's orientation is applied.
 
     Args:
         image: image of any mode.
         path: its file, for messages.
         ids: see `read`.
+        step: see `shades.step_of`; values are divided by it.
 
     Raises:
         DataError: a mode that is neither grey, colours nor a palette; ids are asked of more than
@@ -133,7 +135,7 @@ def volume_of(image: Image.Image, path: Path, ids: bool = False) -> Volume:
             raise shades.white_zero_mask(path)
         values = values if image.mode == "L" else shades.inverted(values)  # Pillow inverts 8 bits
         said.append(shades.WHITE_ZERO)
-    return volume_from(values, ids, said)
+    return volume_from(values if step == 1 else values // step, ids, said)
 
 
 def volume_from(values: NDArray[Any], ids: bool = False, notes: Iterable[str] = ()) -> Volume:

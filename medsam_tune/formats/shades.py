@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from medsam_tune.errors import DataError
 
@@ -40,6 +42,17 @@ def white_zero_mask(path: Path) -> DataError:
         "shown, and either may be meant; expected 0 as black. Save it so: gdal_translate -co "
         "PHOTOMETRIC=MINISBLACK IN OUT keeps the numbers."
     )
+
+
+def step_of(image: Image.Image) -> int:
+    """By how much Pillow multiplies grey of 2 and 4 bits, to fill 8; 1 of all other images.
+
+    Args:
+        image: opened by Pillow, its pixels not read yet.
+    """
+    tiles = getattr(image, "tile", ())
+    few = re.search(r"L;([24])", str(tiles[0].args) if tiles else "")
+    return 255 // (2 ** int(few[1]) - 1) if few else 1
 
 
 def is_white_zero(file: Any) -> bool:

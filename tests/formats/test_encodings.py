@@ -18,7 +18,7 @@ from medsam_tune.slices.cut import cut
 from medsam_tune.slices.rules import ScanRules
 from medsam_tune.slices.streamed import streamed
 from tests import geo
-from tests.images import deep_colours, png_chunk
+from tests.images import deep_colours, grey_png, png_chunk
 
 
 def ramp(bits: int, bands: int, kind: type = np.uint16) -> np.ndarray:
@@ -125,6 +125,19 @@ def test_values_are_those_that_are_shown(tmp_path, stored, place):
         whole = cut(found, rules)[0][0]
         with streamed(path, rules) as scene:
             assert (scene.part(1, 2, 6, 7)[0].int() - whole[:, 1:7, 2:9].int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("place", [None, False, True])
+@pytest.mark.parametrize("bits", [2, 4])
+def test_ids_of_few_bits_are_those_that_are_stored(tmp_path, place, bits):
+    """As an image they fill 8 bits."""
+    stored = few_bits(bits, 1)
+    if place is None:
+        grey_png(path := tmp_path / "a.png", stored.values[0], bits)
+    else:
+        path = stored.write(tmp_path, place)
+    np.testing.assert_array_equal(load_label(path).numpy()[0, ..., 0].T, stored.values[0])
+    np.testing.assert_array_equal(load_image(path).numpy()[0, ..., 0].T, stored.expected[0])
 
 
 @pytest.mark.parametrize("place", [False, True])
