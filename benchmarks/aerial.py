@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from commands import command
+from pages import table
 from training_step import machine
 
 from medsam_tune.cases.datalist import write_datalist
@@ -137,11 +138,11 @@ class Bench:
         return folder
 
 
-def table(rows: dict[str, dict[str, dict[str, float]]]) -> str:
+def tables(rows: dict[str, dict[str, dict[str, float]]]) -> str:
     """A table for each class and the mean of all: ways down, tiles across."""
     parts = []
     for name in (*CLASSES, "mean"):
-        lines = [[name, *TILES, "mean"], ["---"] * (len(TILES) + 2)]
+        lines = []
         for way, by_tile in rows.items():
             values = {
                 tile: mean(list(found.values())) if name == "mean" else found[name]
@@ -150,7 +151,7 @@ def table(rows: dict[str, dict[str, dict[str, float]]]) -> str:
             shown = [f"{values[tile]:.3f}" if tile in values else "-" for tile in TILES]
             whole = f"{mean([*values.values()]):.3f}" if len(values) == len(TILES) else "-"
             lines.append([way, *shown, whole])
-        parts.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
+        parts.append("\n".join(table([name, *TILES, "mean"], lines)))
     return "\n\n".join(parts)
 
 
@@ -198,7 +199,7 @@ def main() -> None:
         minutes=f"{mean(minutes):.0f}",
     )
     RESULTS.parent.mkdir(exist_ok=True)
-    parts = [text, *([UNET] if arguments.unet else []), table(rows)]
+    parts = [text, *([UNET] if arguments.unet else []), tables(rows)]
     RESULTS.write_text("\n\n".join(parts) + "\n")
     print(RESULTS.read_text())
 

@@ -37,7 +37,7 @@ import torch.nn.functional as F
 from ignite.engine import Events
 from monai.bundle import ConfigParser
 from monai.utils import set_determinism
-from sections import put
+from pages import put
 from segment_anything.modeling import (
     ImageEncoderViT,
     MaskDecoder,

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from commands import command
+from pages import table
 from training_step import machine
 
 from medsam_tune import apply_method, build_sam
@@ -382,8 +383,7 @@ def write(options: Any, seeds: Sequence[int]) -> None:
             "wrong",
         )
     )
-    lines = ["| claim | here | verdict |", "| --- | --- | --- |"]
-    lines += [f"| {' | '.join(row)} |" for row in rows]
+    lines = table(("claim", "here", "verdict"), rows)
     text = HEAD.format(
         patients=PATIENTS,
         validation=VALIDATION,

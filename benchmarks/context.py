@@ -34,6 +34,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pages import table
 from scipy.stats import wilcoxon
 from torch import Tensor, nn
 from training_step import machine
@@ -217,7 +218,7 @@ def main() -> None:
     for datalist in datalists(given.scans, given.work, given.folds):
         for way in given.only:
             runs[way].append(done(given.work, datalist, way, given.slices))
-    lines = [["", *KINDS, "seconds of a training"], ["---"] * (len(KINDS) + 2)]
+    lines = []
     scores = {
         way: {kind: {c: v for run in each for c, v in dice(run, kind).items()} for kind in KINDS}
         for way, each in runs.items()
@@ -239,10 +240,10 @@ def main() -> None:
                 steps = [mine[case] - its[case] for case in mine]
                 cells.append(change(steps))
             lines.append([f"`{way}` less `{other}`", *cells, ""])
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    page = "\n".join(table(["", *KINDS, "seconds of a training"], lines))
     patients = sum(len(found) for found in [next(iter(scores.values()))["none"]])
     settings = {"folds": given.folds, "patients": patients, "slices": given.slices}
-    RESULTS.write_text(HEAD.format(machine="; ".join(machines), **settings) + table + "\n")
+    RESULTS.write_text(HEAD.format(machine="; ".join(machines), **settings) + page + "\n")
     print(RESULTS.read_text())
 
 

@@ -19,6 +19,7 @@ import nibabel as nib
 import numpy as np
 import torch
 from commands import command
+from pages import table
 from training_step import machine
 
 from medsam_tune.cases.datalist import Datalist, write_datalist
@@ -116,15 +117,13 @@ def main() -> None:
         rows.append([title, f"gain over {best}, the best", *[""] * len(names)])
         rows[-1].append(f"{gain.mean():+.4f} ({low:+.4f} to {high:+.4f})")
     head = ["prompts", "masks of", *names, "mean (95 % interval)"]
-    table = [head, ["---"] * len(head), *rows]
     text = HEAD.format(
         cases=len(data.test),
         known=given.patients,
         epochs=given.epochs,
         machine=files[0].with_suffix(".machine").read_text(),
     )
-    lines = ["| " + " | ".join(row) + " |" for row in table]
-    RESULTS.write_text(text + "\n".join(lines) + "\n")
+    RESULTS.write_text(text + "\n".join(table(head, rows)) + "\n")
     print(RESULTS.read_text())
 
 

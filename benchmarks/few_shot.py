@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from commands import command
 from context import KINDS, change, dice
+from pages import table
 from training_step import machine
 
 from medsam_tune.cases.datalist import write_datalist
@@ -95,7 +96,7 @@ def main() -> None:
             runs[way].append(done(given.work, datalist, way, given.steps))
     # Way -> kind -> draw -> patient -> Dice.
     scores = {w: {k: [dice(run, k) for run in each] for k in KINDS} for w, each in runs.items()}
-    lines = [["", *KINDS], ["---"] * (len(KINDS) + 1)]
+    lines = []
     machines = {(run / "machine").read_text().strip() for each in runs.values() for run in each}
     for way in runs:
         means = [[float(np.mean([*one.values()])) for one in scores[way][kind]] for kind in KINDS]
@@ -111,11 +112,11 @@ def main() -> None:
             ]
             cells.append(change(steps))
         lines.append([f"`{way}` less `{other}`", *cells])
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    page = "\n".join(table(["", *KINDS], lines))
     judges = len(scores["recipe"]["none"][0])
     settings = {"draws": given.draws, "patients": judges, "steps": given.steps, "shots": SHOTS}
     with written_whole(given.output) as file:
-        file.write_text(HEAD.format(machine="; ".join(sorted(machines)), **settings) + table + "\n")
+        file.write_text(HEAD.format(machine="; ".join(sorted(machines)), **settings) + page + "\n")
     print(given.output.read_text())
 
 

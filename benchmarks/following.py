@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from pages import table
 from torch import Tensor
 from training_step import machine
 
@@ -176,8 +177,7 @@ def objects(task: Task, subset: str, kinds: Sequence[str]) -> list[Found]:
 
 def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table of Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join(table(head, rows))
 
 
 def drift_table(found: Sequence[Found]) -> str:

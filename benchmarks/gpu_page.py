@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from pages import table
 from training_step import METHODS, Job, share_of_peak
 
 from medsam_tune.files import written_whole
@@ -73,13 +74,6 @@ def page(folder: Path) -> str:
 def _of(steps: Iterable[Line], *parts: str, encoder: bool = False) -> list[Line]:
     """The steps of some parts, either those of encoders or the others."""
     return [x for x in steps if x["part"] in parts and ("encoder" in x["row"]) == encoder]
-
-
-def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
-    """Lines of a table; none without rows."""
-    body = [f"| {' | '.join(row)} |" for row in rows]
-    head = [*head]
-    return [f"| {' | '.join(head)} |", "|" + "---|" * len(head), *body] if body else []
 
 
 def precision(line: Line) -> str:

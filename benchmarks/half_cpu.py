@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sections import put
+from pages import put
 from stock import BOXES
 from torch import Tensor, nn
 from training_step import Job, Memory, data, machine, prepared, random_sam

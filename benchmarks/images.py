@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from commands import command
+from pages import table
 from PIL import Image
 from training_step import machine
 
@@ -147,10 +148,8 @@ def main() -> None:
                 folders[way].append(folder)
             machines.add((given.work / f"{given.method}-{datalist.stem}" / "machine").read_text())
         for way, each in folders.items():
-            lines = [head, ["---"] * len(head)]
-            lines += [[name, *cells(rows)] for name, rows in rows_of(each).items()]
-            table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-            parts.append(f"\n## {subject.folder}: {way}\n\n{table}")
+            lines = table(head, ([name, *cells(rows)] for name, rows in rows_of(each).items()))
+            parts.append("\n".join([f"\n## {subject.folder}: {way}\n", *lines]))
     where = "; ".join(sorted(machines))
     start = "# Documents, microscopy and MR slices\n\n"
     start += f"`nano`, {given.method}, {', '.join(sets)}; {where}."

@@ -38,8 +38,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from gpu_page import Line, table
+from gpu_page import Line
 from monai.losses import DiceLoss
+from pages import table
 from stock import mask_loss, stock_sam
 from torch import nn
 from torchvision.transforms import Resize

@@ -22,6 +22,7 @@ import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 from commands import command
+from pages import table
 from training_step import machine
 
 from medsam_tune.cases.datalist import Case, Datalist, write_datalist
@@ -102,7 +103,7 @@ def evaluated(run: Path, kinds: list[str], *words: object) -> dict[str, Any]:
     return dict(json.loads(summary.read_text())["by_prompts"])
 
 
-def table(summaries: dict[str, dict[str, Any]], kinds: list[str]) -> str:
+def kinds_table(summaries: dict[str, dict[str, Any]], kinds: list[str]) -> str:
     """Rows of kinds; for each run the mean Dice of each label, and the points behind `slices`."""
     first = next(iter(summaries.values()))
     names = [entry["name"] for entry in first["slices"]["labels"].values()]
@@ -110,7 +111,7 @@ def table(summaries: dict[str, dict[str, Any]], kinds: list[str]) -> str:
         "prompts",
         *(f"{run}: {one}" for run in summaries for one in [*names, "mean", "behind"]),
     ]
-    rows = [head, ["---"] * len(head)]
+    rows = []
     for kind in kinds:
         cells = [KINDS[kind]]
         for parts in summaries.values():
@@ -123,7 +124,7 @@ def table(summaries: dict[str, dict[str, Any]], kinds: list[str]) -> str:
             behind = 100 * (parts["slices"]["mean_dice"] - mean)
             cells += [f"{mean:.3f}", f"{behind:.1f}"]
         rows.append(cells)
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return "\n".join(table(head, rows))
 
 
 def hippocampus(scans: Path, work: Path) -> Path:
@@ -157,8 +158,7 @@ def organs(data: Path, work: Path) -> Path:
 
 def organ_table(parts: dict[str, dict[str, Any]], zero: dict[str, dict[str, Any]]) -> str:
     """Dice of each organ by kind of prompts."""
-    rows = [["prompts", *ORGANS.values(), "mean", "behind", "zero"]]
-    rows.append(["---"] * len(rows[0]))
+    rows = []
     means = {
         name: {
             kind: float(np.mean([found[kind]["labels"][str(i)]["dice"]["mean"] for i in ORGANS]))
@@ -170,7 +170,7 @@ def organ_table(parts: dict[str, dict[str, Any]], zero: dict[str, dict[str, Any]
         dice = [f"{parts[kind]['labels'][str(i)]['dice']['mean']:.3f}" for i in ORGANS]
         behind = f"{100 * (means['tuned']['slices'] - mean):.1f}"
         rows.append([KINDS[kind], *dice, f"{mean:.3f}", behind, f"{means['zero'][kind]:.3f}"])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return "\n".join(table(["prompts", *ORGANS.values(), "mean", "behind", "zero"], rows))
 
 
 def main() -> None:
@@ -188,7 +188,9 @@ def main() -> None:
         run = trained(work, name, *datalist, *settings(*TRAINING, *own))
         summaries[name] = evaluated(run, kinds if name == "mixture" else kinds[:-1])
     text = (
-        HEAD.format(machine=machine("cpu"), footnote=footnote()) + ABOUT + table(summaries, kinds)
+        HEAD.format(machine=machine("cpu"), footnote=footnote())
+        + ABOUT
+        + kinds_table(summaries, kinds)
     )
     network = work / "mixture.unet" / "summary.json"
     if network.exists():

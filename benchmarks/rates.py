@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from commands import command
+from pages import table
 from training_step import machine
 
 from medsam_tune.cases.datalist import write_datalist
@@ -66,7 +67,7 @@ def main() -> None:
             validation_dice(
                 path, arguments.work, method, float(f"{RATES[method][NANO] * factor:g}")
             )
-    lines = ["| method | rate | validation Dice |", "| --- | --- | --- |"]
+    rows = []
     machines = set()
     for method in RATES:
         found = {
@@ -76,9 +77,10 @@ def main() -> None:
         }
         for rate, dice in sorted(found.items()):
             chosen = " (default)" if rate == RATES[method][NANO] else ""
-            lines.append(f"| `{method}` | {rate:g}{chosen} | {dice:.3f} |")
+            rows.append([f"`{method}`", f"{rate:g}{chosen}", f"{dice:.3f}"])
             machines.add((arguments.work / f"{method}-{rate:g}" / "machine").read_text().strip())
     where = "; ".join(sorted(machines))
+    lines = table(("method", "rate", "validation Dice"), rows)
     RESULTS.write_text(HEAD.format(machine=where) + "\n\n" + "\n".join(lines) + "\n")
     print(RESULTS.read_text())
 

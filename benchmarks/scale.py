@@ -20,6 +20,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from pages import table
 from training_step import machine
 
 from medsam_tune.files import written_whole
@@ -97,19 +98,19 @@ def main() -> None:
     parser.add_argument("--cases", type=int, nargs="+", default=[200, 2000])
     given = parser.parse_args()
     rows = {count: steps(given.work, count) for count in given.cases}
-    lines = [["command", "cases", "CPU seconds", "seconds", "MB at most"]]
-    lines.append(["---"] * len(lines[0]))
+    lines = []
     for step in STEPS:
         for count, found in rows.items():
             one = found[step]
             cells = (f"{one['processor']:.0f}", f"{one['clock']:.0f}", f"{one['memory']:,.0f}")
             lines.append([f"`{step}`", f"{count:,}", *cells])
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    head = ("command", "cases", "CPU seconds", "seconds", "MB at most")
+    page = "\n".join(table(head, lines))
     subsets = ", ".join(" / ".join(map(str, one["cases"].values())) for one in rows.values())
     text = HEAD.format(machine=machine("cpu"), subsets=subsets, slices=SLICES, side=SIDE)
     with written_whole(RESULTS) as beside:
-        beside.write_text(f"{text}\n{table}\n")
-    print(text, table, sep="\n")
+        beside.write_text(f"{text}\n{page}\n")
+    print(text, page, sep="\n")
 
 
 HEAD = """# Commands as cases grow

@@ -20,6 +20,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import rasterio.features
 from commands import command
+from pages import table
 from training_step import machine
 
 from medsam_tune.cases.datalist import read_datalist
@@ -116,11 +117,14 @@ def main() -> None:
             command("predict", given.scene, *image, "--run", run, "--output", output)
     pixels, polygons = scene_scores(given.scene, mask, given.houses, datalist)
     head = ["", "blocks", "ellipse in the box", "Dice", "IoU"]
-    rows = [head, ["---"] * len(head)]
-    rows.append(["nano, untouched, boxes", *entry(zero)])
-    rows.append(["adapters, boxes", *entry(run)])
-    rows.append(["adapters, no prompt", *entry(run, "none")])
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lines = table(
+        head,
+        [
+            ["nano, untouched, boxes", *entry(zero)],
+            ["adapters, boxes", *entry(run)],
+            ["adapters, no prompt", *entry(run, "none")],
+        ],
+    )
     text = HEAD.format(epochs=given.epochs, machine=machine("cpu"))
     text += "\n".join(lines) + TAIL.format(pixels=pixels, polygons=polygons)
     RESULTS.write_text(text)

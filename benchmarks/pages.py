@@ -1,7 +1,8 @@
-"""Pages of results in sections, each measured by a call of its own."""
+"""Pages of results: their tables, and sections that are each measured by a call of its own."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from medsam_tune.files import written_whole
@@ -22,3 +23,10 @@ def put(page: Path, head: str, title: str, body: str) -> None:
         beside.write_text(
             head + "".join(f"\n## {key}\n{sections[key]}" for key in sorted(sections))
         )
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    """Lines of a table, its cells as they are, code spans too; none without rows."""
+    body = [f"| {' | '.join(row)} |" for row in rows]
+    head = [*head]
+    return [f"| {' | '.join(head)} |", "|" + "---|" * len(head), *body] if body else []
