@@ -165,12 +165,13 @@ def build_sam(
             parts.load_state_dict(state)
     elif not random and not _is_meta(parts):
         warnings.warn(f"{arch.name} without a checkpoint has random weights.", stacklevel=2)
-    _resize(encoder, prompt_encoder, size, arch.stride)
+    base = BaseModel(arch.name, size, in_channels, normalisation, fingerprint(parts))
+    _resize(encoder, prompt_encoder, size, arch.stride)  # processors differ in the last bit
     _inflate(encoder, in_channels)
     encoder.gradient_checkpointing = gradient_checkpointing
     sam = PromptableSam(encoder, prompt_encoder, decoder, in_channels, normalisation)
     sam.random_weights = state is None and not _is_meta(sam)
-    sam.base = BaseModel(arch.name, size, in_channels, normalisation, fingerprint(sam))
+    sam.base = base
     return sam.eval()
 
 

@@ -31,7 +31,8 @@ class BaseModel:
         image_size: S, side of the square input, pixels.
         in_channels: number of image channels.
         normalisation: "sam" (mean and standard deviation) or "medsam" (input stays in [0, 1]).
-        sha256: hash of the weights before tuning.
+        sha256: hash of the weights before tuning, as they were read, before they are fitted to size
+            and channels: equal on all processors.
     """
 
     name: str
