@@ -22,7 +22,7 @@ from medsam_tune.files import write_json
 from medsam_tune.inference.canvas import labels_of, smallest_type
 from medsam_tune.inference.simulated import parse_kind
 from medsam_tune.prompts import SlicePrompts
-from medsam_tune.ranks import gathered, is_main
+from medsam_tune.ranks import gathered, is_main, rank
 
 _MOST_KINDS = 3  # columns beside the annotator's: more are too small to see
 _SPARE = 2  # volumes kept for each that is shown: the scores may put the cases in another order
@@ -127,10 +127,14 @@ class Overlays:
             return
         numbers = {case: number for number, case in enumerate(self._dice)}
         index: list[dict[str, Any]] = []
-        ranked = {case: dice for part in gathered(self._ranked()) for case, dice in part.items()}
+        ranked: dict[str, float] = {}
+        owners: dict[str, int] = {}  # a case that evens out the shares is of two processes
+        for owner, part in enumerate(gathered(self._ranked())):
+            ranked |= part
+            owners = {**dict.fromkeys(part, owner), **owners}
         roles = chosen(ranked, self.count)
         for case, role in roles.items():
-            if case not in numbers:  # another process has it
+            if owners[case] != rank():
                 continue
             panel = _panel_from(torch.load(self._kept(numbers[case]), weights_only=True))
             if self.scores is not None:

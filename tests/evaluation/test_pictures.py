@@ -223,6 +223,17 @@ def test_volumes_are_kept_of_the_worst_alone(tmp_path: Path) -> None:
     assert (truth_there == 2).sum() == (truth() == 2).sum()
 
 
+@pytest.mark.parametrize(("rank", "drawn"), [(0, ["a", "a.png", INDEX]), (1, [])])
+def test_a_case_of_two_processes_is_drawn_by_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int, drawn: list[str]
+) -> None:
+    """As it is where the last shares are filled up."""
+    monkeypatch.setattr("medsam_tune.evaluation.overlays.rank", lambda: rank)
+    monkeypatch.setattr("medsam_tune.evaluation.overlays.gathered", lambda part: [part, part])
+    run(Overlays(tmp_path, LABELS), [batch("a")])
+    assert sorted(path.name for path in tmp_path.iterdir()) == drawn
+
+
 def test_no_picture_is_drawn_if_none_is_wanted(tmp_path: Path) -> None:
     run(Overlays(tmp_path, LABELS, count=0), [batch("a"), batch("b")])
     assert not [*tmp_path.iterdir()]

@@ -124,20 +124,22 @@ def test_two_processes_of_torchrun_train_and_evaluate_as_one(folder: Path) -> No
     assert steps["two"][:2] == pytest.approx(steps["one"][:2], abs=1e-5)
     assert steps["two"] == pytest.approx(steps["one"], abs=5e-3)
 
-    done(started(folder, 1, "evaluate.yaml", run_dir="two", output_dir="alone"))
-    settings = {"run_dir": "two", "output_dir": "together"}
-    done(started(folder, 2, "evaluate.yaml", by=TORCHRUN, **settings))
-    for name in ("metrics.csv", "box3d/metrics.csv"):
-        assert (folder / "together" / name).read_text() == (folder / "alone" / name).read_text()
-    alone, together = (
-        json.loads((folder / name / "summary.json").read_text()) for name in ("alone", "together")
-    )
-    assert together | {"seconds": 0} == alone | {"seconds": 0}
-    with (folder / "together" / "metrics.csv").open() as file:
-        assert len({row["case"] for row in csv.DictReader(file)}) == 2
-    assert {path.name for path in (folder / "together" / "overlays").iterdir()} == {
-        path.name for path in (folder / "alone" / "overlays").iterdir()
-    }
+    found = json.loads((folder / "d.json").read_text())
+    (folder / "few.json").write_text(json.dumps(found | {"test": found["test"][:1]}))
+    for count, datalist in ((2, "d.json"), (1, "few.json")):
+        settings = {"run_dir": "two", "datalist": datalist}
+        alone, together = folder / f"alone{count}", folder / f"together{count}"
+        done(started(folder, 1, "evaluate.yaml", output_dir=alone.name, **settings))
+        settings |= {"output_dir": together.name}
+        done(started(folder, 2, "evaluate.yaml", by=TORCHRUN, **settings))
+        for name in ("metrics.csv", "box3d/metrics.csv"):
+            assert (together / name).read_text() == (alone / name).read_text()
+        one, two = (json.loads((it / "summary.json").read_text()) for it in (alone, together))
+        assert two | {"seconds": 0} == one | {"seconds": 0}
+        with (together / "metrics.csv").open() as file:
+            assert len({row["case"] for row in csv.DictReader(file)}) == count
+        one, two = ({p.name for p in (it / "overlays").rglob("*")} for it in (alone, together))
+        assert two == one
 
 
 def test_commands_on_images_start_two_processes(tmp_path: Path) -> None:
