@@ -9,17 +9,14 @@ from __future__ import annotations
 import copy
 import zlib
 from collections.abc import Mapping, Sequence
-from enum import Enum
-from marshal import dumps
-from types import CodeType, FunctionType
 from typing import Any
 
 import monai
 import numpy as np
-import torch
 from monai.transforms import Compose, MapTransform, Randomizable, Transform
 
 from medsam_tune.slices.embeddings import EmbeddingStore, Place
+from medsam_tune.training.described import described
 from medsam_tune.training.prompting import KeepObjectsd
 
 
@@ -142,7 +139,7 @@ def description(transform: Compose, prompts: Any) -> dict[str, Any]:
     """
     at = _place_of(prompts, transform)
     steps = [one for i, one in enumerate(transform.transforms) if i != at]
-    return {"monai": monai.__version__, "steps": [_settings(one) for one in steps]}
+    return {"monai": monai.__version__, "steps": [described(one) for one in steps]}
 
 
 def _place_of(prompts: Any, transform: Compose) -> int:
@@ -157,31 +154,3 @@ def _place_of(prompts: Any, transform: Compose) -> int:
 
 def _seed_of(place: Place) -> int:
     return zlib.crc32(f"{place.case.id}:{place.k}:{place.view}".encode())
-
-
-def _settings(value: Any) -> Any:
-    """The settings of a transform as JSON, by what its attributes hold."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): _settings(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_settings(one) for one in value]
-    if isinstance(value, set | frozenset):
-        return sorted(map(str, value))
-    if isinstance(value, Enum | torch.dtype | torch.device | np.dtype):
-        return str(value)
-    if isinstance(value, torch.Tensor | np.ndarray | np.generic):
-        return np.asarray(value).tolist()
-    if isinstance(value, FunctionType):
-        return [value.__qualname__, zlib.crc32(_code(value.__code__))]
-    if isinstance(value, type) or not hasattr(value, "__dict__"):
-        return getattr(value, "__qualname__", type(value).__qualname__)
-    held = {key: _settings(one) for key, one in sorted(vars(value).items())}
-    return {"is": type(value).__qualname__, **held}
-
-
-def _code(code: CodeType) -> bytes:
-    """What a function does, wherever it stands."""
-    constants = [_code(c) if isinstance(c, CodeType) else repr(c).encode() for c in code.co_consts]
-    return dumps([code.co_code, constants, code.co_names])
