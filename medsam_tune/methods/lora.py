@@ -55,8 +55,8 @@ def lora(
         raise ValueError(f"where is {where!r}; expected one of {', '.join(PLACES)}.")
     if mask_decoder and where == "decoder":
         raise ValueError(
-            "where is 'decoder', which mask_decoder=True trains as a whole, without LoRA; leave one "
-            "of them out, or tune by the method 'decoder'."
+            "where is 'decoder', which mask_decoder=True trains as a whole, without LoRA; leave "
+            "one of them out, or tune by the method 'decoder'."
         )
     if config is None:
         own = {"peft_type": "LORA", "r": rank, "lora_alpha": rank if alpha is None else alpha}
@@ -73,8 +73,8 @@ def lora(
         settings.target_modules = targets(sam, "encoder" if mask_decoder else where, last_blocks)
     elif where != "both" or last_blocks is not None:
         raise ValueError(
-            "target_modules name the layers that get LoRA, so where and last_blocks would be without "
-            "effect; leave them out, or leave out target_modules."
+            "target_modules name the layers that get LoRA, so where and last_blocks would be "
+            "without effect; leave them out, or leave out target_modules."
         )
     if getattr(settings, "feedforward_modules", ()) is None:  # IA3's; q and v are not among them
         settings.feedforward_modules = []
