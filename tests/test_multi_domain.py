@@ -16,13 +16,14 @@ import torch
 from medsam_tune import multi_domain
 from medsam_tune.bundle import training_configs
 from medsam_tune.cli.domains import domain_runs, one_by_one, read_recipe
+from medsam_tune.domain_plan import Domain, Plan
 from medsam_tune.errors import DataError
 from medsam_tune.failures import REFUSED, USER
 from medsam_tune.files import file_hash
 from medsam_tune.inference.domain_runs import read_domains
 from medsam_tune.methods import apply_method
 from medsam_tune.methods.tuned import load_tuned, read_header, save_tuned
-from medsam_tune.multi_domain import Domain, Plan, tune_domains
+from medsam_tune.multi_domain import tune_domains
 from medsam_tune.runs import TUNED, RunRecord, write_record, write_state
 from medsam_tune.sam.build import build_sam
 from medsam_tune.sam.model import PromptableSam

@@ -183,7 +183,7 @@ class Domains(nn.Module):
                 )
             config = replace(
                 config,
-                target_modules=set(adapted_layers(model)),
+                target_modules=adapted_layers(model),  # a set, by its __post_init__
                 exclude_modules=None,
                 layers_to_transform=None,
                 init_lora_weights=True,
