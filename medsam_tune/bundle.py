@@ -44,16 +44,8 @@ _FREE |= {
     "embedding_budget",
     "checkpoint_minutes",
 }
-_FREE |= {
-    "mlflow",
-    "compile",
-    "gradient_checkpointing",
-    "jobs",
-    "imports",
-    "initialize",
-    "run",
-    "_meta_",
-}
+_FREE |= {"mlflow", "compile", "gradient_checkpointing", "_meta_"}
+_FREE |= {"jobs", "imports", "initialize", "run"}
 
 
 def bundle_folder(name: str) -> Path:
@@ -129,6 +121,26 @@ def training_configs(
                 warn(f"{path.name}: its {listed(lost)} is left out, as {_option(flag)} sets it.")
     own = [] if method == "decoder" else [f"method_{method}.yaml"]
     return ["train.yaml", *own, *overlays, *(f"{flag}.yaml" for flag in flags)]
+
+
+def config_content(bundle: str, name: str) -> dict[str, Any]:
+    """What a config says, by its name in the bundle's configs/ or its path."""
+    return _content(_config(bundle_folder(bundle) / "configs", name))
+
+
+def merged(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Configs laid over each other as MONAI does it; a key that leads nowhere is left out."""
+    from monai.bundle import ConfigParser
+    from monai.bundle.utils import merge_kv
+
+    parser = ConfigParser({})
+    for config in configs:
+        for key, value in config.items():
+            try:
+                merge_kv(parser, key, deepcopy(value))
+            except (KeyError, IndexError, ValueError, TypeError):
+                continue
+    return dict(parser.get())
 
 
 def _option(name: str) -> str:
@@ -209,11 +221,11 @@ def start(argv: Sequence[str] | None = None, *, ranks: bool = False) -> None:
     given = _options(sys.argv[1:] if argv is None else argv)
     for key in _PATHS:
         _refuse_program(key, given.get(key))
-    merged = _merged(configs)
-    _refuse_unused(configs, merged)
+    content = merged(configs)
+    _refuse_unused(configs, content)
     for key in overrides:
-        _refuse_unknown(f"--{key}", key, merged)
-    for place, component in _components(_merged([*configs, overrides])):
+        _refuse_unknown(f"--{key}", key, content)
+    for place, component in _components(merged([*configs, overrides])):
         known = _arguments(component)
         for name in component if known else ():
             if name not in known:
@@ -231,8 +243,8 @@ def recipe(argv: Sequence[str] | None = None) -> dict[str, Any]:
         argv: see `start`. Without configs on the command line the result is empty.
     """
     configs, overrides = _configs_and_overrides(argv)
-    merged = _merged([*configs, overrides]) if configs else {}
-    return flat({key: content for key, content in merged.items() if key not in _FREE})
+    content = merged([*configs, overrides]) if configs else {}
+    return flat({key: value for key, value in content.items() if key not in _FREE})
 
 
 def _config(folder: Path, name: str) -> Path:
@@ -282,21 +294,6 @@ def _configs_and_overrides(
     return [ConfigParser.load_config_file(name) for name in names], overrides
 
 
-def _merged(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Configs laid over each other as MONAI does it; a key that leads nowhere is left out."""
-    from monai.bundle import ConfigParser
-    from monai.bundle.utils import merge_kv
-
-    parser = ConfigParser({})
-    for config in configs:
-        for key, value in config.items():
-            try:
-                merge_kv(parser, key, deepcopy(value))
-            except (KeyError, IndexError, ValueError, TypeError):
-                continue
-    return dict(parser.get())
-
-
 def _refuse_program(key: str, text: str | None) -> None:
     """Refuse a path that is not taken as it is written: a program, a reference, a comment.
 
@@ -316,13 +313,13 @@ def _refuse_program(key: str, text: str | None) -> None:
     )
 
 
-def _refuse_unused(configs: Sequence[Mapping[str, Any]], merged: Mapping[str, Any]) -> None:
+def _refuse_unused(configs: Sequence[Mapping[str, Any]], content: Mapping[str, Any]) -> None:
     """Refuse a key of an overlay that is in no config before it, and that nothing refers to."""
     known: set[str] = set()
-    text = str(merged)
+    text = str(content)
     for number, config in enumerate(configs):
         whole = {key: value for key, value in config.items() if "::" not in key}
-        before = _merged([*configs[:number], whole]) if number else {}
+        before = merged([*configs[:number], whole]) if number else {}
         for key in config if number else ():
             name = key.lstrip("+").split("::")[0]
             if name not in known and f"@{name}" not in text:

@@ -2,37 +2,32 @@
 
     O/settings.json           what it is of; another one is refused
     O/ct, O/mr                the run of each domain, with its evaluation
-    O/matrix/ct-by-mr         the test cases of ct by the model of mr; by-untouched, by-combined-...
+    O/matrix/ct-by-mr-...     the test cases of ct by the model of mr; by-untouched, by-combined-...
     O/combined.safetensors    the mean of those domains' models that are LoRAs alone, two or more
-    O/full-ct, O/full-ct-mr   full tuning on ct, and then on mr: what does it forget of ct?
+    O/full-ct                 full tuning on ct; full-ct-....pth is the same as a checkpoint
+    O/full-ct-mr-...          full tuning on mr from there on: what does it forget of ct?
     O/domains.json            the table, and where each domain's model is; with .md
 
-What is done is not done again, as in a comparison.
+What is done is not done again, as in a comparison. The last letters of a name are of the tuned file
+that it was made with: a model that is tuned again is judged again.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from medsam_tune.bundle import run_bundle, training_configs
+from medsam_tune.bundle import run_bundle
+from medsam_tune.domain_plan import FULL, Domain, Plan, described, said
 from medsam_tune.errors import DataError, listed
 from medsam_tune.evaluation.compare import Method, read_method
 from medsam_tune.evaluation.domain_table import KIND, dice_by_models, domains_text, forgotten
-from medsam_tune.files import (
-    FORMAT,
-    file_hash,
-    hold_folder,
-    read_json,
-    write_json,
-    written_whole,
-)
+from medsam_tune.files import FORMAT, file_hash, hold_folder, write_json, written_whole
 from medsam_tune.inference.domain_runs import DOMAINS, DOMAINS_FORMAT
-from medsam_tune.methods.domains import Domains
+from medsam_tune.methods.domains import Domains, not_summed
 from medsam_tune.methods.export import export_sam
 from medsam_tune.methods.header import TunedHeader
 from medsam_tune.methods.tuned import load_tuned, read_header, save_tuned, tuned_names, tuned_size
@@ -47,61 +42,8 @@ from medsam_tune.tasks import (
     tried,
 )
 
-FULL = "full"
-"""Method whose forgetting is measured."""
 UNTOUCHED, COMBINED = "untouched", "combined"
 """Models of the matrix beside those of the domains; no domain has these names."""
-
-
-@dataclass(frozen=True)
-class Domain:
-    """A domain: its data, and what its training has beside the others'.
-
-    Attributes:
-        name: its name, lower-case letters, digits and "_".
-        datalist: datalist, .json.
-        bundle: see `bundle_folder`.
-        method: key of `METHODS`.
-        overlays: names of overlays in the bundle, or paths.
-        settings: settings for it alone.
-    """
-
-    name: str
-    datalist: Path
-    bundle: str
-    method: str
-    overlays: tuple[str, ...] = ()
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is tuned, and how.
-
-    Attributes:
-        domains: at least two.
-        output: folder of the runs.
-        model: base model.
-        checkpoint: weights of the base model; None for the embedded ones.
-        image_size: side of the model's input, pixels; None is the model's own.
-        class_agnostic: tune SAM's own prompting, which knows no labels. LoRAs can then be combined,
-            those of all domains that are tuned so.
-        forgetting: a domain, and the one that full tuning goes on with; None leaves that out.
-        settings: further settings of all trainings and evaluations, as far as they have them.
-    """
-
-    domains: Sequence[Domain]
-    output: Path
-    model: str = "nano"
-    checkpoint: Path | None = None
-    image_size: int | None = None
-    class_agnostic: bool = False
-    forgetting: tuple[str, str] | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-    def domain(self, name: str) -> Domain:
-        """The domain of a name."""
-        return next(one for one in self.domains if one.name == name)
 
 
 def tune_domains(plan: Plan) -> tuple[str, dict[str, str]]:
@@ -113,21 +55,18 @@ def tune_domains(plan: Plan) -> tuple[str, dict[str, str]]:
         the table as text; and name of a task that failed -> why.
 
     Raises:
-        ValueError: an overlay that does not fit the method.
+        ValueError: an overlay or an option that does not fit the method.
         DataError: the output folder holds something else, or no domain came to its end.
         SystemExit: a training was stopped by a signal; the same call continues it.
     """
-    said = _said(plan)
-    for one in plan.domains:
-        _configs(plan, one, one.method, plan.class_agnostic)
-    for name in plan.forgetting or ():
-        _configs(plan, plan.domain(name), FULL, True)
-    refuse_other_tasks(plan.output, said, DOMAINS_FORMAT, "set of domains", "further domains")
-    described = _described(plan)
+    common = said(plan)
+    plan.refuse_odd()
+    refuse_other_tasks(plan.output, common, DOMAINS_FORMAT, "set of domains", "further domains")
+    domains = described(plan)
     plan.output.mkdir(parents=True, exist_ok=True)
     lock = hold_folder(plan.output, "tunes domains")
     try:
-        write_json(plan.output / SETTINGS, {**said, "domains": described})
+        write_json(plan.output / SETTINGS, {**common, "domains": domains})
         return _tune(plan)
     finally:
         lock.release()
@@ -147,7 +86,7 @@ def _tune(plan: Plan) -> tuple[str, dict[str, str]]:
             done.append(one)
     models: dict[str, Path | None] = {UNTOUCHED: None}
     models |= {one.name: tuned_file(plan.output / one.name) for one in done}
-    loras = [one for one in done if _is_lora_alone(models[one.name])]
+    loras = [one for one in done if _is_summed(tuned_file(plan.output / one.name))]
     if len(loras) > 1:
         combined = plan.output / f"{COMBINED}.safetensors"
         if task(COMBINED, failed, partial(_combine, plan, loras, combined)):
@@ -185,7 +124,9 @@ def _made(plan: Plan, domain: Domain) -> None:
     if read_record(run).prompted is False:
         raise DataError(f"{run}: takes no prompts, and domains are compared by boxes.")
     if not is_evaluated(run, [KIND]):
-        settings = for_evaluation(domain.bundle, _settings(plan, domain), slices=False)
+        settings = for_evaluation(
+            domain.bundle, plan.settings_of(domain, domain.method), slices=False
+        )
         run_bundle(domain.bundle, ["evaluate.yaml"], {"run_dir": run, **settings})
 
 
@@ -199,32 +140,12 @@ def _train(
 ) -> None:
     if read_state(run).get("state") == "finished":
         return
-    base = _base(plan, checkpoint)
-    configs = _configs(plan, domain, method, class_agnostic)
-    own: dict[str, Any] = {"datalist": domain.datalist, "output_dir": run, **base}
+    configs = plan.configs(domain, method, class_agnostic)
+    own: dict[str, Any] = {"datalist": domain.datalist, "output_dir": run}
+    own |= plan.base(checkpoint)
     own |= {"resume": True} if (run / RECORD).is_file() else {}
-    own |= for_training(domain.bundle, _settings(plan, domain))
+    own |= for_training(domain.bundle, plan.settings_of(domain, method))
     run_bundle(domain.bundle, configs, own)
-
-
-def _configs(plan: Plan, domain: Domain, method: str, class_agnostic: bool) -> list[str]:
-    base = _base(plan, plan.checkpoint)
-    overlays = domain.overlays
-    try:
-        return training_configs(
-            domain.bundle, method, overlays, class_agnostic=class_agnostic, **base
-        )
-    except ValueError as error:
-        raise ValueError(f"domain {domain.name}, tuned by {method}: {error}") from error
-
-
-def _base(plan: Plan, checkpoint: Path | None) -> dict[str, Any]:
-    given = {"model": plan.model, "checkpoint": checkpoint, "image_size": plan.image_size}
-    return {key: value for key, value in given.items() if value is not None}
-
-
-def _settings(plan: Plan, domain: Domain) -> dict[str, Any]:
-    return {**plan.settings, **domain.settings}
 
 
 def _refuse_other_base(plan: Plan, first: Domain, other: Domain) -> None:
@@ -242,8 +163,10 @@ def _header(plan: Plan, domain: Domain) -> TunedHeader:
     return read_header(tuned_file(plan.output / domain.name))
 
 
-def _is_lora_alone(tuned: Path | None) -> bool:
-    return tuned is not None and all(".lora_" in key for key in tuned_names(tuned))
+def _is_summed(tuned: Path) -> bool:
+    """Whether a tuned file is a LoRA alone, of a kind that has a weighted sum."""
+    alone = all(".lora_" in key for key in tuned_names(tuned))
+    return alone and not_summed(read_header(tuned).tuning.options) is None
 
 
 def _combine(plan: Plan, domains: Sequence[Domain], path: Path) -> None:
@@ -262,12 +185,16 @@ def _combine(plan: Plan, domains: Sequence[Domain], path: Path) -> None:
 def _cell(plan: Plan, cases: str, model: str, tuned: Path | None) -> Path:
     """The folder with the evaluation of a domain's test cases by a model.
 
-    What is combined changes with a further domain, so that its folder is named after its content.
+    A model that is tuned again, or combined of others, is judged anew: its file is in the name.
     """
     if cases == model:
         return plan.output / cases
-    content = f"-{file_hash(tuned)[:8]}" if tuned is not None and model == COMBINED else ""
+    content = "" if tuned is None else f"-{_short_hash(tuned)}"
     return plan.output / "matrix" / f"{cases}-by-{model}{content}"
+
+
+def _short_hash(tuned: Path) -> str:
+    return file_hash(tuned)[:8]
 
 
 def _judged(
@@ -283,7 +210,7 @@ def _judged(
     given: dict[str, Any] = {"run_dir": plan.output / domain.name, "other": tuned}
     given |= {"output_dir": place / "evaluation", "prompts": [KIND]}
     given |= {} if checkpoint is None else {"other_checkpoint": checkpoint}
-    given |= for_evaluation(domain.bundle, _settings(plan, domain), slices=False)
+    given |= for_evaluation(domain.bundle, plan.settings_of(domain, domain.method), slices=False)
     run_bundle(domain.bundle, ["evaluate.yaml", "other_model.yaml"], given)
 
 
@@ -294,13 +221,14 @@ def _forget(plan: Plan, lost: list[Method]) -> None:
     before, after = (f"{FULL}-{old.name}", f"{FULL}-{old.name}-{new.name}")
     _train(plan, old, plan.output / before, FULL, True, plan.checkpoint)
     tuned = tuned_file(plan.output / before)
-    weights = plan.output / f"{before}.pth"
+    content = _short_hash(tuned)  # what goes on from it is of this file alone
+    weights = plan.output / f"{before}-{content}.pth"
     if not weights.is_file():
         export_sam(load_tuned(tuned, checkpoint=plan.checkpoint), weights)
-    _train(plan, new, plan.output / after, FULL, True, weights)
-    steps = ((before, plan.checkpoint), (after, weights))
-    for name, checkpoint in steps:
-        tuned = tuned_file(plan.output / name)
+    run = plan.output / f"{after}-{content}"
+    _train(plan, new, run, FULL, True, weights)
+    steps = ((before, tuned, plan.checkpoint), (after, tuned_file(run), weights))
+    for name, tuned, checkpoint in steps:
         place = _cell(plan, old.name, name, tuned)
         _judged(plan, old, place, tuned, checkpoint)
         lost.append(read_method(name, [place]))
@@ -333,44 +261,4 @@ def _found(
         "matrix": {cases: dice_by_models(models) for cases, models in matrix.items() if models},
         "forgetting": forgotten(*pair, *lost) if pair and len(lost) == 2 else None,
         "failed": dict(failed),
-    }
-
-
-def _described(plan: Plan) -> dict[str, Any]:
-    """What each domain is of, with those of earlier calls.
-
-    Raises:
-        DataError: a domain was of something else.
-    """
-    path = plan.output / SETTINGS
-    before: dict[str, Any] = read_json(path)["domains"] if path.is_file() else {}
-    now = {
-        one.name: {
-            "datalist": file_hash(one.datalist),
-            "bundle": one.bundle,
-            "method": one.method,
-            "overlays": [Path(overlay).name for overlay in one.overlays],
-            "settings": {key: str(value) for key, value in sorted(one.settings.items())},
-        }
-        for one in plan.domains
-    }
-    for name in now.keys() & before.keys():
-        changed = [key for key in now[name] if before[name].get(key) != now[name][key]]
-        if changed:
-            raise DataError(
-                f"{plan.output}: its domain {name} has another {listed(changed)} now. Give the "
-                "same again, name the domain otherwise, or choose another --output."
-            )
-    return {**before, **now}
-
-
-def _said(plan: Plan) -> dict[str, Any]:
-    """What all domains of a folder have in common."""
-    return {
-        FORMAT: DOMAINS_FORMAT,
-        "model": plan.model,
-        "checkpoint": None if plan.checkpoint is None else str(plan.checkpoint.absolute()),
-        "image_size": plan.image_size,
-        "class_agnostic": plan.class_agnostic,
-        "settings": {key: str(value) for key, value in sorted(plan.settings.items())},
     }

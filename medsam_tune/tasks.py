@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medsam_tune.bundle import bundle_folder
+from medsam_tune.bundle import config_content
 from medsam_tune.console import LOG, debugging
 from medsam_tune.errors import DataError, listed
 from medsam_tune.evaluation.results import read_results
@@ -99,7 +99,7 @@ def for_masks(bundle: str, settings: Mapping[str, Typed]) -> dict[str, Any]:
     own = {key: value for key, value in settings.items() if is_of_masks(key)}
     mending = {key: own.pop(key) for key in [*own] if _first(key) == "mending"}
     found = {key: value.value for key, value in own.items()}
-    rules = _config(bundle, "zero_shot.yaml")["rules"]
+    rules = config_content(bundle, "zero_shot.yaml")["rules"]
     found["components"] = found.pop("rules::components", rules.get("components"))
     if "pictures" in found:
         check(pictures=found["pictures"])
@@ -150,16 +150,7 @@ def refuse_other_tasks(
 
 
 def _keys(bundle: str, config: str) -> set[str]:
-    return {*_config(bundle, config)}
-
-
-def _config(bundle: str, config: str) -> dict[str, Any]:
-    from monai.bundle import ConfigParser
-
-    found: dict[str, Any] = ConfigParser.load_config_file(
-        bundle_folder(bundle) / "configs" / config
-    )
-    return found
+    return {*config_content(bundle, config)}
 
 
 def _first(key: str) -> str:

@@ -24,6 +24,7 @@ STOREYS = [
     ["synthetic"],
     ["bundle", "downloads"],
     ["tasks"],
+    ["domain_plan"],
     ["demo", "comparison", "multi_domain", "bundle_export"],
     ["cli"],
 ]

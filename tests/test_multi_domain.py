@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from medsam_tune import multi_domain
 from medsam_tune.bundle import training_configs
 from medsam_tune.cli.domains import domain_runs, one_by_one, read_recipe
+from medsam_tune.domain_plan import Domain, Plan
 from medsam_tune.errors import DataError
 from medsam_tune.failures import REFUSED, USER
+from medsam_tune.files import file_hash
 from medsam_tune.inference.domain_runs import read_domains
 from medsam_tune.methods import apply_method
 from medsam_tune.methods.tuned import load_tuned, read_header, save_tuned
-from medsam_tune.multi_domain import Domain, Plan, tune_domains
+from medsam_tune.multi_domain import tune_domains
 from medsam_tune.runs import TUNED, RunRecord, write_record, write_state
 from medsam_tune.sam.build import build_sam
 from medsam_tune.sam.model import PromptableSam
@@ -44,7 +49,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         if "run_dir" in given:
             folder = Path(given.get("output_dir", Path(given["run_dir"]) / "evaluation")).parent
             assert configs == ["evaluate.yaml", *["other_model.yaml"] * ("other" in given)]
-            evaluated(folder, DICE.get(folder.name, 0.8), "slices")
+            evaluated(folder, DICE.get(unhashed(folder.name), 0.8), "slices")
             return
         folder = Path(given["output_dir"])
         folder.mkdir()
@@ -53,7 +58,12 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         base = untuned(given.get("checkpoint"))
         if "larger.yaml" in configs:
             base = build_sam("nano", None, 2 * SIZE)
-        save_tuned(apply_method(base, method), folder / TUNED, {1: "liver"})
+        given_options = {"use_dora": True} if given.get("network_def::use_dora") else {}
+        model = apply_method(base, method, **given_options)
+        with torch.no_grad():  # each training has its own result
+            for parameter in model.parameters():
+                parameter.add_(1e-6 * torch.rand(()) * parameter.requires_grad)
+        save_tuned(model, folder / TUNED, {1: "liver"})
         checkpoint = given.get("checkpoint")
         said = None if checkpoint is None else str(checkpoint)
         write_record(folder, RunRecord(None, None, said, {}, {}, 0.05, 0, mixture={"box": 1}))
@@ -72,9 +82,13 @@ def plan(folder: Path, **changes: Any) -> Plan:
 
 
 def cell(given: dict[str, Any]) -> str:
-    """Whose cases are judged by which model; what is combined has a hash in its name."""
-    name = Path(given["output_dir"]).parent.name
-    return name.rpartition("-")[0] if "combined-" in name else name
+    """Whose cases are judged by which model."""
+    return unhashed(Path(given["output_dir"]).parent.name)
+
+
+def unhashed(name: str) -> str:
+    """A name without the start of a tuned file's hash."""
+    return re.sub("-[0-9a-f]{8}$", "", name)
 
 
 def test_each_domain_is_judged_by_each_model(calls: Calls, tmp_path: Path) -> None:
@@ -82,13 +96,16 @@ def test_each_domain_is_judged_by_each_model(calls: Calls, tmp_path: Path) -> No
     text, failed = tune_domains(asked)
     assert not failed
     trained = [(configs, given) for configs, given in calls if configs[0] == "train.yaml"]
-    assert [Path(given["output_dir"]).name for _, given in trained] == [
+    assert [unhashed(Path(given["output_dir"]).name) for _, given in trained] == [
         *("ct", "mr", "full-ct", "full-ct-mr")
     ]
     assert trained[0][0] == ["train.yaml", "method_lora.yaml", "class_agnostic.yaml"]
     assert (trained[0][1]["epochs"], "tolerance" in trained[0][1]) == (3, False)
     # full tuning goes on with the weights that it left
-    assert trained[3][1]["checkpoint"] == asked.output / "full-ct.pth"
+    content = file_hash(asked.output / "full-ct" / TUNED)[:8]
+    weights = asked.output / f"full-ct-{content}.pth"
+    assert trained[3][1]["checkpoint"] == weights
+    assert trained[3][1]["output_dir"] == asked.output / f"full-ct-mr-{content}"
     judged = {cell(given): given for _, given in calls if "other" in given}
     assert [*judged] == [
         *("ct-by-untouched", "ct-by-mr", "ct-by-combined"),
@@ -99,7 +116,7 @@ def test_each_domain_is_judged_by_each_model(calls: Calls, tmp_path: Path) -> No
     assert judged["ct-by-mr"]["other"] == asked.output / "mr" / TUNED
     assert judged["ct-by-mr"]["run_dir"] == asked.output / "ct"
     assert (judged["ct-by-mr"]["tolerance"], "epochs" in judged["ct-by-mr"]) == (1.0, False)
-    assert judged["ct-by-full-ct-mr"]["other_checkpoint"] == asked.output / "full-ct.pth"
+    assert judged["ct-by-full-ct-mr"]["other_checkpoint"] == weights
     found = json.loads((asked.output / "domains.json").read_text())
     means = {name: entry["mean"] for name, entry in found["matrix"]["ct"].items()}
     assert means == pytest.approx({"untouched": 0.465, "ct": 0.765, "mr": 0.365, "combined": 0.765})
@@ -136,6 +153,103 @@ def test_a_further_domain_changes_what_is_combined(calls: Calls, tmp_path: Path)
     }
     combined = read_header(asked.output / "combined.safetensors")
     assert combined.tuning.options["config"]["r"] == 24  # three of rank 8
+
+
+def test_what_is_tuned_again_is_judged_again(calls: Calls, tmp_path: Path) -> None:
+    """By its new file, wherever it stands; what goes on from full tuning is trained anew too."""
+    asked = plan(tmp_path, forgetting=("ct", "mr"))
+    tune_domains(asked)
+    for again, trained, judged in (
+        ("mr", {"mr"}, {"ct-by-mr", "ct-by-combined", "mr-by-combined"}),
+        ("full-ct", {"full-ct", "full-ct-mr"}, {"ct-by-full-ct", "ct-by-full-ct-mr"}),
+    ):
+        shutil.rmtree(asked.output / again)
+        calls.clear()
+        tune_domains(asked)
+        made = {unhashed(Path(x["output_dir"]).name) for _, x in calls if "run_dir" not in x}
+        assert made == trained
+        assert {cell(given) for _, given in calls if "other" in given} == judged
+        weights = {given["checkpoint"] for _, given in calls if "checkpoint" in given}
+        content = file_hash(asked.output / "full-ct" / TUNED)[:8]
+        expected = {asked.output / f"full-ct-{content}.pth"}
+        assert weights == (expected if again == "full-ct" else set())
+        calls.clear()
+        tune_domains(asked)
+        assert not calls
+
+
+def test_another_content_of_an_overlay_is_refused(calls: Calls, tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("epochs: 2\n")
+    first, second = plan(tmp_path).domains
+    asked = plan(tmp_path, domains=[replace(first, overlays=(str(own),)), second])
+    tune_domains(asked)
+    own.write_text("# as before\nepochs: 2\n")
+    tune_domains(asked)
+    own.write_text("epochs: 3\n")
+    calls.clear()
+    with pytest.raises(DataError, match=r"domain ct has another content of own\.yaml now, and not"):
+        tune_domains(asked)
+    assert not calls
+    settings = asked.output / "settings.json"
+    said = json.loads(settings.read_text())
+    del said["domains"]["ct"]["content of own.yaml"]  # a folder of an older version
+    settings.write_text(json.dumps(said))
+    tune_domains(asked)
+    assert not calls
+
+
+def test_settings_of_a_domains_method_are_not_of_forgetting(calls: Calls, tmp_path: Path) -> None:
+    """Options and the learning rate of a LoRA do not reach full tuning; those of full do."""
+    first, second = plan(tmp_path).domains
+    second = replace(second, method="full", settings={"network_def::multimask": True})
+    settings = {"lr": 1e-3, "epochs": 3, "optimizer::eps": 1e-7}
+    first = replace(first, settings={"network_def::rank": 4})
+    asked = plan(tmp_path, domains=[first, second], settings=settings, forgetting=("ct", "mr"))
+    assert not tune_domains(asked)[1]
+    made = {unhashed(Path(x["output_dir"]).name): x for _, x in calls if "run_dir" not in x}
+    own = {"lr", "network_def::rank", "network_def::multimask"}
+    found = {name: own & given.keys() for name, given in made.items()}
+    assert found == {
+        "ct": {"lr", "network_def::rank"},
+        "mr": {"lr", "network_def::multimask"},
+        "full-ct": set(),
+        "full-ct-mr": {"lr", "network_def::multimask"},
+    }
+    assert all(given["epochs"] == 3 and "optimizer::eps" in given for given in made.values())
+
+
+def test_options_that_a_method_does_not_have_are_refused_first(
+    calls: Calls, tmp_path: Path
+) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("network_def::rank: 4\n")
+    first, second = plan(tmp_path).domains
+    domains = [replace(first, overlays=(str(own),)), second]
+    with pytest.raises(ValueError, match=r"ct, tuned by full: .*no option 'rank'.*leaves out netw"):
+        tune_domains(plan(tmp_path, domains=domains, forgetting=("ct", "mr")))
+    odd = replace(second, method="adapter", settings={"network_def::rank": 4})
+    with pytest.raises(ValueError, match="mr, tuned by adapter: method 'adapter' has no option 'r"):
+        tune_domains(plan(tmp_path, domains=[first, odd]))
+    assert not calls
+    assert not (tmp_path / "O").exists()
+
+
+def test_a_lora_that_has_no_sum_is_said_first_and_left_out(calls: Calls, tmp_path: Path) -> None:
+    first, second = plan(tmp_path).domains
+    own = tmp_path / "own.yaml"
+    own.write_text("network_def::use_dora: true\n")
+    dora = Domain("xr", tmp_path / "xr.json", "volume", "lora", (str(own),))
+    asked = plan(tmp_path, domains=[first, second, dora])
+    with pytest.warns(UserWarning, match="its LoRA has use_dora, .* left out of the mean"):
+        asked.refuse_odd()
+    assert not calls
+    dora = replace(dora, overlays=(), settings={"network_def::use_dora": True})
+    with pytest.warns(UserWarning, match="domain xr: its LoRA has use_dora"):
+        text, failed = tune_domains(replace(asked, domains=[first, second, dora]))
+    assert not failed
+    assert "Combined is the mean of the LoRAs of ct, mr." in text
+    assert "xr-by-combined" in {cell(given) for _, given in calls if "other" in given}
 
 
 def test_the_loras_among_the_domains_are_combined(calls: Calls, tmp_path: Path) -> None:

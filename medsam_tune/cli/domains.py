@@ -15,7 +15,7 @@ from medsam_tune.cli.options import METHODS, refuse_random, refuse_unknown
 from medsam_tune.errors import DataError, listed, nearest
 
 if TYPE_CHECKING:
-    from medsam_tune.multi_domain import Domain, Plan
+    from medsam_tune.domain_plan import Domain, Plan
 
 _RECIPE = {
     "method": str,
@@ -77,7 +77,7 @@ def read_recipe(path: Path, output: Path) -> Plan:
         DataError: no such file, or content of another form.
         ValueError: an unknown method or model.
     """
-    from medsam_tune.multi_domain import Plan
+    from medsam_tune.domain_plan import Plan
 
     content = _checked(path, _yaml(path), _RECIPE, "")
     if not content.get("domains"):
@@ -170,7 +170,7 @@ def one_by_one(jobs: Mapping[str | None, Callable[[], None]]) -> None:
 
 
 def _domain(path: Path, name: Any, entry: Any, method: str | None) -> Domain:
-    from medsam_tune.multi_domain import Domain
+    from medsam_tune.domain_plan import Domain
 
     if not isinstance(name, str) or not _NAME.fullmatch(name) or name in _TAKEN:
         raise DataError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from medsam_tune.errors import DataError
 from medsam_tune.methods import apply_method
+from medsam_tune.methods.lora import adapted_layers
 from medsam_tune.methods.tuned import (
     load_tuned,
     load_tuned_tensors,
@@ -27,6 +29,17 @@ from medsam_tune.sam.model import Masks, PromptableSam
 
 # peft's other initialisations of LoRA change the base's weights.
 _KEEPS_BASE = (True, False, "gaussian", "orthogonal")
+_NOT_SUMMED = ("use_dora", "lora_bias")
+
+
+def not_summed(options: Mapping[str, Any]) -> str | None:
+    """The first field of a LoRA that keeps it out of a sum of LoRAs, see `Domains.combine`.
+
+    Args:
+        options: options of the method "lora", with or without a `config`.
+    """
+    config = options.get("config") or options
+    return next((name for name in _NOT_SUMMED if config.get(name)), None)
 
 
 def load_elsewhere(
@@ -138,6 +151,9 @@ class Domains(nn.Module):
     ) -> PromptableSam:
         """A new domain that is a weighted sum of LoRA domains.
 
+        The LoRAs may have other ranks, layers and scales (`alpha`, `use_rslora`). The scales are
+        folded into the weights of the sum, so that its own is 1.
+
         Args:
             name: name of the new domain.
             weights: domain -> its weight.
@@ -146,7 +162,8 @@ class Domains(nn.Module):
             options: other arguments of `add_weighted_adapter`, e.g. `svd_rank`.
 
         Raises:
-            ValueError: a domain that is not LoRA alone, or an error of peft.
+            ValueError: a domain that is not LoRA alone, one with `use_dora` or `lora_bias`, or an
+                error of peft.
         """
         scratch = self._clone()
         merged = "_combined"
@@ -159,9 +176,24 @@ class Domains(nn.Module):
                     f"domain {part!r} is not LoRA alone; only LoRAs without a trained decoder or "
                     "tokens can be combined."
                 )
+            if field := not_summed(config.to_dict()):
+                raise ValueError(
+                    f"domain {part!r} is a LoRA with {field}, of which peft makes no weighted sum; "
+                    f"only LoRAs without {field} can be combined."
+                )
+            config = replace(
+                config,
+                target_modules=adapted_layers(model),  # a set, by its __post_init__
+                exclude_modules=None,
+                layers_to_transform=None,
+                init_lora_weights=True,
+            )
             with warnings.catch_warnings():  # more than one config is intended here
                 warnings.filterwarnings("ignore", message="Already found a `peft_config`")
-                tuner = LoraModel(scratch, config, part)
+                tuner = LoraModel(scratch, copy.copy(config), part)
+            # The part has its scales by now, which peft folds into the sum; that takes the other
+            # fields of the first part, and its scale is 1, which its larger rank must not change.
+            tuner.peft_config[part] = replace(config, use_rslora=False)
             own = scratch.state_dict()  # shares memory with the parameters
             for key, value in tensors.items():
                 own[key.replace(".default.", f".{part}.")].copy_(value)

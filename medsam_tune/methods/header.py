@@ -96,13 +96,25 @@ def parse_header(text: str, source: str) -> TunedHeader:
         source, header, TUNED_FORMAT, "Tune again, or use the version that wrote it."
     )
     content = _fields(header, "the header", _HEADER, source)
-    base = _fields(content["base"], "base", _BASE, source)
     return TunedHeader(
-        base=BaseModel(**base),
+        base=parse_base(content["base"], source),
         tuning=Tuning(content["method"], content["options"]),
         labels={int(k): v for k, v in content["labels"].items()},
         version=content["version"],
     )
+
+
+def parse_base(content: dict[str, Any], source: str) -> BaseModel:
+    """The description of a base in a file, checked in types and ranges.
+
+    Args:
+        content: fields, as `BaseModel.as_dict` gives them.
+        source: name of the file, for the message.
+
+    Raises:
+        DataError: other fields, or a value out of range; names it.
+    """
+    return BaseModel(**_fields(content, "base", _BASE, source))
 
 
 _WAY_OUT = "Get the file again, or tune again."

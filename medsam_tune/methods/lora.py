@@ -43,8 +43,9 @@ def lora(
             `init_lora_weights` and others that `PEFT_FIELDS` lists.
 
     Raises:
-        ValueError: an unknown `where`, too many blocks, fields together with a config, a field that
-            a tuned file cannot hold, or an error of peft.
+        ValueError: an unknown `where`, too many blocks, options that exclude each other (fields and
+            a config, `target_modules` and `where` or `last_blocks`, the decoder as `where` and
+            trained as a whole), a field that a tuned file cannot hold, or an error of peft.
 
     References:
         Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022;
@@ -52,6 +53,11 @@ def lora(
     """
     if where not in PLACES:
         raise ValueError(f"where is {where!r}; expected one of {', '.join(PLACES)}.")
+    if mask_decoder and where == "decoder":
+        raise ValueError(
+            "where is 'decoder', which mask_decoder=True trains as a whole, without LoRA; leave "
+            "one of them out, or tune by the method 'decoder'."
+        )
     if config is None:
         own = {"peft_type": "LORA", "r": rank, "lora_alpha": rank if alpha is None else alpha}
         if taken := sorted(own.keys() & fields.keys()):
@@ -65,6 +71,11 @@ def lora(
     settings: Any = peft_config(config)
     if settings.target_modules is None:
         settings.target_modules = targets(sam, "encoder" if mask_decoder else where, last_blocks)
+    elif where != "both" or last_blocks is not None:
+        raise ValueError(
+            "target_modules name the layers that get LoRA, so where and last_blocks would be "
+            "without effect; leave them out, or leave out target_modules."
+        )
     if getattr(settings, "feedforward_modules", ()) is None:  # IA3's; q and v are not among them
         settings.feedforward_modules = []
     inject_adapter_in_model(settings, sam)

@@ -9,23 +9,33 @@ from typing import Any
 
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from medsam_tune.errors import DataError
-from medsam_tune.files import folder_written_whole, read_json
+from medsam_tune.errors import DataError, warn
+from medsam_tune.files import folder_written_whole, parse_json, read_json
 from medsam_tune.methods import apply_method
+from medsam_tune.methods.header import parse_base
 from medsam_tune.methods.options import fields_of, peft_config
-from medsam_tune.methods.tuned import refuse_not_finite, tuned_tensors, with_shapes_only
+from medsam_tune.methods.tuned import (
+    refuse_not_finite,
+    refuse_other_base,
+    tuned_tensors,
+    with_shapes_only,
+)
 from medsam_tune.sam.model import PromptableSam
 
 # Prefix of `peft.PeftModel` in the names of its files.
 _PREFIX = "base_model.model."
+# Key of the base's description in the metadata of the tensors, which peft does not read.
+_BASE = "medsam_tune.base"
 
 
 def save_peft(model: PromptableSam, folder: str | Path) -> Path:
     """Write the tuned part of a LoRA model as `adapter_config.json`, `adapter_model.safetensors`.
+
+    The metadata of the tensors describe the base.
 
     Args:
         model: model tuned by "lora" alone.
@@ -51,7 +61,8 @@ def save_peft(model: PromptableSam, folder: str | Path) -> Path:
     refuse_not_finite(state, str(folder))
     with folder_written_whole(folder) as beside:
         tensors = {_PREFIX + key: value.cpu().contiguous() for key, value in state.items()}
-        save_file(tensors, beside / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+        metadata = {"format": "pt", _BASE: json.dumps(model.base.as_dict())}
+        save_file(tensors, beside / SAFETENSORS_WEIGHTS_NAME, metadata=metadata)
         (beside / SAFETENSORS_WEIGHTS_NAME).chmod(0o644)
         targets = sorted(config.target_modules)  # JSON has no sets
         settings = {**config.to_dict(), "inference_mode": True, "target_modules": targets}
@@ -64,14 +75,17 @@ def load_peft(folder: str | Path, base: PromptableSam) -> PromptableSam:
 
     Args:
         folder: folder with `adapter_config.json` and `adapter_model.safetensors`.
-        base: base that it was tuned on, changed in place; the folder does not name it.
+        base: base that it was tuned on, changed in place.
 
     Returns:
         the tuned model in evaluation mode.
 
+    Warns:
+        UserWarning: the folder does not say its base, as one that `save_peft` did not write.
+
     Raises:
         FileNotFoundError: one of the two files is missing.
-        DataError: the folder is damaged, belongs to another model, or its config has fields that
+        DataError: the folder is damaged, was tuned on another base, or its config has fields that
             do not work on SAM.
     """
     folder = Path(folder)
@@ -80,11 +94,21 @@ def load_peft(folder: str | Path, base: PromptableSam) -> PromptableSam:
             raise FileNotFoundError(f"{folder}: no {name}; expected a folder that peft saved.")
     file = folder / SAFETENSORS_WEIGHTS_NAME
     try:
-        tensors = load_file(file)
+        with safe_open(file, framework="pt") as opened:
+            said = (opened.metadata() or {}).get(_BASE)
+            tensors = {key: opened.get_tensor(key) for key in opened.keys()}
     except SafetensorError as error:
         raise DataError(
             f"{file}: {file.stat().st_size} bytes, truncated or no safetensors file ({error})."
         ) from error
+    if said is None:
+        warn(
+            f"{file}: does not say the base that it was tuned on; its masks are wrong unless that "
+            f"is {base.base.name} with the weights, image size and normalisation given."
+        )
+    else:
+        wanted = parse_base(parse_json(said, f"{file}: the base in its metadata"), str(file))
+        refuse_other_base(wanted, base.base, file)
     refuse_not_finite(tensors, str(file))
     found = {key.removeprefix(_PREFIX): value for key, value in tensors.items()}
     content = read_json(folder / CONFIG_NAME)

@@ -178,7 +178,7 @@ def load_tuned(
             header.base.in_channels,
             header.base.normalisation,
         )
-    _refuse_other_base(header.base, base.base, path)
+    refuse_other_base(header.base, base.base, path)
     _refuse_other_method(header, base, path)
     with warnings.catch_warnings():  # the tensors of a tuned file are trained
         warnings.filterwarnings("ignore", message=".* has random weights and ")
@@ -231,7 +231,8 @@ def write_safetensors(
         beside.chmod(0o644)  # safetensors' 0600 would lock colleagues out
 
 
-def _refuse_other_base(wanted: BaseModel, found: BaseModel, path: str | Path) -> None:
+def refuse_other_base(wanted: BaseModel, found: BaseModel, path: str | Path) -> None:
+    """Refuse, by a DataError that names the file, a base that it was not tuned on."""
     for field, value in wanted.as_dict().items():
         other = found.as_dict()[field]
         if value == other:

@@ -13,11 +13,12 @@ import torch
 from medsam_tune.errors import DataError
 from medsam_tune.methods import apply_method
 from medsam_tune.methods.domains import Domains, load_elsewhere
-from medsam_tune.methods.tuned import save_tuned
+from medsam_tune.methods.lora import adapted_layers
+from medsam_tune.methods.tuned import save_tuned, tuned_tensors
 from medsam_tune.sam.build import build_sam, fingerprint
 from medsam_tune.sam.model import PromptableSam
 from tests.conftest import image_and_boxes
-from tests.methods.test_methods import train
+from tests.methods.test_methods import ROWS, call, train
 
 Build = Callable[..., PromptableSam]
 SETS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -111,6 +112,85 @@ def test_loras_combine_by_weight(tiny_sam: Build) -> None:
     same_rank = domains.combine("svd", {"a": 1.0, "b": 1.0}, "svd", svd_rank=5)
     layer = same_rank.get_submodule("image_encoder.blocks.0.attn.q_proj")
     assert layer.r == {"default": 5}
+
+
+LORAS = {name: row.options for name, row in ROWS.items() if row.method == "lora"} | {
+    "rslora-alpha": {"rank": 4, "use_rslora": True, "alpha": 16},
+    "rslora-by-layer": {
+        "rank": 3,
+        "use_rslora": True,
+        "rank_pattern": {"image_encoder.blocks.0.attn.q_proj": 6},
+        "alpha_pattern": {"image_encoder.blocks.1.attn.q_proj": 9},
+    },
+    "last-two": {"rank": 2, "last_blocks": 2, "where": "encoder"},
+    "some": {"rank": 2, "exclude_modules": ["image_encoder.blocks.0.attn.v_proj"]},
+    "orthogonal": {"rank": 2, "init_lora_weights": "orthogonal"},
+    "bias": {"rank": 2, "lora_bias": True},
+}
+NOT_SUMMED = {"dora": "use_dora", "dora-labels": "use_dora", "bias": "lora_bias"}
+
+
+@pytest.mark.parametrize("name", LORAS)
+def test_the_mean_of_a_lora_and_itself_is_the_lora(
+    tiny_sam: Build, tmp_path: Path, name: str
+) -> None:
+    """Each LoRA of the matrix of methods: to the last digits, or refused by name."""
+    made = apply_method(tiny_sam(), "lora", **LORAS[name])
+    train(made, steps=2)
+    path = save_tuned(made.eval(), tmp_path / "a.safetensors")
+    domains = Domains(tiny_sam().eval())
+    for part in "ab":
+        domains.add(part, path)
+    half = {"a": 0.5, "b": 0.5}
+    alone = all(".lora_" in key for key in tuned_tensors(made))
+    if not alone or name in NOT_SUMMED:
+        said = f"with {NOT_SUMMED[name]}" if alone else "is not LoRA alone"
+        with pytest.raises(ValueError, match=f"domain 'a' .*{said}"):
+            domains.combine("mean", half)
+        assert list(domains) == ["a", "b"]
+        return
+    domains.combine("mean", half)
+    again = domains.add("again", save_tuned(domains["mean"], tmp_path / "mean.safetensors"))
+    with torch.no_grad():
+        expected = call(made).logits
+        assert float((call(tiny_sam().eval()).logits - expected).abs().max()) > 1e-2
+        torch.testing.assert_close(call(domains["mean"]).logits, expected, rtol=1e-4, atol=1e-4)
+        assert torch.equal(call(again).logits, call(domains["mean"]).logits)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"where": "encoder"}, {"where": "both"}),
+        ({"where": "both"}, {"last_blocks": 2}),
+        ({"where": "encoder", "last_blocks": 1}, {"where": "decoder"}),
+        ({"use_rslora": True, "alpha": 8}, {"alpha": 1}),
+        ({"exclude_modules": ["image_encoder.blocks.0.attn.v_proj"]}, {"where": "encoder"}),
+        ({"target_modules": ["q_proj", "v_proj"], "layers_to_transform": [0]}, {}),
+    ],
+)
+def test_loras_of_other_layers_and_scales_combine(
+    tiny_sam: Build, one: dict[str, Any], other: dict[str, Any]
+) -> None:
+    """The update of each layer is the sum of those that it has."""
+    domains = Domains(tiny_sam())
+    train(domains.create("a", "lora", rank=2, **one), steps=2)
+    train(domains.create("b", "lora", rank=3, **other), steps=2)
+    weights = {"a": 0.25, "b": 2.0}
+    for parts in (weights, dict(reversed(weights.items()))):
+        mixed = _updates(domains.combine("mix", parts))
+        domains.remove("mix")
+        both = {name: _updates(domains[name]) for name in parts}
+        assert mixed.keys() == both["a"].keys() | both["b"].keys()
+        for layer, update in mixed.items():
+            expected = sum(weights[name] * both[name].get(layer, 0) for name in weights)
+            torch.testing.assert_close(update, expected, rtol=1e-4, atol=1e-6)
+
+
+def _updates(model: PromptableSam) -> dict[str, torch.Tensor]:
+    """Name of a layer -> LoRA's update of its weight."""
+    layers = {name: model.get_submodule(name) for name in adapted_layers(model)}
+    return {k: layer.get_delta_weight("default").detach() for k, layer in layers.items()}  # type: ignore[operator]
 
 
 def test_a_combined_domain_comes_back_from_its_file(tiny_sam: Build, tmp_path: Path) -> None:

@@ -26,6 +26,17 @@ def test_last_blocks_of_a_decoder_are_refused(tiny_sam: Build) -> None:
         apply_method(tiny_sam(), "lora", where="decoder", last_blocks=1)
 
 
+def test_layers_that_are_chosen_twice_are_refused(tiny_sam: Build) -> None:
+    """Neither choice is overruled without a word."""
+    with pytest.raises(ValueError, match="where is 'decoder', which mask_decoder=True trains as"):
+        apply_method(tiny_sam(), "lora", where="decoder", mask_decoder=True)
+    names = ["image_encoder.blocks.0.attn.q_proj"]
+    for chosen in ({"last_blocks": 1}, {"where": "encoder"}):
+        for given in ({"target_modules": names}, {"config": peft.IA3Config(target_modules=names)}):
+            with pytest.raises(ValueError, match="target_modules name the layers that get LoRA"):
+                apply_method(tiny_sam(), "lora", **chosen, **given)
+
+
 def test_rank_is_8_with_a_scale_of_1(tiny_sam: Build) -> None:
     layer = apply_method(tiny_sam(), "lora").get_submodule("image_encoder.blocks.0.attn.v_proj")
     assert layer.r == {"default": 8}
