@@ -163,8 +163,7 @@ def described(plan: Plan) -> dict[str, Any]:
         for one in plan.domains
     }
     for name in now.keys() & before.keys():
-        then = {**now[name], **before[name]}  # older folders do not know what overlays say
-        changed = [key for key in now[name] if then[key] != now[name][key]]
+        changed = [key for key, one in now[name].items() if before[name].get(key) != one]
         if changed:
             raise DataError(
                 f"{plan.output}: its domain {name} has another {listed(changed)} now, and nothing "
