@@ -191,12 +191,6 @@ def test_another_content_of_an_overlay_is_refused(calls: Calls, tmp_path: Path) 
     with pytest.raises(DataError, match=r"domain ct has another content of own\.yaml now, and not"):
         tune_domains(asked)
     assert not calls
-    settings = asked.output / "settings.json"
-    said = json.loads(settings.read_text())
-    del said["domains"]["ct"]["content of own.yaml"]  # a folder of an older version
-    settings.write_text(json.dumps(said))
-    tune_domains(asked)
-    assert not calls
 
 
 def test_settings_of_a_domains_method_are_not_of_forgetting(calls: Calls, tmp_path: Path) -> None:
