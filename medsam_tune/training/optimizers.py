@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from monai.optimizers import WarmupCosineSchedule
 from torch import nn
 
 from medsam_tune.sam.model import PromptableSam
@@ -47,6 +48,14 @@ def parameter_groups(
                 rate = token_lr
             groups.setdefault(rate, []).append(parameter)
     return [{"params": members, "lr": rate} for rate, members in groups.items()]
+
+
+class WarmupCosine(WarmupCosineSchedule):
+    """MONAI's schedule, whose rate rises again after its last step; here it stays as it ended."""
+
+    def lr_lambda(self, step: int) -> float:
+        """Factor of the rates at a step."""
+        return float(super().lr_lambda(min(step, self.t_total)))  # type: ignore[no-untyped-call]
 
 
 _BLOCK = re.compile(r"image_encoder\.(?:layers\.\d+\.)?blocks\.\d+\.")

@@ -256,7 +256,7 @@ def test_sharded_weights_train_as_whole_ones(folder: Path) -> None:
 
 
 def test_a_killed_process_ends_both_and_the_run_goes_on(folder: Path) -> None:
-    settings = TRAIN | {"epochs": 400}
+    settings, both = TRAIN | {"epochs": 400}, ("train.yaml", "multi_gpu.yaml")
     process = started(folder, 2, "train.yaml", output_dir="killed", batch_size=2, **settings)
     until = time.monotonic() + 200
     while not (folder / "killed" / "state.json").exists() or (
@@ -268,6 +268,8 @@ def test_a_killed_process_ends_both_and_the_run_goes_on(folder: Path) -> None:
     text = done(process, code=128 + signal.SIGKILL)
     assert "was ended by SIGKILL" in text
     settings = TRAIN | {"epochs": 3, "resume": "True"}
+    alone = started(folder, 1, *both, output_dir="killed", batch_size=2, **settings)
+    assert "was trained by 2 processes, one for each GPU, and this is 1" in done(alone, code=1)
     text = done(started(folder, 2, "train.yaml", output_dir="killed", batch_size=2, **settings))
     assert "resumed from" in text
     state = json.loads((folder / "killed" / "state.json").read_text())
