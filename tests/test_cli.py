@@ -315,6 +315,18 @@ def test_training_uses_the_embeddings_that_prepare_made(
     assert "vit_b needs --checkpoint" in err
 
 
+def test_a_loss_on_probabilities_is_refused_before_anything_is_made(
+    tune: Tune, phantoms: Path, tmp_path: Path
+) -> None:
+    datalist, run = tmp_path / "d.json", tmp_path / "run"
+    write_datalist(read_datalist(phantoms / "d.json"), datalist)
+    words = ("--set", "loss={'_target_':'monai.losses.DiceLoss'}", *SMALL)
+    code, _, err = tune("train", "decoder", "--datalist", datalist, "--output", run, *words)
+    assert code == 1
+    assert "DiceLoss has no sigmoid, and takes the logits of masks as prob" in err.splitlines()[-1]
+    assert [path.name for path in tmp_path.iterdir()] == ["d.json"]
+
+
 @pytest.mark.parametrize("method", ["lora", "adapter"])
 def test_tokens_before_the_last_blocks_are_prepared_and_give_the_same_losses(
     tune: Tune,
