@@ -28,6 +28,18 @@ def test_learned_tokens_have_their_own_rate(tiny_sam: Build, method: str) -> Non
     assert not found
 
 
+@pytest.mark.parametrize("decay", [1.0, 0.5])
+def test_groups_are_the_same_at_any_rates(tiny_sam: Build, decay: float) -> None:
+    """A checkpoint at lr 0.1 is taken at lr 0.2, also where one of them is the tokens' rate."""
+    sam = apply_method(tiny_sam(), "full", num_classes=2)
+    rates = ((0.1, 0.2), (0.2, 0.2), (0.2, None))
+    one, *others = (
+        [[id(p) for p in group["params"]] for group in parameter_groups(sam, lr, decay, token_lr)]
+        for lr, token_lr in rates
+    )
+    assert others == [one, one]
+
+
 @pytest.mark.parametrize("method", ["full", "lora", "adapter"])
 def test_rates_fall_towards_the_input(tiny_sam: Build, method: str) -> None:
     sam = apply_method(tiny_sam(), method)
