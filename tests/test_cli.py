@@ -307,6 +307,15 @@ def test_training_uses_the_embeddings_that_prepare_made(
     assert code == 1
     assert "cache is true, but lora trains the image encoder" in err.splitlines()[-1]
     assert not (tmp_path / "lora").exists()
+    folders = {path.name for path in (tmp_path / "d.slices").iterdir()}
+    code, _, err = tune(
+        *("train", "decoder", *run[:3], tmp_path / "few", *run[3:], *SMALL),
+        *("--overlay", "few_shot", "--set", "rules::spacing=[0,2,0]"),
+    )
+    assert code == 1
+    assert "cache is true, and MixUp mixes images before they are encoded" in err.splitlines()[-1]
+    assert not (tmp_path / "few").exists()
+    assert {path.name for path in (tmp_path / "d.slices").iterdir()} == folders  # no slices either
     code, _, err = tune("prepare", datalist, "--model", "vit_b")
     assert code == 1
     assert "--model, --image-size, --checkpoint and --method are for --embeddings" in err
