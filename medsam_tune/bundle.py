@@ -31,28 +31,11 @@ _PATHS = [
     *("scans", "series", "prompts", "output", "codes", "other", "other_checkpoint"),
 ]
 # What may differ when a run is resumed. The data and the base are compared by their content.
-_FREE = {"bundle_root", "datalist", "dataset_dir", "slices_dir", "output_dir", "checkpoint"}
-_FREE |= {
-    "resume",
-    "epochs",
-    "lr",
-    "token_lr",
-    "num_workers",
-    "device",
-    "val_interval",
-    "slice_batch",
-    "embedding_budget",
-    "checkpoint_minutes",
-}
-_FREE |= {
-    "mlflow",
-    "compile",
-    "gradient_checkpointing",
-    "jobs",
-    "imports",
-    "initialize",
-    "run",
-    "_meta_",
+_FREE = {
+    *("bundle_root", "datalist", "dataset_dir", "slices_dir", "output_dir", "checkpoint"),
+    *("resume", "epochs", "lr", "token_lr", "num_workers", "device", "val_interval"),
+    *("slice_batch", "embedding_budget", "checkpoint_minutes", "mlflow", "compile"),
+    *("gradient_checkpointing", "jobs", "imports", "initialize", "run", "_meta_"),
 }
 
 
@@ -118,7 +101,7 @@ def training_configs(
         content = _content(path)
         for key, asked in {"method": method, **options}.items():
             if str(other := content.get(key, asked)) != str(asked):
-                say = f"train {other}" if key == "method" else f"{_option(key)} {other}"
+                say = str(other) if key == "method" else f"{_option(key)} {other}"
                 raise ValueError(
                     f"{path.name} is of the {key} {other}, and the command says {asked}; say "
                     f"`{say}`, or give what else it sets by --set."
@@ -129,6 +112,21 @@ def training_configs(
                 warn(f"{path.name}: its {listed(lost)} is left out, as {_option(flag)} sets it.")
     own = [] if method == "decoder" else [f"method_{method}.yaml"]
     return ["train.yaml", *own, *overlays, *(f"{flag}.yaml" for flag in flags)]
+
+
+def method_of(bundle: str, overlays: Sequence[str]) -> str | None:
+    """The method that overlays set, the last of several; None where none does.
+
+    Args:
+        bundle: see `bundle_folder`.
+        overlays: see `training_configs`.
+
+    Raises:
+        DataError: an overlay that is not there.
+    """
+    folder = bundle_folder(bundle) / "configs"
+    said = [_content(_config(folder, name)).get("method") for name in overlays]
+    return next((str(one) for one in reversed(said) if one is not None), None)
 
 
 def _option(name: str) -> str:

@@ -264,6 +264,28 @@ def test_training_uses_what_prepare_made(
     assert code == 0, err
 
 
+def test_training_uses_what_prepare_made_by_the_same_overlay(
+    tune: Tune, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datalist = tmp_path / "d.json"
+    write_datalist(read_datalist(phantoms / "d.json"), datalist)
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("rules::plane: coronal\nmethod: prompt\nviews: 1\n")
+    chosen = ("--overlay", "windows", "--overlay", mine)
+    code, _, err = tune("prepare", datalist, *chosen, "--embeddings", "--image-size", 64)
+    assert code == 0, err
+    words = ("--image-size", 64, "--datalist", datalist, *chosen, "--set", "cache=true")
+    assert f"next: medsam-tune train prompt --model nano {' '.join(map(str, words))} --outp" in err
+    monkeypatch.setattr("medsam_tune.slices.store.load_case", None)
+    monkeypatch.setattr("medsam_tune.training.embedded.EmbeddingStore.put", None)
+    code, _, err = tune("train", "prompt", "--output", tmp_path / "run", *words, *SMALL[2:])
+    assert code == 0, err
+    assert "the others take 0 GB" in err
+    code, _, err = tune("prepare", datalist, *chosen, "--embeddings", "--method", "decoder")
+    assert code == 1
+    assert "mine.yaml is of the method prompt, and the command says decoder; say `prompt`" in err
+
+
 def test_an_external_datalist_has_the_labels_of_the_run(
     tune: Tune, phantoms: Path, tmp_path: Path
 ) -> None:
