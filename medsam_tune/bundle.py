@@ -31,21 +31,12 @@ _PATHS = [
     *("scans", "series", "prompts", "output", "codes", "other", "other_checkpoint"),
 ]
 # What may differ when a run is resumed. The data and the base are compared by their content.
-_FREE = {"bundle_root", "datalist", "dataset_dir", "slices_dir", "output_dir", "checkpoint"}
-_FREE |= {
-    "resume",
-    "epochs",
-    "lr",
-    "token_lr",
-    "num_workers",
-    "device",
-    "val_interval",
-    "slice_batch",
-    "embedding_budget",
-    "checkpoint_minutes",
+_FREE = {
+    *("bundle_root", "datalist", "dataset_dir", "slices_dir", "output_dir", "checkpoint"),
+    *("resume", "epochs", "lr", "token_lr", "num_workers", "device", "val_interval"),
+    *("slice_batch", "embedding_budget", "checkpoint_minutes", "mlflow", "compile"),
+    *("gradient_checkpointing", "jobs", "imports", "initialize", "run", "_meta_"),
 }
-_FREE |= {"mlflow", "compile", "gradient_checkpointing", "_meta_"}
-_FREE |= {"jobs", "imports", "initialize", "run"}
 
 
 def bundle_folder(name: str) -> Path:
@@ -110,7 +101,7 @@ def training_configs(
         content = _content(path)
         for key, asked in {"method": method, **options}.items():
             if str(other := content.get(key, asked)) != str(asked):
-                say = f"train {other}" if key == "method" else f"{_option(key)} {other}"
+                say = str(other) if key == "method" else f"{_option(key)} {other}"
                 raise ValueError(
                     f"{path.name} is of the {key} {other}, and the command says {asked}; say "
                     f"`{say}`, or give what else it sets by --set."
@@ -141,6 +132,20 @@ def merged(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             except (KeyError, IndexError, ValueError, TypeError):
                 continue
     return dict(parser.get())
+
+
+def method_of(bundle: str, overlays: Sequence[str]) -> str | None:
+    """The method that overlays set, the last of several; None where none does.
+
+    Args:
+        bundle: see `bundle_folder`.
+        overlays: see `training_configs`.
+
+    Raises:
+        DataError: an overlay that is not there.
+    """
+    said = [config_content(bundle, name).get("method") for name in overlays]
+    return next((str(one) for one in reversed(said) if one is not None), None)
 
 
 def _option(name: str) -> str:

@@ -34,7 +34,7 @@ from medsam_tune.files import (
     write_json,
 )
 from medsam_tune.formats.mending import Mending
-from medsam_tune.ranks import is_main, wait
+from medsam_tune.ranks import count, is_main, wait
 from medsam_tune.sam.build import RANDOM
 from medsam_tune.slices.entries import MARKER
 from medsam_tune.version import __version__
@@ -68,6 +68,7 @@ class RunRecord:
         recipe: what the configs and the command line said, see `bundle.recipe`.
         bundle: the bundle of its recipe, see `bundle.bundle_name`; empty if nothing says.
         version: version of the package.
+        processes: number of them, each with its own batch in every step, see `ranks`.
         places: the paths above, relative to the run folder, for folders that moved together.
     """
 
@@ -85,6 +86,7 @@ class RunRecord:
     recipe: dict[str, Any] = field(default_factory=dict)
     bundle: str = ""
     version: str = __version__
+    processes: int = field(default_factory=count)
     places: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -219,7 +221,15 @@ class RunFolder:
             return
         if not (self.path / RECORD).is_file():
             raise DataError(f"{self.path}: no run to resume in it; leave --resume out.")
-        differences = read_record(self.path).differences(self.record)
+        before = read_record(self.path)
+        if (was := before.processes) != (now := self.record.processes):
+            raise DataError(
+                f"{self.path}: was trained by {was} process{'es' * (was > 1)}, one for each GPU, "
+                f"and this is {now}: its batches, and the steps of an epoch, would be others. Go "
+                f"on with --gpus {was} (torchrun: --nproc-per-node and --nnodes as before), or "
+                "train anew in another output folder."
+            )
+        differences = before.differences(self.record)
         if differences:
             raise DataError(
                 f"{self.path}: is another training, it cannot be resumed by this one: "
@@ -299,7 +309,7 @@ def _check_types(record: RunRecord, path: Path) -> None:
     """Refuse values of another type than the record's: the file may come from anybody."""
     text = (str, type(None))
     kinds: dict[str, Any] = {name: text for name in _PLACES}
-    kinds |= {"jitter": (int, float), "seed": int, "version": str, "bundle": str}
+    kinds |= {"jitter": (int, float), "seed": int, "version": str, "bundle": str, "processes": int}
     for one in fields(record):
         value = getattr(record, one.name)
         fits = isinstance(value, kinds.get(one.name, dict)) and not isinstance(value, bool)

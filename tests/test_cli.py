@@ -264,6 +264,28 @@ def test_training_uses_what_prepare_made(
     assert code == 0, err
 
 
+def test_training_uses_what_prepare_made_by_the_same_overlay(
+    tune: Tune, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datalist = tmp_path / "d.json"
+    write_datalist(read_datalist(phantoms / "d.json"), datalist)
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("rules::plane: coronal\nmethod: prompt\nviews: 1\n")
+    chosen = ("--overlay", "windows", "--overlay", mine)
+    code, _, err = tune("prepare", datalist, *chosen, "--embeddings", "--image-size", 64)
+    assert code == 0, err
+    words = ("--image-size", 64, "--datalist", datalist, *chosen, "--set", "cache=true")
+    assert f"next: medsam-tune train prompt --model nano {' '.join(map(str, words))} --outp" in err
+    monkeypatch.setattr("medsam_tune.slices.store.load_case", None)
+    monkeypatch.setattr("medsam_tune.training.embedded.EmbeddingStore.put", None)
+    code, _, err = tune("train", "prompt", "--output", tmp_path / "run", *words, *SMALL[2:])
+    assert code == 0, err
+    assert "the others take 0 GB" in err
+    code, _, err = tune("prepare", datalist, *chosen, "--embeddings", "--method", "decoder")
+    assert code == 1
+    assert "mine.yaml is of the method prompt, and the command says decoder; say `prompt`" in err
+
+
 def test_an_external_datalist_has_the_labels_of_the_run(
     tune: Tune, phantoms: Path, tmp_path: Path
 ) -> None:
@@ -307,12 +329,33 @@ def test_training_uses_the_embeddings_that_prepare_made(
     assert code == 1
     assert "cache is true, but lora trains the image encoder" in err.splitlines()[-1]
     assert not (tmp_path / "lora").exists()
+    folders = {path.name for path in (tmp_path / "d.slices").iterdir()}
+    code, _, err = tune(
+        *("train", "decoder", *run[:3], tmp_path / "few", *run[3:], *SMALL),
+        *("--overlay", "few_shot", "--set", "rules::spacing=[0,2,0]"),
+    )
+    assert code == 1
+    assert "cache is true, and MixUp mixes images before they are encoded" in err.splitlines()[-1]
+    assert not (tmp_path / "few").exists()
+    assert {path.name for path in (tmp_path / "d.slices").iterdir()} == folders  # no slices either
     code, _, err = tune("prepare", datalist, "--model", "vit_b")
     assert code == 1
     assert "--model, --image-size, --checkpoint and --method are for --embeddings" in err
     code, _, err = tune("prepare", datalist, "--embeddings", "--model", "vit_b")
     assert code == 1
     assert "vit_b needs --checkpoint" in err
+
+
+def test_a_loss_on_probabilities_is_refused_before_anything_is_made(
+    tune: Tune, phantoms: Path, tmp_path: Path
+) -> None:
+    datalist, run = tmp_path / "d.json", tmp_path / "run"
+    write_datalist(read_datalist(phantoms / "d.json"), datalist)
+    words = ("--set", "loss={'_target_':'monai.losses.DiceLoss'}", *SMALL)
+    code, _, err = tune("train", "decoder", "--datalist", datalist, "--output", run, *words)
+    assert code == 1
+    assert "DiceLoss has no sigmoid, and takes the logits of masks as prob" in err.splitlines()[-1]
+    assert [path.name for path in tmp_path.iterdir()] == ["d.json"]
 
 
 @pytest.mark.parametrize("method", ["lora", "adapter"])

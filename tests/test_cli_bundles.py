@@ -58,12 +58,31 @@ def test_bundles_of_data(tune: Any, images: Path, monkeypatch: pytest.MonkeyPatc
     assert seen == ["image", "image", "image", "volume", "volume"]
 
 
+def test_slices_are_prepared_by_the_overlays_of_a_training(
+    tune: Any, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+    module = import_module("medsam_tune.cli.data")
+    monkeypatch.setattr(module, "run_bundle", lambda bundle, configs, *_: seen.append(configs))
+    words = ("prepare", images / "d.json", "--overlay", "satellite", "--overlay", "scenes")
+    code, _, err = tune(*words)
+    assert code == 0, err
+    assert seen == [
+        ["train.yaml", "method_adapter.yaml", "satellite", "scenes", "prepare.yaml"],
+    ]
+    assert f"train adapter --datalist {images / 'd.json'} --overlay satellite --overlay sc" in err
+    tune(*words[:2], "--overlay", "documents")
+    assert seen[1] == ["train.yaml", "documents", "prepare.yaml"]
+    code, _, err = tune(*words[:2], "--overlay", "no")
+    assert (code, "no: no such config here, nor in the bundle" in err) == (1, True)
+
+
 def test_an_overlay_of_another_method_is_refused(tune: Any, images: Path, tmp_path: Path) -> None:
     flags = ("--datalist", images / "d.json", "--output", tmp_path / "run")
     for name in ("satellite.yaml", "satellite_nir"):
         code, _, err = tune("train", "lora", *flags, "--overlay", name)
         assert code == 1
-        assert "is of the method adapter, and the command says lora; say `train adapter`" in err
+        assert "is of the method adapter, and the command says lora; say `adapter`" in err
     mine = tmp_path / "mine.yaml"
     mine.write_text(json.dumps({"method": "full"}))
     code, _, err = tune("train", "decoder", *flags, "--overlay", mine)

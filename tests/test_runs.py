@@ -216,6 +216,34 @@ def test_another_training_is_not_a_continuation(
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
 
 
+@pytest.mark.parametrize("processes", [2, 1])
+def test_another_number_of_processes_is_not_a_continuation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int
+) -> None:
+    """Its epochs would have another number of steps, and the schedule another length."""
+
+    def record() -> RunRecord:
+        return RunRecord(None, None, None, {}, {}, 0.05, 3)
+
+    def started_by(number: int) -> None:
+        for name, value in (("RANK", 0), ("WORLD_SIZE", number)):
+            monkeypatch.setenv(name, str(value))
+
+    monkeypatch.setattr("medsam_tune.runs.wait", lambda: None)
+    started_by(processes)
+    run = stopped(tmp_path / "run", record())
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    RunFolder(run, record(), resume=True).refuse()
+    started_by(3)
+    for refuse in (RunFolder.refuse, RunFolder.open):
+        with pytest.raises(
+            DataError,
+            match=rf"trained by {processes} process.*, and this is 3: .* with --gpus {processes} ",
+        ):
+            refuse(RunFolder(run, record(), resume=True))
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
 def test_places_may_change(tmp_path: Path) -> None:
     run = stopped(tmp_path / "run")
     RunFolder(run, replace(RECORD, datalist="e.json", slices_dir="e"), resume=True).open()

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from medsam_tune.bundle import run_bundle, training_configs
+from medsam_tune.bundle import method_of, run_bundle, training_configs
 from medsam_tune.cli.bundles import bundle_of_data
 from medsam_tune.cli.next_steps import after_check, after_prepare, after_split
 from medsam_tune.cli.options import (
@@ -19,6 +19,7 @@ from medsam_tune.cli.options import (
     Checkpoint,
     ImageSize,
     Model,
+    Overlay,
     Overwrite,
     Set,
     given,
@@ -228,39 +229,46 @@ def prepare(
         ),
     ] = False,
     method: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="For --embeddings: the method that is trained on them. Those of decoder serve "
-            "prompt too; lora and adapter need --set network_def::last_blocks=2, or another number."
+            "prompt too; lora and adapter need --set network_def::last_blocks=2, or another "
+            "number. Default: that of the overlays, or decoder."
         ),
-    ] = "decoder",
+    ] = None,
     model: Model = "nano",
     image_size: ImageSize = None,
     checkpoint: Checkpoint = None,
     bundle: Bundle = None,
+    overlay: Overlay = None,
     set_: Set = None,
 ) -> None:
     """Estimate disk space, then prepare the slices of all scans for training.
 
     Sound slices are kept, so it may be stopped and started again, and run by several processes.
-    Without it, the first training prepares them.
+    Without it, the first training prepares them. A training finds them that has the same overlays
+    and settings.
     """
     bundle = bundle_of_data(bundle, datalist)
     overrides: dict[str, Any] = {"datalist": datalist, "jobs": jobs} | given(slices_dir=slices_dir)
     words: list[object] = []
-    refuse_unknown("method", method, METHODS)
+    base: dict[str, Any] = {}
+    overlays = overlay or []
+    of_overlays = method_of(bundle, overlays)
     if embeddings:
+        refuse_unknown("method", method or "decoder", METHODS)
         refuse_random(model, checkpoint)
-        base = given(image_size=image_size, checkpoint=checkpoint)
-        overrides |= {"model": model} | base
-        words = ["--model", model]
-        words += [w for k, v in base.items() for w in (f"--{k.replace('_', '-')}", v)]
-    elif (model, image_size, checkpoint, method) != ("nano", None, None, "decoder"):
+        base = given(model=model, image_size=image_size, checkpoint=checkpoint)
+        overrides |= base
+        words = [w for k, v in base.items() for w in (f"--{k.replace('_', '-')}", v)]
+    elif (model, image_size, checkpoint, method) != ("nano", None, None, None):
         raise ValueError(
             "--model, --image-size, --checkpoint and --method are for --embeddings; slices are the "
             "same for all. Add --embeddings, or leave them out."
         )
-    configs = [*training_configs(bundle, method), "prepare.yaml"]
+    method = method or of_overlays
+    configs = [*training_configs(bundle, method or "decoder", overlays, **base), "prepare.yaml"]
     configs += ["prepare_embeddings.yaml"] * embeddings
     run_bundle(bundle, configs, overrides | read_settings(set_, [*overrides, "method"]))
-    after_prepare(datalist, slices_dir, set_, bundle, words, method if embeddings else "lora")
+    trained = method or ("decoder" if embeddings else "lora")
+    after_prepare(datalist, slices_dir, set_, bundle, words, trained, overlays)

@@ -87,11 +87,13 @@ def after_prepare(
     bundle: str,
     embedded_by: Sequence[object] = (),
     method: str = "lora",
+    overlays: Sequence[str] = (),
 ) -> None:
     """Train on the prepared slices, by the same settings; or on embeddings by a model."""
     chosen = [] if slices_dir is None else [f"slices_dir={slices_dir}"]
     chosen += ["cache=true"] if embedded_by else []
-    sets = [word for pair in [*chosen, *(settings or ())] for word in ("--set", pair)]
+    sets = [word for name in overlays for word in ("--overlay", name)]
+    sets += [word for pair in [*chosen, *(settings or ())] for word in ("--set", pair)]
     _say(_train(*embedded_by, "--datalist", datalist, *sets, bundle=bundle, method=method))
 
 

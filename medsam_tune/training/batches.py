@@ -13,6 +13,11 @@ IGNORED = 255
 """Value of a mask's pixels that nobody annotated."""
 
 
+NOT_MIXED = (
+    "cache is true, and MixUp mixes images before they are encoded: no embedding would be used "
+    "twice. Leave cache out, or the mixing (few_shot.yaml)."
+)
+
 EARLIER = 6.0
 """Logit of the inside of a mask that is given as a prompt; its outside has the negative."""
 
@@ -116,10 +121,7 @@ class MixUp:
         """
         image, masks, prompts, options = prepare_batch(batch, device, non_blocking)
         if isinstance(image, Encoded):
-            raise ValueError(
-                "cache is true, and MixUp mixes images before they are encoded: no embedding would "
-                "be used twice. Leave cache out, or the mixing (few_shot.yaml)."
-            )
+            raise ValueError(NOT_MIXED)
         if torch.rand(()) < self.prob:
             share = self.shares.sample((len(image), 1, 1, 1)).to(image)
             share = torch.maximum(share, 1 - share)

@@ -26,7 +26,6 @@ from medsam_tune.sam.model import PromptableSam
 from medsam_tune.seen import keep_split
 from medsam_tune.slices.store import PreparedCase
 from medsam_tune.training.memory import forget_peak, peak_memory
-from medsam_tune.training.signals import StopAtSignal
 
 _DAMAGED = (OSError, RuntimeError, EOFError, UnpicklingError, KeyError, ValueError, TypeError)
 
@@ -212,7 +211,6 @@ class KeepLast:
         folder: folder of the run, opened before the trainer runs.
         to_save: name -> object with `state_dict`; the trainer, its scaler and the random states are
             added. A `KeepBest` of them says the Dice of the validations for the run's state.
-        stop: handler that knows of signals; attached to the trainer before this one.
         split: name of the subset -> its cases and their entries in the store, which the run keeps;
             None if there are none.
         minutes: time between two checkpoints within an epoch.
@@ -222,13 +220,11 @@ class KeepLast:
         self,
         folder: RunFolder,
         to_save: Mapping[str, Any],
-        stop: StopAtSignal | None = None,
         split: Mapping[str, tuple[Sequence[Case], Sequence[PreparedCase]]] | None = None,
         minutes: float = 10,
     ) -> None:
         self.folder = folder
         self.to_save = dict(to_save)
-        self.stop = stop
         self.split = split
         self.minutes = minutes
         self.random = Randomness()
@@ -241,7 +237,7 @@ class KeepLast:
         self._resumed: dict[str, Any] | None = None  # until the first step after it
 
     def attach(self, engine: Engine) -> None:
-        """Attach to an engine after validation, whose best value is saved too; MONAI calls it."""
+        """Attach to an engine, after validation and `StopAtSignal`; MONAI calls it."""
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_STARTED, lambda _: self._restore_randomness())
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._after_step)
@@ -271,7 +267,7 @@ class KeepLast:
             for name, part in self._parts(engine).items():
                 if name != "scaler" or name in state:  # a run may go on with other precision
                     part.load_state_dict(state[name])
-            within, pending = state["random"], bool(state["pending"])
+            within, pending = state["random"][ranks.rank()], bool(state["pending"])
         except torch.OutOfMemoryError:
             raise
         except _DAMAGED as error:
@@ -314,7 +310,7 @@ class KeepLast:
         state: dict[str, Any] = {
             name: part.state_dict() for name, part in self._parts(engine).items()
         }
-        state |= {"random": self.random.state_dict(), "pending": pending}
+        state |= {"random": ranks.gathered(self.random.state_dict()), "pending": pending}
         if ranks.is_main():
             # A stream of Python's: a full disk is an OSError then.
             with written_whole(self.folder.last) as file, file.open("wb") as stream:
@@ -323,11 +319,12 @@ class KeepLast:
 
     def _after_step(self, engine: Engine) -> None:
         due = time.monotonic() - self._saved_at > 60 * self.minutes
-        if engine.state.iteration == 1 or due:
+        if engine.state.iteration == 1 or ranks.largest(due):  # all ranks save, or none
             self._save(engine, pending=engine.state.iteration % _length(engine) == 0)
 
     def _after_epoch(self, engine: Engine) -> None:
-        if not self._stops:  # otherwise its validation was cut short, and is made again
+        # Not by the signal itself, which may come to one of several ranks first.
+        if not engine.should_terminate:  # otherwise its validation was cut short, and is made again
             self._save(engine, pending=False)
             self._note_validation(engine.state.epoch)
             self._set_state("started", engine.state.epoch, engine.state.max_epochs)
@@ -338,10 +335,6 @@ class KeepLast:
             seconds = round(self._seconds, 1)
             self._validations.append({"epoch": epoch, "dice": best.last, "seconds": seconds})
             best.last = None
-
-    @property
-    def _stops(self) -> bool:
-        return self.stop is not None and self.stop.received is not None
 
     def _stopped(self, engine: Engine) -> None:
         epoch, epochs = engine.state.iteration // _length(engine), engine.state.max_epochs or 0

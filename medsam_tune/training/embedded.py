@@ -19,11 +19,12 @@ from torch.utils.data import DataLoader
 
 from medsam_tune.console import LOG, tracked
 from medsam_tune.engines import autocast
+from medsam_tune.sam.encoder import ImageEncoder
 from medsam_tune.sam.model import PromptableSam
 from medsam_tune.slices.embeddings import EmbeddingStore, Place
 from medsam_tune.slices.rules import ScanRules
 from medsam_tune.slices.store import PreparedCase
-from medsam_tune.training.batches import Encoded, collate
+from medsam_tune.training.batches import NOT_MIXED, Encoded, MixUp, collate
 from medsam_tune.training.samples import SliceDataset
 from medsam_tune.training.views import description
 
@@ -45,6 +46,7 @@ def embedding_store(
     views: int | None,
     dtype: str = "float16",
     amp: bool = False,
+    prepare_batch: Any = None,
 ) -> EmbeddingStore | None:
     """The store of a training's embeddings; None without a cache.
 
@@ -58,16 +60,25 @@ def embedding_store(
         views: number of views of a slice.
         dtype: stored type, see `EmbeddingStore`.
         amp: whether the encoder computes in bfloat16, on any device.
+        prepare_batch: that of the trainer, which may mix images.
 
     Raises:
-        ValueError: a method that trains the encoder from the first block on, no number of views, or
-            an unknown dtype.
+        ValueError: a method that trains the encoder from the first block on, another encoder than a
+            ViT of which a part is trained, mixed images, no number of views, or an unknown dtype.
     """
     if not cache:
         return None
+    if isinstance(prepare_batch, MixUp):
+        raise ValueError(NOT_MIXED)
     blocks = network.frozen_blocks
+    method = "the method" if network.tuning is None else network.tuning.method
+    if blocks == 0 and not isinstance(network.image_encoder, ImageEncoder):
+        raise ValueError(
+            f"cache is true, and {method} trains a part of {network.base.name}'s image encoder: "
+            "what is before that part is kept of ViTs only (nano, vit_b, vit_l, vit_h). Leave "
+            "cache out, or train `decoder` or `prompt`, of which embeddings are kept."
+        )
     if blocks == 0:
-        method = "the method" if network.tuning is None else network.tuning.method
         raise ValueError(
             f"cache is true, but {method} trains the image encoder from its first block on, so "
             "that all embeddings change with every step. Leave cache out, train `decoder` or "

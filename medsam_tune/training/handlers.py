@@ -12,14 +12,15 @@ from ignite.metrics import RunningAverage
 from torch import Tensor, nn
 
 from medsam_tune.console import LOG, EngineProgress, duration
-from medsam_tune.ranks import count, mean, own_part
+from medsam_tune.ranks import count, mean, own_part, rank
 from medsam_tune.training.samples import SeededSampler
 
 
 class EpochSeed:
     """Handler of a trainer: the randomness of an epoch depends on (seed, epoch) alone.
 
-    So two runs with one seed are equal, and a resumed run equals one that never stopped.
+    So two runs with one seed are equal, and a resumed run equals one that never stopped. Of several
+    ranks, each draws its own dropout and mixed images; all have started from equal weights by then.
 
     Args:
         sampler: sampler of the training loader.
@@ -45,7 +46,8 @@ class EpochSeed:
         batches = state.iteration - (state.epoch - 1) * (state.epoch_length or 0)
         batch_size = getattr(state.dataloader, "batch_size", None) or 1
         self.sampler.set_epoch(state.epoch, batches * batch_size)
-        torch.manual_seed(self.seed * 100_003 + state.epoch)
+        # Of the seed, the CPU's generator takes the lower 32 bits.
+        torch.manual_seed(self.seed * 100_003 + state.epoch + rank() * 1_000_003)
 
 
 class Progress:

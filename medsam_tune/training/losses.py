@@ -31,6 +31,9 @@ class PromptLoss(nn.Module):
             `monai.losses.DiceFocalLoss(sigmoid=True)`. It gets empty masks too; logits that are not
             counted are far outside in both.
 
+    Raises:
+        ValueError: a loss of MONAI that takes probabilities, as `monai.losses.DiceLoss()` does.
+
     References:
         Ma et al., "Segment anything in medical images", Nature Communications 2024; Kirillov et
         al., "Segment Anything", ICCV 2023, for the quality.
@@ -43,6 +46,8 @@ class PromptLoss(nn.Module):
         self.quality = quality
         self.presence = presence
         self.masks = masks
+        if masks is not None:
+            _refuse_probabilities(masks)
 
     def forward(self, output: Masks, masks: Tensor) -> Tensor:
         """Output of a network for B * P prompts, and masks (B, P, S, S) -> scalar.
@@ -71,11 +76,28 @@ class PromptLoss(nn.Module):
         return loss
 
 
+def _refuse_probabilities(loss: nn.Module) -> None:
+    """Refuse a loss of MONAI that would take logits as probabilities, in all or in a part of it."""
+    if not type(loss).__module__.startswith("monai.losses"):
+        return
+    for part in loss.modules():
+        acts = [f"{when}{name}" for when in ("", "pre_") for name in ("sigmoid", "other_act")]
+        if hasattr(part, "sigmoid") and not any(getattr(part, name, None) for name in acts):
+            name = type(loss).__name__
+            raise ValueError(
+                f"{name} has no sigmoid, and takes the logits of masks as probabilities (softmax "
+                f"does nothing to one channel). Give monai.losses.{name}(sigmoid=True)."
+            )
+
+
 def loss_of_prompts(loss: nn.Module) -> nn.Module:
     """A loss for the trainer: `PromptLoss` as it is, any other as `PromptLoss(masks=loss)`.
 
     So quality and presence are learned beside it; `PromptLoss(quality=0, presence=0, masks=loss)`
     is the loss alone.
+
+    Raises:
+        ValueError: see `PromptLoss`.
     """
     return loss if isinstance(loss, PromptLoss) else PromptLoss(masks=loss)
 

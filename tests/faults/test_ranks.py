@@ -259,7 +259,7 @@ def test_sharded_weights_train_as_whole_ones(folder: Path) -> None:
 
 
 def test_a_killed_process_ends_both_and_the_run_goes_on(folder: Path) -> None:
-    settings = TRAIN | {"epochs": 400}
+    settings, both = TRAIN | {"epochs": 400}, ("train.yaml", "multi_gpu.yaml")
     process = started(folder, 2, "train.yaml", output_dir="killed", batch_size=2, **settings)
     until = time.monotonic() + 200
     while not (folder / "killed" / "state.json").exists() or (
@@ -271,10 +271,30 @@ def test_a_killed_process_ends_both_and_the_run_goes_on(folder: Path) -> None:
     text = done(process, code=128 + signal.SIGKILL)
     assert "was ended by SIGKILL" in text
     settings = TRAIN | {"epochs": 3, "resume": "True"}
+    alone = started(folder, 1, *both, output_dir="killed", batch_size=2, **settings)
+    assert "was trained by 2 processes, one for each GPU, and this is 1" in done(alone, code=1)
     text = done(started(folder, 2, "train.yaml", output_dir="killed", batch_size=2, **settings))
     assert "resumed from" in text
     state = json.loads((folder / "killed" / "state.json").read_text())
     assert (state["state"], state["epoch"]) == ("finished", 3)
+
+
+def test_a_stopped_run_goes_on_with_the_dropout_of_each_process(folder: Path) -> None:
+    configs = ("train.yaml", "method_lora.yaml")
+    settings = TRAIN | {"batch_size": 2, "network_def::lora_dropout": 0.3}
+    done(started(folder, 2, *configs, output_dir="dropped", **settings))
+    process = started(folder, 2, *configs, output_dir="left", **settings)
+    until = time.monotonic() + 200
+    while not (folder / "left" / "last.pt").exists():
+        assert time.monotonic() < until, "no step in time"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert "stopped at step" in done(process, code=128 + signal.SIGTERM)
+    states = torch.load(folder / "left" / "last.pt", weights_only=True)["random"]
+    assert not torch.equal(states[0]["torch"], states[1]["torch"])
+    done(started(folder, 2, *configs, output_dir="left", resume="True", **settings))
+    whole, parts = (load_file(folder / name / "tuned.safetensors") for name in ("dropped", "left"))
+    torch.testing.assert_close(parts, whole, atol=1e-6, rtol=0)
 
 
 def test_a_folder_that_is_taken_is_refused_by_both(folder: Path) -> None:

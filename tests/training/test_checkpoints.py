@@ -16,6 +16,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch.optim.lr_scheduler import LambdaLR
 
+from medsam_tune import ranks
 from medsam_tune.errors import DataError
 from medsam_tune.methods import apply_method
 from medsam_tune.methods.tuned import read_header, tuned_tensors
@@ -24,6 +25,7 @@ from medsam_tune.sam.model import PromptableSam
 from medsam_tune.training.checkpoints import (
     KeepBest,
     KeepLast,
+    Randomness,
     ScheduleState,
     StopWithoutGain,
     TunedState,
@@ -186,7 +188,7 @@ class Walk:
             "schedule": ScheduleState(self.schedule),
             "best": self.best,
         }
-        KeepLast(opened(path, resume), saved, self.stop).attach(self.trainer)
+        KeepLast(opened(path, resume), saved).attach(self.trainer)
         self.run = lambda: self.trainer.run(data, max_epochs=epochs)
 
     def _step(self, engine: Engine, batch: torch.Tensor) -> None:
@@ -297,6 +299,46 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
         second.run()
         assert torch.equal(second.weight, whole.weight)
         assert len(second.rates) == 12 - done
+
+
+def test_each_rank_goes_on_with_its_own_random_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first rank writes the checkpoint, with the states of all."""
+    other = Randomness().state_dict()
+    monkeypatch.setattr(ranks, "gathered", lambda own: [own, other])
+    first = Walk(tmp_path, kill=("step", 2))
+    first.run()
+    release(first)
+    taken: list[torch.Tensor] = []
+
+    def take(_: Randomness, state: dict[str, Any]) -> None:
+        taken.append(state["torch"])
+        monkeypatch.setattr(ranks, "rank", lambda: 0)  # whose part of the data there is here
+
+    second = Walk(tmp_path, resume=True)
+    monkeypatch.setattr(Randomness, "load_state_dict", take)
+    monkeypatch.setattr(ranks, "rank", lambda: 1)
+    second.run()
+    assert torch.equal(taken[0], other["torch"])
+
+
+def test_all_ranks_save_when_one_wants_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors and states of all are gathered then."""
+    asked: list[bool] = []
+    walk = Walk(tmp_path, epochs=1)
+    saved: list[int] = []
+    save = torch.save
+
+    def note(state: dict[str, Any], stream: Any) -> None:
+        saved.append(state["trainer"]["iteration"])
+        save(state, stream)
+
+    monkeypatch.setattr(torch, "save", note)
+    monkeypatch.setattr(ranks, "largest", lambda due: asked.append(due) or len(asked) == 2)
+    walk.run()
+    assert asked == [False, False, False]
+    assert saved == [1, 3, 4]
 
 
 def test_a_finished_run_is_not_resumed_without_more_epochs(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from medsam_tune.errors import DataError
 from medsam_tune.methods import apply_method
+from medsam_tune.sam.build import build_sam
 from medsam_tune.sam.model import PromptableSam
 from medsam_tune.slices.embeddings import EmbeddingStore
 from medsam_tune.slices.store import PreparedCase, SliceStore
@@ -213,9 +215,24 @@ def test_methods_that_train_the_encoder_are_refused(
     transform = steps(base=sam.base)
     options = (True, "s", sam, transform, prompts_of(transform), store.rules)
     assert isinstance(embedding_store(*options, views=2), EmbeddingStore)
+    with pytest.raises(ValueError, match=r"cache is true, and MixUp mixes images"):
+        embedding_store(*options, views=2, prepare_batch=MixUp())
     with pytest.raises(ValueError, match=r"views is null.*Set views to a number, such as 4"):
         embedding_store(*options, views=None)
     assert embedding_store(False, *options[1:], views=None) is None  # type: ignore[arg-type]
+
+
+def test_tokens_before_a_block_are_kept_of_vits_only(store: SliceStore) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that its weights are random
+        sam = build_sam("vit_t", "random", image_size=64)
+        apply_method(sam, "lora", last_blocks=2)
+    transform = steps(base=sam.base)
+    with pytest.raises(
+        ValueError, match=r"lora trains a part of vit_t's image encoder: .* kept of ViTs only"
+    ) as refused:
+        embedding_store(True, "s", sam, transform, prompts_of(transform), store.rules, views=2)
+    assert "last_blocks" not in str(refused.value)
 
 
 def test_other_weights_have_other_embeddings(tiny_sam: Sam, store: SliceStore) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from monai.losses import DiceLoss
 
 import medsam_tune
 from medsam_tune.methods import apply_method
@@ -121,6 +123,111 @@ def test_a_method_stays_and_another_can_be_chosen() -> None:
     model = build_sam("nano", image_size=64)
     finetune(model, discs(1), epochs=1, method="prompt")
     assert model.learned.gates.any()
+
+
+def test_another_method_than_the_models_is_refused() -> None:
+    model = build_sam("nano", image_size=64)
+    finetune(model, discs(1), epochs=1)
+    finetune(model, discs(1), epochs=1, method="decoder")
+    with pytest.raises(ValueError, match="method is 'lora', and the model is tuned by 'decoder'"):
+        finetune(model, discs(1), epochs=1, method="lora")
+
+
+def test_an_interrupted_model_predicts_as_a_trained_one() -> None:
+    """Its dropout is off."""
+
+    def interrupted() -> Iterator[dict[str, Any]]:
+        yield from discs(1)
+        raise KeyboardInterrupt
+
+    model = apply_method(build_sam("nano", image_size=64), "lora", lora_dropout=0.5)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(model, interrupted(), epochs=1, lr=1e-2)
+    (batch,) = discs(1)
+    with torch.no_grad():
+        one, two = (model(batch["images"], **batch["prompts"]) for _ in range(2))
+    assert torch.equal(one, two)
+    assert not model.training
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda boxes: boxes / 64, r"boxes are from 0\.\d+ to 0\.\d+; expected pixels, not shares"),
+        (lambda boxes: boxes * 4, r"boxes are from .*, outside of the images of 64 x 64; expected"),
+        (lambda boxes: boxes - 40, "boxes are from -.*, outside of the images of 64 x 64"),
+    ],
+    ids=["shares", "large", "negative"],
+)
+def test_boxes_that_are_no_pixels_of_the_image_are_refused(
+    change: Callable[[torch.Tensor], torch.Tensor], error: str
+) -> None:
+    (batch,) = discs(1)
+    prompts = {"boxes": change(batch["prompts"]["boxes"])}
+    with pytest.raises(ValueError, match=error):
+        finetune(build_sam("nano", image_size=64), [{**batch, "prompts": prompts}], epochs=1)
+
+
+def test_points_that_are_no_pixels_of_the_image_are_refused() -> None:
+    points, labels = torch.full((2, 2, 2), 30.0), torch.ones(2, 2, dtype=torch.int64)
+    for value, error in (
+        (900.0, "points are from 30 to 900, outside of the images of 64 x 64"),
+        (-5.0, "points are from -5 to 30, outside of"),
+    ):
+        points[0, 1, 0] = value
+        with pytest.raises(ValueError, match=error):
+            finetune(
+                build_sam("nano", image_size=64), [one_disc({"points": (points, labels)})], epochs=1
+            )
+    labels[0, 1] = -1  # padding may be anywhere
+    finetune(build_sam("nano", image_size=64), [one_disc({"points": (points, labels)})], epochs=1)
+    shares = (torch.full((2, 2, 2), 0.3), labels)
+    with pytest.raises(ValueError, match=r"points are from 0\.3 to 0\.3; expected pixels"):
+        finetune(build_sam("nano", image_size=64), [one_disc({"points": shares})], epochs=1)
+
+
+def test_places_at_the_images_border_are_in_it() -> None:
+    (batch,) = discs(1)
+    boxes = torch.tensor([0.0, -0.5, 64, 64.5]).expand(2, 2, 4)
+    finetune(build_sam("nano", image_size=64), [{**batch, "prompts": {"boxes": boxes}}], epochs=1)
+
+
+@pytest.mark.parametrize("grid", [(10, 10), (16, 32), (8, 8), (128, 128)])
+def test_masks_of_another_grid_are_refused(grid: tuple[int, int]) -> None:
+    (batch,) = discs(1)
+    masks = torch.ones(2, 2, *grid)
+    error = rf"masks are {grid[0]} x {grid[1]}; expected square ones of 64 \(the images'\), 32 \(t"
+    with pytest.raises(ValueError, match=error):
+        finetune(build_sam("nano", image_size=64), [{**batch, "masks": masks}], epochs=1)
+    for side in (64, 32, 16):
+        whole = torch.ones(2, 2, side, side)
+        finetune(build_sam("nano", image_size=64), [{**batch, "masks": whole}], epochs=1)
+
+
+def test_a_loss_on_probabilities_is_refused() -> None:
+    model = build_sam("nano", image_size=64)
+    with pytest.raises(ValueError, match="DiceLoss has no sigmoid, and takes the logits"):
+        finetune(model, discs(1), epochs=1, loss=DiceLoss())
+    assert model.tuning is None
+
+
+def test_other_batches_and_places_of_a_call() -> None:
+    model = build_sam("nano", image_size=64)
+    (batch,) = discs(1)
+    for other, error in (
+        (tuple(batch.values()), "a batch is a tuple; expected a dict with images, masks and prom"),
+        ({**batch, "prompts": batch["prompts"]["boxes"]}, "prompts are a Tensor; expected a dict"),
+        ({**batch, "images": batch["images"].numpy()}, "images are a ndarray; expected a tensor"),
+    ):
+        with pytest.raises(ValueError, match=error):
+            finetune(model, [other], epochs=1)
+    with torch.no_grad(), pytest.raises(ValueError, match="gradients are off here; call finetune"):
+        finetune(model, [batch], epochs=1)
+    doubles = {**batch, "images": batch["images"].double()}
+    losses = [
+        finetune(build_sam("nano", image_size=64), [one], epochs=1) for one in (batch, doubles)
+    ]
+    assert losses[0] == losses[1]
 
 
 def test_odd_batches_are_refused() -> None:

@@ -131,3 +131,18 @@ def test_epoch_seed_fixes_order_and_random_numbers() -> None:
     first, second = drawn(), drawn()
     assert first == second
     assert first[:5] != first[5:]
+
+
+def test_each_rank_draws_random_numbers_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of dropout and mixed images; the first rank's are those of one process."""
+    found = []
+    for number in (None, 0, 1):
+        if number is not None:
+            monkeypatch.setenv("WORLD_SIZE", "2")
+            monkeypatch.setenv("RANK", str(number))
+        engine = Engine(lambda *_: found.append(float(torch.rand(()))))
+        EpochSeed(SeededSampler(2), seed=1).attach(engine)
+        engine.run([0], max_epochs=2)
+    alone, first, second = found[:2], found[2:4], found[4:]
+    assert alone == first
+    assert not {*first} & {*second}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
+import monai
 import pytest
 import torch
 from monai.losses import DiceCELoss
@@ -174,6 +176,33 @@ def test_a_loss_of_torch_or_monai_takes_the_place_of_that_of_masks(loss: torch.n
     assert float(alone(output._replace(presence=torch.ones(2, 3)), masks)) == float(plain)
     own = PromptLoss()
     assert loss_of_prompts(own) is own
+
+
+@pytest.mark.parametrize(
+    ("loss", "options"),
+    [
+        (monai.losses.DiceLoss, {}),
+        (monai.losses.DiceLoss, {"softmax": True}),
+        (monai.losses.MaskedDiceLoss, {}),
+        (monai.losses.DiceCELoss, {}),
+        (monai.losses.DiceFocalLoss, {}),
+        (monai.losses.TverskyLoss, {}),
+        (monai.losses.HausdorffDTLoss, {}),
+    ],
+)
+def test_a_loss_on_probabilities_is_refused(
+    loss: Callable[..., torch.nn.Module], options: dict[str, bool]
+) -> None:
+    """MONAI leaves the sigmoid out by default, and softmax where there is one channel."""
+    error = rf"{loss.__name__} has no sigmoid, .* Give monai.losses.{loss.__name__}\(sigmoid=True"
+    with pytest.raises(ValueError, match=error):
+        loss_of_prompts(loss(**options))
+    loss_of_prompts(loss(sigmoid=True))
+    loss_of_prompts(loss(other_act=torch.sigmoid))
+
+
+def test_a_loss_of_monai_without_that_choice_is_taken() -> None:
+    loss_of_prompts(monai.losses.FocalLoss())
 
 
 def test_ignored_pixels_have_no_part_in_a_loss_of_torch() -> None:
