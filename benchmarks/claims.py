@@ -345,8 +345,8 @@ def soon(
     gained = min(early) > base + 2 * SAME
     return (
         f"prompt tuning converges in fewer than {STEPS} steps",
-        f"untouched {base:.3f}, within {STEPS} steps {spread(early)}, best of {long['steps']} steps "
-        f"{best(long):.3f} (one seed)",
+        f"untouched {base:.3f}, within {STEPS} steps {spread(early)}, best of {long['steps']} "
+        f"steps {best(long):.3f} (one seed)",
         "not here"
         if not gained
         else "true"
