@@ -389,7 +389,7 @@ def halved(work: Path, run: Path) -> tuple[str, str, str]:
     return (
         "the same, in half precision",
         f"Dice of a LoRA of nano by its file in {', '.join(shown)}",
-        f"Dice within {off:.4f}",
+        f"Dice within {off:.0e}",
     )
 
 
