@@ -38,7 +38,7 @@ from medsam_tune.sam.build import RANDOM
 RESULTS = Path(__file__).parent / "results" / "claims.md"
 SIZE = 128
 PATIENTS, FEWER, ALL, VALIDATION = 10, 1, 126, 8
-SHORT = {10: 16, 50: 3, 126: 1}  # patients: epochs from scratch, 500 to 720 steps each
+SHORT = {10: 16, 50: 3, 126: 1}  # patients: epochs from scratch, 405 to 483 steps each
 SLICES = 160  # of an epoch, at least
 STEPS = 100  # of a tuning that is said to converge by then
 LONG = 16  # epochs of prompt tuning, to know what it comes to

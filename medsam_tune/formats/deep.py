@@ -7,11 +7,21 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ImageFile
+from PIL import Image, ImageFile
 
 from medsam_tune.errors import DataError
 
 _SIGNATURE = 8  # bytes of a PNG before its first chunk
+
+
+def raw_mode(image: Image.Image) -> str:
+    """How an image's values are stored, as Pillow says it, such as "L;2"; "" where it does not.
+
+    Args:
+        image: opened by Pillow, its pixels not read yet.
+    """
+    tiles = getattr(image, "tile", ())
+    return str(tiles[0].args if tiles else "")
 
 
 def is_deep(path: Path, image: ImageFile.ImageFile) -> bool:
@@ -25,8 +35,7 @@ def is_deep(path: Path, image: ImageFile.ImageFile) -> bool:
         DataError: 16 bits that SimpleITK does not read as they are: grey with an alpha channel,
             CMYK, LAB.
     """
-    tiles = getattr(image, "tile", ())
-    raw = str(tiles[0].args if tiles else "")
+    raw = raw_mode(image)
     if "LA;16" in raw:
         raise DataError(
             f"its grey of 16 bits has an alpha channel ({path}), and would be read with 8 bits; "

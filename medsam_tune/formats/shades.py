@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from medsam_tune.errors import DataError
+from medsam_tune.formats.deep import raw_mode
 
 INTERPRETATION = 262
 """TIFF tag that is 0 where 0 is white."""
@@ -50,8 +51,7 @@ def step_of(image: Image.Image) -> int:
     Args:
         image: opened by Pillow, its pixels not read yet.
     """
-    tiles = getattr(image, "tile", ())
-    few = re.search(r"L;([24])", str(tiles[0].args) if tiles else "")
+    few = re.search(r"L;([24])", raw_mode(image))
     return 255 // (2 ** int(few[1]) - 1) if few else 1
 
 

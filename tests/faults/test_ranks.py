@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([sys.executable, "-c", code, *words], cwd=folder, env=environment, check=True)
     done(started(folder, 1, "train.yaml", output_dir="one", batch_size=4, **TRAIN))
     return folder
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Wait until something is so, at most 200 seconds."""
+    until = time.monotonic() + 200
+    while not condition():
+        assert time.monotonic() < until, "not in time"
+        time.sleep(0.02)
 
 
 def kill_one(words: str) -> None:
@@ -231,10 +239,7 @@ def test_sharded_weights_train_as_whole_ones(folder: Path) -> None:
     settings = TRAIN | {"batch_size": 2, "gradient_checkpointing": "True"} | shared
     done(started(folder, 2, *full, output_dir="sharded", **settings))
     process = started(folder, 2, *full, output_dir="stopped", **settings)
-    until = time.monotonic() + 200
-    while not (folder / "stopped" / "last.pt").exists():
-        assert time.monotonic() < until, "no step in time"
-        time.sleep(0.05)
+    wait_for((folder / "stopped" / "last.pt").exists)
     process.send_signal(signal.SIGTERM)
     text = done(process, code=128 + signal.SIGTERM)
     assert "stopped at step" in text
@@ -261,12 +266,8 @@ def test_sharded_weights_train_as_whole_ones(folder: Path) -> None:
 def test_a_killed_process_ends_both_and_the_run_goes_on(folder: Path) -> None:
     settings, both = TRAIN | {"epochs": 400}, ("train.yaml", "multi_gpu.yaml")
     process = started(folder, 2, "train.yaml", output_dir="killed", batch_size=2, **settings)
-    until = time.monotonic() + 200
-    while not (folder / "killed" / "state.json").exists() or (
-        json.loads((folder / "killed" / "state.json").read_text())["epoch"] < 1
-    ):
-        assert time.monotonic() < until, "no epoch in time"
-        time.sleep(0.2)
+    file = folder / "killed" / "state.json"
+    wait_for(lambda: file.exists() and json.loads(file.read_text())["epoch"] >= 1)
     kill_one("output_dir killed")
     text = done(process, code=128 + signal.SIGKILL)
     assert "was ended by SIGKILL" in text
@@ -275,7 +276,7 @@ def test_a_killed_process_ends_both_and_the_run_goes_on(folder: Path) -> None:
     assert "was trained by 2 processes, one for each GPU, and this is 1" in done(alone, code=1)
     text = done(started(folder, 2, "train.yaml", output_dir="killed", batch_size=2, **settings))
     assert "resumed from" in text
-    state = json.loads((folder / "killed" / "state.json").read_text())
+    state = json.loads(file.read_text())
     assert (state["state"], state["epoch"]) == ("finished", 3)
 
 
@@ -284,10 +285,7 @@ def test_a_stopped_run_goes_on_with_the_dropout_of_each_process(folder: Path) ->
     settings = TRAIN | {"batch_size": 2, "network_def::lora_dropout": 0.3}
     done(started(folder, 2, *configs, output_dir="dropped", **settings))
     process = started(folder, 2, *configs, output_dir="left", **settings)
-    until = time.monotonic() + 200
-    while not (folder / "left" / "last.pt").exists():
-        assert time.monotonic() < until, "no step in time"
-        time.sleep(0.02)
+    wait_for((folder / "left" / "last.pt").exists)
     process.send_signal(signal.SIGTERM)
     assert "stopped at step" in done(process, code=128 + signal.SIGTERM)
     states = torch.load(folder / "left" / "last.pt", weights_only=True)["random"]
@@ -352,10 +350,7 @@ def test_a_killed_prediction_goes_on(folder: Path) -> None:
         shutil.copy(source, scans / f"s{number:02d}.nii.gz")
     settings = {"run_dir": "one", "scans": "many", "output": "cut"}
     process = started(folder, 2, "inference.yaml", **settings)
-    until = time.monotonic() + 200
-    while not [*(folder / "cut").glob("*.nii.gz")]:
-        assert time.monotonic() < until, "no mask in time"
-        time.sleep(0.05)
+    wait_for(lambda: any((folder / "cut").glob("*.nii.gz")))
     kill_one("output cut")
     text = done(process, code=128 + signal.SIGKILL)
     assert "was ended by SIGKILL, and the others with it" in text
